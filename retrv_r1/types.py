@@ -1,0 +1,125 @@
+"""The values that cross the public interface: items in, ranked results out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from PIL import Image
+
+Mode: TypeAlias = Literal["reason", "fast"]
+ImageSource: TypeAlias = Image.Image | str | Path | bytes
+
+
+class RetrvError(Exception):
+    """Base of the errors a caller can mend; the message says how."""
+
+
+class ItemError(RetrvError, ValueError):
+    """A query or candidate that cannot be used: empty, unreadable, of a wrong type."""
+
+
+class CheckpointError(RetrvError, ValueError):
+    """A model directory that is missing, of another format, or damaged."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A query or a candidate: text, a picture, or both.
+
+    Args:
+        text: plain text; never interpreted as special tokens.
+        image: a PIL picture, a path, or the encoded bytes of a picture file.
+        id: the caller's name for the item, echoed in results.
+    """
+
+    text: str | None = None
+    image: ImageSource | None = None
+    id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.image is None and not (self.text and self.text.strip()):
+            raise ItemError("an item needs a non-empty text, a picture, or both")
+
+    @classmethod
+    def of(cls, value: ItemLike) -> Item:
+        """Coerces what callers hold into an item: text, picture, path or ``{"text", "image"}``.
+
+        A ``str`` is text; use ``Path`` (or ``{"image": …}``) for a picture file.
+        """
+        if isinstance(value, Item):
+            return value
+        if isinstance(value, str):
+            return cls(text=value)
+        if isinstance(value, Image.Image | Path | bytes):
+            return cls(image=value)
+        if isinstance(value, Mapping):
+            unknown = set(value) - {"text", "image", "id"}
+            if unknown:
+                raise ItemError(f"unknown item fields {sorted(unknown)}; use text, image, id")
+            return cls(text=value.get("text"), image=value.get("image"), id=value.get("id"))
+        raise ItemError(f"cannot make an item of {type(value).__name__}")
+
+
+ItemLike: TypeAlias = Item | str | Path | bytes | Image.Image | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RankedItem:
+    """One line of a ranking.
+
+    Args:
+        index: position of the candidate in the caller's list, from 0.
+        score: calibrated relevance in [0, 1]; never increases down the ranking.
+    """
+
+    index: int
+    score: float
+    item: Item
+    inspected: bool = False
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Rows that entered the language model, and tokens it wrote."""
+
+    prompt: int = 0
+    candidates: int = 0
+    inspected: int = 0
+    generated: int = 0
+
+
+@dataclass(frozen=True)
+class RankedResults:
+    """A ranking of candidates for one query, best first; the answer is always rank 1.
+
+    Args:
+        answer: index of the chosen candidate in the caller's list; None for no candidates.
+        ranking: every candidate, or the ``top_k`` best.
+        reasoning: the model's text with candidate labels written as ``[k]``, k the index + 1;
+            empty in fast mode.
+        inspected: indices of the candidates that the model looked at in full, in order.
+        timings: seconds per phase.
+    """
+
+    query: Item
+    answer: int | None
+    ranking: tuple[RankedItem, ...]
+    reasoning: str = ""
+    inspected: tuple[int, ...] = ()
+    mode: Mode = "reason"
+    model: str = ""
+    well_formed: bool = True
+    timings: Mapping[str, float] = field(default_factory=dict)
+    tokens: TokenCounts = field(default_factory=TokenCounts)
+
+    def __len__(self) -> int:
+        return len(self.ranking)
+
+    def __iter__(self):
+        return iter(self.ranking)
+
+    def __getitem__(self, rank: int) -> RankedItem:
+        return self.ranking[rank]
