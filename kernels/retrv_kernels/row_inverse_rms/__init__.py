@@ -1,0 +1,1 @@
+"""The factor by which RMSNorm scales each row."""
