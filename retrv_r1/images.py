@@ -1,0 +1,224 @@
+"""Pictures from outside: decoded, upright, RGB, of bounded size; or an error that says the mend."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from retrv_r1.types import ImageSource, Item, ItemError
+
+MAX_PIXELS = 2**21
+"""Pixels of a loaded picture; a larger one is shrunk. No supported model reads more."""
+
+MAX_SOURCE_PIXELS = 89_478_485
+"""Pixels a file may decode to (a quarter GiB as RGB, Pillow's own warning bound)."""
+
+MAX_ASPECT = 20
+"""Longest side over shortest; a longer strip is centred on a white canvas of this ratio, because
+vision towers refuse extreme ratios (Qwen's at 200) and squeezing would distort the content."""
+
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".ico", ".qoi"),
+)
+"""Suffixes by which a file counts as a picture; the content alone decides how it is decoded."""
+
+# Pillow's other decoders are left out: some start programs (EPS), none is needed.
+_FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM"),
+    *("JPEG2000", "ICO", "QOI"),
+)
+_MIN_PIXELS = 1024
+
+
+def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Loads a picture as RGB the way a viewer would show it.
+
+    EXIF orientation is applied, of an animation the first frame is taken (of a PIL picture the
+    current one), transparency is laid on white, 16-bit grey is scaled to 8, float and 32-bit
+    pictures are stretched from their least to their greatest value. A picture of more than
+    ``max_pixels`` is shrunk, one longer than ``MAX_ASPECT`` is padded with white.
+
+    Args:
+        source: a path, the encoded bytes, or a PIL picture (left as it is).
+        max_pixels: bound on the result's width times height, at least 1024.
+
+    Raises:
+        ItemError: the file is missing, empty, damaged, not a picture, or decodes to more than
+            ``MAX_SOURCE_PIXELS``; the message names it and the mend.
+    """
+    if max_pixels < _MIN_PIXELS:
+        raise ValueError(f"max_pixels must be at least {_MIN_PIXELS}, got {max_pixels}")
+    return _fit(_decode(source, max_pixels), max_pixels)
+
+
+def content_hash(item: Item) -> str:
+    """Hex SHA-256 of what an item says, whatever its id and its file's name.
+
+    Covers the text and, of a picture, the encoded bytes (path, bytes) or the decoded pixels (PIL):
+    the same picture as a file and as a PIL picture has two hashes, never the other way round.
+
+    Raises:
+        ItemError: the picture's file cannot be read.
+    """
+    digest = hashlib.sha256(b"retrv-item-1")
+    text = (item.text or "").encode("utf-8", "surrogatepass")
+    digest.update(len(text).to_bytes(8, "big") + text)
+    if isinstance(item.image, Image.Image):
+        pixels = _decode(item.image, None)
+        digest.update(b"pixels" + pixels.width.to_bytes(8, "big") + pixels.tobytes())
+    elif item.image is not None:
+        digest.update(b"encoded" + hashlib.sha256(_encoded(item.image)).digest())
+    return digest.hexdigest()
+
+
+def describe(source: ImageSource) -> str:
+    """How messages name a picture: its path, or what it is."""
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "") or "the PIL picture")
+    if isinstance(source, bytes):
+        return f"the picture of {len(source)} bytes"
+    name = str(source)
+    return name if len(name) <= 200 else f"{name[:197]}…"
+
+
+def _check_file(source: str | Path) -> Path:
+    """The path of a non-empty regular file, or the error that says what it is instead."""
+    name = describe(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
+        raise ItemError(f"{name} is a URL, not a file; fetch or decode it and pass the bytes")
+    path = Path(source)
+    try:
+        if path.is_dir():
+            raise ItemError(f"{name} is a folder, not a picture; pass a picture file in it")
+        if not path.exists():
+            raise ItemError(f"no such picture file: {name}; check the path")
+        if not path.is_file():
+            raise ItemError(f"{name} is not a regular file; save the picture to one")
+        if path.stat().st_size == 0:
+            raise ItemError(f"{name} is empty (0 bytes); copy or download it again")
+    except ItemError:
+        raise
+    except (OSError, ValueError) as error:  # a NUL or too long a name, a folder without access
+        raise ItemError(f"cannot read {name}: {error}; check path and permissions") from error
+    return path
+
+
+def _encoded(source: str | Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return _check_file(source).read_bytes()
+    except OSError as error:
+        raise ItemError(
+            f"cannot read {describe(source)}: {error.strerror}; check its permissions"
+        ) from error
+
+
+def _decode(source: ImageSource, target: int | None) -> Image.Image:
+    """Upright RGB pixels; may come back smaller than the file's, yet not below ``target``."""
+    name = describe(source)
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, name)
+    if not isinstance(source, str | Path | bytes):
+        raise ItemError(f"a picture is a path, bytes or a PIL picture, not {type(source).__name__}")
+    if source == b"":
+        raise ItemError("the picture is empty (0 bytes); pass the bytes of a picture file")
+    file = io.BytesIO(source) if isinstance(source, bytes) else _check_file(source)
+    try:
+        with Image.open(file, formats=_formats()) as picture:
+            _check_size(picture, name)
+            if target is not None:
+                _draft(picture, target)
+            return _to_rgb(picture, name)
+    except ItemError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ItemError(
+            f"{name} is not a picture, or its start is damaged; pass a PNG, JPEG, WebP, GIF, "
+            "BMP, TIFF or AVIF file"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ItemError(f"{name} is too large; shrink it below {_bound()}") from error
+    except PermissionError as error:
+        raise ItemError(f"cannot read {name}: {error.strerror}; check its permissions") from error
+    except Exception as error:  # decoders meet damaged files with almost any exception
+        raise ItemError(f"{name} is damaged ({error}); copy or download it again") from error
+
+
+def _formats() -> tuple[str, ...]:
+    """The formats that this Pillow has a decoder for (AVIF came with 11.3)."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _bound() -> str:
+    return f"{MAX_SOURCE_PIXELS / 1e6:.0f} million pixels"
+
+
+def _check_size(picture: Image.Image, name: str) -> None:
+    if picture.width * picture.height > MAX_SOURCE_PIXELS:
+        raise ItemError(
+            f"{name} has {picture.width} x {picture.height} pixels; shrink it below {_bound()}"
+        )
+
+
+def _draft(picture: Image.Image, target: int) -> None:
+    """Lets the JPEG decoder halve a far too large picture while it decodes."""
+    scale = math.sqrt(target / (picture.width * picture.height))
+    if scale < 1:
+        picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    try:
+        upright = ImageOps.exif_transpose(picture)
+    except Exception as error:
+        raise ItemError(f"{name} is damaged ({error}); copy or download it again") from error
+    if upright.width == 0 or upright.height == 0:
+        raise ItemError(f"{name} has no pixels; pass a picture of at least 1 x 1")
+    if upright.mode == "I" or upright.mode == "F" or upright.mode.startswith("I;"):
+        return _deep_grey(upright)
+    if upright.mode == "La":
+        upright = upright.convert("LA")
+    if not upright.has_transparency_data:
+        return upright.convert("RGB")
+    colours = upright.convert("RGBA")
+    white = Image.new("RGBA", colours.size, "white")
+    return Image.alpha_composite(white, colours).convert("RGB")
+
+
+def _deep_grey(picture: Image.Image) -> Image.Image:
+    """8-bit RGB of a one-channel picture of 16 or 32 bits."""
+    values = np.asarray(picture).astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if picture.mode != "F" and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / ((high - low) or 1)
+    return Image.fromarray(np.rint(scaled * 255).astype(np.uint8)).convert("RGB")
+
+
+def _fit(picture: Image.Image, max_pixels: int) -> Image.Image:
+    """Shrinks to ``max_pixels`` and pads to ``MAX_ASPECT``; a picture within both comes back."""
+    length, breadth = max(picture.size), min(picture.size)
+    canvas_breadth = max(breadth, math.ceil(length / MAX_ASPECT))
+    scale = min(1.0, math.sqrt(max_pixels / (length * canvas_breadth)))
+    short = max(1, int(canvas_breadth * scale))
+    long = min(int(length * scale), short * MAX_ASPECT)
+    inner = short if canvas_breadth == breadth else max(1, round(breadth * long / length))
+    wide = picture.width >= picture.height
+    size = (long, inner) if wide else (inner, long)
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    if inner == short:
+        return picture
+    canvas = Image.new("RGB", (long, short) if wide else (short, long), "white")
+    left, top = (canvas.width - picture.width) // 2, (canvas.height - picture.height) // 2
+    canvas.paste(picture, (left, top))
+    return canvas
