@@ -1,7 +1,8 @@
 """Inputs on which every implementation of an op must agree with float64.
 
-Tests and benchmarks run them. A tolerance belongs to an op and a dtype. It bounds the error relative
-to the reference in float64 on the same rounded inputs, so it is what the arithmetic may lose, not what the storage lost.
+Tests and benchmarks run them. A tolerance belongs to an op and a dtype. It bounds the error
+relative to the reference in float64 on the same rounded inputs, so it is what the arithmetic may
+lose, not what the storage lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The operations. Each picks the best implementation for the tensors' device; `explain` says which.
+"""The operations. Each runs the best implementation for its tensors' device; `explain` says which.
 
-Every op is a torch operator, so that it can be compiled and exported. Where a gradient is needed the
-reference runs, and PyTorch differentiates it.
+Every op is a torch operator, so that it can be compiled and exported. Where a gradient is needed
+the reference runs, and PyTorch differentiates it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def explain(device: str = "cpu") -> tuple[Choice, ...]:
-    """What would run for each op on a device type ("cpu", "cuda"), and why; `str()` each to read it.
+    """What would run for each op on a device type ("cpu", "cuda"), and why; `str()` reads well.
 
     Raises:
         ImportError: the compiled module is there but broken.

@@ -1,0 +1,63 @@
+# Everything runs in .venv, which is made on first use and brought up to date when what it was
+# installed from changes.
+
+PYTHON ?= python3
+# What of pyproject.toml's optional dependencies the targets below need.
+EXTRAS ?= dev,data,eval
+# More words for pip. PyTorch's ordinary Linux build brings CUDA along, several GB; for the CPU build
+# name the index that PyTorch's installation page gives: make test PIP_FLAGS='--extra-index-url URL'
+PIP_FLAGS ?=
+PYTEST_FLAGS ?= -q -m "not slow"
+
+QUERY ?= a police officer with dark skin tone
+DEMO_FLAGS ?= --top 5 --html build/demo.html
+
+BIN := .venv/bin
+CONSTRAINTS := requirements/ci.txt
+INSTALLED := .venv/.installed
+NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h')
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo 'make demo    rank the pictures of examples/demo by a query: make demo QUERY="a red car"'
+	@echo 'make test    install into .venv and run the tests: make test PYTEST_FLAGS="-m slow"'
+	@echo 'make lint    ruff, mypy, and clang-format where there is one'
+	@echo 'make clean   remove what was built, .venv apart'
+
+demo: $(INSTALLED)
+	@mkdir -p build
+	$(BIN)/retrv-r1 rerank "$(QUERY)" examples/demo $(DEMO_FLAGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@if command -v clang-format >/dev/null; then \
+	  echo clang-format; find kernels -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run -Werror; \
+	else echo 'clang-format is not installed: C++ style not checked'; fi
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(NATIVE) | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_FLAGS) \
+	  -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(BIN)/python:
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo 'There is no $(PYTHON) here: install Python 3.11 or newer, or name one: make PYTHON=…' >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, $(PYTHON) is $$("$(PYTHON)" -V): make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo '$(PYTHON) cannot make virtual environments: install its venv package' >&2; \
+	  echo '(Debian, Ubuntu: apt install python3-venv), then run make again.' >&2; \
+	  exit 1; }
+	"$(PYTHON)" -m venv .venv

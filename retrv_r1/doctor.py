@@ -1,0 +1,287 @@
+"""What this installation can do, what it lacks, and how to add it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+
+import retrv_r1
+from retrv_kernels import native, ops
+
+DISTRIBUTION = "retrv-r1"
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+# Optional sources of `data pictographs`: where they lie and what they give.
+DEBIAN_DATA = {
+    "unicode-cldr-core": (Path("/usr/share/unicode/cldr/common"), "keywords and groups"),
+    "wordnet-base": (Path("/usr/share/wordnet"), "glosses"),
+}
+
+EXTRA_USES = {
+    "data": "build the pictograph data set",
+    "eval": "compute retrieval metrics",
+    "train": "train the model",
+    "serve": "serve over HTTP",
+    "sglang": "generate with SGLang",
+    "gpu": "run Triton kernels",
+    "xformers": "use xFormers attention",
+    "bench": "run the benchmarks",
+    "dev": "work on this project",
+}
+
+
+def report() -> dict[str, Any]:
+    """Everything `render` shows, as JSON values.
+
+    ``problems`` lists what is broken, in words that say how to mend it; what is merely absent and
+    optional is not among them.
+    """
+    problems: list[str] = []
+    return {
+        "versions": _versions(problems),
+        "cpu": _cpu(),
+        "gpus": _gpus(),
+        "kernels": _kernels(problems),
+        "engines": {"plain": "transformers, always there"},
+        "checkpoints": _checkpoints(CHECKPOINTS, problems),
+        "extras": _extras(),
+        "data": _data_sources(),
+        "problems": problems,
+    }
+
+
+def render(report: dict[str, Any], console: Console) -> None:
+    """Prints a report for a reader."""
+    for title, rows in _sections(report):
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(f"  {escape(name)}", escape(value))
+        console.print(f"[bold]{title}[/]")
+        console.print(table)
+    for problem in report["problems"]:
+        console.print(f"[red]problem:[/] {escape(problem)}")
+    if not report["problems"]:
+        console.print("[green]no problems found[/]")
+
+
+def _versions(problems: list[str]) -> dict[str, str]:
+    try:
+        installed = importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        installed = "not installed"
+        problems.append(f"{DISTRIBUTION} runs from its sources: pip install -e . there")
+    else:
+        if installed != retrv_r1.__version__:
+            problems.append(
+                f"the sources are {retrv_r1.__version__}, the install {installed}: install again"
+            )
+    return {
+        DISTRIBUTION: installed,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    return {
+        "name": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _gpus() -> list[dict[str, Any]]:
+    if not torch.cuda.is_available():
+        return []
+    found = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return [
+        {
+            "name": gpu.name,
+            "memory_gib": round(gpu.total_memory / 2**30, 1),
+            "compute_capability": f"{gpu.major}.{gpu.minor}",
+        }
+        for gpu in found
+    ]
+
+
+def _kernels(problems: list[str]) -> dict[str, Any]:
+    """The native module and the choice for every op; a broken module is a problem, not a crash."""
+    try:
+        module = native.find()
+        isas = native.isas()
+        devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        choices = [choice for device in devices for choice in ops.explain(device)]
+    except (ImportError, RuntimeError, ValueError) as error:
+        problems.append(f"kernels: {error}")
+        return {"native": None, "isas": [], "ops": []}
+    return {
+        "native": module and module.__file__,
+        "isas": list(isas),
+        "ops": [
+            {
+                "op": choice.op,
+                "device": choice.device,
+                "implementation": choice.implementation.name,
+                "because": choice.because,
+                "passed_over": dict(choice.passed_over),
+            }
+            for choice in choices
+        ],
+    }
+
+
+def _checkpoints(root: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The model directories shipped in the package, counted from their files' headers."""
+    found = []
+    for path in sorted(config.parent for config in root.glob("*/config.json")):
+        try:
+            json.loads((path / "config.json").read_text(encoding="utf-8"))
+            parameters = sum(map(_parameters, path.glob("*.safetensors")))
+            if not parameters:
+                raise ValueError("no weights")
+        except (OSError, ValueError, SafetensorError) as error:
+            problems.append(
+                f"checkpoint {path.name} is damaged ({error}); reinstall {DISTRIBUTION}"
+            )
+            continue
+        found.append({"name": path.name, "path": str(path), "parameters": parameters})
+    return found
+
+
+def _parameters(path: Path) -> int:
+    """Numbers stored in a safetensors file, from its header alone."""
+    with safe_open(path, framework="numpy") as tensors:
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    return sum(_product(shape) for shape in shapes)
+
+
+def _product(shape: list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _extras() -> dict[str, dict[str, Any]]:
+    """Per optional extra, which of its requirements this environment lacks."""
+    try:
+        metadata = importlib.metadata.metadata(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist") or []]
+    result = {}
+    for extra in metadata.get_all("Provides-Extra") or []:
+        wanted = [r for r in requirements if r.marker and _only_for(r, extra)]
+        result[extra] = {
+            "use": EXTRA_USES.get(extra, ""),
+            "missing": [_plain(r) for r in wanted if not _satisfied(r)],
+            "install": f"pip install '{DISTRIBUTION}[{extra}]'",
+        }
+    return result
+
+
+def _only_for(requirement: Requirement, extra: str) -> bool:
+    marker = requirement.marker
+    assert marker is not None
+    return marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
+
+
+def _satisfied(requirement: Requirement) -> bool:
+    try:
+        version = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return requirement.specifier.contains(version, prereleases=True)
+
+
+def _plain(requirement: Requirement) -> str:
+    return f"{requirement.name}{requirement.specifier}"
+
+
+def _data_sources() -> dict[str, dict[str, Any]]:
+    """What `data pictographs` can use beyond the data extra; it works with fewer."""
+    sources: dict[str, dict[str, Any]] = {
+        "npm": {
+            "gives": "most picture styles",
+            "present": shutil.which("npm") is not None,
+            "install": "apt install npm",
+        }
+    }
+    for name, (path, gives) in DEBIAN_DATA.items():
+        install = f"apt install {name}"
+        sources[name] = {"gives": gives, "present": path.is_dir(), "install": install}
+    return sources
+
+
+def _sections(report: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    cpu, kernels = report["cpu"], report["kernels"]
+    yield "versions", list(report["versions"].items())
+    yield (
+        "hardware",
+        [
+            ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['torch']}"),
+            ("threads", str(cpu["threads"])),
+            *((f"gpu {i}", _gpu_line(gpu)) for i, gpu in enumerate(report["gpus"])),
+            *([] if report["gpus"] else [("gpu", "none that PyTorch can use")]),
+        ],
+    )
+    yield (
+        "kernels",
+        [
+            ("native", kernels["native"] or "absent"),
+            *([("runs", ", ".join(kernels["isas"]))] if kernels["isas"] else []),
+            *((op["op"], _op_line(op)) for op in kernels["ops"]),
+        ],
+    )
+    yield "engines", list(report["engines"].items())
+    yield (
+        "checkpoints",
+        [(c["name"], f"{c['parameters']:,} parameters, {c['path']}") for c in report["checkpoints"]]
+        or [("none", "no checkpoint comes with this install")],
+    )
+    yield "extras", [(name, _extra_line(extra)) for name, extra in report["extras"].items()]
+    yield "data sources", [(name, _source_line(s)) for name, s in report["data"].items()]
+
+
+def _gpu_line(gpu: dict[str, Any]) -> str:
+    return f"{gpu['name']}, {gpu['memory_gib']} GiB, capability {gpu['compute_capability']}"
+
+
+def _op_line(op: dict[str, Any]) -> str:
+    rest = "".join(f"; not {name}: {reason}" for name, reason in op["passed_over"].items())
+    return f"{op['implementation']} on {op['device']} ({op['because']}){rest}"
+
+
+def _extra_line(extra: dict[str, Any]) -> str:
+    if not extra["missing"]:
+        return f"installed: {extra['use']}"
+    return f"to {extra['use']}: {extra['install']}   (lacks {', '.join(extra['missing'])})"
+
+
+def _source_line(source: dict[str, Any]) -> str:
+    return f"{'present' if source['present'] else source['install']} ({source['gives']})"

