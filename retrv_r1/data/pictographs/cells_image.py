@@ -1,0 +1,154 @@
+"""Cells whose query holds a picture: to a name, to another style, a question, a change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from retrv_r1.data.pictographs.changes import Change
+from retrv_r1.data.pictographs.concepts import LANGUAGES
+from retrv_r1.data.pictographs.draft import NEGATIVES, Desk, Draft
+from retrv_r1.data.pictographs.phrases import QUESTIONS
+from retrv_r1.data.pictographs.world import spread
+
+
+def image_to_text(desk: Desk, count: int) -> list[Draft]:
+    """Picture → name."""
+    world = desk.world
+    drafts = []
+    for style, code in spread(
+        desk.queries(desk.scene.query_styles), lambda p: world.base(p[1]), count, desk.rng
+    ):
+        positives = [desk.name_of(code)]
+        negatives = desk.negatives(code, desk.name_of, positives)
+        drafts.append(Draft(None, (style, code), code, "picture", positives, negatives))
+    return drafts
+
+
+def image_to_image(desk: Desk, count: int) -> list[Draft]:
+    """Picture → the same thing in another style."""
+    world = desk.world
+    pictures = desk.queries(desk.scene.source_styles)
+    drafts = []
+    wanted = spread(pictures, lambda p: world.base(p[1]), len(pictures), desk.rng)
+    for style, code in wanted:
+        if len(drafts) == count:
+            break
+        own = world.candidates.picture(style, code) if desk.scene.training else None
+        positives = [did for did in desk.pictures([code]) if did != own]
+        if not positives:
+            continue
+        avoid = [own] if own else []
+        negatives = desk.negatives(code, desk.picture_of(style), [*positives, *avoid])
+        drafts.append(Draft(None, (style, code), code, "picture", positives, negatives))
+    return drafts
+
+
+def both_to_text(desk: Desk, count: int) -> list[Draft]:
+    """Picture and "what is it called in French?" → that name."""
+    world, held = desk.world, desk.world.splits.translations
+    asked = [
+        (style, code, lang)
+        for style, code in desk.queries(desk.scene.query_styles)
+        for lang in world.languages(code)
+        if (code, lang) not in held
+    ]
+    drafts = []
+    for style, code, lang in spread(asked, lambda p: world.base(p[1]), count, desk.rng):
+        text = world.candidates.text
+
+        def foreign(other: str, lang: str = lang) -> str | None:
+            name = world.name_in(other, lang) if (other, lang) not in held else ""
+            return text(name, other, "foreign", lang) if name else None
+
+        positive = foreign(code)
+        assert positive is not None
+        wrong = [
+            text(world.name_in(code, x), code, "foreign", x)
+            for x in world.languages(code)
+            if x != lang and (code, x) not in held
+        ]
+        first = [*wrong, desk.name_of(code)]
+        negatives = desk.negatives(code, foreign, [positive], first=first)
+        question = desk.rng.choice(QUESTIONS).format(LANGUAGES[lang])
+        details = {"language": lang, "question": question}
+        draft = Draft(question, (style, code), code, "question", [positive], negatives, details)
+        drafts.append(draft)
+    return drafts
+
+
+def _changed(
+    desk: Desk,
+    count: int,
+    changes: Sequence[Change],
+    answer: Callable[[str, str], list[str]],
+    wrong: Callable[[str], Callable[[str], str | None]],
+) -> list[Draft]:
+    """Queries of a picture with a change.
+
+    Args:
+        answer: (code, style of the query) -> positives.
+        wrong: style of the query -> maker of negatives.
+    """
+    world, scene = desk.world, desk.scene
+    targets, pool = set(scene.targets), desk.pool
+    if scene.name == "composition":
+        usable = [c for c in changes if c.target in targets and world.side(c.source) == "known"]
+    else:
+        usable = [c for c in changes if c.target in targets and c.source in targets]
+    usable = [c for c in usable if c.target in pool]
+    asked = [
+        (style, change)
+        for change in usable
+        for style in desk.styles(change.source, scene.query_styles)
+    ]
+    # Kinds take turns, else colours and clocks drown among skin tones.
+    drafts = []
+    kinds = sorted({change.kind for _, change in asked})
+    rows = {
+        kind: spread(
+            [p for p in asked if p[1].kind == kind], lambda p: world.base(p[1].target), count,
+            desk.rng,
+        )
+        for kind in kinds
+    }  # fmt: skip
+    turn = 0
+    while len(drafts) < count and any(rows.values()):
+        kind = kinds[turn % len(kinds)]
+        turn += 1
+        if not rows[kind]:
+            continue
+        style, change = rows[kind].pop(0)
+        positives = answer(change.target, style)
+        if not positives:
+            continue
+        unchanged = wrong(style)(change.source) if change.source in pool else None
+        negatives = desk.negatives(
+            change.target, wrong(style), positives, first=[unchanged] if unchanged else []
+        )
+        phrase = desk.rng.choice(change.phrases)
+        details = {"change": {"kind": change.kind, "text": phrase}, "source": change.source}
+        image = (style, change.source)
+        drafts.append(
+            Draft(phrase, image, change.target, change.kind, positives, negatives[:NEGATIVES],
+                  details)
+        )  # fmt: skip
+    return drafts
+
+
+def both_to_image(desk: Desk, count: int, changes: Sequence[Change]) -> list[Draft]:
+    """Picture and change → picture; the query's own style comes first among the positives."""
+    return _changed(
+        desk, count, changes, lambda code, style: desk.pictures([code], style), desk.picture_of
+    )
+
+
+def both_to_both(desk: Desk, count: int, changes: Sequence[Change]) -> list[Draft]:
+    """Picture and change → picture with the name of its role, which leaves the change open."""
+    kind = "picture+role"
+    return _changed(
+        desk,
+        count,
+        changes,
+        lambda code, style: desk.named(code, kind, style),
+        lambda style: desk.both_of(kind, style),
+    )

@@ -1,0 +1,131 @@
+"""SVG to square RGBA pictures, kept in a cache so that a killed build goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from retrv_r1.data.pictographs.sources import Drawings
+from retrv_r1.types import RetrvError
+
+RENDER_VERSION = 1  # raise when the same SVG would give other pixels
+_MARGIN = 0.04  # of the longer side, around the drawing
+_ALPHA = 8  # 0..255; fainter pixels do not count as drawing
+
+
+def render(svg: str, size: int) -> Image.Image:
+    """One picture: rendered at twice `size`, cropped to its alpha box, padded square, reduced.
+
+    Returns:
+        RGBA image of `size` × `size` pixels; pixels without drawing are fully transparent.
+
+    Raises:
+        ValueError: the SVG is invalid or draws nothing.
+    """
+    import resvg_py
+
+    side = 2 * size
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=side, skip_system_fonts=True)
+    image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    box = image.getchannel("A").point(lambda a: 255 * (a > _ALPHA)).getbbox()
+    if box is None:
+        raise ValueError("nothing is drawn")
+    image = image.crop(box)
+    edge = max(image.size) + 2 * round(_MARGIN * max(image.size))
+    square = Image.new("RGBA", (edge, edge), (0, 0, 0, 0))
+    square.paste(image, ((edge - image.width) // 2, (edge - image.height) // 2))
+    # Premultiplied, so that transparent pixels do not darken the edges.
+    pixels = np.asarray(
+        square.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
+    ).copy()
+    pixels[pixels[..., 3] == 0] = 0
+    return Image.fromarray(pixels, "RGBA")
+
+
+def _write(path: Path, image: Image.Image) -> None:
+    spool = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    image.save(spool, format="PNG", compress_level=6)
+    os.replace(spool, path)
+
+
+def _render_some(jobs: Sequence[tuple[str, str]], size: int) -> list[str]:
+    """Renders (path, svg) pairs; returns the paths that failed."""
+    failed = []
+    for path, svg in jobs:
+        try:
+            _write(Path(path), render(svg, size))
+        except ValueError:
+            failed.append(path)
+    return failed
+
+
+def cache_folder(cache: Path, drawings: Drawings, size: int) -> Path:
+    """Where one style's pictures are kept: named by its drawings, size and the renderer."""
+    import resvg_py
+
+    digest = hashlib.sha256()
+    for part in (RENDER_VERSION, size, resvg_py.__version__, Image.__version__):
+        digest.update(f"{part}\n".encode())
+    for code, svg in drawings.svg.items():
+        digest.update(f"{code} {svg}\n".encode())
+    return cache / "pictures" / f"{drawings.style.name}-{digest.hexdigest()[:16]}"
+
+
+def render_all(
+    drawings: Iterable[Drawings],
+    cache: Path,
+    size: int,
+    *,
+    processes: int = 2,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Mapping[str, Path]]:
+    """Renders what the cache lacks.
+
+    Args:
+        progress: called with (style name, pictures done, pictures in all).
+
+    Returns:
+        style name -> code -> path of its PNG in the cache; drawings that show nothing are absent.
+
+    Raises:
+        RetrvError: resvg-py is not installed.
+    """
+    try:
+        import resvg_py  # noqa: F401
+    except ImportError as error:
+        message = "rendering needs resvg-py: pip install 'retrv-r1[data]'"
+        raise RetrvError(message) from error
+    result: dict[str, Mapping[str, Path]] = {}
+    with ProcessPoolExecutor(max_workers=processes) as pool:
+        for style in drawings:
+            folder = cache_folder(cache, style, size)
+            folder.mkdir(parents=True, exist_ok=True)
+            empty = folder / "empty.txt"
+            have = {entry.name for entry in os.scandir(folder)}
+            skip = set(empty.read_text().split()) if empty.exists() else set()
+            paths = {code: folder / f"{code}.png" for code in style.svg}
+            todo = [
+                (str(path), style.svg[code])
+                for code, path in paths.items()
+                if path.name not in have and code not in skip
+            ]
+            chunks = [todo[i : i + 32] for i in range(0, len(todo), 32)]
+            done = len(paths) - len(todo)
+            for chunk, failed in zip(
+                chunks, pool.map(_render_some, chunks, [size] * len(chunks)), strict=True
+            ):
+                done += len(chunk)
+                skip |= {Path(path).stem for path in failed}
+                if progress:
+                    progress(style.style.name, done, len(paths))
+            if skip:
+                empty.write_text("\n".join(sorted(skip)) + "\n")
+            result[style.style.name] = {c: p for c, p in paths.items() if c not in skip}
+    return result

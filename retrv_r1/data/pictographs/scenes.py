@@ -1,0 +1,82 @@
+"""The five evaluations as scenes: which concepts are asked for, among which, in which styles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from retrv_r1.data.pictographs.world import World
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One evaluation (or training).
+
+    Args:
+        name: `train`, `val`, `test`, `composition` or `unseen`.
+        targets: codes that may be asked for, in code-point order.
+        pool: codes that the candidate pool may show or name.
+        query_styles: styles of query pictures.
+        source_styles: styles of query pictures where the answer is a picture of another style.
+        pool_styles: styles of candidate pictures.
+    """
+
+    name: str
+    targets: Sequence[str]
+    pool: Sequence[str]
+    query_styles: Sequence[str]
+    source_styles: Sequence[str]
+    pool_styles: Sequence[str]
+
+    @property
+    def split(self) -> str:
+        return self.name if self.name in ("train", "val") else "test"
+
+    @property
+    def training(self) -> bool:
+        return self.name == "train"
+
+
+def scenes(world: World) -> list[Scene]:
+    """Training first, then the evaluations."""
+    roles, concepts = world.roles, world.concepts
+    usable = [c.code for c in concepts.values() if c.tone != "mixed"]
+    known = [c for c in usable if world.side(c) == "known"]
+    held = [c for c in usable if world.side(c) == "composition"]
+    unseen = [c for c in usable if world.side(c) == "unseen"]
+    reference = roles.reference
+
+    def drawn(codes: Sequence[str], styles: Sequence[str]) -> list[str]:
+        return [c for c in codes if any(c in world.pictures[s] for s in styles)]
+
+    others = [s for s in roles.train if s != reference] or [reference]
+    found = [
+        Scene(
+            "train",
+            drawn(known, roles.train),
+            drawn(known, roles.train),
+            roles.train,
+            roles.train,
+            roles.train,
+        )
+    ]
+    for name, styles in (("val", roles.val), ("test", roles.test)):
+        shown = drawn(known, styles[:1])
+        found.append(Scene(name, shown, shown, styles, roles.train, styles[:1]))
+    composed = [c for c in usable if concepts[c].base in world.splits.composed]
+    plain = [c for c in known if not concepts[c].tones]
+    for name, targets, pool in (
+        ("composition", held, composed),
+        ("unseen", unseen, sorted([*plain, *unseen], key=list(concepts).index)),
+    ):
+        found.append(
+            Scene(
+                name,
+                drawn(targets, [reference]),
+                drawn(pool, [reference]),
+                (reference,),
+                others,
+                (reference,),
+            )
+        )
+    return found

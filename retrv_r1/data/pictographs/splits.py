@@ -1,0 +1,143 @@
+"""Which concepts training may see: unseen bases, held-out combinations, held-out translations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from retrv_r1.data.pictographs.concepts import LANGUAGES, TONES, Concept
+
+Side = Literal["known", "composition", "unseen"]
+UNSEEN_SHARE = 0.08
+_GENDERS = ("person", "man", "woman")
+# The plain person carries every profession; holding it out would hold out half the people.
+_NEVER_UNSEEN = frozenset({"1F9D1"})
+
+
+def order(seed: int, *parts: str) -> str:
+    """A key that sorts things in an order fixed by the seed."""
+    return hashlib.sha256("\n".join([str(seed), *parts]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What is held out.
+
+    Args:
+        unseen: bases that no training file mentions, with all their variants.
+        held: codes of held-out combinations of skin tone, gender and role.
+        composed: bases from which combinations are held out.
+        translations: (code, language) -> `val` or `test`; never asked or answered in training.
+        banned: texts that name something held out, and so never occur in training.
+    """
+
+    unseen: frozenset[str]
+    held: frozenset[str]
+    composed: frozenset[str]
+    translations: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    banned: frozenset[str] = frozenset()
+
+    def side(self, concept: Concept) -> Side:
+        """The side a concept is on."""
+        if concept.base in self.unseen:
+            return "unseen"
+        return "composition" if concept.code in self.held else "known"
+
+
+def _family(name: str) -> str:
+    """`cat` and `cat face` are drawn alike and stay on one side."""
+    return name.removesuffix(" face") or name
+
+
+def _unseen(concepts: Mapping[str, Concept], drawn: Collection[str], seed: int) -> set[str]:
+    families: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for concept in concepts.values():
+        if concept.code == concept.base and concept.code not in _NEVER_UNSEEN:
+            families[concept.group][_family(concept.name)].append(concept.code)
+    chosen: set[str] = set()
+    for group in sorted(families):
+        members = families[group]
+        pickable = [f for f, codes in members.items() if all(c in drawn for c in codes)]
+        pickable.sort(key=lambda f: order(seed, "unseen", f))
+        for name in pickable[: max(1, round(UNSEEN_SHARE * len(members)))]:
+            chosen.update(members[name])
+    return chosen
+
+
+def _held(
+    concepts: Mapping[str, Concept], unseen: Collection[str], seed: int
+) -> tuple[set[str], set[str]]:
+    """Held codes and their bases: one tone for each gender of a role, so every pair is seen."""
+    by_base: dict[str, list[Concept]] = defaultdict(list)
+    for concept in concepts.values():
+        if concept.base not in unseen and len(concept.tones) == 1 and concept.gender:
+            by_base[concept.base].append(concept)
+    held: set[str] = set()
+    composed: set[str] = set()
+    tones = list(TONES.values())
+    for base in sorted(by_base):
+        kinds = {(c.gender, c.tone) for c in by_base[base]}
+        if len(kinds) < len(_GENDERS) * len(tones):
+            continue
+        start = int(order(seed, "combination", base)[:8], 16)
+        dropped = {(g, tones[(start + 2 * i) % len(tones)]) for i, g in enumerate(_GENDERS)}
+        held.update(c.code for c in by_base[base] if (c.gender, c.tone) in dropped)
+        composed.add(base)
+    return held, composed
+
+
+def _translations(
+    concepts: Mapping[str, Concept], seed: int, val: int, test: int
+) -> dict[tuple[str, str], str]:
+    """At most one held-out language a concept, so that the others teach its name."""
+    pairs = []
+    for concept in concepts.values():
+        if concept.tones or concept.is_flag:
+            continue
+        names = concept.names
+        distinct = [
+            lang
+            for lang in LANGUAGES
+            if names.get(lang)
+            and names[lang] != concept.name
+            and list(names.values()).count(names[lang]) == 1
+        ]
+        if len(distinct) > 1:
+            pairs.append((concept.code, min(distinct, key=lambda x: order(seed, concept.code, x))))
+    pairs.sort(key=lambda pair: order(seed, "translation", *pair))
+    # Never more than a third of what is there, so that a small build still trains.
+    test = min(test, len(pairs) // 4)
+    val = min(val, len(pairs) // 8)
+    held = dict.fromkeys(pairs[:test], "test")
+    return held | dict.fromkeys(pairs[test : test + val], "val")
+
+
+def make_splits(
+    concepts: Mapping[str, Concept],
+    drawn: Collection[str],
+    *,
+    seed: int = 0,
+    val_translations: int = 120,
+    test_translations: int = 300,
+) -> Splits:
+    """Chooses what is held out, from the seed alone.
+
+    Args:
+        drawn: codes that the reference style draws; only those can become unseen.
+    """
+    unseen = _unseen(concepts, drawn, seed)
+    held, composed = _held(concepts, unseen, seed)
+    hidden = [c for c in concepts.values() if c.base in unseen or c.code in held]
+    known = {c.code: c for c in concepts.values() if c.base not in unseen and c.code not in held}
+    translations = _translations(known, seed, val_translations, test_translations)
+    return Splits(
+        unseen=frozenset(unseen),
+        held=frozenset(held),
+        composed=frozenset(composed),
+        translations=translations,
+        banned=frozenset(t for c in hidden for t in (c.name, *c.names.values()))
+        - {c.name for c in known.values()},
+    )

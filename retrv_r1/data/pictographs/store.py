@@ -1,0 +1,138 @@
+"""Pictures on disk: files, one array, duplicates."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from retrv_r1.data.pictographs.concepts import Concept
+from retrv_r1.data.pictographs.splits import Splits
+from retrv_r1.data.pictographs.world import image_path
+
+# Territories that fly another country's flag; the country keeps the picture.
+_BORROWED_FLAGS = frozenset({"BV", "SJ", "UM", "CP", "MF", "HM", "EA", "AC", "DG", "TA", "IC"})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One row of `pictures.npy`.
+
+    Args:
+        duplicate_of: code whose picture in this style is the same to the pixel; such a row is
+            in no cell.
+    """
+
+    row: int
+    style: str
+    code: str
+    duplicate_of: str | None
+
+    @property
+    def img_path(self) -> str:
+        return image_path(self.style, self.code)
+
+
+def load_pixels(paths: Mapping[str, Mapping[str, Path]], size: int, target: Path) -> list[str]:
+    """Writes all pictures as one uint8 array [N, size, size, 4] (RGBA) to `target`.
+
+    Returns:
+        A digest of the pixels of each row, in the order style by style, code by code.
+    """
+    count = sum(len(codes) for codes in paths.values())
+    spool = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    array: NDArray[np.uint8] = np.lib.format.open_memmap(
+        spool, mode="w+", dtype=np.uint8, shape=(count, size, size, 4)
+    )
+    digests = []
+    row = 0
+    for codes in paths.values():
+        for path in codes.values():
+            with Image.open(path) as image:
+                pixels = np.asarray(image)
+            array[row] = pixels
+            digests.append(pixels.tobytes().hex() if pixels.size < 64 else _digest(pixels))
+            row += 1
+    array.flush()
+    del array
+    os.replace(spool, target)
+    return digests
+
+
+def _digest(pixels: NDArray[np.uint8]) -> str:
+    import hashlib
+
+    return hashlib.sha256(pixels.tobytes()).hexdigest()
+
+
+def rows(
+    paths: Mapping[str, Mapping[str, Path]],
+    digests: Iterable[str],
+    concepts: Mapping[str, Concept],
+    splits: Splits,
+) -> list[Picture]:
+    """The rows of the array, with duplicates inside a style marked.
+
+    Of pictures alike a held-out one is kept, so that training does not show it under another
+    name; then toneless and neutral ones, and countries before their territories.
+    """
+    keys = [(style, code) for style, codes in paths.items() for code in codes]
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+    listed = list(digests)
+    for (style, code), digest in zip(keys, listed, strict=True):
+        alike[style, digest].append(code)
+
+    def rank(code: str) -> tuple[Any, ...]:
+        concept = concepts[code]
+        letters = "".join(
+            chr(int(p, 16) - 0x1F1E6 + 65) for p in code.split("-") if p.startswith("1F1")
+        ) if concept.is_flag else ""  # fmt: skip
+        known = splits.side(concept) == "known"
+        return known, letters in _BORROWED_FLAGS, code != concept.base, len(code), code
+
+    keeper = {key: min(codes, key=rank) for key, codes in alike.items()}
+    return [
+        Picture(i, style, code, None if keeper[style, d] == code else keeper[style, d])
+        for i, ((style, code), d) in enumerate(zip(keys, listed, strict=True))
+    ]
+
+
+def place(paths: Mapping[str, Mapping[str, Path]], root: Path) -> None:
+    """Puts the cached pictures under `root/mbeir_images` and removes those of earlier builds."""
+    folder = root / "mbeir_images"
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.name not in paths:
+            shutil.rmtree(entry)
+    for style, codes in paths.items():
+        target = folder / style
+        target.mkdir(exist_ok=True)
+        wanted = {f"{code}.png" for code in codes}
+        for name in os.listdir(target):
+            if name not in wanted:
+                (target / name).unlink()
+        for code, path in codes.items():
+            _link(path, target / f"{code}.png")
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link where the file system has them, else a copy; replaces atomically."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samefile(source, target):
+            return
+    spool = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    spool.unlink(missing_ok=True)
+    try:
+        os.link(source, spool)
+    except OSError:
+        shutil.copyfile(source, spool)
+    os.replace(spool, target)

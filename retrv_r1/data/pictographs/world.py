@@ -1,0 +1,222 @@
+"""What the cells are built from: concepts, pictures, splits, candidates and near concepts."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from retrv_r1.data.pictographs.concepts import LANGUAGES, Concept
+from retrv_r1.data.pictographs.splits import Splits, order
+from retrv_r1.data.pictographs.styles import Roles
+
+CANDIDATE_DATASET = 100
+NEAR = 60  # near concepts kept for each concept
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate as M-BEIR stores it, with what our metadata adds.
+
+    Args:
+        code: the concept; the first of them for a text that several concepts share.
+        kind: `picture`, `name`, `foreign`, `gloss`, `picture+name` or `picture+role`.
+    """
+
+    did: str
+    text: str | None
+    style: str | None
+    code: str
+    kind: str
+    language: str | None = None
+
+    @property
+    def img_path(self) -> str | None:
+        return image_path(self.style, self.code) if self.style else None
+
+
+def image_path(style: str, code: str) -> str:
+    """Path of a picture relative to the data root."""
+    return f"mbeir_images/{style}/{code}.png"
+
+
+class Candidates:
+    """Numbers candidates in the order in which they are first used."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[Hashable, Candidate] = {}
+        self.by_did: dict[str, Candidate] = {}
+
+    def _add(self, key: Hashable, **fields: Any) -> str:
+        if key not in self._by_key:
+            did = f"{CANDIDATE_DATASET}:{len(self._by_key) + 1}"
+            self._by_key[key] = self.by_did[did] = Candidate(did=did, **fields)
+        return self._by_key[key].did
+
+    def picture(self, style: str, code: str) -> str:
+        return self._add((style, code), text=None, style=style, code=code, kind="picture")
+
+    def text(self, text: str, code: str, kind: str, language: str | None = None) -> str:
+        """One candidate a text: what two concepts or languages share is one candidate."""
+        return self._add(text, text=text, style=None, code=code, kind=kind, language=language)
+
+    def both(self, style: str, code: str, text: str, kind: str) -> str:
+        return self._add((style, code, text), text=text, style=style, code=code, kind=kind)
+
+
+def spread(
+    items: Iterable[T], base: Callable[[T], str], count: int, rng: random.Random
+) -> list[T]:
+    """Up to `count` items, one of each base at a time, so that bases with many variants do not
+    crowd out the others."""
+    rows: dict[str, list[T]] = defaultdict(list)
+    for item in items:
+        rows[base(item)].append(item)
+    keys = list(rows)
+    rng.shuffle(keys)
+    for row in rows.values():
+        rng.shuffle(row)
+    chosen: list[T] = []
+    depth = 0
+    while len(chosen) < count:
+        layer = [rows[key][depth] for key in keys if len(rows[key]) > depth]
+        if not layer:
+            break
+        chosen += layer[: count - len(chosen)]
+        depth += 1
+    return chosen
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything the cells read.
+
+    Args:
+        pictures: style -> codes it draws, duplicates removed.
+        near: code -> codes of the most similar concepts, most similar first.
+        glosses: code -> gloss; empty without WordNet.
+    """
+
+    concepts: Mapping[str, Concept]
+    pictures: Mapping[str, frozenset[str]]
+    splits: Splits
+    roles: Roles
+    near: Mapping[str, Sequence[str]]
+    glosses: Mapping[str, str]
+    seed: int
+    candidates: Candidates = field(default_factory=Candidates)
+    _called: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def rng(self, *parts: str) -> random.Random:
+        """A generator that depends on the seed and the parts alone."""
+        return random.Random(order(self.seed, *parts))
+
+    def base(self, code: str) -> str:
+        return self.concepts[code].base
+
+    def side(self, code: str) -> str:
+        return self.splits.side(self.concepts[code])
+
+    def name_in(self, code: str, language: str) -> str:
+        """Name in a language; empty for flags, held-out texts and names of doubtful form."""
+        concept = self.concepts[code]
+        name = concept.names.get(language, "")
+        doubtful = concept.is_flag or not name or len(name) > 60
+        if doubtful or (self.side(code) == "known" and name in self.splits.banned):
+            return ""
+        return name
+
+    def called(self, name: str, language: str) -> list[str]:
+        """Codes that have this name in a language."""
+        if not self._called:
+            for code in self.concepts:
+                for lang in LANGUAGES:
+                    if own := self.name_in(code, lang):
+                        self._called.setdefault((own, lang), []).append(code)
+        return self._called.get((name, language), [])
+
+    def languages(self, code: str) -> list[str]:
+        return [lang for lang in LANGUAGES if self.name_in(code, lang)]
+
+
+def near_concepts(concepts: Mapping[str, Concept], seed: int) -> dict[str, list[str]]:
+    """For each concept the codes of those that are easily mistaken for it.
+
+    In turn: variants of the same base, shared keywords and name words (rarer ones count more),
+    the same subgroup, the same group.
+    """
+    words: dict[str, set[str]] = {
+        c.code: {*c.keywords, *(w for w in c.name.split() if len(w) > 2)}
+        for c in concepts.values()
+        if c.code == c.base
+    }
+    holders: dict[str, list[str]] = defaultdict(list)
+    for code, terms in words.items():
+        for term in terms:
+            holders[term].append(code)
+    by_base: dict[str, list[str]] = defaultdict(list)
+    for concept in concepts.values():
+        by_base[concept.base].append(concept.code)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for code in words:
+        groups[concepts[code].group].append(code)
+        if concepts[code].subgroup:
+            groups[concepts[code].subgroup].append(code)
+    related = {
+        code: _related(code, terms, holders, groups, concepts[code], seed)
+        for code, terms in sorted(words.items())
+    }
+    return {
+        code: _merge(concept, by_base[concept.base], related[concept.base], by_base, concepts, seed)
+        for code, concept in concepts.items()
+    }
+
+
+def _related(
+    code: str,
+    terms: Collection[str],
+    holders: Mapping[str, list[str]],
+    groups: Mapping[str, list[str]],
+    concept: Concept,
+    seed: int,
+) -> list[str]:
+    """Bases near a base, by shared words, then by subgroup and group."""
+    score: dict[str, float] = defaultdict(float)
+    for term in sorted(terms):
+        if len(holders[term]) <= 120:
+            for other in holders[term]:
+                score[other] += 1 / len(holders[term])
+    score.pop(code, None)
+    best = sorted(score, key=lambda other: (-score[other], other))[:24]
+    for label in (concept.subgroup, concept.group):
+        rest = [other for other in groups.get(label, ()) if other != code and other not in best]
+        rest.sort(key=lambda other: order(seed, "near", code, other))
+        best += rest[: 20 if label == concept.subgroup else 24]
+    return best
+
+
+def _merge(
+    concept: Concept,
+    own: Sequence[str],
+    related: Sequence[str],
+    by_base: Mapping[str, list[str]],
+    concepts: Mapping[str, Concept],
+    seed: int,
+) -> list[str]:
+    """Own variants and related bases interleaved; of a related base the variant that is alike."""
+    variants = [c for c in own if c != concept.code and concepts[c].tone != "mixed"]
+
+    def distance(code: str) -> tuple[int, str]:
+        other = concepts[code]
+        same = (other.tone == concept.tone) + (other.gender == concept.gender)
+        return -same - (other.facing == concept.facing), order(seed, "variant", concept.code, code)
+
+    variants.sort(key=distance)
+    others = [min(by_base[base], key=distance) for base in related]
+    merged: list[str] = []
+    for i in range(max(len(variants[:16]), len(others))):
+        merged += variants[:16][i : i + 1] + others[i : i + 1]
+    return list(dict.fromkeys(merged))[:NEAR]

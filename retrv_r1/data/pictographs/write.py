@@ -1,0 +1,192 @@
+"""Writing a built set in M-BEIR's layout, with metadata beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from retrv_r1.data.pictographs.cells import CellData
+from retrv_r1.data.pictographs.draft import Draft
+from retrv_r1.data.pictographs.phrases import BY_KEY, CELLS, FAMILIES, dataset
+from retrv_r1.data.pictographs.store import Picture
+from retrv_r1.data.pictographs.world import Candidate, World, image_path
+
+Row = Mapping[str, Any]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one step: a reader sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    spool = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    spool.write_text(text, encoding="utf-8")
+    os.replace(spool, path)
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """Writes one JSON object a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _number(did: str) -> int:
+    return int(did.split(":")[1])
+
+
+def candidate_row(candidate: Candidate) -> Row:
+    """A candidate with M-BEIR's fields."""
+    parts = [p for p in (candidate.style and "image", candidate.text and "text") if p]
+    return {
+        "txt": candidate.text,
+        "img_path": candidate.img_path,
+        "modality": ",".join(parts),
+        "did": candidate.did,
+        "src_content": None,
+    }
+
+
+def query_row(qid: str, draft: Draft, key: str) -> Row:
+    """A query with M-BEIR's fields."""
+    return {
+        "qid": qid,
+        "query_txt": draft.text,
+        "query_img_path": image_path(*draft.image) if draft.image else None,
+        "query_modality": BY_KEY[key].query_modality,
+        "query_src_content": None,
+        "pos_cand_list": list(draft.positives),
+        "neg_cand_list": list(draft.negatives),
+        "task_id": BY_KEY[key].task,
+    }
+
+
+def describe(world: World, code: str) -> dict[str, Any]:
+    """What the metadata says of a concept."""
+    c = world.concepts[code]
+    return {
+        "code": code,
+        "name": c.name,
+        "role": c.role,
+        "base": c.base,
+        "skin_tone": c.tone or None,
+        "gender": c.gender or None,
+        "hair": c.hair or None,
+        "facing": c.facing or None,
+        "group": c.group,
+        "subgroup": c.subgroup or None,
+        "split": world.side(code),
+    }
+
+
+def query_metadata(world: World, qid: str, draft: Draft, cell: CellData) -> Row:
+    """What a chain of thought can be written from."""
+    details = dict(draft.details)
+    source = draft.image[1] if draft.image else None
+    return {
+        "qid": qid,
+        "cell": dataset(BY_KEY[cell.key], cell.scene.name)[1],
+        "split": cell.scene.split,
+        "evaluation": cell.scene.name,
+        "kind": draft.kind,
+        "target": describe(world, draft.target),
+        "source": describe(world, source) if source else None,
+        "style": draft.image[0] if draft.image else None,
+        "change": details.pop("change", None),
+        "language": details.pop("language", None),
+        "keywords": details.pop("keywords", None),
+        "details": {k: v for k, v in details.items() if k not in ("source", "question")} or None,
+    }
+
+
+def write_cell(root: Path, world: World, cell: CellData, first: int) -> list[Row]:
+    """Writes one cell's queries, qrels and local pool; returns the queries' metadata.
+
+    Args:
+        first: number of the first query inside its dataset.
+    """
+    number, name = dataset(BY_KEY[cell.key], cell.scene.name)
+    split = cell.scene.split
+    drafts = list(cell.drafts)
+    world.rng("order", cell.scene.name, cell.key).shuffle(drafts)
+    numbered = [(f"{number}:{first + i}", draft) for i, draft in enumerate(drafts)]
+    stem = f"mbeir_{name}_{split}"
+    write_jsonl(
+        root / "query" / split / f"{stem}.jsonl",
+        (query_row(qid, draft, cell.key) for qid, draft in numbered),
+    )
+    task = BY_KEY[cell.key].task
+    write_text(
+        root / "qrels" / split / f"{stem}_qrels.txt",
+        "".join(f"{qid} 0 {did} 1 {task}\n" for qid, d in numbered for did in d.positives),
+    )
+    write_pool(root / "cand_pool" / "local" / f"{stem}_cand_pool.jsonl", world, cell.pool)
+    return [query_metadata(world, qid, draft, cell) for qid, draft in numbered]
+
+
+def write_pool(path: Path, world: World, dids: Iterable[str]) -> None:
+    """Writes a candidate pool, sorted by number."""
+    by_did = world.candidates.by_did
+    write_jsonl(path, (candidate_row(by_did[d]) for d in sorted(set(dids), key=_number)))
+
+
+def union_stem(scene: str) -> str:
+    """Name of the global pool of a scene."""
+    return f"mbeir_union_{scene}" if scene in ("train", "val", "test") else (
+        f"mbeir_union_{scene}_test"
+    )  # fmt: skip
+
+
+def write_instructions(root: Path, datasets: Mapping[str, int]) -> None:
+    """Writes the instructions of the datasets that are there, M-BEIR's header first."""
+    header = ["query_modality", "cand_modality", "dataset_name", "dataset_id"]
+    lines = ["\t".join([*header, *(f"prompt_{i}" for i in range(1, 5))])]
+    for family in FAMILIES:
+        for cell in CELLS:
+            number, name = dataset(cell, family)
+            if name in datasets:
+                fields = [cell.query_modality, cell.cand_modality, name, str(number)]
+                lines.append("\t".join([*fields, *cell.prompts]))
+    write_text(root / "instructions" / "query_instructions.tsv", "\n".join(lines) + "\n")
+
+
+def write_metadata(root: Path, world: World, pictures: Sequence[Picture]) -> None:
+    """Writes `pictures.jsonl` and `metadata.jsonl` (one line a candidate)."""
+    row_of = {(p.style, p.code): p.row for p in pictures}
+    write_jsonl(
+        root / "pictures.jsonl",
+        (
+            {
+                "row": p.row,
+                "img_path": p.img_path,
+                "style": p.style,
+                "code": p.code,
+                "name": world.concepts[p.code].name,
+                "split": world.side(p.code),
+                "duplicate_of": p.duplicate_of,
+            }
+            for p in pictures
+        ),
+    )
+
+    def rows() -> Iterable[Row]:
+        for c in world.candidates.by_did.values():
+            yield {
+                "did": c.did,
+                "kind": c.kind,
+                "img_path": c.img_path,
+                "row": row_of[c.style, c.code] if c.style else None,
+                "style": c.style,
+                "txt": c.text,
+                "language": c.language,
+                **describe(world, c.code),
+                "keywords": list(world.concepts[c.code].keywords),
+            }
+
+    write_jsonl(root / "metadata.jsonl", rows())
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
