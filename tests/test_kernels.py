@@ -50,8 +50,8 @@ def test_native_is_preferred_on_a_cpu():
 def test_reference_runs_where_native_was_not_compiled(without_native):
     choice = registry.choose("row_inverse_rms", "cpu")
     assert choice.implementation.name == "reference"
-    assert "without a working C++ compiler" in choice.passed_over["native"]
-    assert "not native: not compiled" in str(choice)
+    assert "not compiled when this package was installed" in choice.passed_over["native"]
+    assert "not native: not compiled when" in str(choice)
     torch.testing.assert_close(ops.row_inverse_rms(torch.ones(2, 3), 0.0), torch.ones(2))
 
 

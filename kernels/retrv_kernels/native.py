@@ -33,8 +33,8 @@ def check(device: str) -> Availability:
     if find() is None:
         return Availability(
             False,
-            "not compiled: this package was installed without a working C++ compiler; "
-            "install one and reinstall it",
+            "not compiled when this package was installed, for which a C++ compiler is needed; "
+            "install one, then this package again",
         )
     return Availability(True, f"compiled, {isa()}")
 
