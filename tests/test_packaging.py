@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
@@ -132,6 +139,27 @@ def test_an_install_without_a_compiler_works_and_says_so(wheel_without_compiler,
     )
     assert out.startswith(str(tmp_path)) and "[1.0, 1.0]" in out
     assert "row_inverse_rms on cpu: reference (plain PyTorch); not native: not compiled" in out
+
+
+def imported(source: str) -> Iterator[str]:
+    """Top-level names that a module imports, wherever in it; relative imports are our own."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+
+
+def test_every_imported_distribution_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = chain(project["dependencies"], *project["optional-dependencies"].values())
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    distributions = importlib.metadata.packages_distributions()
+    for folder in PACKAGES.values():
+        for path in folder.rglob("*.py"):
+            for name in set(imported(path.read_text())) - set(PACKAGES) - sys.stdlib_module_names:
+                owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}
+                assert owners & declared, f"{path.relative_to(ROOT)} imports {name}: declare it"
 
 
 def test_the_bare_folders_are_no_packages():
