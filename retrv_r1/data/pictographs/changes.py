@@ -37,8 +37,14 @@ def _tone_phrases(tone: str) -> tuple[str, ...]:
     return (f"with {tone} skin tone", f"the same with {tone} skin", f"change to {tone} skin tone")
 
 
-def _gender_phrases(gender: str) -> tuple[str, ...]:
-    return (f"as a {gender}", f"the same but a {gender}", f"make it a {gender}")
+def _noun(target: Concept) -> str:
+    """What a gender is called: `man`, or `boy` for a child."""
+    child = {"man": "boy", "woman": "girl", "person": "child"}
+    return child[target.gender] if target.base == "1F9D2" else target.gender
+
+
+def _gender_phrases(noun: str) -> tuple[str, ...]:
+    return (f"as a {noun}", f"the same but a {noun}", f"make it a {noun}")
 
 
 def _variants(members: list[Concept]) -> Iterable[Change]:
@@ -55,15 +61,16 @@ def _variants(members: list[Concept]) -> Iterable[Change]:
                     yield Change("direction", source.code, target.code, phrases)
             elif tone is not None and gender:
                 if tone:
+                    noun = _noun(target)
                     phrases = (
-                        f"as a {gender} with {tone} skin tone",
-                        f"make it a {gender} with {tone} skin",
+                        f"as a {noun} with {tone} skin tone",
+                        f"make it a {noun} with {tone} skin",
                     )
                     yield Change("tone and gender", source.code, target.code, phrases)
             elif tone is not None:
                 yield Change("tone", source.code, target.code, _tone_phrases(tone))
             elif gender:
-                yield Change("gender", source.code, target.code, _gender_phrases(gender))
+                yield Change("gender", source.code, target.code, _gender_phrases(_noun(target)))
 
 
 def _hair(concepts: Iterable[Concept]) -> Iterable[Change]:

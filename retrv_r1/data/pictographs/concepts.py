@@ -18,9 +18,7 @@ LANGUAGES: Mapping[str, str] = {
     "fr": "French",
     "de": "German",
     "es": "Spanish",
-    "it": "Italian",
-    "pt": "Portuguese",
-}
+}  # more of the package's 13 would only add words: a tiny model has a small vocabulary
 TONES: Mapping[str, str] = {
     "1F3FB": "light",
     "1F3FC": "medium-light",
@@ -62,7 +60,8 @@ _GROUPS_BY_PART: Mapping[str, str] = {
 }
 _HANDS = {"1F46B", "1F46C", "1F46D"}
 _PEOPLE = {"1F468", "1F469", "1F9D1", "1F466", "1F467", "1F9D2"}
-SEVERAL = frozenset({*_GROUPS_BY_PART.values(), *_HANDS, "1F46A", "1F91D"})
+# Bases whose own name says a gender.
+_ROLES = {"1F483": "dancing", "1FAC4": "pregnant", "1FAC5": "person with crown"}
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def concept_table(
         table[code] = Concept(
             code=code,
             name=name,
-            role=_english(parts.base, rows[parts.base]),
+            role=_ROLES.get(parts.base) or _english(parts.base, rows[parts.base]),
             keywords=tuple(dict.fromkeys(w for w in words if w and w != name)),
             names={lang: clean_name(row[lang]) for lang in LANGUAGES if row.get(lang)},
             group="flags" if _is_flag(code) else groups.get(parts.base) or group_of(parts.base),

@@ -68,8 +68,7 @@ class Desk:
 
     def named(self, code: str, kind: str, first: str | None = None) -> list[str]:
         """Candidate dids of a code's pictures with its name or the name of its role."""
-        concept = self.world.concepts[code]
-        text = concept.name if kind == "picture+name" else concept.role
+        text = self.world.caption(code, kind)
         styles = self.styles(code, self.scene.pool_styles)
         if len(styles) > BOTH_POSITIVES:
             rest = [s for s in styles if s != first]
@@ -125,11 +124,9 @@ class Desk:
             styles = self.styles(code, self.scene.pool_styles)
             if not styles:
                 return None
-            concept = self.world.concepts[code]
             style = prefer if prefer in styles and self.rng.random() < 0.5 else None
-            text = concept.name if kind == "picture+name" else concept.role
             chosen = style or self.rng.choice(styles)
-            return self.world.candidates.both(chosen, code, text, kind)
+            return self.world.candidates.both(chosen, code, self.world.caption(code, kind), kind)
 
         return make
 

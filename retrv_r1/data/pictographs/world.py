@@ -109,6 +109,7 @@ class World:
     seed: int
     candidates: Candidates = field(default_factory=Candidates)
     _called: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    _bases: list[frozenset[str]] = field(default_factory=list)
 
     def rng(self, *parts: str) -> random.Random:
         """A generator that depends on the seed and the parts alone."""
@@ -128,6 +129,19 @@ class World:
         if doubtful or (self.side(code) == "known" and name in self.splits.banned):
             return ""
         return name
+
+    def caption(self, code: str, kind: str) -> str:
+        """Text beside a picture: its name, or only its role or group, which leave the rest open."""
+        concept = self.concepts[code]
+        if kind == "picture+name":
+            return concept.name
+        varied = concept.tones or concept.gender or concept.base != code
+        return concept.role if varied or code in self._toned_bases() else concept.group
+
+    def _toned_bases(self) -> frozenset[str]:
+        if not self._bases:
+            self._bases.append(frozenset(c.base for c in self.concepts.values() if c.tones))
+        return self._bases[0]
 
     def called(self, name: str, language: str) -> list[str]:
         """Codes that have this name in a language."""

@@ -12,6 +12,7 @@ from typing import Any
 from retrv_r1.data.pictographs.cells import CellData
 from retrv_r1.data.pictographs.draft import Draft
 from retrv_r1.data.pictographs.phrases import BY_KEY, CELLS, FAMILIES, dataset
+from retrv_r1.data.pictographs.splits import order
 from retrv_r1.data.pictographs.store import Picture
 from retrv_r1.data.pictographs.world import Candidate, World, image_path
 
@@ -29,10 +30,6 @@ def write_text(path: Path, text: str) -> None:
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """Writes one JSON object a line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _number(did: str) -> int:
-    return int(did.split(":")[1])
 
 
 def candidate_row(candidate: Candidate) -> Row:
@@ -125,9 +122,13 @@ def write_cell(root: Path, world: World, cell: CellData, first: int) -> list[Row
 
 
 def write_pool(path: Path, world: World, dids: Iterable[str]) -> None:
-    """Writes a candidate pool, sorted by number."""
+    """Writes a candidate pool in an order that tells nothing.
+
+    Positives are numbered before the rest; sorted by number, ties would favour them.
+    """
     by_did = world.candidates.by_did
-    write_jsonl(path, (candidate_row(by_did[d]) for d in sorted(set(dids), key=_number)))
+    shuffled = sorted(set(dids), key=lambda did: order(world.seed, "pool", did))
+    write_jsonl(path, (candidate_row(by_did[did]) for did in shuffled))
 
 
 def union_stem(scene: str) -> str:
