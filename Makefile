@@ -44,12 +44,12 @@ clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(NATIVE) | $(BIN)/python
+$(INSTALLED): pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(NATIVE) | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_FLAGS) \
 	  -e '.[$(EXTRAS)]'
 	@touch $@
 
-$(BIN)/python:
+$(BIN)/pip:
 	@command -v "$(PYTHON)" >/dev/null || { \
 	  echo 'There is no $(PYTHON) here: install Python 3.11 or newer, or name one: make PYTHON=…' >&2; \
 	  exit 1; }
