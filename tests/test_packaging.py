@@ -26,18 +26,7 @@ PACKAGES = {
     "retrv_engine": ROOT / "engine" / "retrv_engine",
     "retrv_kernels": ROOT / "kernels" / "retrv_kernels",
 }
-SHIPPED = {
-    ".py",
-    ".pyi",
-    ".json",
-    ".jsonl",
-    ".safetensors",
-    ".txt",
-    ".png",
-    ".html",
-    ".yaml",
-    ".toml",
-}
+LEFT_OUT = {".cpp", ".h", ".pyc", ".so"}
 
 
 def build_wheel(folder: Path, **env: str) -> zipfile.ZipFile:
@@ -85,7 +74,7 @@ def sources() -> set[str]:
         f"{package}/{path.relative_to(folder).as_posix()}"
         for package, folder in PACKAGES.items()
         for path in folder.rglob("*")
-        if path.suffix in SHIPPED and path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and path.suffix not in LEFT_OUT
     }
 
 
