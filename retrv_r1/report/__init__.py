@@ -1,0 +1,7 @@
+"""What a ranking looks like: in the terminal, as a page, and as the HTTP response form."""
+
+from retrv_r1.report.html import render_html, write_html
+from retrv_r1.report.response import to_response
+from retrv_r1.report.terminal import print_ranking
+
+__all__ = ["print_ranking", "render_html", "to_response", "write_html"]

@@ -1,0 +1,47 @@
+"""The response form that rerank clients read (Cohere, Jina), with our own part under ``retrv``."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any
+
+from retrv_r1.types import RankedResults
+
+
+def to_response(
+    results: RankedResults, *, request_id: str | None = None, created: int | None = None
+) -> dict[str, Any]:
+    """A ranking as JSON values.
+
+    ``usage`` counts rows that the language model read (the prompt, candidates included, and what
+    was inspected) as prompt tokens and what it wrote as completion tokens; timings are seconds.
+
+    Args:
+        request_id: the response's id; a new random one by default.
+        created: Unix time; now by default.
+    """
+    tokens = results.tokens
+    read = tokens.prompt + tokens.inspected
+    return {
+        "id": request_id or f"rerank-{uuid.uuid4().hex}",
+        "object": "rerank",
+        "created": int(time.time()) if created is None else created,
+        "model": results.model,
+        "results": [
+            {"index": row.index, "id": row.item.id, "relevance_score": row.score} for row in results
+        ],
+        "usage": {
+            "prompt_tokens": read,
+            "completion_tokens": tokens.generated,
+            "total_tokens": read + tokens.generated,
+        },
+        "retrv": {
+            "answer": results.answer,
+            "reasoning": results.reasoning,
+            "inspected": list(results.inspected),
+            "timings": dict(results.timings),
+            "mode": results.mode,
+            "well_formed": results.well_formed,
+        },
+    }

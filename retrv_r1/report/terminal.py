@@ -1,0 +1,94 @@
+"""A ranking for a reader at a terminal, or of a pipe."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from retrv_r1.report.view import (
+    Step,
+    name_of,
+    printable,
+    reasoning_steps,
+    seconds,
+    timing_shares,
+)
+from retrv_r1.types import RankedItem, RankedResults
+
+_BLOCKS = " ▏▎▍▌▋▊▉█"
+_BAR = 12
+
+
+def print_ranking(results: RankedResults, console: Console, *, candidates: int) -> None:
+    """Prints the ranking, then the reasoning, then what it took.
+
+    Args:
+        candidates: how many there were, which may be more than the ranking shows.
+    """
+    plain = not console.encoding.lower().startswith("utf")
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
+    marks = [_mark(row, results.answer) for row in results]
+    table.add_column("#", justify="right", style="bold", no_wrap=True)
+    table.add_column("score", no_wrap=True)
+    table.add_column("candidate")  # the one that gives way on a narrow terminal
+    table.add_column("", no_wrap=True)
+    for rank, (row, mark) in enumerate(zip(results, marks, strict=True), start=1):
+        answer = row.index == results.answer
+        bar = Text(_bar(row.score, plain), "green" if answer else "cyan")
+        score = Text.assemble(f"{row.score:.3f} ", bar)
+        table.add_row(str(rank), score, _name(row, "bold green" if answer else ""), mark)
+    console.print(table)
+    if results.reasoning:
+        console.print(Text("\nreasoning", "bold"))
+        for step in reasoning_steps(results.reasoning, candidates):
+            console.print(_step(step, plain))
+    if not results.well_formed:
+        console.print(Text("the reasoning did not end in a well-formed answer", "yellow"))
+    console.print(Text("\n" + _footer(results, candidates), "dim"))
+
+
+def _bar(score: float, plain: bool) -> str:
+    eighths = round(min(max(score, 0.0), 1.0) * _BAR * 8)
+    if plain:
+        return ("#" * round(eighths / 8)).ljust(_BAR)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_BLOCKS[rest] if rest else "")).ljust(_BAR)
+
+
+def _name(row: RankedItem, style: str) -> Text:
+    name = name_of(row.item, row.index).replace("\n", " ")
+    text = printable(row.item.text or "").replace("\n", " ")
+    rest = f"  {text}" if text and text != name else ""
+    label = f"[{row.index + 1}] "
+    parts = ((label, "dim"), (name, style), (rest, "dim"))
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+
+
+def _mark(row: RankedItem, answer: int | None) -> Text:
+    chosen = row.index == answer
+    marks = [word for word, on in (("answer", chosen), ("inspected", row.inspected)) if on]
+    return Text(", ".join(marks), "green" if chosen else "magenta")
+
+
+def _step(step: Step, plain: bool) -> Text:
+    line = Text("  ")
+    if step.inspected is not None:
+        line.append("> inspects " if plain else "▸ inspects ", "magenta")
+        line.append(f"[{step.inspected + 1}] ", "bold")
+    for part in step.parts:
+        line.append(part.text, "" if part.candidate is None else "bold")
+    return line
+
+
+def _footer(results: RankedResults, candidates: int) -> str:
+    tokens, timings = results.tokens, timing_shares(results)
+    phases = ", ".join(f"{share.name} {share.text}" for share in timings)
+    total = seconds(sum(share.value for share in timings))
+    mode = "reasoning" if results.mode == "reason" else "fast"
+    return (
+        f"{printable(results.model)}, {mode} mode: {total}"
+        + (f" ({phases})" if phases else "")
+        + f"\n{candidates} candidates as {tokens.candidates} of {tokens.prompt} prompt rows, "
+        f"{tokens.inspected} rows inspected, {tokens.generated} tokens written"
+    )
