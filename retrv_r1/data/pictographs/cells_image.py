@@ -14,7 +14,7 @@ from retrv_r1.data.pictographs.world import spread
 def image_to_text(desk: Desk, count: int) -> list[Draft]:
     """Picture → name."""
     world = desk.world
-    drafts = []
+    drafts: list[Draft] = []
     for style, code in spread(
         desk.queries(desk.scene.query_styles), lambda p: world.base(p[1]), count, desk.rng
     ):
@@ -28,7 +28,7 @@ def image_to_image(desk: Desk, count: int) -> list[Draft]:
     """Picture → the same thing in another style."""
     world = desk.world
     pictures = desk.queries(desk.scene.source_styles)
-    drafts = []
+    drafts: list[Draft] = []
     wanted = spread(pictures, lambda p: world.base(p[1]), len(pictures), desk.rng)
     for style, code in wanted:
         if len(drafts) == count:
@@ -52,18 +52,17 @@ def both_to_text(desk: Desk, count: int) -> list[Draft]:
         for lang in world.languages(code)
         if (code, lang) not in held
     ]
-    drafts = []
+    drafts: list[Draft] = []
     for style, code, lang in spread(asked, lambda p: world.base(p[1]), count, desk.rng):
-        text = world.candidates.text
 
         def foreign(other: str, lang: str = lang) -> str | None:
             name = world.name_in(other, lang) if (other, lang) not in held else ""
-            return text(name, other, "foreign", lang) if name else None
+            return world.candidates.text(name, other, "foreign", lang) if name else None
 
         positive = foreign(code)
         assert positive is not None
         wrong = [
-            text(world.name_in(code, x), code, "foreign", x)
+            world.candidates.text(world.name_in(code, x), code, "foreign", x)
             for x in world.languages(code)
             if x != lang and (code, x) not in held
         ]
@@ -102,7 +101,7 @@ def _changed(
         for style in desk.styles(change.source, scene.query_styles)
     ]
     # Kinds take turns, else colours and clocks drown among skin tones.
-    drafts = []
+    drafts: list[Draft] = []
     kinds = sorted({change.kind for _, change in asked})
     rows = {
         kind: spread(

@@ -49,8 +49,8 @@ def text_to_text(desk: Desk, count: int) -> list[Draft]:
         alike = [c for c in world.called(text, language) if world.side(c) in sides]
         positives = [desk.name_of(c) for c in dict.fromkeys([code, *alike])]
         negatives = desk.negatives(code, desk.name_of, positives)
-        details = {"language": language}
-        drafts.append(Draft(text, None, code, "foreign", positives, negatives, details))
+        asked_in = {"language": language}
+        drafts.append(Draft(text, None, code, "foreign", positives, negatives, asked_in))
     return drafts
 
 
@@ -102,6 +102,6 @@ def text_to_both(desk: Desk, count: int) -> list[Draft]:
         alike = [c for c in world.called(text, language) if c in desk.pool and c != code]
         positives = [did for c in (code, *alike) for did in desk.named(c, kind)]
         negatives = desk.negatives(code, desk.both_of(kind), positives, alike)
-        details = {"language": language}
-        drafts.append(Draft(text, None, code, "foreign", positives, negatives, details))
+        asked_in = {"language": language}
+        drafts.append(Draft(text, None, code, "foreign", positives, negatives, asked_in))
     return drafts

@@ -62,11 +62,11 @@ def _variants(members: list[Concept]) -> Iterable[Change]:
             elif tone is not None and gender:
                 if tone:
                     noun = _noun(target)
-                    phrases = (
+                    asked = (
                         f"as a {noun} with {tone} skin tone",
                         f"make it a {noun} with {tone} skin",
                     )
-                    yield Change("tone and gender", source.code, target.code, phrases)
+                    yield Change("tone and gender", source.code, target.code, asked)
             elif tone is not None:
                 yield Change("tone", source.code, target.code, _tone_phrases(tone))
             elif gender:

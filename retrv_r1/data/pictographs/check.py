@@ -33,12 +33,12 @@ def check(root: Path) -> dict[str, int]:
     Raises:
         LeakError: naming the first query or candidate that breaks a promise.
     """
-    manifest = json.loads((root / "held_out.json").read_text(encoding="utf-8"))
-    banned = set(manifest["texts"])
-    train_styles = set(manifest["train_styles"])
+    held = json.loads((root / "held_out.json").read_text(encoding="utf-8"))
+    banned = {*held["texts"], *held["translation_texts"]}
+    train_styles = set(held["train_styles"])
     metadata = {row["did"]: row for row in _rows(root / "metadata.jsonl")}
     queries = {row["qid"]: row for row in _rows(root / "query_metadata.jsonl")}
-    hidden = {(code, lang) for code, lang, _ in manifest["translations"]}
+    hidden = {(code, lang) for code, lang, _ in held["translations"]}
     counts = {"queries": 0, "candidates": len(metadata), "training texts": 0}
     for path in sorted((root / "query").glob("*/*.jsonl")):
         local = root / "cand_pool" / "local" / f"{path.stem}_cand_pool.jsonl"

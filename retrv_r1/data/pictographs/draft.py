@@ -73,7 +73,7 @@ class Desk:
         if len(styles) > BOTH_POSITIVES:
             rest = [s for s in styles if s != first]
             keep = self.rng.sample(rest, BOTH_POSITIVES - (first in styles))
-            styles = [first] * (first in styles) + keep
+            styles = ([first] if first in styles else []) + keep
         return [self.world.candidates.both(s, code, text, kind) for s in styles]
 
     # near concepts --------------------------------------------------------------
@@ -155,7 +155,9 @@ class Desk:
             for word in concept.keywords:
                 if concept.base not in toned and not concept.is_flag and word != concept.name:
                     holders[word].add(code)
-        banned = self.world.splits.banned if self.scene.name != "unseen" else frozenset()
+        splits = self.world.splits
+        banned = splits.banned if self.scene.name != "unseen" else frozenset()
+        banned = banned | splits.translated if self.scene.training else banned
         found: dict[tuple[str, ...], list[str]] = {}
         for code in self.scene.targets:
             words = [w for w in concepts[code].keywords if code in holders[w] and w not in banned]

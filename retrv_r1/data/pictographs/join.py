@@ -44,11 +44,10 @@ class Joiner:
     def __init__(self, concepts: Mapping[str, Concept], packs: Mapping[str, Mapping[str, Any]]):
         self._concepts = concepts
         self._packs = packs
+        self._synonyms = {name: synonyms(name) for name in packs}
         self._by_name: dict[str, str] = {}
         self._toned = {
-            (self._bare(c.code), c.tones[0]): c.code
-            for c in concepts.values()
-            if len(c.tones) == 1
+            (self._bare(c.code), c.tones[0]): c.code for c in concepts.values() if len(c.tones) == 1
         }
         self._claim((normalise(c.name), c.code) for c in concepts.values())
         self._claim((normalise(alias), code) for code, alias in _flag_names(concepts))
@@ -70,7 +69,7 @@ class Joiner:
 
     def _chars(self, pack: Mapping[str, Any]) -> dict[str, str]:
         """Slug -> code of a set's own character table."""
-        table = {}
+        table: dict[str, str] = {}
         for key, slug in pack.get("chars", {}).items():
             code = "-".join(p for p in key.upper().split("-") if p != "FE0F")
             if code in self._concepts:
@@ -112,8 +111,8 @@ class Joiner:
         return joined, unjoined
 
     def _code_in(self, name: str, slug: str, pack: Mapping[str, Any]) -> str | None:
-        if known := synonyms(name).get(slug):
-            return self._by_name.get(normalise(known))
+        if slug in self._synonyms[name]:
+            return self._by_name.get(normalise(self._synonyms[name][slug]))
         if name == "streamline-emojis":  # `-1`, `-2` … number the drawings of one thing
             if slug in pack.get("metadata", {}).get("categories", {}).get("Flags", ()):
                 return self._by_name.get(normalise(f"flag of {slug}")) or self.code(slug)

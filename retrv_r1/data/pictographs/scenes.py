@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from retrv_r1.data.pictographs.world import World
 
+# Squares and diamonds that differ from another one in size alone, which cropping takes away.
+SAME_SHAPE = frozenset({"25AA", "25AB", "25FB", "25FC", "25FD", "25FE", "1F538", "1F539"})
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -40,7 +43,7 @@ class Scene:
 def scenes(world: World) -> list[Scene]:
     """Training first, then the evaluations."""
     roles, concepts = world.roles, world.concepts
-    usable = [c.code for c in concepts.values() if c.tone != "mixed"]
+    usable = [c.code for c in concepts.values() if c.tone != "mixed" and c.code not in SAME_SHAPE]
     known = [c for c in usable if world.side(c) == "known"]
     held = [c for c in usable if world.side(c) == "composition"]
     unseen = [c for c in usable if world.side(c) == "unseen"]

@@ -32,6 +32,8 @@ class Splits:
         composed: bases from which combinations are held out.
         translations: (code, language) -> `val` or `test`; never asked or answered in training.
         banned: texts that name something held out, and so never occur in training.
+        translated: texts of the held-out translations, where nothing else is called so; they
+            never occur in training either.
     """
 
     unseen: frozenset[str]
@@ -39,6 +41,7 @@ class Splits:
     composed: frozenset[str]
     translations: Mapping[tuple[str, str], str] = field(default_factory=dict)
     banned: frozenset[str] = frozenset()
+    translated: frozenset[str] = frozenset()
 
     def side(self, concept: Concept) -> Side:
         """The side a concept is on."""
@@ -133,6 +136,12 @@ def make_splits(
     hidden = [c for c in concepts.values() if c.base in unseen or c.code in held]
     known = {c.code: c for c in concepts.values() if c.base not in unseen and c.code not in held}
     translations = _translations(known, seed, val_translations, test_translations)
+    taught = {c.name for c in known.values()} | {
+        name
+        for c in known.values()
+        for lang, name in c.names.items()
+        if (c.code, lang) not in translations
+    }
     return Splits(
         unseen=frozenset(unseen),
         held=frozenset(held),
@@ -140,4 +149,5 @@ def make_splits(
         translations=translations,
         banned=frozenset(t for c in hidden for t in (c.name, *c.names.values()))
         - {c.name for c in known.values()},
+        translated=frozenset(known[code].names[lang] for code, lang in translations) - taught,
     )

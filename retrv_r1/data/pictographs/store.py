@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections import defaultdict
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from retrv_r1.data.pictographs.concepts import Concept
@@ -50,7 +50,7 @@ def load_pixels(paths: Mapping[str, Mapping[str, Path]], size: int, target: Path
     """
     count = sum(len(codes) for codes in paths.values())
     spool = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    array: NDArray[np.uint8] = np.lib.format.open_memmap(
+    array = np.lib.format.open_memmap(
         spool, mode="w+", dtype=np.uint8, shape=(count, size, size, 4)
     )
     digests = []
@@ -60,18 +60,12 @@ def load_pixels(paths: Mapping[str, Mapping[str, Path]], size: int, target: Path
             with Image.open(path) as image:
                 pixels = np.asarray(image)
             array[row] = pixels
-            digests.append(pixels.tobytes().hex() if pixels.size < 64 else _digest(pixels))
+            digests.append(hashlib.sha256(pixels.tobytes()).hexdigest())
             row += 1
     array.flush()
     del array
     os.replace(spool, target)
     return digests
-
-
-def _digest(pixels: NDArray[np.uint8]) -> str:
-    import hashlib
-
-    return hashlib.sha256(pixels.tobytes()).hexdigest()
 
 
 def rows(

@@ -16,7 +16,7 @@ blackleftpointingdoublearrow=fast reverse button
 blackrightpointingdoublearrow=fast-forward button|blackleftpointingarrow=reverse button
 blackrightpointingarrow=play button|blacktelephone=telephone
 blackuniversalrecyclingsymbol=recycling symbol|blonde=person blond hair|bookmarktab=bookmark tabs
-bolt=high voltage|bow=bow and arrow|bowing=person bowing|bride=person with veil|bullhorn=megaphone
+bolt=high voltage|bow=ribbon|bowing=person bowing|bride=person with veil|bullhorn=megaphone
 bunny=rabbit face|catside=cat|cat=cat face|cellphone=mobile phone|celticcross=latin cross
 chartdownwardstrend=chart decreasing|chartupwardstrend=chart increasing
 chartupwardstrendyen=chart increasing with yen|chilipepper=hot pepper|chineseflag=flag of china
@@ -31,6 +31,8 @@ clock4thirty=four-thirty|clock5thirty=five-thirty|clock6oclock=six o'clock
 clock6thirty=six-thirty|clock7oclock=seven o'clock
 closedmailboxlowered=closed mailbox with lowered flag
 closedmailboxraised=closed mailbox with raised flag|coldsweat=anxious face with sweat
+construction=building construction|constructionsign=construction|darksunglasses=sunglasses
+sunglasses=smiling face with sunglasses|keyboard=|wiredkeyboard=keyboard|heartblue=|tramcar=
 compression=clamp|confetti=confetti ball|confounded=confounded face|confused=confused face
 construct=construction worker|cop=police officer|couplekiss=kiss|crying=crying face
 curryandrice=curry rice|daggerknife=dagger|dancer=woman dancing|dash=dashing away
@@ -46,7 +48,7 @@ exclaimationquestionmark=exclamation question mark|expressionless=expressionless
 fallingleaf=fallen leaf|fatherchristmas=santa claus|fearful=fearful face
 fireworksparkler=sparkler|fishcakeswirl=fish cake with swirl|fishingpoleandfish=fishing pole
 fistedhand=oncoming fist|flexbicep=flexed biceps|flushed=flushed face|forkknife=fork and knife
-framewithpicture=framed picture|frontfacingchick=front-facing baby chick|frown=frowning face
+framewithpicture=framed picture|frontfacingchick=front-facing baby chick|frown=person frowning
 gem=gem stone|girlgirl=women holding hands|guyguy=men holding hands
 girlguy=woman and man holding hands|gma=old woman|gpa=old man|golfer=person golfing
 greatbritainflag=flag of united kingdom|grimacing=grimacing face|grin=grinning face
@@ -55,7 +57,7 @@ grintears=face with tears of joy|grinwideeyes=grinning face with big eyes
 grineyes=grinning face with smiling eyes|guapimao=person with skullcap|guardsman=guard
 haircut=person getting haircut|halo=smiling face with halo|hampster=hamster
 handheldvideocamera=video camera|hands=raising hands|headmassage=person getting massage
-heartarrow=heart with arrow|heartblue=blue heart|heartgreen=green heart|heartpurple=purple heart
+heartarrow=heart with arrow|heartgreen=green heart|heartpurple=purple heart
 heartyellow=yellow heart|heartribbon=heart with ribbon|hearteyes=smiling face with heart-eyes
 heavyexclaimationmarksymbol=red exclamation mark|heavymultiplicationsymbol=multiply
 heavylatincross=latin cross|heels=high-heeled shoe|highbrightness=bright button
@@ -100,7 +102,7 @@ openmailboxlowered=open mailbox with lowered flag|openmailboxraised=open mailbox
 openmouth=face with open mouth|opticaldisc=optical disk|outbox=outbox tray
 pensive=pensive face|perservere=persevering face|personalcomputer=laptop|pig=pig face|pigside=pig
 pigsnout=pig nose|playingcardblackjoker=joker|policecarsrevolvinglight=police car light
-poo=pile of poo|potablewatersystem=potable water|pout=enraged face|pouting=person pouting
+poo=pile of poo|potablewatersystem=potable water|pout=person pouting|pouting=enraged face
 pray=folded hands|present=wrapped gift|putlitterinitsplacesymbol=litter in bin sign
 racecar=racing car|raincloud=cloud with rain|raisedhandsfingerssplayed=hand with fingers splayed
 raisedhandpartfingers=vulcan salute|relieved=relieved face|ringingbell=bell
@@ -134,14 +136,17 @@ whitesunbehindcloud=sun behind large cloud|whitesunsmallcloud=sun behind small c
 winking=winking face|womansshirt=woman's clothes|worried=worried face|horse=horse|cow=cow
 monkey=monkey|uppointingredtriangle=red triangle pointed up|wolfface=wolf|frog=frog|bear=bear
 downpointingredtriangle=red triangle pointed down|pandaface=panda|alienmonster=alien monster
-koala=koala|partypopper=party popper|flaginhole=flag in hole|dizzy=dizzy|heavylargecircle=hollow red circle
-oncomingautomobile=oncoming automobile|fishingpole=fishing pole|radiobutton=radio button
-dango=dango|euro=euro banknote|frowning=frowning face|highspeedtrain=high-speed train
+koala=koala|partypopper=party popper|flaginhole=flag in hole|dizzy=dizzy
+heavylargecircle=hollow red circle|oncomingautomobile=oncoming automobile
+fishingpole=fishing pole|radiobutton=radio button|dango=dango|euro=euro banknote|highspeedtrain=high-speed train
+"""
+_STREAMLINE = """
+champagne-glass-1=|gesturing-ok-1=woman gesturing ok|turkey=flag of türkiye
 """
 _OTHERS = """
 dizzy-face=face with crossed-out eyes|crazy-face=zany face
 man-in-business-suit-levitating=person in suit levitating
-champagne-glass-1=clinking glasses|game-dice=game die|gesturing-ok-1=person gesturing ok
+game-dice=game die
 red-wine-glass=wine glass|flag-for-swaziland=flag of eswatini
 flag-for-heard-and-mcdonald-islands=flag of heard & mcdonald islands
 """
@@ -153,5 +158,7 @@ def _table(text: str) -> dict[str, str]:
 
 
 def synonyms(style: str) -> dict[str, str]:
-    """Slug -> English name for one icon set."""
-    return _table(_FXEMOJI) if style == "fxemoji" else _table(_OTHERS)
+    """Slug -> English name for one icon set; an empty name for a drawing to leave out."""
+    if style == "fxemoji":
+        return _table(_FXEMOJI)
+    return _table(_OTHERS) | (_table(_STREAMLINE) if style == "streamline-emojis" else {})

@@ -67,9 +67,7 @@ class Candidates:
         return self._add((style, code, text), text=text, style=style, code=code, kind=kind)
 
 
-def spread(
-    items: Iterable[T], base: Callable[[T], str], count: int, rng: random.Random
-) -> list[T]:
+def spread(items: Iterable[T], base: Callable[[T], str], count: int, rng: random.Random) -> list[T]:
     """Up to `count` items, one of each base at a time, so that bases with many variants do not
     crowd out the others."""
     rows: dict[str, list[T]] = defaultdict(list)

@@ -1,0 +1,76 @@
+"""Loading a checkpoint by name, with errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.types import CheckpointError
+
+SHIPPED = Path(__file__).parent / "checkpoints"
+
+
+def resolve(name: str | Path) -> Path | str:
+    """The directory of a shipped checkpoint or a local one; else ``name`` as a hub id."""
+    if (SHIPPED / str(name) / "config.json").is_file():
+        return SHIPPED / str(name)
+    path = Path(name)
+    if path.exists():
+        return path
+    if str(name).count("/") == 1 and not str(name).startswith((".", "/", "~")):
+        return str(name)
+    shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
+    raise CheckpointError(
+        f"no checkpoint {str(name)!r}: give a directory, a hub id like owner/name, or one of the "
+        f"shipped ones ({', '.join(shipped) or 'none in this installation'})"
+    )
+
+
+def _check(path: Path) -> None:
+    config = path / "config.json"
+    if not config.is_file():
+        raise CheckpointError(f"{path} is not a checkpoint: it has no config.json")
+    try:
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{config} is damaged: {error}") from error
+    if model_type != "retrv_r1":
+        raise CheckpointError(
+            f"{path} holds a {model_type!r} model, not 'retrv_r1'; to start from a Qwen2.5-VL "
+            "checkpoint use retrv_r1.model.from_backbone, then train it"
+        )
+
+
+def load_checkpoint(
+    name: str | Path, dtype: torch.dtype | None = None
+) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
+    """Model and processor of a checkpoint.
+
+    Args:
+        name: a shipped checkpoint, a directory, or a hub id (downloaded by transformers).
+        dtype: of the weights; as saved when None.
+    Raises:
+        CheckpointError: missing, damaged, or of another format.
+    """
+    source = resolve(name)
+    if isinstance(source, Path):
+        _check(source)
+    try:
+        model, info = RetrvR1ForConditionalGeneration.from_pretrained(
+            source, dtype=dtype or "auto", output_loading_info=True
+        )
+        processor = RetrvR1Processor.from_pretrained(source, model.config)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"cannot load the checkpoint {name}: {error}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("safetensors"):
+            raise CheckpointError(f"the weights of {name} are damaged: {error}") from error
+        raise
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise CheckpointError(f"{name} lacks {len(missing)} weights, {missing[0]} among them")
+    return model, processor

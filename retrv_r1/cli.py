@@ -1,0 +1,283 @@
+"""The command line: arguments and calls; the work is done elsewhere.
+
+Heavy modules are imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from retrv_r1 import __version__
+from retrv_r1.types import Item, ItemError, RetrvError
+
+_PIPE_WIDTH = 240
+"""Columns where no terminal says how many it has."""
+
+
+class _Group(TyperGroup):
+    """Ends with one clean line where the caller, Ctrl-C or a closed pipe is the cause."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except RetrvError as error:
+            line = Text(f"error: {' '.join(str(error).split())}", "red")
+            Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted\n")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # What is still buffered has no reader: let the flush at exit go nowhere, silently.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+
+
+class _Console(Console):
+    """A console whose closed pipe is the group's business, like that of every other write."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+class _Mode(StrEnum):
+    reason = "reason"
+    fast = "fast"
+
+
+class _Stage(StrEnum):
+    embed = "embed"
+    pretrain = "pretrain"
+    align = "align"
+    sft = "sft"
+
+
+class _Split(StrEnum):
+    all = "all"
+    style = "style"
+    composition = "composition"
+    unseen = "unseen"
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Rerank pictures and texts with a model that reasons about two tokens per candidate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Build data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+_Model = Annotated[
+    str, typer.Option("--model", "-m", help='"tiny" (shipped), a directory, or a hub id.')
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"retrv-r1 {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def rerank(
+    query: Annotated[str, typer.Argument(help='What to look for; may be "" with --image.')],
+    candidates: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CANDIDATE...",
+            help="Pictures, folders of pictures, .txt (a text a line), .jsonl (an item a line), "
+            "or - for lines of standard input.",
+        ),
+    ],
+    image: Annotated[Path | None, typer.Option(help="A picture that belongs to the query.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show only the best N.")] = None,
+    mode: Annotated[
+        _Mode, typer.Option(help="reason: think and inspect; fast: answer off the prompt.")
+    ] = _Mode.reason,
+    model: _Model = "tiny",
+    instruction: Annotated[str | None, typer.Option(help="How the task is put.")] = None,
+    as_json: _Json = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page to this file as well.")] = None,
+) -> None:
+    """Rank candidates for a query, best first."""
+    from retrv_r1.report import print_ranking, render_html, to_response, write_html
+    from retrv_r1.sources import read_candidates
+
+    asked = _query(query, image)
+    if html is not None and html.is_dir():
+        raise RetrvError(f"cannot write {html}: it is a folder; name a file")
+    if "-" in candidates and sys.stdin.isatty():
+        sys.stderr.write("reading candidates from the terminal, one a line; end with Ctrl-D\n")
+    items = list(read_candidates(candidates, sys.stdin.buffer))
+    with _status(f"loading {model}"):
+        from retrv_r1.reranker import Reranker
+
+        reranker = Reranker.from_pretrained(model)
+    with _status(f"ranking {len(items)} candidates"):
+        results = reranker.rank(asked, items, top_k=top, mode=mode.value, instruction=instruction)
+    if as_json:
+        _print_json(to_response(results))
+    else:
+        print_ranking(results, _stdout(), candidates=len(items))
+    if html is not None:
+        write_html(render_html(results, candidates=items), html)
+
+
+def _query(text: str, image: Path | None) -> Item:
+    """The query's item; refuses a picture file given as text, which is never meant."""
+    from retrv_r1.images import SUFFIXES
+
+    if image is None and text.lower().endswith(SUFFIXES) and os.path.isfile(text):
+        raise ItemError(f'the query {text} is a picture file; write "" --image {text}')
+    try:
+        return Item(text=text or None, image=image)
+    except ItemError as error:
+        raise ItemError("the query is empty; give a text, --image, or both") from error
+
+
+@data.command()
+def pictographs(
+    out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Decides what is held out and what is asked.")] = 0,
+    style: Annotated[
+        list[str] | None, typer.Option(help="A picture style; repeat for several; default: all.")
+    ] = None,
+    limit_concepts: Annotated[
+        int | None, typer.Option(min=1, help="Keep only so many concepts, for trials.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option(" /--no-download", help="Use only styles that are already here.")
+    ] = True,
+) -> None:
+    """Build the pictograph set: emoji in many styles, asked in M-BEIR's task shapes."""
+    from retrv_r1.data.pictographs import build
+
+    with _usage_errors():
+        manifest = build(
+            out,
+            styles=style or None,
+            seed=seed,
+            size=size,
+            download=download,
+            limit_concepts=limit_concepts,
+        )
+    state = "built" if manifest.fresh else "already complete"
+    typer.echo(f"{state}: {manifest.root}  {len(manifest.counts)} tasks, hash {manifest.hash[:16]}")
+
+
+@app.command()
+def train(
+    stage: Annotated[_Stage, typer.Argument(help="What to train.")],
+    config: Annotated[Path, typer.Option(help="YAML file of the stage.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the result goes; the config's by default.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = True,
+) -> None:
+    """Train one stage: embed, pretrain (tiny only), align, sft."""
+    from retrv_r1.train import run
+
+    typer.echo(str(run(stage.value, config, out=out, resume=resume)))
+
+
+@app.command("eval")
+def evaluate(
+    dataset: Annotated[str, typer.Argument(help="Directory of a data set in M-BEIR's layout.")],
+    model: _Model = "tiny",
+    k: Annotated[str, typer.Option(help="Candidate counts, comma-separated.")] = "10,50",
+    split: Annotated[_Split, typer.Option(help="What was held out.")] = _Split.all,
+    limit: Annotated[int | None, typer.Option(min=1, help="Queries per cell.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report is written.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Measure recall over a data set's tasks, with the time and tokens it took."""
+    counts = _counts(k)
+    from retrv_r1.eval import render, run
+
+    report = run(dataset, model=model, k=counts, split=split.value, limit=limit, out=out)
+    if as_json:
+        _print_json(report)
+    else:
+        render(report, _stdout())
+
+
+@app.command()
+def doctor(as_json: _Json = False) -> None:
+    """Say what this installation can do, what it lacks, and how to add it."""
+    from retrv_r1 import doctor as checks
+
+    report = checks.report()
+    if as_json:
+        _print_json(report)
+    else:
+        checks.render(report, _stdout())
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 2:
+        raise typer.BadParameter(f"{text!r} is not a list like 10,50", param_hint="--k")
+    return counts
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Shows a called function's complaint about its arguments the way typer shows its own."""
+    try:
+        yield
+    except RetrvError:
+        raise
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+@contextmanager
+def _status(what: str) -> Iterator[None]:
+    """A spinner while something takes its time; nothing unless a terminal shows stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(Text(f"{what} …", "dim")):
+        yield
+
+
+def _stdout() -> Console:
+    piped = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return _Console(width=piped, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))

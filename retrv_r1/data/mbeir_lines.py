@@ -1,0 +1,193 @@
+"""The files of M-BEIR's format, line by line: candidates, queries, qrels, instructions."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from retrv_r1.types import RetrvError
+
+# Task id -> (modality of the query, modality of the candidates).
+TASKS: Mapping[int, tuple[str, str]] = {
+    0: ("text", "image"),
+    1: ("text", "text"),
+    2: ("text", "image,text"),
+    3: ("image", "text"),
+    4: ("image", "image"),
+    6: ("image,text", "text"),
+    7: ("image,text", "image"),
+    8: ("image,text", "image,text"),
+}
+_MODALITIES = frozenset({"text", "image", "image,text"})
+_ID = re.compile(r"\d+:\d+")
+
+
+class MBEIRError(RetrvError, ValueError):
+    """A directory or line that is not M-BEIR's format; the message names file and line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A candidate as it stands in a pool.
+
+    Args:
+        image: path relative to the data root.
+    """
+
+    did: str
+    text: str | None
+    image: str | None
+    modality: str
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A query with what is judged about it.
+
+    Args:
+        image: path relative to the data root.
+        positives: dids of relevant candidates, in the file's order.
+        negatives: dids of the listed hard negatives; may be empty.
+        instructions: the phrasings of its instruction; empty if the table has none.
+    """
+
+    qid: str
+    text: str | None
+    image: str | None
+    modality: str
+    task_id: int
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+    instructions: tuple[str, ...] = ()
+
+
+def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """The objects of a JSON-lines file, each with `file:line` for messages."""
+    with path.open(encoding="utf-8") as handle:
+        for number, line in enumerate(handle, 1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                cut = "" if line.endswith("\n") else "; the file seems to be cut off"
+                raise MBEIRError(f"{where}: not JSON ({error.msg}){cut}") from error
+            if not isinstance(row, dict):
+                raise MBEIRError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+            yield row, where
+
+
+def _text(row: Mapping[str, Any], key: str, where: str) -> str | None:
+    """An optional string; empty strings are none."""
+    if key not in row:
+        raise MBEIRError(f"{where}: the field {key!r} is missing")
+    value = row[key]
+    if value is not None and not isinstance(value, str):
+        raise MBEIRError(f"{where}: {key!r} must be a string or null")
+    return value if value and value.strip() else None
+
+
+def _image(row: Mapping[str, Any], key: str, where: str) -> str | None:
+    path = _text(row, key, where)
+    if path and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts):
+        raise MBEIRError(f"{where}: {key!r} must stay inside the data directory, not {path!r}")
+    return path
+
+
+def _identity(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = _text(row, key, where)
+    if value is None or not _ID.fullmatch(value):
+        raise MBEIRError(f"{where}: {key!r} must look like '9:12', not {row[key]!r}")
+    return value
+
+
+def _modality(
+    row: Mapping[str, Any], key: str, where: str, text: str | None, image: str | None
+) -> str:
+    value = _text(row, key, where)
+    if value not in _MODALITIES:
+        raise MBEIRError(f"{where}: {key!r} must be one of {sorted(_MODALITIES)}, not {value!r}")
+    for part, content in (("text", text), ("image", image)):
+        if part in value.split(",") and content is None:
+            raise MBEIRError(f"{where}: {key!r} is {value!r}, but there is no {part}")
+    return value
+
+
+def _ids(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = row.get(key) or []
+    if not isinstance(value, list) or not all(
+        isinstance(did, str) and _ID.fullmatch(did) for did in value
+    ):
+        raise MBEIRError(f"{where}: {key!r} must be a list of ids such as '9:12'")
+    return tuple(value)
+
+
+def parse_candidate(row: Mapping[str, Any], where: str) -> Candidate:
+    text, image = _text(row, "txt", where), _image(row, "img_path", where)
+    modality = _modality(row, "modality", where, text, image)
+    return Candidate(_identity(row, "did", where), text, image, modality)
+
+
+def parse_query(
+    row: Mapping[str, Any],
+    where: str,
+    judged: Mapping[str, list[str]],
+    prompts: Mapping[tuple[str, str, str], tuple[str, ...]],
+) -> Query:
+    qid = _identity(row, "qid", where)
+    text, image = _text(row, "query_txt", where), _image(row, "query_img_path", where)
+    modality = _modality(row, "query_modality", where, text, image)
+    task = row.get("task_id")
+    if not isinstance(task, int) or task not in TASKS:
+        raise MBEIRError(f"{where}: 'task_id' must be one of {sorted(TASKS)}, not {task!r}")
+    positives = _ids(row, "pos_cand_list", where) or tuple(judged.get(qid, ()))
+    if not positives:
+        raise MBEIRError(f"{where}: query {qid} has no positive, and the qrels have none either")
+    return Query(
+        qid=qid,
+        text=text,
+        image=image,
+        modality=modality,
+        task_id=task,
+        positives=positives,
+        negatives=_ids(row, "neg_cand_list", where),
+        instructions=prompts.get((qid.split(":")[0], modality, TASKS[task][1]), ()),
+    )
+
+
+def read_qrels(path: Path) -> dict[str, list[str]]:
+    """qid -> relevant dids; empty if there is no such file."""
+    found: dict[str, list[str]] = {}
+    if not path.is_file():
+        return found
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) not in (4, 5) or not fields[3].lstrip("-").isdigit():
+            raise MBEIRError(f"{path}:{number}: `qid 0 did 1 task_id` is needed, not {line!r}")
+        if int(fields[3]) > 0:
+            found.setdefault(fields[0], []).append(fields[2])
+    return found
+
+
+def read_instructions(path: Path) -> dict[tuple[str, str, str], tuple[str, ...]]:
+    """(dataset id, query modality, candidate modality) -> phrasings; empty without the file."""
+    found: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    if not path.is_file():
+        return found
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines[1:], 2):
+        fields = line.split("\t")
+        if not line.strip():
+            continue
+        if len(fields) < 5:
+            raise MBEIRError(f"{path}:{number}: five or more tab-separated columns are needed")
+        query, candidate, _, dataset = fields[:4]
+        found[dataset, query, candidate] = tuple(p.strip() for p in fields[4:] if p.strip())
+    return found

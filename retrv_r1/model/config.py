@@ -1,0 +1,93 @@
+"""Configuration of a Retrv-R1 checkpoint: backbone, compression, prompts, score policy."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+# Stored with the checkpoint, so that every engine and client ranks with the same words.
+DEFAULT_PROMPTS: dict[str, str] = {
+    "before_instruction": (
+        "<|im_start|>system\nYou rerank candidates for a query. Each candidate is shown as a "
+        "label and two compressed tokens. Reason between <think> and </think>: guess the ideal "
+        "result, rule out easy negatives, examine the hard candidates; to see a candidate in "
+        "full write <inspection-index-start>, its label, <inspection-index-end>. Then give the "
+        "label of the best candidate between <answer> and </answer>.<|im_end|>\n"
+        "<|im_start|>user\n"
+    ),
+    "instruction": "Find the candidate that matches the query.",
+    "before_query": "\nQuery: ",
+    "before_candidates": "\nCandidates:",
+    "after_candidates": "\nWhich candidate fits best?<|im_end|>\n<|im_start|>assistant\n",
+    "before_item": "<|im_start|>user\n",
+    "after_item": "\nDescribe this.<|im_end|>\n<|im_start|>assistant\n",
+}
+
+
+@dataclass(frozen=True)
+class ICMConfig:
+    """Shape of the information compression module (DESIGN §3).
+
+    Args:
+        heads_pool: heads of ATT₁, the pooling attention.
+        heads_relate: heads of ATT₂, candidate rows attending to query rows.
+        relate_dim: width of ATT₂'s queries and keys; None means a quarter of the hidden size.
+        norm_relation: RMS-norm the rows of R before they are pooled.
+        separate_relation_pool: give the relation token its own ATT₁ and embedding.
+        norm_eps: epsilon of every RMSNorm in the module.
+    """
+
+    heads_pool: int = 4
+    heads_relate: int = 8
+    relate_dim: int | None = None
+    norm_relation: bool = True
+    separate_relation_pool: bool = False
+    norm_eps: float = 1e-6
+
+
+class RetrvR1Config(PretrainedConfig):
+    """A backbone's config plus what Retrv-R1 adds.
+
+    Args:
+        backbone_config: config of a vision-language backbone (Qwen2.5-VL today).
+        icm: fields of :class:`ICMConfig`.
+        prompts: templates, see ``DEFAULT_PROMPTS`` for the keys.
+        score_temperature: divides label logits before the softmax that gives scores; fitted on
+            validation lists.
+        pad_to_square: pad pictures to squares before resizing (a tower trained on squares).
+    """
+
+    model_type = "retrv_r1"
+    sub_configs = {"backbone_config": AutoConfig}
+
+    def __init__(
+        self,
+        backbone_config: PretrainedConfig | dict[str, Any] | None = None,
+        icm: dict[str, Any] | None = None,
+        prompts: dict[str, str] | None = None,
+        score_temperature: float = 1.0,
+        pad_to_square: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(backbone_config, dict):
+            values = dict(backbone_config)
+            backbone_config = AutoConfig.for_model(values.pop("model_type", "qwen2_5_vl"), **values)
+        elif backbone_config is None:
+            backbone_config = AutoConfig.for_model("qwen2_5_vl")
+        self.backbone_config = backbone_config
+        self.icm = asdict(ICMConfig(**(icm or {})))
+        self.prompts = {**DEFAULT_PROMPTS, **(prompts or {})}
+        self.score_temperature = score_temperature
+        self.pad_to_square = pad_to_square
+        kwargs.setdefault("tie_word_embeddings", backbone_config.tie_word_embeddings)
+        super().__init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a feature row."""
+        return self.backbone_config.get_text_config().hidden_size
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
+        return self.backbone_config.get_text_config()

@@ -1,0 +1,93 @@
+"""First stage: a two-tower embedder with score fusion.
+
+A picture goes through a Qwen-VL vision tower, a text through a small bidirectional encoder; each
+is pooled and projected to one unit vector. An item with both has the normed sum of the two, the
+score-fusion form of UniIR (arXiv 2311.17136). Similarity is the dot product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, BertConfig, BertModel, PretrainedConfig, PreTrainedModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionTransformerPretrainedModel,
+)
+
+from retrv_r1.model.attention import use_packed_attention
+
+
+class RetrvEmbedderConfig(PretrainedConfig):
+    """Vision tower, text encoder, and the width of the shared space."""
+
+    model_type = "retrv_r1_embedder"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+
+    def __init__(
+        self,
+        vision_config: PretrainedConfig | dict[str, Any] | None = None,
+        text_config: PretrainedConfig | dict[str, Any] | None = None,
+        embedding_dim: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        vision = vision_config if isinstance(vision_config, dict) else {}
+        text = text_config if isinstance(text_config, dict) else {}
+        tower = Qwen2_5_VisionTransformerPretrainedModel.config_class
+        self.vision_config = (
+            vision_config if isinstance(vision_config, PretrainedConfig) else tower(**vision)
+        )
+        self.text_config = (
+            text_config if isinstance(text_config, PretrainedConfig) else BertConfig(**text)
+        )
+        self.embedding_dim = embedding_dim
+        super().__init__(**kwargs)
+
+
+class RetrvEmbedder(PreTrainedModel):
+    """Unit vectors of items, ``[m, embedding_dim]``."""
+
+    config_class = RetrvEmbedderConfig
+    _supports_sdpa = True
+
+    def __init__(self, config: RetrvEmbedderConfig) -> None:
+        super().__init__(config)
+        self.visual = Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config)
+        self.text = BertModel(config.text_config, add_pooling_layer=False)
+        self.picture_projection = nn.Linear(
+            config.vision_config.out_hidden_size, config.embedding_dim
+        )
+        self.text_projection = nn.Linear(config.text_config.hidden_size, config.embedding_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(2.7))
+        use_packed_attention(self.visual)
+        self.post_init()
+
+    def embed_pictures(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """Unit vectors of packed pictures, ``[i, embedding_dim]``."""
+        rows = self.visual(pixel_values, grid_thw=image_grid_thw).pooler_output
+        sizes = image_grid_thw.prod(-1) // self.visual.spatial_merge_unit
+        pooled = torch.segment_reduce(rows, "mean", lengths=sizes)
+        return nn.functional.normalize(self.picture_projection(pooled), dim=-1)
+
+    def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Unit vectors of padded texts ``[t, l]``, ``[t, embedding_dim]``."""
+        hidden = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask[..., None].to(hidden.dtype)
+        pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return nn.functional.normalize(self.text_projection(pooled), dim=-1)
+
+    @staticmethod
+    def fuse(
+        size: int,
+        pictures: tuple[Tensor, Tensor] | None,
+        texts: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Score fusion: each part is (item numbers, vectors); returns unit vectors ``[size, e]``."""
+        parts = [part for part in (pictures, texts) if part is not None]
+        if not parts:
+            raise ValueError("items without pictures and texts have no embedding")
+        total = parts[0][1].new_zeros(size, parts[0][1].shape[-1])
+        for index, vectors in parts:
+            total = total.index_add(0, index, vectors)
+        return nn.functional.normalize(total, dim=-1)

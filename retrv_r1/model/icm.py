@@ -1,0 +1,134 @@
+"""The information compression module: a candidate's rows become two tokens (direct form).
+
+    ATT(Q, K, V) = concat_h softmax((Q W_q)_h (K W_k)_hᵀ / √d_h) (V W_v)_h · W_o
+    t_con = ATT₁(e_con, T_c, T_c)
+    R     = ATT₂(T_c, T_q, T_q)
+    t_rel = ATT₁(e_con, R, R)
+
+from Retrv-R1 (arXiv 2510.02745); heads, norms and widths are ours (DESIGN §3). Inputs are
+RMS-normed per row; a final RMSNorm and a learned scale give both tokens the size of ordinary
+embeddings. :meth:`InformationCompressor.content` and :meth:`~InformationCompressor.relation` are
+the seam behind which a folded form can stand.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from retrv_r1.model.config import ICMConfig
+
+
+def pad_rows(features: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits packed rows ``[n, d]`` into ``[m, longest, d]`` and the mask of real rows."""
+    lengths = cu_seqlens.diff()
+    rows = pad_sequence(features.split(lengths.tolist()), batch_first=True)
+    mask = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
+    return rows, mask
+
+
+class Attention(nn.Module):
+    """ATT of the equation above; queries and keys may be narrower than the values."""
+
+    def __init__(self, hidden_size: int, heads: int, qk_dim: int) -> None:
+        super().__init__()
+        if hidden_size % heads or qk_dim % heads:
+            raise ValueError(f"{heads} heads divide neither {hidden_size} nor {qk_dim} evenly")
+        self.heads = heads
+        self.q_proj = nn.Linear(hidden_size, qk_dim, bias=False)
+        self.k_proj = nn.Linear(hidden_size, qk_dim, bias=False)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, query: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+        """``query [b, n_q, d]``, ``rows [b, n, d]``, ``mask [b, n]`` of real rows → ``[b, n_q, d]``."""
+        q, k, v = (
+            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projection, x in (
+                (self.q_proj, query),
+                (self.k_proj, rows),
+                (self.v_proj, rows),
+            )
+        )
+        out = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None, None, :])
+        return self.o_proj(out.transpose(1, 2).flatten(-2))
+
+
+class Pool(nn.Module):
+    """One learned query row pools many rows into one token: ATT₁ with its embedding."""
+
+    def __init__(self, hidden_size: int, heads: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(hidden_size))
+        self.attention = Attention(hidden_size, heads, hidden_size)
+
+    def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """``rows [b, n, d]``, already normed → ``[b, d]``."""
+        query = self.embedding.expand(rows.shape[0], 1, -1)
+        return self.attention(query, rows, mask).squeeze(1)
+
+
+class InformationCompressor(nn.Module):
+    """Compresses ragged candidates into content and relation tokens."""
+
+    def __init__(self, hidden_size: int, config: ICMConfig) -> None:
+        super().__init__()
+        self.config = config
+        relate_dim = config.relate_dim or hidden_size // 4
+        self.row_norm = nn.RMSNorm(hidden_size, config.norm_eps)
+        self.pool = Pool(hidden_size, config.heads_pool)
+        self.relate = Attention(hidden_size, config.heads_relate, relate_dim)
+        self.relation_norm = (
+            nn.RMSNorm(hidden_size, config.norm_eps) if config.norm_relation else nn.Identity()
+        )
+        self.relation_pool = (
+            Pool(hidden_size, config.heads_pool) if config.separate_relation_pool else None
+        )
+        # Final norms: their weight is the learned scale.
+        self.content_norm = nn.RMSNorm(hidden_size, config.norm_eps)
+        self.relation_token_norm = nn.RMSNorm(hidden_size, config.norm_eps)
+
+    @torch.no_grad()
+    def reset_parameters(self, initializer_range: float, token_scale: float) -> None:
+        """Fresh weights; ``token_scale`` is the RMS of the backbone's token embeddings."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=initializer_range)
+            elif isinstance(module, Pool):
+                nn.init.normal_(module.embedding)
+            elif isinstance(module, nn.RMSNorm):
+                nn.init.ones_(module.weight)
+        for norm in (self.content_norm, self.relation_token_norm):
+            nn.init.constant_(norm.weight, token_scale)
+
+    def content(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Content tokens of packed items.
+
+        Args:
+            features: rows of all items, ``[n, d]``.
+            cu_seqlens: row offsets, ``[m + 1]``; every item has at least one row.
+        Returns:
+            ``[m, d]``.
+        """
+        rows, mask = pad_rows(self.row_norm(features), cu_seqlens)
+        return self.content_norm(self.pool(rows, mask))
+
+    def relation(
+        self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
+    ) -> Tensor:
+        """Relation tokens of (candidate, query) pairs of packed items.
+
+        Args:
+            candidate: item number of each pair's candidate, ``[c]``.
+            query: item number of each pair's query, ``[c]``.
+        Returns:
+            ``[c, d]``.
+        """
+        if len(candidate) == 0:
+            return features.new_zeros(0, features.shape[-1])
+        rows, mask = pad_rows(self.row_norm(features), cu_seqlens)
+        query_width = int(mask[query].sum(-1).max())
+        related = self.relate(rows[candidate], rows[query, :query_width], mask[query, :query_width])
+        pool = self.relation_pool or self.pool
+        return self.relation_token_norm(pool(self.relation_norm(related), mask[candidate]))

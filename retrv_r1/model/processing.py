@@ -1,0 +1,114 @@
+"""From items to the tensors that the models take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from retrv_r1.images import load_image
+from retrv_r1.model.config import RetrvR1Config
+from retrv_r1.model.modeling import PackedItems
+from retrv_r1.model.tokens import TokenIds, encode_text
+from retrv_r1.types import Item, ItemError
+
+
+@dataclass(frozen=True)
+class EncodedItem:
+    """One item, ready to be packed.
+
+    Args:
+        text_ids: ids of its text, special tokens impossible.
+        patches: ``[p, patch_dim]`` of its picture, or None.
+        grid: patch grid (t, h, w) of the picture, or None.
+        rows: merged (h, w) grid of the picture's rows, or None.
+    """
+
+    text_ids: tuple[int, ...]
+    patches: Tensor | None = None
+    grid: tuple[int, int, int] | None = None
+    rows: tuple[int, int] | None = None
+
+    @property
+    def picture_rows(self) -> int:
+        return self.rows[0] * self.rows[1] if self.rows else 0
+
+    def __len__(self) -> int:
+        """Feature rows: what the language model would read at full length."""
+        return self.picture_rows + len(self.text_ids)
+
+
+class RetrvR1Processor:
+    """Tokenizer, picture preprocessing, and the packing of items."""
+
+    def __init__(
+        self,
+        config: RetrvR1Config,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Qwen2VLImageProcessorPil,
+        max_text_tokens: int = 4096,
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.tokens = TokenIds.of(tokenizer)
+        self.max_text_tokens = max_text_tokens
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, config: RetrvR1Config) -> RetrvR1Processor:
+        """Loads what :meth:`save_pretrained` wrote."""
+        return cls(
+            config,
+            AutoTokenizer.from_pretrained(path),
+            Qwen2VLImageProcessorPil.from_pretrained(path),
+        )
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Writes tokenizer and preprocessing beside the weights."""
+        self.tokenizer.save_pretrained(path)
+        self.image_processor.save_pretrained(path)
+
+    def encode(self, item: Item) -> EncodedItem:
+        """Encodes one item; raises :class:`ItemError` for an unreadable picture."""
+        ids: tuple[int, ...] = ()
+        if item.text and item.text.strip():
+            ids = tuple(encode_text(self.tokenizer, item.text)[: self.max_text_tokens])
+        if item.image is None:
+            if not ids:
+                raise ItemError("the text of an item has no tokens")
+            return EncodedItem(ids)
+        return EncodedItem(ids, *self.encode_picture(load_image(item.image)))
+
+    def encode_picture(
+        self, image: Image.Image
+    ) -> tuple[Tensor, tuple[int, int, int], tuple[int, int]]:
+        """Patches ``[p, patch_dim]``, patch grid (t, h, w) and merged grid (h, w) of a picture."""
+        if self.config.pad_to_square and image.width != image.height:
+            side = max(image.size)
+            square = Image.new("RGB", (side, side), "white")
+            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+            image = square
+        out = self.image_processor(images=[image], return_tensors="pt")
+        t, h, w = out["image_grid_thw"][0].tolist()
+        merge = self.image_processor.merge_size
+        return out["pixel_values"], (t, h, w), (h // merge, w // merge)
+
+    def pack(self, items: Sequence[EncodedItem]) -> PackedItems:
+        """Packs encoded items: a picture's rows first, then its text."""
+        image_pad = self.tokens.image_pad
+        ids = [i for item in items for i in [image_pad] * item.picture_rows + list(item.text_ids)]
+        lengths = torch.tensor([0, *(len(item) for item in items)])
+        patches = [item.patches for item in items if item.patches is not None]
+        grids = [item.grid for item in items if item.grid is not None]
+        return PackedItems(
+            ids=torch.tensor(ids, dtype=torch.long),
+            cu_seqlens=lengths.cumsum(0),
+            pixel_values=torch.cat(patches) if patches else None,
+            image_grid_thw=torch.tensor(grids) if grids else None,
+        )

@@ -1,0 +1,130 @@
+"""Special tokens and tokenizers.
+
+Candidate labels are single tokens, so that one forward pass gives a distribution over
+candidates. Text that comes from outside is always encoded by :func:`encode_text`, which cannot
+produce a special token, whatever the text looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+MAX_CANDIDATES = 128
+QWEN_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+RETRV_TOKENS = (
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "<inspection-index-start>",
+    "<inspection-index-end>",
+    "<|content|>",
+    "<|relation|>",
+)
+LABELS = tuple(f"<|cand_{k}|>" for k in range(1, MAX_CANDIDATES + 1))
+# Contractions, words with their leading space, single digits, punctuation, line ends, blanks.
+_PRE_TOKENS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """Ids of the tokens that steer a request; one place that knows their names."""
+
+    im_start: int
+    im_end: int
+    vision_start: int
+    vision_end: int
+    image_pad: int
+    think_start: int
+    think_end: int
+    answer_start: int
+    answer_end: int
+    inspect_start: int
+    inspect_end: int
+    content: int
+    relation: int
+    labels: tuple[int, ...]
+    pad: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> TokenIds:
+        """Looks the ids up; raises ``ValueError`` naming what the tokenizer lacks."""
+        vocabulary = tokenizer.get_vocab()
+        missing = [t for t in (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS) if t not in vocabulary]
+        if missing:
+            raise ValueError(f"the tokenizer lacks {missing[:3]}…: call add_retrv_tokens first")
+        names = {
+            "im_start": "<|im_start|>",
+            "im_end": "<|im_end|>",
+            "vision_start": "<|vision_start|>",
+            "vision_end": "<|vision_end|>",
+            "image_pad": "<|image_pad|>",
+            "think_start": "<think>",
+            "think_end": "</think>",
+            "answer_start": "<answer>",
+            "answer_end": "</answer>",
+            "inspect_start": "<inspection-index-start>",
+            "inspect_end": "<inspection-index-end>",
+            "content": "<|content|>",
+            "relation": "<|relation|>",
+            "pad": "<|endoftext|>",
+        }
+        assert set(names) | {"labels"} == {f.name for f in fields(cls)}
+        ids = {field: vocabulary[token] for field, token in names.items()}
+        return cls(**ids, labels=tuple(vocabulary[label] for label in LABELS))
+
+
+def add_retrv_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Adds what a backbone's tokenizer lacks of our special tokens; returns how many."""
+    return tokenizer.add_tokens(
+        [t for t in (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS) if t not in tokenizer.get_vocab()],
+        special_tokens=True,
+    )
+
+
+def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE with all special tokens, ``vocab_size`` entries in all."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PRE_TOKENS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*QWEN_TOKENS, *RETRV_TOKENS, *LABELS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=[*QWEN_TOKENS, *RETRV_TOKENS, *LABELS],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of untrusted text: a special token's name inside it becomes ordinary characters."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def encode_template(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of our own template text, in which special tokens are meant."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -1,0 +1,142 @@
+"""Stage ``align``: self-alignment of the compressor.
+
+Language model and tower are frozen. What the model says when it reads the two tokens must match
+what it says when it reads all rows: for the description of a candidate's content (from the
+content token alone) and for its relationship to the query (the choice from a list).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.train.chains import describe
+from retrv_r1.train.corpus import Corpus, ListSampler
+from retrv_r1.train.features import FeatureBank
+from retrv_r1.train.lists import ListCollator, ListOutput, run_lists
+from retrv_r1.train.loop import Stage
+from retrv_r1.train.pictures import side_of
+from retrv_r1.train.pretrain import answer_accuracy, described_pictures
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Args:
+    descriptions, lists, size: per step.
+    hard: share of close negatives.
+    views: augmented views of a picture that are kept.
+    """
+
+    descriptions: int = 64
+    lists: int = 16
+    size: int = 8
+    hard: float = 0.5
+    views: int = 3
+
+
+class AlignStage(Stage):
+    name = "align"
+
+    def __init__(
+        self,
+        model: RetrvR1ForConditionalGeneration,
+        processor: RetrvR1Processor,
+        corpus: Corpus,
+        config: AlignConfig,
+        seed: int,
+    ) -> None:
+        self.model, self.processor, self.corpus = model, processor, corpus
+        self.config, self.seed = config, seed
+        model.requires_grad_(False)
+        model.icm.requires_grad_(True)
+        side = side_of(processor.image_processor)
+        rows = side // processor.image_processor.patch_size // 2
+        self.collator = ListCollator(processor, (rows, rows))
+        self.sampler = ListSampler(corpus)
+        self.pictures = described_pictures(corpus)
+        self.bank = FeatureBank.build(
+            model, processor, corpus.bank, used_pictures(corpus), config.views, seed
+        )
+
+    def batch(self, step: int) -> dict[str, Any]:
+        config = self.config
+        rng = np.random.default_rng([self.seed, step])
+        chosen = [
+            self.pictures[i] for i in rng.integers(len(self.pictures), size=config.descriptions)
+        ]
+        names = [describe(entry) for entry in chosen]
+        lists = [self.sampler.draw(rng, config.size, config.hard) for _ in range(config.lists)]
+        label_seed = int(rng.integers(2**31))
+        batch: dict[str, Any] = {}
+        for reading in ("full", "compressed"):
+            batch[f"describe_{reading}"] = self.collator.describe(chosen, names, reading)
+            batch[f"lists_{reading}"] = self.collator.collate(
+                lists, np.random.default_rng(label_seed), reason=0.0, reading=reading
+            )
+        batch["describe_rows"] = self.bank.draw(batch["describe_full"].pictures, rng)
+        batch["list_rows"] = self.bank.draw(batch["lists_full"].pictures, rng)
+        return batch
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        outs: dict[str, ListOutput] = {}
+        for task, rows in (("describe", "describe_rows"), ("lists", "list_rows")):
+            with torch.no_grad():
+                outs[f"{task}_full"] = run_lists(self.model, batch[f"{task}_full"], batch[rows])
+            outs[f"{task}_compressed"] = run_lists(
+                self.model, batch[f"{task}_compressed"], batch[rows]
+            )
+        describe_loss = divergence(
+            target_logits(outs["describe_compressed"]), target_logits(outs["describe_full"])
+        )
+        list_loss = divergence(
+            outs["lists_compressed"].answer_logits(), outs["lists_full"].answer_logits()
+        )
+        token = self.processor.tokens.answer_start
+        match_loss, match_hits = outs["lists_compressed"].match_loss(token)
+        lists = batch["lists_compressed"]
+        return describe_loss + list_loss + match_loss, {
+            "describe_divergence": float(describe_loss),
+            "list_divergence": float(list_loss),
+            "match_accuracy": float(match_hits),
+            "answer_accuracy": answer_accuracy(outs["lists_compressed"].answer_logits(), lists),
+            "full_accuracy": answer_accuracy(
+                outs["lists_full"].answer_logits(), batch["lists_full"]
+            ),
+            "tokens": sum(b.tokens for k, b in batch.items() if not k.endswith("_rows")),
+        }
+
+    def save(self, out: Path) -> None:
+        self.model.save_pretrained(out)
+        self.processor.save_pretrained(out)
+
+
+def target_logits(out: ListOutput) -> Tensor:
+    """Logits at the target tokens, ``[targets, vocabulary]``."""
+    keep = out.batch.labels[:, 1:] != -100
+    return out.head(out.hidden[:, :-1][keep])
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher ‖ student), nats, mean over rows."""
+    log_p = nn.functional.log_softmax(teacher.float(), -1)
+    log_q = nn.functional.log_softmax(student.float(), -1)
+    return nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+
+
+def used_pictures(corpus: Corpus) -> list[int]:
+    """Bank rows of every picture that a corpus uses."""
+    return sorted(
+        {
+            entry.picture
+            for cell in corpus.cells.values()
+            for entry in (*cell.queries, *cell.pool)
+            if entry.picture is not None
+        }
+    )

@@ -1,0 +1,87 @@
+"""Chains of thought in the paper's four steps, made from the data's own metadata.
+
+Guess the ideal result, rule out the easy negatives, examine the hard candidates (inspecting the
+truly close ones), answer with the label. Wording and length vary; the examined candidates come in
+random order, so that neither their order nor the prompt's says which one is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from retrv_r1.train.corpus import Entry, ListExample
+
+_IDEAL = ("ideal: {}.", "the ideal result: {}.", "looking for {}.", "wanted: {}.")
+_EASY = (" most are far off.", " the others clearly differ.", " easy to rule out the rest.", "")
+_HARD = (" close:", " candidates:", " hard ones:", " worth a look:")
+_YES = (" {}, yes.", " {}, fits.", " {}, right.")
+_NO = (" {}, no.", " {}, wrong.", " {}, not it.")
+_DONE = (" so", " best:", " answer:")
+MAX_INSPECTIONS = 3
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a chain: words, a candidate's label, or an inspection of a candidate."""
+
+    kind: Literal["text", "label", "inspect"]
+    text: str = ""
+    candidate: int = -1
+
+
+def describe(entry: Entry) -> str:
+    """What a candidate shows, in a few words: its text, or the name of its picture."""
+    if entry.picture is None and entry.text:
+        return entry.text
+    return entry.meta.get("name") or entry.text or "a picture"
+
+
+def is_close(answer: Entry, other: Entry) -> bool:
+    """Whether two compressed tokens may not tell the candidates apart: one base, one subgroup."""
+    if answer.meta.get("base") and answer.meta.get("base") == other.meta.get("base"):
+        return True
+    words = set(describe(answer).lower().split()) & set(describe(other).lower().split())
+    if any(len(word) > 3 for word in words):
+        return True
+    subgroup = answer.meta.get("subgroup")
+    return bool(subgroup) and subgroup == other.meta.get("subgroup")
+
+
+def chain(example: ListExample, rng: np.random.Generator) -> list[Piece]:
+    """The reasoning of one list, without the surrounding tags."""
+
+    def one_of(choices: Sequence[str]) -> str:
+        return choices[int(rng.integers(len(choices)))]
+
+    answer = example.candidates[example.answer]
+    ranked = np.argsort(example.closeness)  # the answer itself first, then the closest
+    hard = [int(k) for k in ranked[1:] if is_close(answer, example.candidates[k])]
+    hard = hard[: int(rng.integers(1, MAX_INSPECTIONS + 1))]
+    others = [int(k) for k in ranked[1:6] if k not in hard]
+    hinted = [*hard, *others[: max(0, int(rng.integers(1, 4)) - len(hard))]]
+    examined = [int(k) for k in rng.permutation([example.answer, *hinted])]
+
+    pieces = [Piece("text", one_of(_IDEAL).format(describe(answer)))]
+    if len(example.candidates) > len(examined) and (easy := one_of(_EASY)):
+        pieces.append(Piece("text", easy))
+    pieces.append(Piece("text", one_of(_HARD)))
+    pieces += [Piece("label", candidate=k) for k in examined]
+    pieces.append(Piece("text", "."))
+    inspected = [k for k in examined if k in hard or (hard and k == example.answer)]
+    for k in inspected[:MAX_INSPECTIONS]:
+        verdict = _YES if k == example.answer else _NO
+        pieces.append(Piece("inspect", candidate=k))
+        pieces.append(Piece("text", one_of(verdict).format(describe(example.candidates[k]))))
+        if k == example.answer and rng.random() < 0.7:
+            break
+    pieces += [Piece("text", one_of(_DONE)), Piece("label", candidate=example.answer)]
+    return pieces
+
+
+def corpus_of_phrases() -> list[str]:
+    """Every fixed phrase, for the tokenizer."""
+    return [p.format("") for p in (*_IDEAL, *_EASY, *_HARD, *_YES, *_NO, *_DONE)]

@@ -1,0 +1,189 @@
+"""Stage ``embed``: the first stage, contrastive over queries and their positives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from retrv_r1.model.embedder import RetrvEmbedder
+from retrv_r1.model.tokens import encode_text
+from retrv_r1.train.corpus import Cell, Corpus, Entry
+from retrv_r1.train.loop import Stage
+from retrv_r1.train.pictures import augment, on_white, side_of, to_patches
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """Args:
+    batch: pairs a step, over ``cells_per_batch`` cells; negatives are the cell's other pairs.
+    max_text: tokens of a text that are read.
+    weights: how often a cell is drawn, 1 by default.
+    """
+
+    batch: int = 128
+    cells_per_batch: int = 2
+    max_text: int = 24
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+class EntryEmbedder:
+    """Embeds entries in batches, with or without augmentation."""
+
+    def __init__(
+        self,
+        model: RetrvEmbedder,
+        tokenizer: PreTrainedTokenizerBase,
+        processor: Qwen2VLImageProcessorPil,
+        corpus: Corpus,
+        max_text: int,
+    ) -> None:
+        self.model, self.tokenizer, self.processor = model, tokenizer, processor
+        self.corpus, self.max_text = corpus, max_text
+        self.side = side_of(processor)
+        self._ids: dict[str, list[int]] = {}
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids, remembered."""
+        if text not in self._ids:
+            self._ids[text] = encode_text(self.tokenizer, text)[: self.max_text]
+        return self._ids[text]
+
+    def inputs(self, entries: Sequence[Entry], generator: torch.Generator | None) -> dict[str, Any]:
+        """Tensors of a batch of entries; augmented if a generator is given."""
+        pictures = [i for i, e in enumerate(entries) if e.picture is not None]
+        texts = [i for i, e in enumerate(entries) if e.text]
+        out: dict[str, Any] = {"size": len(entries)}
+        if pictures:
+            rgba = self.corpus.bank.rgba([entries[i].picture for i in pictures])
+            image = augment(rgba, self.side, generator) if generator else on_white(rgba)
+            pixels, grid = to_patches(image, self.processor, self.side)
+            out |= {"pictures": torch.tensor(pictures), "pixel_values": pixels, "grid": grid}
+        if texts:
+            ids = [torch.tensor(self.text_ids(entries[i].text)) for i in texts]
+            padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
+            out |= {
+                "texts": torch.tensor(texts),
+                "input_ids": padded.clamp(min=0),
+                "attention_mask": (padded >= 0).long(),
+            }
+        return out
+
+    def embed(self, inputs: dict[str, Any]) -> Tensor:
+        """Unit vectors ``[size, e]``."""
+        pictures = texts = None
+        if "pictures" in inputs:
+            vectors = self.model.embed_pictures(inputs["pixel_values"], inputs["grid"])
+            pictures = (inputs["pictures"], vectors)
+        if "texts" in inputs:
+            vectors = self.model.embed_texts(inputs["input_ids"], inputs["attention_mask"])
+            texts = (inputs["texts"], vectors)
+        return self.model.fuse(inputs["size"], pictures, texts)
+
+    @torch.no_grad()
+    def embed_all(self, entries: Sequence[Entry], batch: int = 256) -> Tensor:
+        """Unit vectors of many entries, without augmentation."""
+        parts = [
+            self.embed(self.inputs(entries[i : i + batch], None))
+            for i in range(0, len(entries), batch)
+        ]
+        return torch.cat(parts)
+
+
+def recall_at(queries: Tensor, pool: Tensor, positives: Sequence[np.ndarray], k: int) -> float:
+    """Share of queries with a positive among their k nearest."""
+    top = (queries @ pool.T).topk(min(k, len(pool)), dim=1).indices.numpy()
+    return float(np.mean([np.isin(t, p).any() for t, p in zip(top, positives, strict=True)]))
+
+
+class EmbedStage(Stage):
+    """Symmetric InfoNCE; other known positives of a query are no negatives."""
+
+    name = "embed"
+
+    def __init__(
+        self,
+        model: RetrvEmbedder,
+        tokenizer: PreTrainedTokenizerBase,
+        processor: Qwen2VLImageProcessorPil,
+        train: Corpus,
+        val: Corpus | None,
+        config: EmbedConfig,
+        seed: int,
+    ) -> None:
+        self.model, self.config, self.seed = model, config, seed
+        self.tokenizer, self.processor = tokenizer, processor
+        self.train = EntryEmbedder(model, tokenizer, processor, train, config.max_text)
+        self.val = val and EntryEmbedder(model, tokenizer, processor, val, config.max_text)
+        self.names = sorted(train.cells)
+        weights = np.array([config.weights.get(name.split("_")[-1], 1.0) for name in self.names])
+        self.weights = weights / weights.sum()
+
+    def batch(self, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        names = rng.choice(self.names, self.config.cells_per_batch, replace=False, p=self.weights)
+        share = self.config.batch // len(names)
+        queries, targets, block, positive = [], [], [], []
+        for number, name in enumerate(names):
+            cell: Cell = self.train.corpus.cells[name]
+            rows = rng.choice(len(cell.queries), share, replace=len(cell.queries) < share)
+            chosen = [int(rng.choice(cell.positives[row])) for row in rows]
+            queries += [cell.queries[row] for row in rows]
+            targets += [cell.pool[c] for c in chosen]
+            block += [number] * share
+            known = [set(cell.positives[row].tolist()) for row in rows]
+            positive.append(torch.tensor([[c in k for c in chosen] for k in known]))
+        same_cell = torch.tensor(block)
+        return {
+            "queries": self.train.inputs(queries, generator),
+            "targets": self.train.inputs(targets, generator),
+            "allowed": same_cell[:, None] == same_cell[None],
+            "positive": torch.block_diag(*(p.float() for p in positive)).bool(),
+        }
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        queries = self.train.embed(batch["queries"])
+        targets = self.train.embed(batch["targets"])
+        logits = self.model.logit_scale.clamp(max=4.0).exp() * queries @ targets.T
+        own = torch.eye(len(logits), dtype=torch.bool)
+        logits = logits.masked_fill(~batch["allowed"] | (batch["positive"] & ~own), -1e4)
+        goal = torch.arange(len(logits))
+        cross_entropy = torch.nn.functional.cross_entropy
+        loss = (cross_entropy(logits, goal) + cross_entropy(logits.T, goal)) / 2
+        pictures = sum(len(batch[side].get("grid", ())) for side in ("queries", "targets"))
+        return loss, {
+            "accuracy": float((logits.argmax(1) == goal).float().mean()),
+            "tokens": pictures * batch_rows(batch) + 2 * len(logits),
+        }
+
+    def validate(self) -> dict[str, float]:
+        if self.val is None:
+            return {}
+        metrics = {}
+        for name, cell in self.val.corpus.cells.items():
+            queries, pool = self.val.embed_all(cell.queries), self.val.embed_all(cell.pool)
+            short = name.split("_")[-1]
+            metrics[f"val_r1_{short}"] = recall_at(queries, pool, cell.positives, 1)
+            metrics[f"val_r50_{short}"] = recall_at(queries, pool, cell.positives, 50)
+        return metrics
+
+    def save(self, out: Path) -> None:
+        self.model.save_pretrained(out)
+        self.tokenizer.save_pretrained(out)
+        self.processor.save_pretrained(out)
+
+
+def batch_rows(batch: dict[str, Any]) -> int:
+    """Patches of one picture of a batch."""
+    for side in ("queries", "targets"):
+        if "grid" in batch[side]:
+            return int(batch[side]["grid"][0].prod())
+    return 0

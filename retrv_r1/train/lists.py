@@ -1,0 +1,279 @@
+"""Lists as model inputs: items packed once, prompts, targets, and the losses on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
+from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
+from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
+from retrv_r1.prompts import PromptBuilder, Rows, TableLayout
+from retrv_r1.train.chains import Piece, chain
+from retrv_r1.train.corpus import Entry, ListExample
+
+Reading = Literal["compressed", "full"]
+
+
+@dataclass(frozen=True)
+class ListBatch:
+    """Padded sequences over one row table.
+
+    Attributes:
+        items: the packed items, still without vision rows.
+        pictures: bank rows of the pictures, in the order of their vision rows.
+        input_ids, row_refs, labels: ``[b, l]``; position_ids ``[3, b, l]``.
+        pair_candidate, pair_query: item numbers of the pairs.
+        match_rows, match_cols: sequence and position of every candidate's last row, ``[c]``.
+        match_list: list of every candidate; match_fits: whether it is the answer.
+    """
+
+    items: PackedItems
+    pictures: list[int]
+    input_ids: Tensor
+    row_refs: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    pair_candidate: Tensor
+    pair_query: Tensor
+    match_rows: Tensor
+    match_cols: Tensor
+    match_fits: Tensor
+    answer_cols: Tensor
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.numel()
+
+
+class ListCollator:
+    """Turns list examples and descriptions into a :class:`ListBatch`."""
+
+    def __init__(
+        self, processor: RetrvR1Processor, picture_grid: tuple[int, int], max_text: int = 24
+    ) -> None:
+        self.processor, self.grid, self.max_text = processor, picture_grid, max_text
+        self.builder = PromptBuilder(processor.tokenizer, processor.config.prompts)
+        self.tokens = processor.tokens
+        self._ids: dict[str, list[int]] = {}
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text, remembered."""
+        if text not in self._ids:
+            self._ids[text] = encode_text(self.processor.tokenizer, text)
+        return self._ids[text]
+
+    def encode(self, entry: Entry) -> EncodedItem:
+        """An entry as an encoded item without patches (the bank holds its picture)."""
+        ids = tuple(self.text_ids(entry.text)[: self.max_text]) if entry.text else ()
+        return EncodedItem(ids, rows=self.grid if entry.picture is not None else None)
+
+    def collate(
+        self,
+        lists: Sequence[ListExample],
+        rng: np.random.Generator,
+        *,
+        reason: float,
+        reading: Reading = "compressed",
+        shuffle_labels: bool = True,
+    ) -> ListBatch:
+        """One sequence per list.
+
+        Args:
+            reason: share of lists with a chain of thought; the others answer at once.
+            shuffle_labels: start the labels anywhere, so that all of them are trained.
+        """
+        entries: dict[int, int] = {}
+        ordered: list[Entry] = []
+
+        def number(entry: Entry) -> int:
+            if id(entry) not in entries:
+                entries[id(entry)] = len(ordered)
+                ordered.append(entry)
+            return entries[id(entry)]
+
+        numbers = [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
+        encoded = [self.encode(entry) for entry in ordered]
+        layout = TableLayout.of(encoded)
+        sequences, labels, pairs, matches, answers = [], [], [], [], []
+        for b, (example, (query, candidates)) in enumerate(zip(lists, numbers, strict=True)):
+            first_pair = len(pairs)
+            pairs += [(c, query) for c in candidates]
+            offset = 0
+            if shuffle_labels:
+                offset = int(rng.integers(MAX_CANDIDATES - len(candidates) + 1))
+            names = [self.tokens.labels[offset + k] for k in range(len(candidates))]
+            rows = self.builder.listwise(
+                layout,
+                query,
+                candidates,
+                range(first_pair, first_pair + len(candidates)),
+                instruction=example.instruction,
+                labels=range(offset, offset + len(candidates)),
+                full_tokens=reading == "full",
+            )
+            ends = self._candidate_ends(rows, names, layout, candidates, reading)
+            matches += [(b, end, k == example.answer) for k, end in enumerate(ends)]
+            targets = [-100] * len(rows)
+            reasoned = rng.random() < reason
+            if reasoned:
+                self._think(rows, targets, chain(example, rng), names, layout, candidates)
+            answers.append(len(rows))
+            self._answer(rows, targets, names[example.answer], reasoned)
+            sequences.append(rows)
+            labels.append(targets)
+        return self._pad(layout, ordered, sequences, labels, pairs, matches, answers)
+
+    def _candidate_ends(
+        self,
+        rows: Rows,
+        names: Sequence[int],
+        layout: TableLayout,
+        candidates: Sequence[int],
+        reading: Reading,
+    ) -> list[int]:
+        """Position of the last row of every candidate in a listwise prompt."""
+        wanted = {name: k for k, name in enumerate(names)}
+        starts = [0] * len(names)
+        for position, token in enumerate(rows.ids):
+            if token in wanted:
+                starts[wanted[token]] = position
+        if reading == "compressed":
+            return [start + 2 for start in starts]
+        items = [layout.items[c] for c in candidates]
+        return [s + len(i) + 2 * bool(i.rows) for s, i in zip(starts, items, strict=True)]
+
+    def _think(
+        self,
+        rows: Rows,
+        targets: list[int],
+        pieces: Sequence[Piece],
+        names: Sequence[int],
+        layout: TableLayout,
+        candidates: Sequence[int],
+    ) -> None:
+        def write(ids: Sequence[int]) -> None:
+            rows.add(ids)
+            targets.extend(ids)
+
+        write([self.tokens.think_start])
+        for piece in pieces:
+            if piece.kind == "text":
+                write(self.text_ids(piece.text))
+            elif piece.kind == "label":
+                write([names[piece.candidate]])
+            else:
+                label = names[piece.candidate]
+                write([self.tokens.inspect_start, label, self.tokens.inspect_end])
+                self.builder.full_item(rows, layout, candidates[piece.candidate])
+                targets.extend([-100] * (len(rows) - len(targets)))
+        write([self.tokens.think_end])
+
+    def _answer(self, rows: Rows, targets: list[int], label: int, reasoned: bool) -> None:
+        ids = [self.tokens.answer_start, label, self.tokens.answer_end, self.tokens.im_end]
+        rows.add(ids)
+        # After reasoning the opening tag is the model's to write; in fast mode it is given.
+        targets.extend([ids[0] if reasoned else -100, *ids[1:]])
+
+    def describe(
+        self, entries: Sequence[Entry], descriptions: Sequence[str], reading: Reading
+    ) -> ListBatch:
+        """One sequence per entry: the item alone, then its description as the target."""
+        encoded = [self.encode(entry) for entry in entries]
+        layout = TableLayout.of(encoded)
+        sequences, labels = [], []
+        for item, description in enumerate(descriptions):
+            rows = self.builder.description(layout, item, full_tokens=reading == "full")
+            ids = [*self.text_ids(" " + description)[: self.max_text], self.tokens.im_end]
+            labels.append([-100] * len(rows) + ids)
+            sequences.append(rows.add(ids))
+        return self._pad(layout, entries, sequences, labels, [], [], [])
+
+    def _pad(
+        self,
+        layout: TableLayout,
+        entries: Sequence[Entry],
+        sequences: Sequence[Rows],
+        labels: Sequence[Sequence[int]],
+        pairs: Sequence[tuple[int, int]],
+        matches: Sequence[tuple[int, int, bool]],
+        answers: Sequence[int],
+    ) -> ListBatch:
+        longest = max(len(rows) for rows in sequences)
+        shape = (len(sequences), longest)
+        ids = torch.full(shape, self.tokens.pad)
+        refs, targets = torch.full(shape, -1), torch.full(shape, -100)
+        positions = torch.zeros(3, *shape, dtype=torch.long)
+        for b, (rows, target) in enumerate(zip(sequences, labels, strict=True)):
+            assert len(rows) == len(target)
+            length = len(rows)
+            ids[b, :length], refs[b, :length], positions[:, b, :length] = rows.tensors()
+            targets[b, :length] = torch.tensor(target)
+        pair_tensor = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+        match = torch.tensor(matches, dtype=torch.long).reshape(-1, 3)
+        return ListBatch(
+            items=self.processor.pack(layout.items),
+            pictures=[e.picture for e in entries if e.picture is not None],
+            input_ids=ids,
+            row_refs=refs,
+            position_ids=positions,
+            labels=targets,
+            pair_candidate=pair_tensor[:, 0],
+            pair_query=pair_tensor[:, 1],
+            match_rows=match[:, 0],
+            match_cols=match[:, 1],
+            match_fits=match[:, 2].bool(),
+            answer_cols=torch.tensor(answers, dtype=torch.long),
+        )
+
+
+@dataclass(frozen=True)
+class ListOutput:
+    """Hidden states of the last layer ``[b, l, d]`` and the head's weight."""
+
+    hidden: Tensor
+    batch: ListBatch
+    head: nn.Module
+
+    def token_loss(self) -> Tensor:
+        """Cross-entropy of the target tokens."""
+        targets = self.batch.labels[:, 1:]
+        keep = targets != -100
+        logits = self.head(self.hidden[:, :-1][keep])
+        return nn.functional.cross_entropy(logits.float(), targets[keep])
+
+    def answer_logits(self) -> Tensor:
+        """Logits over the vocabulary where the answer's label is due, ``[b, vocabulary]``."""
+        return self.head(self.hidden[torch.arange(len(self.hidden)), self.batch.answer_cols])
+
+    def match_loss(self, token: int) -> tuple[Tensor, Tensor]:
+        """A score per candidate: at its last row, the logit of ``token`` softmaxed over the list.
+
+        Dense supervision that gets list reading off chance (docs/LOG.md); nothing of it remains
+        at inference. Returns the loss and the share of lists with the answer on top.
+        """
+        batch = self.batch
+        rows = self.hidden[batch.match_rows, batch.match_cols]
+        scores = rows @ self.head.weight[token]
+        sizes = torch.bincount(batch.match_rows, minlength=len(self.hidden)).tolist()
+        lists = nn.utils.rnn.pad_sequence(scores.split(sizes), True, -1e4)
+        answers = nn.utils.rnn.pad_sequence(batch.match_fits.split(sizes), True, False)
+        goal = answers.float().argmax(1)
+        hits = (lists.argmax(1) == goal).float().mean()
+        return nn.functional.cross_entropy(lists.float(), goal), hits
+
+
+def run_lists(
+    model: RetrvR1ForConditionalGeneration, batch: ListBatch, vision_rows: Tensor | None
+) -> ListOutput:
+    """Runs a batch through compressor and language model; ``vision_rows [v, d]``."""
+    items = PackedItems(batch.items.ids, batch.items.cu_seqlens, vision_rows=vision_rows)
+    table = model.row_table(items, batch.pair_candidate, batch.pair_query)
+    embeds = model.embed(batch.input_ids, batch.row_refs, table)
+    out = model.language_model(inputs_embeds=embeds, position_ids=batch.position_ids)
+    return ListOutput(out.last_hidden_state, batch, model.get_output_embeddings())

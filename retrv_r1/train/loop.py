@@ -1,0 +1,226 @@
+"""The training loop: transformers' Trainer, driven by a stage.
+
+A stage says what a step's batch is (a function of the step number alone, so that a resumed run
+sees exactly the batches it would have seen) and what its loss is; everything else is the
+Trainer's: optimiser, schedule, clipping, checkpoints, resuming.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the Trainer needs to know.
+
+    Args:
+        steps: optimiser steps in all.
+        learning_rate: peak, reached after ``warmup`` steps, then cosine to a twentieth.
+        weight_decay, clip_norm, betas: AdamW's.
+        save_every, log_every: in steps.
+        threads: CPU threads, 0 for torch's own choice.
+    """
+
+    steps: int
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    beta2: float = 0.98
+    save_every: int = 500
+    log_every: int = 20
+    threads: int = 0
+    seed: int = 0
+
+
+class Stage(ABC):
+    """One training stage."""
+
+    name: str
+    model: PreTrainedModel
+
+    @abstractmethod
+    def batch(self, step: int) -> dict[str, Any]:
+        """The batch of a step; the same for the same step, always."""
+
+    @abstractmethod
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch and what to log; ``tokens`` counts rows and pictures processed."""
+
+    @abstractmethod
+    def save(self, out: Path) -> None:
+        """Writes the complete result, loadable by the next stage."""
+
+    def validate(self) -> dict[str, float]:
+        """Metrics on held-out data, logged at every checkpoint; none by default."""
+        return {}
+
+
+class _Steps(Dataset):
+    """Step numbers as a data set of ready batches."""
+
+    def __init__(self, stage: Stage, steps: int) -> None:
+        self.stage, self.steps = stage, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        return {"batch": self.stage.batch(step)}
+
+
+class _StageTrainer(Trainer):
+    """Trainer whose loss is the stage's and whose batches come in order, ready-made."""
+
+    stage: Stage
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
+        loss, metrics = self.stage.loss(inputs["batch"])
+        self.recorder.add(metrics)
+        return loss
+
+    def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class Recorder(TrainerCallback):
+    """Averages a stage's metrics, writes them as JSON lines, and draws them at the end."""
+
+    def __init__(self, path: Path, stage: Stage) -> None:
+        self.path, self.stage = path, stage
+        self.sums: dict[str, list[float]] = {}
+        self.since = time.time()
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Takes one step's metrics."""
+        for name, value in metrics.items():
+            self.sums.setdefault(name, []).append(value)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Adds our averages to the Trainer's record and to the curve file."""
+        if not logs or "loss" not in logs:
+            return
+        elapsed, self.since = time.time() - self.since, time.time()
+        tokens = sum(self.sums.pop("tokens", []))
+        row = {"step": state.global_step, "loss": logs["loss"], "lr": logs.get("learning_rate")}
+        row |= {name: sum(v) / len(v) for name, v in self.sums.items()}
+        row |= {"tokens_per_s": tokens / elapsed, "seconds": elapsed}
+        self.sums = {}
+        self._write(row)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Validates at every checkpoint."""
+        self.stage.model.eval()
+        with torch.no_grad():
+            metrics = self.stage.validate()
+        self.stage.model.train()
+        if metrics:
+            self._write({"step": state.global_step, **metrics})
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def draw_curves(path: Path, title: str) -> Path:
+    """Draws a curve file's metrics over steps as PNG beside it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    skip = {"step", "lr", "seconds"}
+    names = sorted({name for row in rows for name in row} - skip)
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(3.6 * columns, 2.6 * lines), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for axis, name in zip(axes.flat, names, strict=False):
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        axis.set_visible(True)
+        axis.plot(*zip(*points, strict=True), linewidth=1, marker="." if len(points) < 20 else "")
+        axis.set_title(name, fontsize=9)
+        axis.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    target = path.with_suffix(".png")
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+    return target
+
+
+def fit(stage: Stage, config: LoopConfig, out: Path, resume: bool) -> Path:
+    """Trains a stage to the end and writes its result to ``out/final``.
+
+    Args:
+        resume: go on from the newest checkpoint under ``out`` if there is one.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    out.mkdir(parents=True, exist_ok=True)
+    last = get_last_checkpoint(str(out)) if resume else None
+    curves = out / f"{stage.name}.jsonl"
+    _trim_curves(curves, _step_of(last))
+    recorder = Recorder(curves, stage)
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=config.steps,
+        per_device_train_batch_size=1,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": 0.05},
+        warmup_steps=config.warmup,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.beta2,
+        max_grad_norm=config.clip_norm,
+        save_steps=config.save_every,
+        save_total_limit=2,
+        logging_steps=config.log_every,
+        seed=config.seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+        report_to="none",
+        label_names=[],
+    )
+    trainer = _StageTrainer(
+        model=stage.model,
+        args=arguments,
+        train_dataset=_Steps(stage, config.steps),
+        data_collator=lambda batches: batches[0],
+        callbacks=[recorder],
+    )
+    trainer.stage, trainer.recorder = stage, recorder
+    trainer.train(resume_from_checkpoint=last)
+    stage.model.eval()
+    stage.save(out / "final")
+    draw_curves(curves, f"{stage.name}: {config.steps} steps")
+    return out / "final"
+
+
+def _step_of(checkpoint: str | None) -> int:
+    return int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
+
+
+def _trim_curves(path: Path, step: int) -> None:
+    """Drops the lines written after the checkpoint that a run resumes from."""
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    path.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,120 @@
+"""Pictures for training: one array in memory, augmented and cut into patches in batches."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+
+class PictureBank:
+    """All pictures of a data set, square RGBA, by their path in the data set.
+
+    Args:
+        pixels: ``uint8 [n, s, s, 4]`` (a memory map will do).
+        paths: the picture's path in the data set, one per row of ``pixels``.
+    """
+
+    def __init__(self, pixels: np.ndarray, paths: Sequence[str]) -> None:
+        if pixels.ndim != 4 or pixels.shape[-1] != 4 or len(paths) != len(pixels):
+            raise ValueError(f"{len(paths)} paths for pictures of shape {pixels.shape}")
+        self.pixels = pixels
+        self.paths = list(paths)
+        self.row_of = {path: row for row, path in enumerate(self.paths)}
+
+    @classmethod
+    def load(cls, root: Path) -> PictureBank:
+        """Reads ``pictures.npy`` and ``pictures.jsonl`` of a built data set."""
+        index = root / "pictures.jsonl"
+        if not index.is_file():
+            raise FileNotFoundError(
+                f"{root} has no pictures.jsonl: build it with `retrv-r1 data pictographs {root}`"
+            )
+        lines = index.read_text(encoding="utf-8").splitlines()
+        paths = [json.loads(line)["img_path"] for line in lines]
+        return cls(np.load(root / "pictures.npy", mmap_mode="r"), paths)
+
+    def rgba(self, rows: Sequence[int]) -> Tensor:
+        """``[b, 4, s, s]`` in [0, 1]."""
+        return torch.from_numpy(self.pixels[np.asarray(rows)]).permute(0, 3, 1, 2).float() / 255
+
+
+def on_white(rgba: Tensor) -> Tensor:
+    """Composites ``[b, 4, s, s]`` over white, as picture files are read: ``[b, 3, s, s]``."""
+    alpha = rgba[:, 3:]
+    return rgba[:, :3] * alpha + (1 - alpha)
+
+
+def augment(rgba: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Random affine, background, colour and blur; ``[b, 4, s, s]`` → ``[b, 3, side, side]``.
+
+    The style gap is what hurts a model trained on few styles (docs/LOG.md), so colours, strokes
+    and proportions are all varied; pictures are never mirrored, since direction can matter.
+    """
+    size = len(rgba)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.rand(size, *shape, generator=generator) * (high - low) + low
+
+    angle, shear = uniform(-0.26, 0.26), uniform(-0.15, 0.15)
+    scale_x, scale_y = uniform(0.95, 1.35), uniform(0.95, 1.35)
+    cos, sin = angle.cos(), angle.sin()
+    theta = torch.stack(
+        [
+            torch.stack([scale_x * cos, -scale_y * sin + shear, uniform(-0.12, 0.12)], -1),
+            torch.stack([scale_x * sin, scale_y * cos, uniform(-0.12, 0.12)], -1),
+        ],
+        1,
+    )
+    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+    grid = torch.nn.functional.affine_grid(theta, [size, 4, side, side], align_corners=False)
+    warped = torch.nn.functional.grid_sample(premultiplied, grid, align_corners=False)
+    white = (uniform(0, 1, 1, 1, 1) < 0.7).float()
+    background = white + (1 - white) * uniform(0.3, 1.0, 3, 1, 1)
+    image = warped[:, :3] + background * (1 - warped[:, 3:])
+
+    # Colour: a random linear mix of channels near the identity, contrast, brightness, grey.
+    mix = torch.eye(3) + 0.15 * torch.randn(size, 3, 3, generator=generator)
+    mix = mix / mix.sum(-1, keepdim=True)
+    image = torch.einsum("bij,bjhw->bihw", mix, image)
+    grey = image.mean(1, keepdim=True)
+    saturation = uniform(0.3, 1.3, 1, 1, 1)
+    saturation = torch.where(uniform(0, 1, 1, 1, 1) < 0.06, 0.0, saturation)
+    image = grey + (image - grey) * saturation
+    image = (image - 0.5) * uniform(0.75, 1.25, 1, 1, 1) + 0.5 + uniform(-0.1, 0.1, 1, 1, 1)
+    blurred = torch.nn.functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
+    amount = uniform(-0.5, 1.0, 1, 1, 1).clamp(min=-0.5)
+    amount = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, 0.0, amount)
+    return (image + (blurred - image) * amount).clamp(0, 1)
+
+
+def to_patches(
+    image: Tensor, processor: Qwen2VLImageProcessorPil, side: int
+) -> tuple[Tensor, Tensor]:
+    """Square pictures ``[b, 3, s, s]`` in [0, 1] → patches ``[b·g², dim]`` and grids ``[b, 3]``.
+
+    The same patch order and normalisation as the processor's, for whole batches.
+    """
+    if image.shape[-1] != side:
+        image = torch.nn.functional.interpolate(
+            image, size=(side, side), mode="bicubic", antialias=True, align_corners=False
+        ).clamp(0, 1)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    image = (image - mean) / std
+    patch, merge = processor.patch_size, processor.merge_size
+    batch, grid = len(image), side // patch
+    x = image.view(batch, 3, grid // merge, merge, patch, grid // merge, merge, patch)
+    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
+    x = x.expand(*x.shape[:6], processor.temporal_patch_size, *x.shape[7:])
+    return x.reshape(batch * grid * grid, -1), torch.tensor([[1, grid, grid]] * batch)
+
+
+def side_of(processor: Qwen2VLImageProcessorPil) -> int:
+    """Side in pixels to which the processor brings a square picture."""
+    return math.isqrt(processor.size["longest_edge"])
