@@ -138,7 +138,8 @@ monkey=monkey|uppointingredtriangle=red triangle pointed up|wolfface=wolf|frog=f
 downpointingredtriangle=red triangle pointed down|pandaface=panda|alienmonster=alien monster
 koala=koala|partypopper=party popper|flaginhole=flag in hole|dizzy=dizzy
 heavylargecircle=hollow red circle|oncomingautomobile=oncoming automobile
-fishingpole=fishing pole|radiobutton=radio button|dango=dango|euro=euro banknote|highspeedtrain=high-speed train
+fishingpole=fishing pole|radiobutton=radio button|dango=dango
+euro=euro banknote|highspeedtrain=high-speed train
 """
 _STREAMLINE = """
 champagne-glass-1=|gesturing-ok-1=woman gesturing ok|turkey=flag of türkiye
