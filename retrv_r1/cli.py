@@ -84,7 +84,10 @@ data = typer.Typer(help="Build data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 _Model = Annotated[
-    str, typer.Option("--model", "-m", help='"tiny" (shipped), a directory, or a hub id.')
+    str,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help='"tiny" (shipped), a directory, or a hub id.'
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
@@ -106,7 +109,9 @@ def _main(
 
 @app.command()
 def rerank(
-    query: Annotated[str, typer.Argument(help='What to look for; may be "" with --image.')],
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help='What to look for; may be "" with --image.')
+    ],
     candidates: Annotated[
         list[str],
         typer.Argument(
@@ -115,15 +120,23 @@ def rerank(
             "or - for lines of standard input.",
         ),
     ],
-    image: Annotated[Path | None, typer.Option(help="A picture that belongs to the query.")] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Show only the best N.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture that belongs to the query.")
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Show only the best N.")
+    ] = None,
     mode: Annotated[
         _Mode, typer.Option(help="reason: think and inspect; fast: answer off the prompt.")
     ] = _Mode.reason,
     model: _Model = "tiny",
-    instruction: Annotated[str | None, typer.Option(help="How the task is put.")] = None,
+    instruction: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="How the task is put.")
+    ] = None,
     as_json: _Json = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page to this file as well.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page to this file as well.")
+    ] = None,
 ) -> None:
     """Rank candidates for a query, best first."""
     from retrv_r1.report import print_ranking, render_html, to_response, write_html
@@ -163,7 +176,7 @@ def _query(text: str, image: Path | None) -> Item:
 
 @data.command()
 def pictographs(
-    out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the data set.")],
     size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
     seed: Annotated[int, typer.Option(help="Decides what is held out and what is asked.")] = 0,
     style: Annotated[
@@ -194,14 +207,16 @@ def pictographs(
 
 @app.command()
 def train(
-    stage: Annotated[_Stage, typer.Argument(help="What to train.")],
+    stage: Annotated[
+        _Stage, typer.Argument(metavar="STAGE", help="embed, pretrain, align or sft.")
+    ],
     config: Annotated[Path, typer.Option(help="YAML file of the stage.")],
     out: Annotated[
         Path | None, typer.Option(help="Where the result goes; the config's by default.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = True,
 ) -> None:
-    """Train one stage: embed, pretrain (tiny only), align, sft."""
+    """Train one stage of the model; prints the folder of the result."""
     from retrv_r1.train import run
 
     typer.echo(str(run(stage.value, config, out=out, resume=resume)))
@@ -209,7 +224,9 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    dataset: Annotated[str, typer.Argument(help="Directory of a data set in M-BEIR's layout.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="A data set's folder, in M-BEIR's layout.")
+    ],
     model: _Model = "tiny",
     k: Annotated[str, typer.Option(help="Candidate counts, comma-separated.")] = "10,50",
     split: Annotated[_Split, typer.Option(help="What was held out.")] = _Split.all,

@@ -195,8 +195,9 @@ class Reranker:
         sampling = sampling or Sampling()
         jobs = [_Job(query, self._encode(query), self.window) for query in queries]
         while waiting := [job for job in jobs if job.sliding]:
-            for job, ranked in zip(waiting, self._run(waiting, "fast", reading, sampling)):
-                job.slide(ranked.order)
+            ranked = self._run(waiting, "fast", reading, sampling)
+            for job, window in zip(waiting, ranked, strict=True):
+                job.slide(window.order)
         jobs_with_items = [job for job in jobs if job.order]
         last = self._run(jobs_with_items, mode, reading, sampling)
         outcome = dict(zip(map(id, jobs_with_items), last, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
@@ -60,7 +60,7 @@ class RetrvR1Config(PretrainedConfig):
     """
 
     model_type = "retrv_r1"
-    sub_configs = {"backbone_config": AutoConfig}
+    sub_configs: ClassVar = {"backbone_config": AutoConfig}
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ score-fusion form of UniIR (arXiv 2311.17136). Similarity is the dot product.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class RetrvEmbedderConfig(PretrainedConfig):
     """Vision tower, text encoder, and the width of the shared space."""
 
     model_type = "retrv_r1_embedder"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    sub_configs: ClassVar = {"vision_config": AutoConfig, "text_config": AutoConfig}
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class RetrvEmbedder(PreTrainedModel):
         pictures: tuple[Tensor, Tensor] | None,
         texts: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """Score fusion: each part is (item numbers, vectors); returns unit vectors ``[size, e]``."""
+        """Score fusion of parts (item numbers, vectors) into unit vectors ``[size, e]``."""
         parts = [part for part in (pictures, texts) if part is not None]
         if not parts:
             raise ValueError("items without pictures and texts have no embedding")

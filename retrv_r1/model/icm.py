@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
     def forward(self, query: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
-        """``query [b, n_q, d]``, ``rows [b, n, d]``, ``mask [b, n]`` of real rows → ``[b, n_q, d]``."""
+        """``query [b, m, d]``, ``rows [b, n, d]``, ``mask [b, n]`` of real rows → ``[b, m, d]``."""
         q, k, v = (
             projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, x in (

@@ -9,7 +9,7 @@ the model with integers and pictures alone, and gradients reach tower and compre
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class RetrvR1PreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _no_split_modules = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
+    _no_split_modules: ClassVar = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, InformationCompressor):
@@ -125,7 +125,7 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
         return torch.cat([features, content, relation])
 
     def embed(self, input_ids: Tensor, row_refs: Tensor | None, table: Tensor | None) -> Tensor:
-        """Embeddings of a sequence: token ``input_ids`` where ``row_refs`` is -1, else table rows."""
+        """Embeddings of a sequence: a token's where ``row_refs`` is -1, else the table's row."""
         embeds = self.get_input_embeddings()(input_ids)
         if row_refs is None or table is None:
             return embeds
@@ -165,7 +165,7 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: ``[b, l]``.
-            row_refs: row of :meth:`row_table` that stands at each position, -1 for none, ``[b, l]``.
+            row_refs: row of :meth:`row_table` at each position, -1 for none, ``[b, l]``.
             items, pair_candidate, pair_query: what :meth:`row_table` takes.
             inputs_embeds: ready embeddings instead of all of the above, ``[b, l, d]``.
             labels: next-token targets, -100 where there is no loss, ``[b, l]``; logits are then

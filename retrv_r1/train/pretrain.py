@@ -73,8 +73,8 @@ class PretrainStage(Stage):
             "describe": self.collator.describe(chosen, [describe(e) for e in chosen], "full"),
             "lists": self.collator.collate(lists, rng, reason=0.0, reading="full"),
         }
-        rows = [row for batch in batches.values() for row in batch.pictures]
-        image = augment(self.corpus.bank.rgba(rows), self.side, generator)
+        used = [row for batch in batches.values() for row in batch.pictures]
+        image = augment(self.corpus.bank.rgba(used), self.side, generator)
         pixels, grid = to_patches(image, self.processor.image_processor, self.side)
         return {**batches, "pixels": pixels, "grid": grid}
 

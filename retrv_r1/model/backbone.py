@@ -1,0 +1,62 @@
+"""Turning a Qwen2.5-VL checkpoint into an untrained Retrv-R1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from retrv_r1.model.attention import use_packed_attention
+from retrv_r1.model.config import RetrvR1Config
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.model.tokens import add_retrv_tokens
+from retrv_r1.types import CheckpointError
+
+BACKBONES = ("qwen2_5_vl",)
+
+
+def from_backbone(
+    path: str | Path, *, dtype: torch.dtype | None = None, **config: Any
+) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
+    """An untrained Retrv-R1 around the weights of a Qwen2.5-VL checkpoint.
+
+    The vocabulary gets our special tokens; official checkpoints have spare embedding rows for
+    them, others are resized. New rows start at the mean of the old ones, the compressor's tokens
+    at the size of the backbone's embeddings.
+
+    Args:
+        path: a directory or hub id with weights, tokenizer and preprocessing.
+        config: fields of :class:`RetrvR1Config`, such as ``icm`` and ``prompts``.
+    Raises:
+        CheckpointError: the checkpoint is of a kind that is not supported.
+    """
+    backbone_config = AutoConfig.from_pretrained(path)
+    if backbone_config.model_type not in BACKBONES:
+        raise CheckpointError(
+            f"{path} is a {backbone_config.model_type!r} model; backbones: {', '.join(BACKBONES)}"
+        )
+    backbone = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype or "auto")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    known = len(tokenizer)
+    add_retrv_tokens(tokenizer)
+    if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
+        backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for table in {backbone.get_input_embeddings(), backbone.get_output_embeddings()}:
+            table.weight[known : len(tokenizer)] = table.weight[:known].mean(0)
+    retrv_config = RetrvR1Config(backbone_config=backbone.config, **config)
+    with torch.device("meta"):
+        model = RetrvR1ForConditionalGeneration(retrv_config)
+    model.backbone = backbone
+    model.icm.to_empty(device="cpu").to(backbone.dtype)
+    scale = float(backbone.get_input_embeddings().weight[:known].float().pow(2).mean().sqrt())
+    model.icm.reset_parameters(backbone.config.get_text_config().initializer_range, scale)
+    use_packed_attention(model.visual)
+    processor = RetrvR1Processor(
+        retrv_config, tokenizer, Qwen2VLImageProcessorPil.from_pretrained(path)
+    )
+    return model.eval(), processor
