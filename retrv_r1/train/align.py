@@ -23,7 +23,7 @@ from retrv_r1.train.features import FeatureBank
 from retrv_r1.train.lists import ListCollator, ListOutput, run_lists
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.pictures import side_of
-from retrv_r1.train.pretrain import answer_accuracy, described_pictures
+from retrv_r1.train.pretrain import described_pictures
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,14 @@ class AlignStage(Stage):
         )
         token = self.processor.tokens.answer_start
         match_loss, match_hits = outs["lists_compressed"].match_loss(token)
-        lists = batch["lists_compressed"]
+        _, answer_hits = outs["lists_compressed"].answer_loss()
+        _, full_hits = outs["lists_full"].answer_loss()
         return describe_loss + list_loss + match_loss, {
             "describe_divergence": float(describe_loss),
             "list_divergence": float(list_loss),
             "match_accuracy": float(match_hits),
-            "answer_accuracy": answer_accuracy(outs["lists_compressed"].answer_logits(), lists),
-            "full_accuracy": answer_accuracy(
-                outs["lists_full"].answer_logits(), batch["lists_full"]
-            ),
+            "answer_accuracy": answer_hits,
+            "full_accuracy": full_hits,
             "tokens": sum(b.tokens for k, b in batch.items() if not k.endswith("_rows")),
         }
 

@@ -21,6 +21,25 @@ _HARD = (" close:", " candidates:", " hard ones:", " worth a look:")
 _YES = (" {}, yes.", " {}, fits.", " {}, right.")
 _NO = (" {}, no.", " {}, wrong.", " {}, not it.")
 _DONE = (" so", " best:", " answer:")
+# Words that two names may share without naming similar things.
+_COMMON = frozenset(
+    [
+        "with",
+        "skin",
+        "tone",
+        "dark",
+        "light",
+        "medium",
+        "medium-dark",
+        "medium-light",
+        "face",
+        "flag",
+        "sign",
+        "button",
+        "from",
+        "facing",
+    ]
+)
 MAX_INSPECTIONS = 3
 
 
@@ -44,8 +63,8 @@ def is_close(answer: Entry, other: Entry) -> bool:
     """Whether two compressed tokens may not tell the candidates apart: one base, one subgroup."""
     if answer.meta.get("base") and answer.meta.get("base") == other.meta.get("base"):
         return True
-    words = set(describe(answer).lower().split()) & set(describe(other).lower().split())
-    if any(len(word) > 3 for word in words):
+    shared = set(describe(answer).lower().split()) & set(describe(other).lower().split())
+    if any(len(word) > 3 for word in shared - _COMMON):
         return True
     subgroup = answer.meta.get("subgroup")
     return bool(subgroup) and subgroup == other.meta.get("subgroup")

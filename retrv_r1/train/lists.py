@@ -52,12 +52,23 @@ class ListBatch:
 
 
 class ListCollator:
-    """Turns list examples and descriptions into a :class:`ListBatch`."""
+    """Turns list examples and descriptions into a :class:`ListBatch`.
+
+    Args:
+        picture_grid: merged (h, w) grid of every picture.
+        max_text: tokens of an item's text that are read.
+        moved_labels: share of lists whose labels start anywhere, so that all are trained.
+    """
 
     def __init__(
-        self, processor: RetrvR1Processor, picture_grid: tuple[int, int], max_text: int = 24
+        self,
+        processor: RetrvR1Processor,
+        picture_grid: tuple[int, int],
+        max_text: int = 24,
+        moved_labels: float = 0.4,
     ) -> None:
         self.processor, self.grid, self.max_text = processor, picture_grid, max_text
+        self.moved_labels = moved_labels
         self.builder = PromptBuilder(processor.tokenizer, processor.config.prompts)
         self.tokens = processor.tokens
         self._ids: dict[str, list[int]] = {}
@@ -80,13 +91,11 @@ class ListCollator:
         *,
         reason: float,
         reading: Reading = "compressed",
-        shuffle_labels: bool = True,
     ) -> ListBatch:
         """One sequence per list.
 
         Args:
             reason: share of lists with a chain of thought; the others answer at once.
-            shuffle_labels: start the labels anywhere, so that all of them are trained.
         """
         entries: dict[int, int] = {}
         ordered: list[Entry] = []
@@ -105,7 +114,7 @@ class ListCollator:
             first_pair = len(pairs)
             pairs += [(c, query) for c in candidates]
             offset = 0
-            if shuffle_labels:
+            if rng.random() < self.moved_labels:
                 offset = int(rng.integers(MAX_CANDIDATES - len(candidates) + 1))
             names = [self.tokens.labels[offset + k] for k in range(len(candidates))]
             rows = self.builder.listwise(
@@ -250,6 +259,14 @@ class ListOutput:
     def answer_logits(self) -> Tensor:
         """Logits over the vocabulary where the answer's label is due, ``[b, vocabulary]``."""
         return self.head(self.hidden[torch.arange(len(self.hidden)), self.batch.answer_cols])
+
+    def answer_loss(self) -> tuple[Tensor, float]:
+        """Cross-entropy of the answers' labels alone, and the share that is most likely."""
+        logits = self.answer_logits()
+        rows = torch.arange(len(logits))
+        goal = self.batch.labels[rows, self.batch.answer_cols + 1]
+        hits = float((logits.argmax(-1) == goal).float().mean())
+        return nn.functional.cross_entropy(logits.float(), goal), hits
 
     def match_loss(self, token: int) -> tuple[Tensor, Tensor]:
         """A score per candidate: at its last row, the logit of ``token`` softmaxed over the list.

@@ -86,29 +86,21 @@ class PretrainStage(Stage):
         first, second = rows.split([each * len(described.pictures), each * len(lists.pictures)])
         describe_loss = run_lists(self.model, described, first).token_loss()
         out = run_lists(self.model, lists, second)
-        list_loss = out.token_loss()
+        list_loss, answer_hits = out.answer_loss()
         match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
-        loss = describe_loss + list_loss + self.config.match_weight * match_loss
-        with torch.no_grad():
-            accuracy = answer_accuracy(out.answer_logits(), lists)
+        tags = out.token_loss()
+        loss = describe_loss + list_loss + tags + self.config.match_weight * match_loss
         return loss, {
             "describe_loss": float(describe_loss),
             "list_loss": float(list_loss),
             "match_accuracy": float(match_hits),
-            "answer_accuracy": accuracy,
+            "answer_accuracy": answer_hits,
             "tokens": described.tokens + lists.tokens + len(batch["pixels"]),
         }
 
     def save(self, out: Path) -> None:
         self.model.save_pretrained(out)
         self.processor.save_pretrained(out)
-
-
-def answer_accuracy(logits: Tensor, batch: ListBatch) -> float:
-    """Share of lists whose answer label has the highest logit of all tokens."""
-    rows = torch.arange(len(logits))
-    goal = batch.labels[rows, batch.answer_cols + 1]
-    return float((logits.argmax(-1) == goal).float().mean())
 
 
 def described_pictures(corpus: Corpus) -> list[Entry]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from retrv_r1.model.embedder import RetrvEmbedder
@@ -24,7 +23,6 @@ from retrv_r1.train.features import FeatureBank
 from retrv_r1.train.lists import ListBatch, ListCollator, Reading, run_lists
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.pictures import side_of
-from retrv_r1.train.pretrain import answer_accuracy
 
 
 @dataclass(frozen=True)
@@ -110,16 +108,14 @@ class SFTStage(Stage):
         out = run_lists(self.model, lists, batch["rows"])
         token_loss = out.token_loss()
         match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
-        goal = lists.labels[torch.arange(len(lists.labels)), lists.answer_cols + 1]
-        answer_logits = out.answer_logits()
-        answer_loss = torch.nn.functional.cross_entropy(answer_logits.float(), goal)
+        answer_loss, answer_hits = out.answer_loss()
         prefix = "full_" if batch["full"] else ""
         loss = token_loss + answer_loss + self.config.match_weight * match_loss
         return loss, {
             f"{prefix}token_loss": float(token_loss),
             f"{prefix}answer_loss": float(answer_loss),
             f"{prefix}match_accuracy": float(match_hits),
-            f"{prefix}answer_accuracy": answer_accuracy(answer_logits, lists),
+            f"{prefix}answer_accuracy": answer_hits,
             "tokens": lists.tokens,
         }
 
