@@ -23,22 +23,8 @@ _NO = (" {}, no.", " {}, wrong.", " {}, not it.")
 _DONE = (" so", " best:", " answer:")
 # Words that two names may share without naming similar things.
 _COMMON = frozenset(
-    [
-        "with",
-        "skin",
-        "tone",
-        "dark",
-        "light",
-        "medium",
-        "medium-dark",
-        "medium-light",
-        "face",
-        "flag",
-        "sign",
-        "button",
-        "from",
-        "facing",
-    ]
+    ("with", "skin", "tone", "dark", "light", "medium", "medium-dark", "medium-light")
+    + ("face", "flag", "sign", "button", "from")
 )
 MAX_INSPECTIONS = 3
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 
@@ -95,10 +96,11 @@ class _StageTrainer(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-class Recorder(TrainerCallback):
-    """Averages a stage's metrics, writes them as JSON lines, and draws them at the end."""
+class Recorder(ProgressCallback):
+    """The progress bar, and a stage's averaged metrics as JSON lines."""
 
     def __init__(self, path: Path, stage: Stage) -> None:
+        super().__init__()
         self.path, self.stage = path, stage
         self.sums: dict[str, list[float]] = {}
         self.since = time.time()
@@ -109,7 +111,7 @@ class Recorder(TrainerCallback):
             self.sums.setdefault(name, []).append(value)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Adds our averages to the Trainer's record and to the curve file."""
+        """Writes the averages since the last log, and shows loss and speed beside the bar."""
         if not logs or "loss" not in logs:
             return
         elapsed, self.since = time.time() - self.since, time.time()
@@ -118,16 +120,22 @@ class Recorder(TrainerCallback):
         row |= {name: sum(v) / len(v) for name, v in self.sums.items()}
         row |= {"tokens_per_s": tokens / elapsed, "seconds": elapsed}
         self.sums = {}
+        if self.training_bar is not None:
+            self.training_bar.set_postfix(
+                loss=f"{row['loss']:.3f}", tokens_per_s=int(tokens / elapsed)
+            )
         self._write(row)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Validates at every checkpoint."""
+        """Validates at every checkpoint; its time does not count as training."""
+        started = time.time()
         self.stage.model.eval()
         with torch.no_grad():
             metrics = self.stage.validate()
         self.stage.model.train()
         if metrics:
             self._write({"step": state.global_step, **metrics})
+        self.since += time.time() - started
 
     def _write(self, row: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -203,8 +211,9 @@ def fit(stage: Stage, config: LoopConfig, out: Path, resume: bool) -> Path:
         args=arguments,
         train_dataset=_Steps(stage, config.steps),
         data_collator=lambda batches: batches[0],
-        callbacks=[recorder],
     )
+    trainer.pop_callback(ProgressCallback)
+    trainer.add_callback(recorder)
     trainer.stage, trainer.recorder = stage, recorder
     trainer.train(resume_from_checkpoint=last)
     stage.model.eval()
