@@ -22,10 +22,10 @@ _YES = (" {}, yes.", " {}, fits.", " {}, right.")
 _NO = (" {}, no.", " {}, wrong.", " {}, not it.")
 _DONE = (" so", " best:", " answer:")
 # Words that two names may share without naming similar things.
-_COMMON = frozenset(
-    ("with", "skin", "tone", "dark", "light", "medium", "medium-dark", "medium-light")
-    + ("face", "flag", "sign", "button", "from")
-)
+_COMMON = {
+    *("with", "skin", "tone", "dark", "light", "medium", "medium-dark", "medium-light"),
+    *("face", "flag", "sign", "button", "from"),
+}
 MAX_INSPECTIONS = 3
 
 
