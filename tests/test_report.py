@@ -233,7 +233,7 @@ def test_terminal_without_unicode(items):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     print_ranking(results(items), Console(file=stream, width=100), candidates=3)
     stream.flush()
-    assert b"0.900 ###########" in stream.buffer.getvalue()
+    assert b"0.900 ######### " in stream.buffer.getvalue()
 
 
 def test_response_form(items):

@@ -17,7 +17,7 @@ from retrv_r1.report.view import (
 from retrv_r1.types import RankedItem, RankedResults
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
-_BAR = 12
+_BAR = 10
 
 
 def print_ranking(results: RankedResults, console: Console, *, candidates: int) -> None:
