@@ -63,12 +63,19 @@ class RetrvEmbedder(PreTrainedModel):
         use_packed_attention(self.visual)
         self.post_init()
 
-    def embed_pictures(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
-        """Unit vectors of packed pictures, ``[i, embedding_dim]``."""
+    def pool_pictures(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """Mean tower row of packed pictures, ``[i, d]``."""
         rows = self.visual(pixel_values, grid_thw=image_grid_thw).pooler_output
         sizes = image_grid_thw.prod(-1) // self.visual.spatial_merge_unit
-        pooled = torch.segment_reduce(rows, "mean", lengths=sizes)
+        return torch.segment_reduce(rows, "mean", lengths=sizes)
+
+    def project_pictures(self, pooled: Tensor) -> Tensor:
+        """Unit vectors of pooled pictures, ``[i, embedding_dim]``."""
         return nn.functional.normalize(self.picture_projection(pooled), dim=-1)
+
+    def embed_pictures(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
+        """Unit vectors of packed pictures, ``[i, embedding_dim]``."""
+        return self.project_pictures(self.pool_pictures(pixel_values, image_grid_thw))
 
     def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Unit vectors of padded texts ``[t, l]``, ``[t, embedding_dim]``."""

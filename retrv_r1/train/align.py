@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.chains import describe
-from retrv_r1.train.corpus import Corpus, ListSampler
+from retrv_r1.train.corpus import Corpus, ListSampler, used_pictures
 from retrv_r1.train.features import FeatureBank
 from retrv_r1.train.lists import ListCollator, ListOutput, run_lists
 from retrv_r1.train.loop import Stage
@@ -127,15 +127,3 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     log_p = nn.functional.log_softmax(teacher.float(), -1)
     log_q = nn.functional.log_softmax(student.float(), -1)
     return nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
-
-
-def used_pictures(corpus: Corpus) -> list[int]:
-    """Bank rows of every picture that a corpus uses."""
-    return sorted(
-        {
-            entry.picture
-            for cell in corpus.cells.values()
-            for entry in (*cell.queries, *cell.pool)
-            if entry.picture is not None
-        }
-    )

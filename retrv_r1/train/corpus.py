@@ -101,6 +101,18 @@ def read_metadata(root: Path) -> dict[str, dict[str, Any]]:
     return {row["did"]: row for row in rows}
 
 
+def used_pictures(corpus: Corpus) -> list[int]:
+    """Bank rows of every picture that a corpus uses."""
+    return sorted(
+        {
+            entry.picture
+            for cell in corpus.cells.values()
+            for entry in (*cell.queries, *cell.pool)
+            if entry.picture is not None
+        }
+    )
+
+
 class ListSampler:
     """Draws lists: a query, one of its positives, and negatives of chosen difficulty.
 

@@ -19,13 +19,17 @@ class PictureBank:
     Args:
         pixels: ``uint8 [n, s, s, 4]`` (a memory map will do).
         paths: the picture's path in the data set, one per row of ``pixels``.
+        concepts: what each picture shows, the same for every style; None if not known.
     """
 
-    def __init__(self, pixels: np.ndarray, paths: Sequence[str]) -> None:
+    def __init__(
+        self, pixels: np.ndarray, paths: Sequence[str], concepts: Sequence[str | None]
+    ) -> None:
         if pixels.ndim != 4 or pixels.shape[-1] != 4 or len(paths) != len(pixels):
             raise ValueError(f"{len(paths)} paths for pictures of shape {pixels.shape}")
         self.pixels = pixels
         self.paths = list(paths)
+        self.concepts = list(concepts)
         self.row_of = {path: row for row, path in enumerate(self.paths)}
 
     @classmethod
@@ -37,8 +41,10 @@ class PictureBank:
                 f"{root} has no pictures.jsonl: build it with `retrv-r1 data pictographs {root}`"
             )
         lines = index.read_text(encoding="utf-8").splitlines()
-        paths = [json.loads(line)["img_path"] for line in lines]
-        return cls(np.load(root / "pictures.npy", mmap_mode="r"), paths)
+        rows = [json.loads(line) for line in lines]
+        paths = [row["img_path"] for row in rows]
+        concepts = [row.get("code") for row in rows]
+        return cls(np.load(root / "pictures.npy", mmap_mode="r"), paths, concepts)
 
     def rgba(self, rows: Sequence[int]) -> Tensor:
         """``[b, 4, s, s]`` in [0, 1]."""
@@ -80,7 +86,9 @@ def augment(rgba: Tensor, side: int, generator: torch.Generator) -> Tensor:
     image = warped[:, :3] + background * (1 - warped[:, 3:])
 
     # Colour: a random linear mix of channels near the identity, contrast, brightness, grey.
-    mix = torch.eye(3) + 0.15 * torch.randn(size, 3, 3, generator=generator)
+    # Half of the pictures keep their channels: colour is often what tells two apart.
+    strength = 0.15 * (uniform(0, 1, 1, 1) < 0.5)
+    mix = torch.eye(3) + strength * torch.randn(size, 3, 3, generator=generator)
     mix = mix / mix.sum(-1, keepdim=True)
     image = torch.einsum("bij,bjhw->bihw", mix, image)
     grey = image.mean(1, keepdim=True)

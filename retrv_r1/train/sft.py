@@ -16,8 +16,7 @@ from torch import Tensor
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.train.align import used_pictures
-from retrv_r1.train.corpus import Corpus, ListSampler
+from retrv_r1.train.corpus import Corpus, ListSampler, used_pictures
 from retrv_r1.train.embed import EntryEmbedder
 from retrv_r1.train.features import FeatureBank
 from retrv_r1.train.lists import ListBatch, ListCollator, Reading, run_lists
