@@ -167,7 +167,8 @@ def load(
         unknown = [d for d in (*query.positives, *query.negatives) if d not in rows]
         if unknown and strict:
             raise MBEIRError(
-                f"{where}: query {query.qid} names {unknown[0]}, which is not in {pool_path.name}"
+                f"{where}: query {query.qid} names {unknown[0]}, which is not in "
+                f"{pool_path.name}; strict=False drops such candidates"
             )
         if unknown:
             query = _kept(query, rows)

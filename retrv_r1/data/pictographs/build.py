@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from retrv_r1.data.pictographs.changes import changes
 from retrv_r1.data.pictographs.check import check
 from retrv_r1.data.pictographs.concepts import Concept, concept_table
 from retrv_r1.data.pictographs.manifest import Manifest, complete, request_of, write_manifest
+from retrv_r1.data.pictographs.npm import fetch_sets
 from retrv_r1.data.pictographs.phrases import BY_KEY, CELLS, dataset, family
 from retrv_r1.data.pictographs.render import render_all
 from retrv_r1.data.pictographs.scenes import scenes
-from retrv_r1.data.pictographs.sources import Collected, collect
+from retrv_r1.data.pictographs.sources import Drawings, collect
 from retrv_r1.data.pictographs.splits import Splits, make_splits, order
 from retrv_r1.data.pictographs.store import load_pixels, place, rows
-from retrv_r1.data.pictographs.styles import BY_NAME, STYLES, Roles, roles_of
+from retrv_r1.data.pictographs.styles import BY_NAME, STYLES, Roles, roles_of, with_spare
 from retrv_r1.data.pictographs.world import World, near_concepts
 from retrv_r1.data.pictographs.write import (
     union_stem,
@@ -68,35 +70,24 @@ def build(
     console = console or Console(stderr=True)
     names = _checked(styles, size, limit_concepts)
     cache = out / ".cache"
-    collected = collect(
-        names, concept_table({}, {}, {}), cache / "npm", download=download, say=console.print
-    )
-    if not collected.drawings:
-        raise RetrvError(f"none of the styles {', '.join(names)} can be had")
-    request = request_of(collected, seed, size, limit_concepts)
+    sets, missing = fetch_sets(names, cache / "npm", download=download, say=console.print)
+    if styles is None:
+        names = with_spare(names, sets)
+    request = request_of(names, missing, seed, size, limit_concepts)
     if done := complete(out, request):
         return done
+    table = concept_table({}, {}, {})
+    wanted = _wanted(table, limit_concepts, seed)
+    collected = collect(names, table, sets, missing, wanted)
+    if not collected.drawings:
+        raise RetrvError(f"none of the styles {', '.join(names)} can be had")
     (out / "manifest.json").unlink(missing_ok=True)
-    for missing, what in _absent().items():
-        console.print(f"{missing} is not installed (apt install {missing}): {what}")
-    concepts = _concepts(collected, limit_concepts, seed)
-    drawings = [
-        type(d)(d.style, d.version, {c: s for c, s in d.svg.items() if c in concepts}, d.unjoined)
-        for d in collected.drawings
-    ]
-    with _progress(console) as progress:
-        bars = {
-            d.style.name: progress.add_task(f"render {d.style.name}", total=len(d.svg))
-            for d in drawings
-        }
-        paths = render_all(
-            drawings,
-            cache,
-            size,
-            processes=processes,
-            progress=lambda s, done, total: progress.update(bars[s], completed=done, total=total),
-        )
-    roles = roles_of([d.style.name for d in drawings if paths[d.style.name]])
+    for package, what in _absent().items():
+        console.print(f"{package} is not installed (apt install {package}): {what}")
+    described = concept_table(lexicon.cldr_keywords(), collected.groups, lexicon.cldr_subgroups())
+    concepts = {code: concept for code, concept in described.items() if code in wanted}
+    paths = _render(collected.drawings, cache, size, processes, console)
+    roles = roles_of([style for style, codes in paths.items() if codes])
     splits = make_splits(concepts, paths[roles.reference], seed=seed)
     place(paths, out)
     pictures = rows(paths, load_pixels(paths, size, out / "pictures.npy"), concepts, splits)
@@ -104,21 +95,35 @@ def build(
         style: frozenset(p.code for p in pictures if p.style == style and not p.duplicate_of)
         for style in paths
     }
-    world = World(
-        concepts=concepts,
-        pictures=drawn,
-        splits=splits,
-        roles=roles,
-        near=near_concepts(concepts, seed),
-        glosses=lexicon.wordnet_glosses(concepts),
-        seed=seed,
-    )
+    near, glosses = near_concepts(concepts, seed), lexicon.wordnet_glosses(concepts)
+    world = World(concepts, drawn, splits, roles, near, glosses, seed)
     counts = _write_cells(out, world, console)
     write_metadata(out, world, pictures)
     _write_held_out(out, splits, roles)
-    write_text(out / "ATTRIBUTION.md", attribution(drawings, lexicon.cldr_version(), world.glosses))
-    checked = check(out)
-    return write_manifest(out, request, world, collected, counts, checked, pictures)
+    write_text(
+        out / "ATTRIBUTION.md", attribution(collected.drawings, lexicon.cldr_version(), glosses)
+    )
+    return write_manifest(out, request, world, collected, counts, check(out), pictures)
+
+
+def _render(
+    drawings: Sequence[Drawings], cache: Path, size: int, processes: int, console: Console
+) -> dict[str, Mapping[str, Path]]:
+    """Renders with a progress bar a style."""
+    with _progress(console) as progress:
+        bars = {
+            d.style.name: progress.add_task(f"render {d.style.name}", total=len(d.svg))
+            for d in drawings
+        }
+
+        def show(style: str, done: int, total: int) -> None:
+            progress.update(bars[style], completed=done, total=total)
+
+        paths = render_all(drawings, cache, size, processes=processes, progress=show)
+    for d in drawings:
+        if empty := len(d.svg) - len(paths[d.style.name]):
+            console.print(f"{empty} drawings of {d.style.name} show nothing and are left out")
+    return paths
 
 
 def _checked(styles: Sequence[str] | None, size: int, limit: int | None) -> list[str]:
@@ -144,17 +149,17 @@ def _absent() -> dict[str, str]:
     return absent
 
 
-def _concepts(collected: Collected, limit: int | None, seed: int) -> dict[str, Concept]:
-    concepts = concept_table(lexicon.cldr_keywords(), collected.groups, lexicon.cldr_subgroups())
-    if limit is None:
-        return concepts
+def _wanted(concepts: Mapping[str, Concept], limit: int | None, seed: int) -> frozenset[str]:
+    """Codes of so many bases, with all their variants."""
     bases = sorted({c.base for c in concepts.values()}, key=lambda b: order(seed, "limit", b))
     kept = set(bases[:limit])
-    return {code: c for code, c in concepts.items() if c.base in kept}
+    return frozenset(code for code, c in concepts.items() if c.base in kept)
 
 
 def _write_cells(out: Path, world: World, console: Console) -> dict[str, Any]:
     """Writes every cell of every scene; returns the counts."""
+    for folder in ("query", "cand_pool", "qrels", "instructions"):  # of an earlier build
+        shutil.rmtree(out / folder, ignore_errors=True)
     turns = changes(world.concepts)
     counts: dict[str, Any] = {}
     datasets: dict[str, int] = {}

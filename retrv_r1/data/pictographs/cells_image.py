@@ -33,7 +33,9 @@ def image_to_image(desk: Desk, count: int) -> list[Draft]:
     for style, code in wanted:
         if len(drafts) == count:
             break
-        own = world.candidates.picture(style, code) if desk.scene.training else None
+        own = None
+        if style in desk.scene.pool_styles:
+            own = world.candidates.picture(style, code)
         positives = [did for did in desk.pictures([code]) if did != own]
         if not positives:
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from retrv_r1.data.pictographs import lexicon
 from retrv_r1.data.pictographs.render import RENDER_VERSION
 from retrv_r1.data.pictographs.sources import Collected
 from retrv_r1.data.pictographs.store import Picture
+from retrv_r1.data.pictographs.styles import BY_NAME
 from retrv_r1.data.pictographs.world import World
 from retrv_r1.data.pictographs.write import sha256_of, write_text
 
@@ -38,7 +39,9 @@ class Manifest:
     fresh: bool
 
 
-def request_of(collected: Collected, seed: int, size: int, limit: int | None) -> dict[str, Any]:
+def request_of(
+    names: Sequence[str], missing: Collection[str], seed: int, size: int, limit: int | None
+) -> dict[str, Any]:
     """Everything that decides the result, cheap to compute."""
     return {
         "build": BUILD_VERSION,
@@ -46,7 +49,11 @@ def request_of(collected: Collected, seed: int, size: int, limit: int | None) ->
         "seed": seed,
         "size": size,
         "limit_concepts": limit,
-        "styles": {d.style.name: d.version for d in collected.drawings},
+        "styles": {
+            name: BY_NAME[name].version or _version(BY_NAME[name].package)
+            for name in names
+            if name not in missing
+        },
         "tools": {name: _version(name) for name in _TOOLS},
         "cldr": lexicon.cldr_version(),
         "wordnet": (lexicon.WORDNET / "data.noun").exists(),
@@ -132,6 +139,7 @@ def write_manifest(
                 "author": d.style.author,
                 "url": d.style.url,
                 "drawings": len(d.svg),
+                "pictures": sum(p.style == d.style.name for p in pictures),
                 "not joined": len(d.unjoined),
             }
             for d in collected.drawings

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -103,29 +104,42 @@ def render_all(
         message = "rendering needs resvg-py: pip install 'retrv-r1[data]'"
         raise RetrvError(message) from error
     result: dict[str, Mapping[str, Path]] = {}
-    with ProcessPoolExecutor(max_workers=processes) as pool:
+    # Spawned: the progress bar's thread makes forking unsafe.
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        run = map if processes == 1 else pool.map
         for style in drawings:
-            folder = cache_folder(cache, style, size)
-            folder.mkdir(parents=True, exist_ok=True)
-            empty = folder / "empty.txt"
-            have = {entry.name for entry in os.scandir(folder)}
-            skip = set(empty.read_text().split()) if empty.exists() else set()
-            paths = {code: folder / f"{code}.png" for code in style.svg}
-            todo = [
-                (str(path), style.svg[code])
-                for code, path in paths.items()
-                if path.name not in have and code not in skip
-            ]
-            chunks = [todo[i : i + 32] for i in range(0, len(todo), 32)]
-            done = len(paths) - len(todo)
-            for chunk, failed in zip(
-                chunks, pool.map(_render_some, chunks, [size] * len(chunks)), strict=True
-            ):
-                done += len(chunk)
-                skip |= {Path(path).stem for path in failed}
-                if progress:
-                    progress(style.style.name, done, len(paths))
-            if skip:
-                empty.write_text("\n".join(sorted(skip)) + "\n")
-            result[style.style.name] = {c: p for c, p in paths.items() if c not in skip}
+            result[style.style.name] = _render_style(style, cache, size, run, progress)
     return result
+
+
+def _render_style(
+    drawings: Drawings,
+    cache: Path,
+    size: int,
+    run: Callable[..., Iterable[list[str]]],
+    progress: Callable[[str, int, int], None] | None,
+) -> dict[str, Path]:
+    folder = cache_folder(cache, drawings, size)
+    folder.mkdir(parents=True, exist_ok=True)
+    empty = folder / "empty.txt"
+    have = {entry.name for entry in os.scandir(folder)}
+    skip = set(empty.read_text().split()) if empty.exists() else set()
+    paths = {code: folder / f"{code}.png" for code in drawings.svg}
+    todo = [
+        (str(path), drawings.svg[code])
+        for code, path in paths.items()
+        if path.name not in have and code not in skip
+    ]
+    chunks = [todo[i : i + 32] for i in range(0, len(todo), 32)]
+    done = len(paths) - len(todo)
+    if progress:
+        progress(drawings.style.name, done, len(paths))
+    results = run(_render_some, chunks, [size] * len(chunks))
+    for chunk, failed in zip(chunks, results, strict=True):
+        done += len(chunk)
+        skip |= {Path(path).stem for path in failed}
+        if progress:
+            progress(drawings.style.name, done, len(paths))
+    if skip:
+        empty.write_text("\n".join(sorted(skip)) + "\n")
+    return {code: path for code, path in paths.items() if code not in skip}

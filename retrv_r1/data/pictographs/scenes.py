@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retrv_r1.data.pictographs.concepts import Concept
 from retrv_r1.data.pictographs.world import World
 
 # Squares and diamonds that differ from another one in size alone, which cropping takes away.
@@ -40,6 +41,10 @@ class Scene:
         return self.name == "train"
 
 
+def _parts(concept: Concept) -> tuple[str, str]:
+    return concept.gender, concept.tone
+
+
 def scenes(world: World) -> list[Scene]:
     """Training first, then the evaluations."""
     roles, concepts = world.roles, world.concepts
@@ -66,6 +71,9 @@ def scenes(world: World) -> list[Scene]:
     for name, styles in (("val", roles.val), ("test", roles.test)):
         shown = drawn(known, styles[:1])
         found.append(Scene(name, shown, shown, styles, roles.train, styles[:1]))
+    # Duplicates are dropped, so few styles may not show some part of a combination at all.
+    seen = {(concepts[c].base, part) for c in found[0].targets for part in _parts(concepts[c])}
+    held = [c for c in held if {(concepts[c].base, p) for p in _parts(concepts[c])} <= seen]
     composed = [c for c in usable if concepts[c].base in world.splits.composed]
     plain = [c for c in known if not concepts[c].tones]
     for name, targets, pool in (

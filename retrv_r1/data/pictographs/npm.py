@@ -1,0 +1,113 @@
+"""Icon sets from npm: fetching the pinned tarballs, reading them, making SVG of an icon."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from retrv_r1.data.pictographs.styles import BY_NAME, Style
+from retrv_r1.types import RetrvError
+
+
+def tarball(style: Style, cache: Path) -> Path:
+    """Where the tarball of a style is kept."""
+    return cache / f"iconify-json-{style.name}-{style.version}.tgz"
+
+
+def fetch_sets(
+    names: Sequence[str], cache: Path, *, download: bool, say: Callable[[str], None]
+) -> tuple[dict[str, Path], dict[str, str]]:
+    """The tarballs of the npm styles in `names`, and for each that is missing the reason.
+
+    After one failure nothing more is fetched, so that a machine without network waits once.
+    """
+    found: dict[str, Path] = {}
+    missing: dict[str, str] = {}
+    reason = "" if download else "downloads are off"
+    for style in (BY_NAME[name] for name in names if BY_NAME[name].kind == "npm"):
+        path = tarball(style, cache)
+        if path.exists():
+            found[style.name] = path
+            continue
+        if not reason:
+            say(f"fetching {style.package}@{style.version}")
+            try:
+                found[style.name] = fetch_npm(style, cache)
+                continue
+            except RetrvError as error:
+                reason = str(error)
+        missing[style.name] = reason
+    if missing:
+        say(f"without the styles {', '.join(missing)}: {reason}")
+    return found, missing
+
+
+def fetch_npm(style: Style, cache: Path) -> Path:
+    """The tarball of a style, taken from `cache` or fetched with `npm pack`.
+
+    Raises:
+        RetrvError: npm is absent, or the fetch failed.
+    """
+    target = tarball(style, cache)
+    if target.exists():
+        return target
+    npm = shutil.which("npm")
+    if npm is None:
+        raise RetrvError("npm is not installed")
+    cache.mkdir(parents=True, exist_ok=True)
+    spool = cache / f"tmp-{os.getpid()}"
+    spool.mkdir(exist_ok=True)
+    try:
+        done = subprocess.run(
+            [npm, "pack", "--silent", "--fetch-retries=1", f"{style.package}@{style.version}"],
+            cwd=spool,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        packed = next(iter(spool.glob("*.tgz")), None)
+        if done.returncode or packed is None:
+            lines = done.stderr.strip().splitlines()
+            raise RetrvError(f"npm pack {style.package}@{style.version}: {' '.join(lines[-1:])}")
+        os.replace(packed, target)
+    except subprocess.TimeoutExpired as error:
+        raise RetrvError(f"npm pack {style.package} took more than 600 s") from error
+    finally:
+        shutil.rmtree(spool, ignore_errors=True)
+    return target
+
+
+def read_tarball(path: Path) -> dict[str, Any]:
+    """The JSON files of an icon set by stem (`icons`, `chars`, `metadata` …).
+
+    Raises:
+        RetrvError: the file is damaged; delete it to fetch it again.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            return {
+                Path(member.name).stem: json.load(handle)
+                for member in tar
+                if member.name.endswith(".json") and (handle := tar.extractfile(member))
+            }
+    except (tarfile.TarError, json.JSONDecodeError, EOFError, OSError) as error:
+        raise RetrvError(f"{path.name} is damaged ({error}); delete it and build again") from error
+
+
+def icon_svg(icons: Mapping[str, Any], slug: str) -> str:
+    """A complete SVG document of one icon of a set."""
+    icon = icons["icons"][slug]
+    width, height = (icon.get(k, icons.get(k, 16)) for k in ("width", "height"))
+    left, top = icon.get("left", 0), icon.get("top", 0)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}" width="{width}" height="{height}">'
+        f"{icon['body']}</svg>"
+    )
