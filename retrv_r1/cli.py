@@ -5,53 +5,17 @@ Heavy modules are imported inside the commands, so that ``--help`` answers at on
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
-from typer.core import TyperGroup
 
 from retrv_r1 import __version__
+from retrv_r1.shell import Group, print_json, status, stdout, usage_errors
 from retrv_r1.types import Item, ItemError, RetrvError
-
-_PIPE_WIDTH = 240
-"""Columns where no terminal says how many it has."""
-
-
-class _Group(TyperGroup):
-    """Ends with one clean line where the caller, Ctrl-C or a closed pipe is the cause."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
-        except RetrvError as error:
-            line = Text(f"error: {' '.join(str(error).split())}", "red")
-            Console(stderr=True, soft_wrap=True, highlight=False).print(line)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # What is still buffered has no reader: let the flush at exit go nowhere, silently.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
-
-
-class _Console(Console):
-    """A console whose closed pipe is the group's business, like that of every other write."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
 
 
 class _Mode(StrEnum):
@@ -74,7 +38,7 @@ class _Split(StrEnum):
 
 
 app = typer.Typer(
-    cls=_Group,
+    cls=Group,
     help="Rerank pictures and texts with a model that reasons about two tokens per candidate.",
     no_args_is_help=True,
     add_completion=False,
@@ -148,16 +112,19 @@ def rerank(
     if "-" in candidates and sys.stdin.isatty():
         sys.stderr.write("reading candidates from the terminal, one a line; end with Ctrl-D\n")
     items = list(read_candidates(candidates, sys.stdin.buffer))
-    with _status(f"loading {model}"):
+    with status(f"loading {model}"):
+        from transformers.utils import logging
+
         from retrv_r1.reranker import Reranker
 
+        logging.disable_progress_bar()  # the spinner says it, and stderr is for errors
         reranker = Reranker.from_pretrained(model)
-    with _status(f"ranking {len(items)} candidates"):
+    with status(f"ranking {len(items)} candidates"):
         results = reranker.rank(asked, items, top_k=top, mode=mode.value, instruction=instruction)
     if as_json:
-        _print_json(to_response(results))
+        print_json(to_response(results))
     else:
-        print_ranking(results, _stdout(), candidates=len(items))
+        print_ranking(results, stdout(), candidates=len(items))
     if html is not None:
         write_html(render_html(results, candidates=items), html)
 
@@ -192,7 +159,7 @@ def pictographs(
     """Build the pictograph set: emoji in many styles, asked in M-BEIR's task shapes."""
     from retrv_r1.data.pictographs import build
 
-    with _usage_errors():
+    with usage_errors():
         manifest = build(
             out,
             styles=style or None,
@@ -240,9 +207,9 @@ def evaluate(
 
     report = run(dataset, model=model, k=counts, split=split.value, limit=limit, out=out)
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
-        render(report, _stdout())
+        render(report, stdout())
 
 
 @app.command()
@@ -252,9 +219,9 @@ def doctor(as_json: _Json = False) -> None:
 
     report = checks.report()
     if as_json:
-        _print_json(report)
+        print_json(report)
     else:
-        checks.render(report, _stdout())
+        checks.render(report, stdout())
     if report["problems"]:
         raise typer.Exit(1)
 
@@ -267,34 +234,3 @@ def _counts(text: str) -> tuple[int, ...]:
     if not counts or min(counts) < 2:
         raise typer.BadParameter(f"{text!r} is not a list like 10,50", param_hint="--k")
     return counts
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Shows a called function's complaint about its arguments the way typer shows its own."""
-    try:
-        yield
-    except RetrvError:
-        raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-@contextmanager
-def _status(what: str) -> Iterator[None]:
-    """A spinner while something takes its time; nothing unless a terminal shows stderr."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(Text(f"{what} …", "dim")):
-        yield
-
-
-def _stdout() -> Console:
-    piped = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return _Console(width=piped, highlight=False)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))

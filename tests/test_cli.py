@@ -107,7 +107,7 @@ def test_ranking_reasoning_and_cost_are_printed(folder):
     assert "pictures/red.png" in lines[1] and "answer, inspected" in lines[1]
     assert "▸ inspects [3] yes." in result.stdout
     assert "words, reasoning mode: 30 ms" in result.stdout
-    assert "3 candidates as 9 of 30 prompt rows" in result.stdout
+    assert "3 candidates; 30 prompt rows, 9 of them candidates" in result.stdout
 
 
 def test_options_reach_the_model(folder, reranker):
@@ -159,10 +159,12 @@ def test_html_is_written_beside_the_output(folder):
         (["red", "pictures", "--model", "missing"], "no model called missing; name a directory"),
         (["red", "pictures", "--html", "pictures"], "it is a folder; name a file"),
         (["red", "bad.png"], "bad.png is not a picture"),
+        (["red", "a\x1b[2J.md"], "cannot tell what a\ufffd[2J.md holds"),
     ],
 )
 def test_errors_are_one_line_on_stderr(folder, arguments, expected):
     Path("bad.png").write_text("not a picture")
+    Path("a\x1b[2J.md").write_text("neither")
     result = run("rerank", *arguments)
     assert result.exit_code == 2 and result.stdout == ""
     assert result.stderr.startswith("error: ") and expected in result.stderr

@@ -218,7 +218,8 @@ def test_terminal_ranking(items):
     text = "\n".join(lines)
     assert "▸ inspects [3] green, no." in text and "so [2]" in text
     assert "features 20 ms, decode 1.50 s" in text
-    assert "3 candidates as 9 of 40 prompt rows, 12 rows inspected, 20 tokens written" in text
+    assert "3 candidates; 40 prompt rows, 9 of them candidates" in text
+    assert "12 rows inspected, 20 tokens written" in text
 
 
 def test_terminal_is_narrow_and_safe(items):
@@ -227,6 +228,8 @@ def test_terminal_is_narrow_and_safe(items):
     assert "\x1b" not in text and "[red]x[/]" in text
     assert max(map(len, text.splitlines()[:4])) <= 60 and "…" in text
     assert "not end in a well-formed" in terminal(results(items, well_formed=False))
+    fast = results(items, well_formed=False, mode="fast", reasoning="")
+    assert "well-formed" not in terminal(fast) + render_html(fast)
 
 
 def test_terminal_without_unicode(items):

@@ -43,7 +43,7 @@ def print_ranking(results: RankedResults, console: Console, *, candidates: int) 
         console.print(Text("\nreasoning", "bold"))
         for step in reasoning_steps(results.reasoning, candidates):
             console.print(_step(step, plain))
-    if not results.well_formed:
+    if results.mode == "reason" and not results.well_formed:
         console.print(Text("the reasoning did not end in a well-formed answer", "yellow"))
     console.print(Text("\n" + _footer(results, candidates), "dim"))
 
@@ -89,6 +89,6 @@ def _footer(results: RankedResults, candidates: int) -> str:
     return (
         f"{printable(results.model)}, {mode} mode: {total}"
         + (f" ({phases})" if phases else "")
-        + f"\n{candidates} candidates as {tokens.candidates} of {tokens.prompt} prompt rows, "
-        f"{tokens.inspected} rows inspected, {tokens.generated} tokens written"
+        + f"\n{candidates} candidates; {tokens.prompt} prompt rows, {tokens.candidates} of them "
+        f"candidates; {tokens.inspected} rows inspected, {tokens.generated} tokens written"
     )
