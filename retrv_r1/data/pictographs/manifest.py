@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from retrv_r1.data.pictographs import lexicon
+from retrv_r1.data.pictographs.phrases import CELLS, FAMILIES, dataset
 from retrv_r1.data.pictographs.render import RENDER_VERSION
 from retrv_r1.data.pictographs.sources import Collected
 from retrv_r1.data.pictographs.store import Picture
@@ -109,6 +110,12 @@ def write_manifest(
         "hash": hashlib.sha256(text.encode()).hexdigest(),
         "request": dict(request),
         "counts": counts,
+        "cells without queries": sorted(
+            name
+            for cell in CELLS
+            for scene in FAMILIES
+            if (name := dataset(cell, scene)[1]) not in counts
+        ),
         "checked": dict(checked),
         "concepts": {
             "all": len(world.concepts),

@@ -30,6 +30,8 @@ def fetch_sets(
     found: dict[str, Path] = {}
     missing: dict[str, str] = {}
     reason = "" if download else "downloads are off"
+    if not reason and shutil.which("npm") is None:
+        reason = "npm is not installed"
     for style in (BY_NAME[name] for name in names if BY_NAME[name].kind == "npm"):
         path = tarball(style, cache)
         if path.exists():
@@ -52,20 +54,17 @@ def fetch_npm(style: Style, cache: Path) -> Path:
     """The tarball of a style, taken from `cache` or fetched with `npm pack`.
 
     Raises:
-        RetrvError: npm is absent, or the fetch failed.
+        RetrvError: the fetch failed.
     """
     target = tarball(style, cache)
     if target.exists():
         return target
-    npm = shutil.which("npm")
-    if npm is None:
-        raise RetrvError("npm is not installed")
     cache.mkdir(parents=True, exist_ok=True)
     spool = cache / f"tmp-{os.getpid()}"
     spool.mkdir(exist_ok=True)
     try:
         done = subprocess.run(
-            [npm, "pack", "--silent", "--fetch-retries=1", f"{style.package}@{style.version}"],
+            ["npm", "pack", "--silent", "--fetch-retries=1", f"{style.package}@{style.version}"],
             cwd=spool,
             capture_output=True,
             text=True,
