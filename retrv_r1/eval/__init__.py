@@ -1,0 +1,16 @@
+"""Evaluation: recall of both stages over a data set's tasks, with time and tokens it took."""
+
+from retrv_r1.eval.calibration import Calibration, calibrate, fit_temperature
+from retrv_r1.eval.cells import EvalError
+from retrv_r1.eval.evaluate import run
+from retrv_r1.eval.report import Report, render
+
+__all__ = [
+    "Calibration",
+    "EvalError",
+    "Report",
+    "calibrate",
+    "fit_temperature",
+    "render",
+    "run",
+]

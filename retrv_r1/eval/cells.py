@@ -1,0 +1,76 @@
+"""Which cells of a directory an evaluation covers, and which of their queries."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from retrv_r1.data import mbeir
+from retrv_r1.types import RetrvError
+
+SPLITS = ("all", "style", "composition", "unseen", "test", "val")
+"""``style``, ``composition`` and ``unseen`` are the evaluations of the pictograph set."""
+
+_OURS = "pictographs_"
+
+
+class EvalError(RetrvError, ValueError):
+    """An evaluation that cannot be run, or a result that cannot be right."""
+
+
+def part_of(cell: mbeir.Cell) -> str:
+    """The evaluation that a cell belongs to; the name of its split in other directories."""
+    if cell.split != "test" or not cell.dataset.startswith(_OURS):
+        return cell.split
+    family = cell.dataset.removeprefix(_OURS).split("_")[0]
+    return family if family in ("composition", "unseen") else "style"
+
+
+def choose(root: Path, split: str) -> list[mbeir.Cell]:
+    """The cells of a split, by part and name.
+
+    Args:
+        split: one of ``SPLITS``; ``all`` is every test cell, or every val cell where there is no
+            test.
+    Raises:
+        EvalError: no such split, or no such cell; the message says what is there.
+    """
+    if split not in SPLITS:
+        raise EvalError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    there = [cell for cell in mbeir.cells(root) if cell.split != "train"]
+    if split == "all":
+        chosen = [cell for cell in there if cell.split == "test"] or there
+    else:
+        chosen = [cell for cell in there if split in (part_of(cell), cell.split)]
+    if not chosen:
+        counts = Counter(map(part_of, there))
+        parts = ", ".join(f"{part} ({count} cells)" for part, count in counts.items())
+        raise EvalError(f"{root} has no cell of split {split!r}; it holds {parts or 'none at all'}")
+    return sorted(chosen, key=lambda cell: (SPLITS.index(part_of(cell)), cell.dataset))
+
+
+def shape_of(queries: Sequence[mbeir.Query]) -> str:
+    """The task shape of a cell, such as ``it → i`` for a picture with a text to a picture."""
+    short = {"text": "t", "image": "i", "image,text": "it"}
+    tasks = sorted({query.task_id for query in queries})
+    return ", ".join(" → ".join(short[side] for side in mbeir.TASKS[task]) for task in tasks)
+
+
+def sample(queries: Sequence[mbeir.Query], limit: int | None, seed: int) -> list[mbeir.Query]:
+    """``limit`` queries drawn by the seed, all when None; a larger limit only adds to them."""
+    drawn = list(queries)
+    random.Random(f"queries {seed}").shuffle(drawn)
+    return drawn[:limit]
+
+
+def prompt_order(dids: Sequence[str], qid: str, seed: int) -> list[str]:
+    """Candidates in the order in which the prompt shows them.
+
+    Shuffled by seed and query, so that the place in the prompt says nothing about the first
+    stage's rank.
+    """
+    shown = list(dids)
+    random.Random(f"prompt {seed} {qid} {len(shown)}").shuffle(shown)
+    return shown

@@ -1,0 +1,86 @@
+"""The evaluation of a model over a data set, from arguments to files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from retrv_engine import Sampling
+from retrv_r1.data.mbeir import Pool
+from retrv_r1.eval.cells import choose
+from retrv_r1.eval.chart import draw
+from retrv_r1.eval.metrics import require_metrics
+from retrv_r1.eval.ranking import CellRun, CellRunner, Models
+from retrv_r1.eval.report import Report, build
+from retrv_r1.eval.settings import Settings
+from retrv_r1.eval.trec import write_runs
+from retrv_r1.types import Mode
+
+
+def run(
+    dataset: str | Path,
+    *,
+    model: str | Path = "tiny",
+    k: Sequence[int] = (10, 50),
+    split: str = "all",
+    limit: int | None = None,
+    out: str | Path | None = None,
+    modes: Sequence[Mode] = ("reason", "fast"),
+    full_tokens: bool = True,
+    batch_size: int = 16,
+    pool: Pool = "local",
+    seed: int = 0,
+    device: str = "cpu",
+    sampling: Sampling | None = None,
+) -> Report:
+    """Evaluates both stages of a checkpoint on a directory in M-BEIR's layout.
+
+    With ``out`` every query's outcome is kept as it comes: a killed run goes on where it was, a
+    finished one is only read. Another model, data set or setting shares nothing with it.
+
+    Args:
+        model: ``"tiny"`` (shipped), a directory, or a hub id; it must hold a first stage.
+        k: how many of the first stage's best are reranked, each count apart.
+        split: ``style``, ``composition`` or ``unseen`` of the pictograph set, ``test`` or
+            ``val``, or ``all`` for every test cell.
+        limit: queries per cell, drawn by ``seed``; a larger one adds to a smaller one's.
+        out: folder of ``report.json``, ``report.md``, ``chart.png``, ``runs/`` and ``outcomes/``.
+        modes, full_tokens, batch_size, pool, seed, device, sampling: see :class:`Settings`.
+    Raises:
+        EvalError: nothing to evaluate, an option that cannot be, or an unsound ranking.
+        CheckpointError: no such model, or it has no first stage.
+        MBEIRError: the directory is not in M-BEIR's layout.
+    """
+    require_metrics()
+    settings = Settings(
+        k=tuple(sorted(set(k))),
+        modes=tuple(modes),
+        full_tokens=full_tokens,
+        limit=limit,
+        batch_size=batch_size,
+        pool=pool,
+        seed=seed,
+        device=device,
+        sampling=sampling or Sampling(),
+    )
+    root = Path(dataset)
+    cells = choose(root, split)
+    folder = None if out is None else Path(out)
+    runner = CellRunner(root, Models(model, settings), settings, folder)
+    runs = [runner.run(cell) for cell in cells]
+    report = build(str(dataset), str(model), settings, runs)
+    if folder is not None:
+        _write(report, runs, folder)
+    return report
+
+
+def _write(report: Report, runs: Sequence[CellRun], folder: Path) -> None:
+    """Writes report, chart and run files."""
+    if draw(report, folder / "chart.png"):
+        report["chart"] = "chart.png"
+    else:
+        report["notes"].append("No chart: matplotlib is not installed (pip install matplotlib).")
+    (folder / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+    for cell in runs:
+        write_runs(cell, folder / "runs")

@@ -1,0 +1,159 @@
+"""What came of each query, kept on disk as it comes, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from retrv_r1.eval.cells import EvalError
+from retrv_r1.types import RankedResults
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One query's ranking by one system.
+
+    Attributes:
+        ranking: dids, best first.
+        scores: of the dids, never rising.
+        answer: the did that the model answered; None for the first stage.
+        inspected: dids looked at in full, in order.
+        shown: candidates in the last prompt.
+        prompt_rows, candidate_rows: rows of the last prompt, and those of its candidates.
+        inspected_rows: rows spliced in while it reasoned.
+        generated: tokens written.
+        seconds: without encoding the items, a batch's time shared equally.
+    """
+
+    qid: str
+    ranking: tuple[str, ...]
+    scores: tuple[float, ...]
+    answer: str | None = None
+    inspected: tuple[str, ...] = ()
+    well_formed: bool = True
+    shown: int = 0
+    prompt_rows: int = 0
+    candidate_rows: int = 0
+    inspected_rows: int = 0
+    generated: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def of(
+        cls, qid: str, dids: Sequence[str], result: RankedResults, shown: int, seconds: float
+    ) -> Outcome:
+        """The outcome of ranking the candidates ``dids``, which must be sound.
+
+        Raises:
+            EvalError: see :meth:`check`.
+        """
+        outcome = cls(
+            qid=qid,
+            ranking=tuple(dids[row.index] for row in result),
+            scores=tuple(row.score for row in result),
+            answer=None if result.answer is None else dids[result.answer],
+            inspected=tuple(dids[index] for index in result.inspected),
+            well_formed=result.well_formed,
+            shown=shown,
+            prompt_rows=result.tokens.prompt,
+            candidate_rows=result.tokens.candidates,
+            inspected_rows=result.tokens.inspected,
+            generated=result.tokens.generated,
+            seconds=seconds,
+        )
+        if sorted(outcome.ranking) != sorted(dids):
+            raise EvalError(f"query {qid}: the ranking is not a permutation of its candidates")
+        outcome.check()
+        return outcome
+
+    def check(self) -> None:
+        """Holds a reranked list to what every reranked list must satisfy.
+
+        Raises:
+            EvalError: the answer is not rank 1, or a score leaves [0, 1] or rises.
+        """
+        if not self.ranking or self.answer != self.ranking[0]:
+            raise EvalError(f"query {self.qid}: the answer {self.answer} is not rank 1")
+        if len(self.scores) != len(self.ranking):
+            raise EvalError(
+                f"query {self.qid}: {len(self.scores)} scores, {len(self.ranking)} dids"
+            )
+        if not all(0 <= score <= 1 for score in self.scores):
+            raise EvalError(f"query {self.qid}: a score is outside [0, 1]")
+        if any(low > high for high, low in pairwise(self.scores)):
+            raise EvalError(f"query {self.qid}: scores rise down the ranking")
+
+
+class Journal:
+    """Outcomes of one system on one cell, appended to a file as they come.
+
+    The file's name and first line carry a fingerprint of everything that decides the outcomes:
+    with another model, data or setting it is another file, and nothing is mixed or lost. A line
+    that a killed run left unfinished is cut off.
+
+    Args:
+        folder: where the file is kept; in memory alone when None.
+        name: how the file's name begins.
+        about: what decides the outcomes, JSON values.
+    """
+
+    def __init__(self, folder: Path | None, name: str, about: Mapping[str, Any]) -> None:
+        self.header = {"fingerprint": fingerprint(about), **about}
+        self.path = folder and folder / f"{name}-{self.header['fingerprint'][:12]}.jsonl"
+        self.outcomes: dict[str, Outcome] = {}
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = self._read(self.path) if self.path.is_file() else 0
+        with self.path.open("ab") as handle:
+            handle.truncate(kept)
+            if not kept:
+                handle.write(_line(self.header))
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Keeps outcomes, on disk before this returns."""
+        self.outcomes |= {outcome.qid: outcome for outcome in outcomes}
+        if self.path is not None:
+            with self.path.open("ab") as handle:
+                handle.write(b"".join(_line(asdict(outcome)) for outcome in outcomes))
+
+    def _read(self, path: Path) -> int:
+        """Reads the sound beginning of a file and returns its length in bytes."""
+        kept = 0
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                values = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                values = None
+            if not isinstance(values, dict) or (not kept and values != self.header):
+                break
+            if kept:
+                values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+                outcome = Outcome(**values)
+                self.outcomes[outcome.qid] = outcome
+            kept += len(line)
+        return kept
+
+
+def fingerprint(about: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of JSON values."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(root: Path, paths: Sequence[Path]) -> str:
+    """Hex SHA-256 of files' contents and names under ``root``."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        with path.open("rb") as handle:
+            content = hashlib.file_digest(handle, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,230 @@
+"""Ranking the queries of a cell: the first stage, then every system over its best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from retrv_r1 import __version__
+from retrv_r1.data import mbeir
+from retrv_r1.eval.cells import EvalError, part_of, prompt_order, sample, shape_of
+from retrv_r1.eval.outcomes import Journal, Outcome, file_hash
+from retrv_r1.eval.settings import Settings, System
+from retrv_r1.first_stage import FOLDER, FirstStage, local_checkpoint
+from retrv_r1.reranker import Query, Reranker
+from retrv_r1.types import CheckpointError
+
+_MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*")
+_MODEL_FILES += ("preprocessor_config.json", "vocab.json", "merges.txt")
+
+
+class Models:
+    """A checkpoint's two stages, loaded when first needed.
+
+    Args:
+        name: ``"tiny"``, a directory, or a hub id.
+    Raises:
+        CheckpointError: there is no such checkpoint, or it has no first stage.
+    """
+
+    def __init__(self, name: str | Path, settings: Settings) -> None:
+        self.name, self.settings = str(name), settings
+        self.folder = local_checkpoint(name)
+        if not (self.folder / FOLDER / "config.json").is_file():
+            raise CheckpointError(
+                f"{self.folder} has no first stage, which evaluation starts from: train one with "
+                f"`retrv-r1 train embed` and copy its result to {FOLDER}/ in that folder"
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of weights, configuration, tokenizer and picture preprocessing."""
+        folders = (self.folder, self.folder / FOLDER)
+        paths = {p for folder in folders for name in _MODEL_FILES for p in folder.glob(name)}
+        return file_hash(self.folder, sorted(paths))
+
+    @cached_property
+    def reranker(self) -> Reranker:
+        return Reranker.from_pretrained(
+            self.folder, device=self.settings.device, batch_size=self.settings.batch_size
+        )
+
+    @cached_property
+    def first_stage(self) -> FirstStage:
+        return FirstStage.from_pretrained(self.folder / FOLDER, device=self.settings.device)
+
+
+@dataclass(frozen=True)
+class CellRun:
+    """A cell with everything that came of it.
+
+    Attributes:
+        positives: relevant dids by qid, in the order of the queries.
+        first: outcomes of the first stage, in that order.
+        reranked: outcomes by system and candidate count, in that order.
+    """
+
+    cell: mbeir.Cell
+    shape: str
+    pool_size: int
+    positives: Mapping[str, Sequence[str]]
+    first: Sequence[Outcome]
+    reranked: Mapping[tuple[System, int], Sequence[Outcome]]
+
+    @property
+    def part(self) -> str:
+        return part_of(self.cell)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A cell that is being ranked; ``data`` is the hash of what is asked."""
+
+    cell: mbeir.Cell
+    task: mbeir.Task
+    queries: Sequence[mbeir.Query]
+    data: str
+
+    @property
+    def name(self) -> str:
+        return f"{part_of(self.cell)} {shape_of(self.queries)}"
+
+
+class CellRunner:
+    """Ranks cells; what is on disk already is not ranked again.
+
+    Args:
+        out: where outcomes are kept; in memory alone when None.
+    """
+
+    def __init__(self, root: Path, models: Models, settings: Settings, out: Path | None) -> None:
+        self.root, self.models, self.settings, self.out = root, models, settings, out
+        self.console = Console(stderr=True, highlight=False)
+
+    def run(self, cell: mbeir.Cell) -> CellRun:
+        """Ranks a cell's queries by the first stage and by every system and count."""
+        settings = self.settings
+        task = mbeir.load(self.root, cell.dataset, cell.split, settings.pool)
+        if not task.queries:
+            raise EvalError(f"{cell.queries} holds no query")
+        queries = sample(task.queries, settings.limit, settings.seed)
+        work = _Work(cell, task, queries, self._data_hash(cell))
+        first = self._first_stage(work)
+        near = {outcome.qid: outcome.ranking for outcome in first}
+        reranked = {
+            (system, k): self._rerank(work, near, system, k)
+            for k in settings.k
+            for system in settings.systems
+        }
+        return CellRun(
+            cell=cell,
+            shape=shape_of(queries),
+            pool_size=len(task.pool),
+            positives={query.qid: query.positives for query in queries},
+            first=first,
+            reranked=reranked,
+        )
+
+    def _data_hash(self, cell: mbeir.Cell) -> str:
+        """Hash of the files that say what is asked; of pictures, what the set's manifest says."""
+        qrels = f"qrels/{cell.split}/mbeir_{cell.dataset}_{cell.split}_qrels.txt"
+        others = (qrels, "instructions/query_instructions.tsv", "manifest.json")
+        paths = [cell.queries, *(self.root / name for name in others)]
+        if self.settings.pool in cell.pools:
+            paths.append(cell.pools[self.settings.pool])
+        return file_hash(self.root, [path for path in paths if path.is_file()])
+
+    def _journal(self, work: _Work, name: str, **about: object) -> Journal:
+        cell = work.cell
+        folder = self.out and self.out / "outcomes" / f"{cell.dataset}_{cell.split}"
+        about |= {"cell": cell.dataset, "split": cell.split, "data": work.data}
+        about |= {"model": self.models.fingerprint, "version": __version__}
+        return Journal(folder, name, about)
+
+    def _first_stage(self, work: _Work) -> list[Outcome]:
+        depth, task = max(self.settings.k), work.task
+        journal = self._journal(work, f"first-stage-k{depth}", depth=depth)
+        waiting = [query for query in work.queries if query.qid not in journal.outcomes]
+        if waiting:
+            stage = self.models.first_stage
+            what = f"the pool of {work.name}"
+            pool = stage.embed([task.item(candidate) for candidate in task.pool], what=what)
+            started = time.perf_counter()
+            vectors = stage.embed([task.item(query) for query in waiting], what="queries")
+            scores, numbers = stage.search(vectors, pool, depth)
+            seconds = (time.perf_counter() - started) / len(waiting)
+            found = zip(waiting, numbers.tolist(), scores.tolist(), strict=True)
+            journal.add(
+                [
+                    Outcome(
+                        qid=query.qid,
+                        ranking=tuple(task.pool[number].did for number in near),
+                        scores=tuple(close),
+                        seconds=seconds,
+                    )
+                    for query, near, close in found
+                ]
+            )
+        return [journal.outcomes[query.qid] for query in work.queries]
+
+    def _rerank(
+        self, work: _Work, near: Mapping[str, Sequence[str]], system: System, k: int
+    ) -> list[Outcome]:
+        """Outcomes of one system over the ``k`` nearest of every query."""
+        options = {"mode": system.mode, "reading": system.reading, **self.settings.ranking_options}
+        journal = self._journal(work, f"{system.slug}-k{k}", k=k, **options)
+        waiting = [query for query in work.queries if query.qid not in journal.outcomes]
+        size = self.settings.batch_size
+        label = f"{work.name}, {system.name}, K = {k}"
+        batches = track(
+            [waiting[start : start + size] for start in range(0, len(waiting), size)],
+            label,
+            console=self.console,
+            transient=True,
+            disable=not (waiting and self.console.is_terminal),
+        )
+        for batch in batches:
+            journal.add(self._batch(work.task, batch, near, system, k))
+        outcomes = [journal.outcomes[query.qid] for query in work.queries]
+        if waiting:
+            pairs = zip(outcomes, work.queries, strict=True)
+            right = sum(outcome.answer in query.positives for outcome, query in pairs)
+            self.console.print(f"{label}: {right} of {len(outcomes)} right", markup=False)
+        return outcomes
+
+    def _batch(
+        self,
+        task: mbeir.Task,
+        queries: Sequence[mbeir.Query],
+        near: Mapping[str, Sequence[str]],
+        system: System,
+        k: int,
+    ) -> list[Outcome]:
+        """Reranks some queries together."""
+        seed, reranker = self.settings.seed, self.models.reranker
+        shown = [prompt_order(near[query.qid][:k], query.qid, seed) for query in queries]
+        requests = [
+            Query(
+                task.item(query),
+                [task.item(task.candidate(did)) for did in dids],
+                mbeir.instruction(query),
+            )
+            for query, dids in zip(queries, shown, strict=True)
+        ]
+        started = time.perf_counter()
+        results = reranker.rank_batch(
+            requests, mode=system.mode, reading=system.reading, sampling=self.settings.sampling
+        )
+        spent = time.perf_counter() - started - sum(r.timings["features"] for r in results)
+        return [
+            Outcome.of(
+                query.qid, dids, result, min(len(dids), reranker.window), spent / len(queries)
+            )
+            for query, dids, result in zip(queries, shown, results, strict=True)
+        ]

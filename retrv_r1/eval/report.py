@@ -1,0 +1,204 @@
+"""What an evaluation found, as JSON values that render themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from retrv_r1.eval.cells import SPLITS
+from retrv_r1.eval.metrics import CUTOFFS, hits, mean_interval
+from retrv_r1.eval.outcomes import Outcome
+from retrv_r1.eval.ranking import CellRun
+from retrv_r1.eval.settings import FIRST_STAGE, Settings, System
+from retrv_r1.eval.tables import Table, tables
+
+Row = dict[str, Any]
+
+
+class Report(dict[str, Any]):
+    """The result of :func:`retrv_r1.eval.run`; a ``dict`` of JSON values.
+
+    Recalls are fractions. ``parts`` holds, for every evaluation of the data set, its ``cells``,
+    their ``mean`` and the ``differences`` between systems with 95 % intervals.
+    """
+
+    def to_json(self) -> str:
+        """The report as JSON, indented."""
+        return json.dumps(self, ensure_ascii=False, allow_nan=False, indent=2)
+
+    def to_markdown(self) -> str:
+        """The report as a document: summary, differences, a table per part, how it was done."""
+        parts = [f"# {self.title}"]
+        if self.get("chart"):
+            parts.append(f"![R@1 of the systems]({self['chart']})")
+        parts += [f"## {table.title}\n\n{_markdown(table)}" for table in tables(self)]
+        parts.append("## How\n\n" + "\n".join(f"- {note}" for note in self["notes"]))
+        return "\n\n".join(parts) + "\n"
+
+    @property
+    def title(self) -> str:
+        return f"{self['model']} on {self['dataset']}"
+
+
+def render(report: Report, console: Console) -> None:
+    """Prints a report's tables and notes."""
+    for table in tables(report):
+        console.print(table.rich())
+    for note in report["notes"]:
+        console.print(f"- {note}", style="dim", markup=False, highlight=False)
+
+
+def _markdown(table: Table) -> str:
+    rule = ["---" if i < table.words else "---:" for i in range(len(table.columns))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (table.columns, rule, *table.rows))
+
+
+def build(dataset: str, model: str, settings: Settings, runs: Sequence[CellRun]) -> Report:
+    """The report of ranked cells; every reranked list is checked once more on the way.
+
+    Raises:
+        EvalError: an outcome, new or from disk, that cannot be right.
+    """
+    checked = [outcome for run in runs for kept in run.reranked.values() for outcome in kept]
+    for outcome in checked:
+        outcome.check()
+    names = sorted({run.part for run in runs}, key=SPLITS.index)
+    return Report(
+        dataset=Path(dataset).resolve().name,
+        model=Path(model).name if Path(model).is_absolute() else model,
+        settings={**asdict(settings), "k": list(settings.k), "modes": list(settings.modes)},
+        parts=[_part(name, [run for run in runs if run.part == name], settings) for name in names],
+        checks={
+            "lists": len(checked),
+            "answer_is_rank_1": len(checked),
+            "scores_in_0_1_never_rising": len(checked),
+            "well_formed": sum(outcome.well_formed for outcome in checked),
+        },
+        notes=_notes(settings, len(checked)),
+    )
+
+
+def _part(name: str, runs: Sequence[CellRun], settings: Settings) -> Row:
+    """Cells, mean and differences of one part."""
+    recalls = [_recalls(run, settings) for run in runs]
+    cells = [_cell(run, recall) for run, recall in zip(runs, recalls, strict=True)]
+    rows = zip(*(cell["results"] for cell in cells), strict=True)
+    return {
+        "part": name,
+        "cells": cells,
+        "mean": [_mean(same) for same in rows],
+        "differences": _differences(recalls, settings),
+    }
+
+
+_Key = tuple[System, int] | None
+"""A reranked system and its candidate count; None is the first stage."""
+
+
+def _recalls(run: CellRun, settings: Settings) -> dict[_Key, dict[int, np.ndarray]]:
+    depths = sorted({*CUTOFFS, *settings.k})
+    found: dict[_Key, dict[int, np.ndarray]] = {None: hits(run.first, run.positives, depths)}
+    for key, outcomes in run.reranked.items():
+        found[key] = hits(outcomes, run.positives, CUTOFFS)
+    return found
+
+
+def _cell(run: CellRun, recalls: Mapping[_Key, Mapping[int, np.ndarray]]) -> Row:
+    first: Row = {"system": FIRST_STAGE, "k": None, "recall": _means(recalls[None])}
+    first["cost"] = {"seconds": _average([o.seconds for o in run.first])}
+    results = [first]
+    for (system, k), outcomes in run.reranked.items():
+        recall = _means(recalls[system, k])
+        row = {"system": system.name, "k": k, "recall": recall, "cost": _cost(outcomes)}
+        results.append(row | {"well_formed": _average([o.well_formed for o in outcomes])})
+    return {
+        "cell": run.cell.dataset,
+        "split": run.cell.split,
+        "shape": run.shape,
+        "queries": len(run.first),
+        "pool": run.pool_size,
+        "results": results,
+    }
+
+
+def _cost(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Means over queries."""
+    return {
+        "rows_per_candidate": _average([o.candidate_rows / o.shown for o in outcomes]),
+        "prompt_rows": _average([o.prompt_rows for o in outcomes]),
+        "inspections": _average([len(o.inspected) for o in outcomes]),
+        "inspected_rows": _average([o.inspected_rows for o in outcomes]),
+        "generated": _average([o.generated for o in outcomes]),
+        "seconds": _average([o.seconds for o in outcomes]),
+    }
+
+
+def _average(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _means(recall: Mapping[int, np.ndarray]) -> dict[str, float]:
+    return {str(k): float(values.mean()) for k, values in recall.items()}
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    """One system's row averaged over cells."""
+    mean: Row = {"system": rows[0]["system"], "k": rows[0]["k"]}
+    for group in ("recall", "cost"):
+        mean[group] = {key: _average([row[group][key] for row in rows]) for key in rows[0][group]}
+    if "well_formed" in rows[0]:
+        mean["well_formed"] = _average([row["well_formed"] for row in rows])
+    return mean
+
+
+def _differences(
+    recalls: Sequence[Mapping[_Key, Mapping[int, np.ndarray]]], settings: Settings
+) -> list[Row]:
+    """Each system minus the first stage, and compressed minus full tokens, over all cells."""
+    pairs: list[tuple[_Key, _Key, int]] = []
+    for k in settings.k:
+        pairs += [((system, k), None, k) for system in settings.systems]
+        if settings.full_tokens:
+            pairs += [
+                ((system, k), (System(system.mode, "full"), k), k)
+                for system in settings.systems
+                if system.reading == "compressed"
+            ]
+    rows = []
+    for left, right, k in pairs:
+        recall = {}
+        for cutoff in CUTOFFS:
+            values = [cell[left][cutoff] - cell[right][cutoff] for cell in recalls]
+            recall[str(cutoff)] = asdict(mean_interval(values, settings.seed))
+        rows.append({"system": _name(left), "baseline": _name(right), "k": k, "recall": recall})
+    return rows
+
+
+def _name(key: _Key) -> str:
+    return FIRST_STAGE if key is None else key[0].name
+
+
+def _notes(settings: Settings, lists: int) -> list[str]:
+    """What a reader must know of how it was measured."""
+    limit = "all queries" if settings.limit is None else f"{settings.limit} queries a cell at most"
+    return [
+        f"R@k: a relevant candidate is among the first k (M-BEIR's Recall@k); {limit}; the mean "
+        "of a split is over its cells.",
+        f"K: the first stage's K best of the {settings.pool} pool are reranked, so its R@K is "
+        "the ceiling. They stand in the prompt in an order shuffled by seed "
+        f"({settings.seed}) and query, so that their place says nothing of their rank; the "
+        "instruction is the first phrasing.",
+        "Differences are paired by query; 95 % bootstrap intervals, queries resampled within "
+        "their cell.",
+        f"Seconds a query: a batch of up to {settings.batch_size} on {settings.device}, shared "
+        "equally, without encoding the items; the first stage's are for a query, its pool "
+        "embedded before.",
+        f"Checked: of {lists} reranked lists every one has its answer at rank 1 and scores in "
+        "[0, 1] that never rise; one that had not would have stopped the evaluation.",
+    ]

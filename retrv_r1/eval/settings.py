@@ -1,0 +1,86 @@
+"""What an evaluation is asked to do: systems, candidate counts, and how prompts are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from retrv_engine import Sampling
+from retrv_r1.data.mbeir import Pool
+from retrv_r1.eval.cells import EvalError
+from retrv_r1.reranker import Reading
+from retrv_r1.types import Mode
+
+FIRST_STAGE = "first stage"
+
+
+@dataclass(frozen=True)
+class System:
+    """One way of reranking; ``slug`` is its name in file names and run tags."""
+
+    mode: Mode
+    reading: Reading
+
+    @property
+    def name(self) -> str:
+        return self.mode + (", full tokens" if self.reading == "full" else "")
+
+    @property
+    def slug(self) -> str:
+        return self.mode + ("-full" if self.reading == "full" else "")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of an evaluation.
+
+    Args:
+        k: how many of the first stage's best are reranked; each count is a system of its own.
+        modes: of ``reason`` and ``fast``.
+        full_tokens: rerank from full-length candidates too, the baseline of the compression.
+        limit: queries per cell, drawn by the seed; all when None.
+        pool: which candidate pool is searched.
+        seed: decides the sample of queries, the order in prompts, and the bootstrap.
+    """
+
+    k: tuple[int, ...] = (10, 50)
+    modes: tuple[Mode, ...] = ("reason", "fast")
+    full_tokens: bool = True
+    limit: int | None = None
+    batch_size: int = 16
+    pool: Pool = "local"
+    seed: int = 0
+    device: str = "cpu"
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        if not self.k or min(self.k) < 1:
+            raise EvalError(f"k must hold counts of at least 1, got {self.k}")
+        unknown = set(self.modes) - {"reason", "fast"}
+        if unknown or not self.modes:
+            raise EvalError(f"modes must be of 'reason' and 'fast', got {self.modes}")
+        if self.limit is not None and self.limit < 1:
+            raise EvalError(f"limit must be at least 1, got {self.limit}")
+        if self.batch_size < 1:
+            raise EvalError(f"batch_size must be at least 1, got {self.batch_size}")
+
+    @property
+    def systems(self) -> Sequence[System]:
+        """Compressed ones first, fast before reasoning."""
+        readings: tuple[Reading, ...] = ("compressed", "full")
+        return [
+            System(mode, reading)
+            for reading in readings[: 1 + self.full_tokens]
+            for mode in sorted(set(self.modes))
+        ]
+
+    @property
+    def ranking_options(self) -> dict[str, Any]:
+        """What decides a reranking beside model, data, system and count."""
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "device": self.device,
+            "sampling": asdict(self.sampling),
+        }

@@ -1,0 +1,43 @@
+"""TREC run files: ``qid Q0 did rank score tag``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from retrv_r1.eval.outcomes import Outcome
+from retrv_r1.eval.ranking import CellRun
+
+
+def falling(scores: Sequence[float]) -> list[np.float32]:
+    """Scores that fall strictly in single precision; equal ones are moved down by a hair.
+
+    trec_eval reads single precision, ignores the rank and breaks ties by name: without this its
+    ranking would not be ours.
+    """
+    out: list[np.float32] = []
+    for score in np.asarray(scores, np.float32):
+        limit = np.nextafter(out[-1], np.float32(-np.inf)) if out else score
+        out.append(min(score, limit))
+    return out
+
+
+def run_lines(outcomes: Sequence[Outcome], tag: str) -> Iterator[str]:
+    """The lines of a run file, without line ends."""
+    for outcome in outcomes:
+        rows = zip(outcome.ranking, falling(outcome.scores), strict=True)
+        for rank, (did, score) in enumerate(rows, 1):
+            yield f"{outcome.qid} Q0 {did} {rank} {score:.9g} {tag}"
+
+
+def write_runs(run: CellRun, folder: Path) -> None:
+    """Writes a cell's run files, one per system and count, into a folder named like the cell."""
+    folder = folder / f"{run.cell.dataset}_{run.cell.split}"
+    folder.mkdir(parents=True, exist_ok=True)
+    tagged = {"first-stage": run.first}
+    tagged |= {f"{system.slug}-k{k}": outcomes for (system, k), outcomes in run.reranked.items()}
+    for tag, outcomes in tagged.items():
+        text = "".join(f"{line}\n" for line in run_lines(outcomes, tag))
+        (folder / f"{tag}.trec").write_text(text, encoding="utf-8")

@@ -1,0 +1,164 @@
+"""The first stage: items as unit vectors, and the nearest of a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from transformers.utils import cached_file
+
+from retrv_r1.checkpoint import resolve
+from retrv_r1.model.config import RetrvR1Config
+from retrv_r1.model.embedder import RetrvEmbedder
+from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
+from retrv_r1.types import CheckpointError, Item, ItemError, ItemLike
+
+FOLDER = "embedder"
+"""Where a reranker's checkpoint keeps its first stage."""
+
+MAX_TEXT = 24
+"""Tokens of a text that are read, where the embedder's config says nothing (``max_text``)."""
+
+_LONG = 1000
+_SCORES = 2**25
+
+
+class FirstStage:
+    """Embeds items with a checkpoint's first stage; the dot product is the similarity.
+
+    Args:
+        processor: the reranker's own; one tokenizer and one picture preprocessing for both stages.
+    """
+
+    def __init__(self, model: RetrvEmbedder, processor: RetrvR1Processor) -> None:
+        self.model, self.processor = model.eval(), processor
+        if not hasattr(model.config, "max_text"):
+            model.config.max_text = MAX_TEXT
+        self.max_text = int(model.config.max_text)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        processor: RetrvR1Processor | None = None,
+        device: str | torch.device = "cpu",
+    ) -> FirstStage:
+        """Loads the ``embedder`` folder of a reranker's checkpoint.
+
+        Args:
+            processor: loaded from the folder above when None.
+        Raises:
+            CheckpointError: there is no embedder, or it or the checkpoint around it is damaged.
+        """
+        path = Path(path)
+        config = path / "config.json"
+        if not config.is_file():
+            raise CheckpointError(
+                f"no first stage: {path} has no config.json; train one with `retrv-r1 train embed` "
+                f"and copy its result to a folder {FOLDER!r} beside the reranker's files"
+            )
+        try:
+            model, info = RetrvEmbedder.from_pretrained(path, output_loading_info=True)
+            if processor is None:
+                around = RetrvR1Config.from_pretrained(path.parent)
+                processor = RetrvR1Processor.from_pretrained(path.parent, around)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise CheckpointError(f"cannot load the first stage {path}: {error}") from error
+        except Exception as error:
+            if type(error).__module__.startswith("safetensors"):
+                raise CheckpointError(f"the weights in {path} are damaged: {error}") from error
+            raise
+        if missing := sorted(info["missing_keys"]):
+            raise CheckpointError(f"{path} lacks {len(missing)} weights, {missing[0]} among them")
+        return cls(model.to(device), processor)
+
+    @torch.no_grad()
+    def embed(self, items: Sequence[ItemLike], *, batch_size: int = 64, what: str = "") -> Tensor:
+        """Unit vectors ``[m, e]`` on the CPU, in the items' order.
+
+        Many items show a progress bar, if standard error is a terminal.
+
+        Args:
+            what: what the bar calls them.
+        Raises:
+            ItemError: an item that cannot be used; the message names it.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        console = Console(stderr=True)
+        starts = track(
+            range(0, len(items), batch_size),
+            f"embedding {what or 'items'}",
+            console=console,
+            transient=True,
+            disable=len(items) < _LONG or not console.is_terminal,
+        )
+        parts = [self._batch(items[start : start + batch_size], start) for start in starts]
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.embedding_dim)
+
+    def search(self, queries: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` nearest of a pool, or all of a smaller one.
+
+        Args:
+            queries: unit vectors ``[q, e]``.
+            pool: unit vectors ``[p, e]``.
+        Returns:
+            Scores and pool numbers, both ``[q, min(k, p)]``, best first.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        k = min(k, len(pool))
+        rows = max(1, _SCORES // max(1, len(pool)))
+        found = [(part @ pool.T).topk(k, dim=1) for part in queries.split(rows)]
+        if not found:
+            return torch.empty(0, k), torch.empty(0, k, dtype=torch.long)
+        return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+    def _batch(self, items: Sequence[ItemLike], start: int) -> Tensor:
+        encoded = [self._encode(item, start + i) for i, item in enumerate(items)]
+        device = self.model.device
+        pictures = texts = None
+        patches = {i: e.patches for i, e in enumerate(encoded) if e.patches is not None}
+        if patches:
+            grids = torch.tensor([encoded[i].grid for i in patches])
+            pixels = torch.cat(list(patches.values())).to(device)
+            vectors = self.model.embed_pictures(pixels, grids.to(device))
+            pictures = (torch.tensor(list(patches), device=device), vectors)
+        ids = {i: e.text_ids[: self.max_text] for i, e in enumerate(encoded) if e.text_ids}
+        if ids:
+            rows = [torch.tensor(row) for row in ids.values()]
+            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+            padded = padded.to(device)
+            vectors = self.model.embed_texts(padded.clamp(min=0), (padded >= 0).long())
+            texts = (torch.tensor(list(ids), device=device), vectors)
+        return self.model.fuse(len(items), pictures, texts).cpu()
+
+    def _encode(self, item: ItemLike, number: int) -> EncodedItem:
+        item = Item.of(item)
+        try:
+            return self.processor.encode(item)
+        except ItemError as error:
+            raise ItemError(f"{item.id or f'item {number}'}: {error}") from error
+
+
+def local_checkpoint(name: str | Path) -> Path:
+    """The directory of a checkpoint that has a first stage; a hub's is downloaded.
+
+    Raises:
+        CheckpointError: no such checkpoint.
+    """
+    source = resolve(name)
+    if isinstance(source, Path):
+        return source
+    try:
+        config = cached_file(source, "config.json")
+        cached_file(source, f"{FOLDER}/config.json")
+        cached_file(source, f"{FOLDER}/model.safetensors")
+    except OSError as error:
+        raise CheckpointError(f"cannot get {source} with its {FOLDER!r} folder: {error}") from error
+    return Path(config).parent

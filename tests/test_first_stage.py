@@ -1,0 +1,185 @@
+"""The first stage: the vectors of training, errors that say the mend, exact search."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertConfig
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from retrv_r1 import Item
+from retrv_r1.first_stage import MAX_TEXT, FirstStage, local_checkpoint
+from retrv_r1.model.config import RetrvR1Config
+from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
+from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.model.tokens import train_tokenizer
+from retrv_r1.train.corpus import Entry
+from retrv_r1.train.embed import EntryEmbedder
+from retrv_r1.train.pictures import PictureBank
+from retrv_r1.types import CheckpointError, ItemError
+
+SIDE = 32
+WORDS = "a red apple and a blue bird high in the sky over one two three four five"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint's folder with an untrained embedder, but no reranker's weights."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("checkpoint")
+    vision = Qwen2_5_VLVisionConfig(
+        depth=1,
+        hidden_size=32,
+        intermediate_size=32,
+        num_heads=2,
+        patch_size=8,
+        temporal_patch_size=1,
+        spatial_merge_size=2,
+        window_size=64,
+        out_hidden_size=32,
+        fullatt_block_indexes=[0],
+    )
+    text = BertConfig(
+        vocab_size=600,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=MAX_TEXT,
+    )
+    RetrvEmbedder(RetrvEmbedderConfig(vision, text, 16)).save_pretrained(root / "embedder")
+    config = RetrvR1Config(pad_to_square=True)
+    config.save_pretrained(root)
+    area = SIDE * SIDE
+    images = Qwen2VLImageProcessorPil(
+        patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=area, max_pixels=area
+    )
+    tokenizer = train_tokenizer([WORDS] * 20, 600)
+    RetrvR1Processor(config, tokenizer, images).save_pretrained(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def stage(checkpoint):
+    return FirstStage.from_pretrained(checkpoint / "embedder")
+
+
+def in_training(stage, rgba, entries):
+    """The vectors that training's own code gives entries."""
+    bank = PictureBank(rgba, [f"{i}.png" for i in range(len(rgba))])
+    processor = stage.processor
+    embedder = EntryEmbedder(
+        stage.model,
+        processor.tokenizer,
+        processor.image_processor,
+        SimpleNamespace(bank=bank),
+        MAX_TEXT,
+    )
+    return embedder.embed_all(entries)
+
+
+def pictures(rng, side, opaque, folder):
+    rgba = rng.integers(0, 256, (3, side, side, 4), dtype=np.uint8)
+    if opaque:
+        rgba[..., 3] = 255
+    for i, pixels in enumerate(rgba):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return rgba
+
+
+@pytest.mark.parametrize(("opaque", "tolerance"), [(True, 1e-5), (False, 5e-3)])
+def test_vectors_are_those_of_training(stage, tmp_path, opaque, tolerance):
+    """Transparency differs by the rounding of a picture file's eight bits."""
+    rgba = pictures(np.random.default_rng(0), SIDE, opaque, tmp_path)
+    long = " ".join([WORDS] * 5)
+    entries = [
+        Entry("a red apple", None, {}),
+        Entry(None, 0, {}),
+        Entry("a blue bird", 1, {}),
+        Entry(long, None, {}),
+        Entry(None, 2, {}),
+    ]
+    items = [
+        Item(text=e.text, image=None if e.picture is None else tmp_path / f"{e.picture}.png")
+        for e in entries
+    ]
+    vectors = stage.embed(items, batch_size=2)
+    assert vectors.shape == (5, 16)
+    assert torch.allclose(vectors.norm(dim=-1), torch.ones(5))
+    assert (vectors - in_training(stage, rgba, entries)).abs().max() < tolerance
+
+
+def test_resizing_changes_little(stage, tmp_path):
+    smooth = np.linspace(0, 255, 2 * SIDE)[None, :, None, None].repeat(2 * SIDE, 2)
+    rgba = np.concatenate([smooth.repeat(3, 3), np.full_like(smooth, 255)], 3).astype(np.uint8)
+    Image.fromarray(rgba[0]).save(tmp_path / "0.png")
+    trained = in_training(stage, rgba, [Entry(None, 0, {})])
+    assert (stage.embed([tmp_path / "0.png"]) * trained).sum() > 0.999
+
+
+def test_search_is_exact_and_takes_small_pools(stage):
+    pool = torch.eye(16)[:4]
+    queries = torch.eye(16)[:3] + 0.5 * torch.eye(16)[1:4]
+    scores, numbers = stage.search(queries, pool, 2)
+    assert numbers.tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert scores.tolist() == [[1.0, 0.5]] * 3
+    assert stage.search(queries, pool, 50)[1].shape == (3, 4)
+    assert stage.search(queries[:0], pool, 2)[0].shape == (0, 2)
+    assert stage.embed([]).shape == (0, 16)
+    with pytest.raises(ValueError, match="k must be"):
+        stage.search(queries, pool, 0)
+
+
+def test_the_text_limit_is_the_configs(checkpoint, stage, tmp_path):
+    assert stage.max_text == MAX_TEXT
+    stage.model.config.max_text = 2
+    try:
+        short = FirstStage(stage.model, stage.processor)
+        near, far = short.embed(["a red apple", "a red bird"])
+        assert torch.equal(near, far)
+        stage.model.save_pretrained(tmp_path / "embedder")
+    finally:
+        stage.model.config.max_text = MAX_TEXT
+    again = FirstStage.from_pretrained(tmp_path / "embedder", processor=stage.processor)
+    assert again.max_text == 2
+
+
+def test_a_bad_item_is_named(stage, tmp_path):
+    missing = Item(image=tmp_path / "none.png", id="9:1")
+    with pytest.raises(ItemError, match="9:1: no such picture file"):
+        stage.embed(["a", missing])
+    with pytest.raises(ItemError, match="item 1: "):
+        stage.embed(["a", tmp_path / "none.png"])
+
+
+def test_what_cannot_be_loaded_says_so(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match="no first stage"):
+        FirstStage.from_pretrained(tmp_path / "embedder")
+    folder = tmp_path / "embedder"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes((checkpoint / "embedder" / name).read_bytes()[:-40])
+    with pytest.raises(CheckpointError):
+        FirstStage.from_pretrained(folder)
+    (folder / "config.json").write_bytes((checkpoint / "embedder" / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="damaged"):
+        FirstStage.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        local_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_hubs_checkpoint_is_downloaded_whole(monkeypatch, tmp_path):
+    asked = []
+
+    def cached_file(name, file):
+        asked.append((name, file))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr("retrv_r1.first_stage.cached_file", cached_file)
+    assert local_checkpoint("owner/name") == tmp_path
+    assert ("owner/name", "embedder/model.safetensors") in asked
