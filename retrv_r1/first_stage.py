@@ -67,12 +67,11 @@ class FirstStage:
             if processor is None:
                 around = RetrvR1Config.from_pretrained(path.parent)
                 processor = RetrvR1Processor.from_pretrained(path.parent, around)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise CheckpointError(f"cannot load the first stage {path}: {error}") from error
-        except Exception as error:
-            if type(error).__module__.startswith("safetensors"):
-                raise CheckpointError(f"the weights in {path} are damaged: {error}") from error
-            raise
+        except Exception as error:  # damaged files reach transformers' readers as almost any
+            raise CheckpointError(
+                f"cannot load the first stage {path} ({type(error).__name__}: {error}); "
+                "copy or download it again"
+            ) from error
         if missing := sorted(info["missing_keys"]):
             raise CheckpointError(f"{path} lacks {len(missing)} weights, {missing[0]} among them")
         return cls(model.to(device), processor)

@@ -71,7 +71,8 @@ def stage(checkpoint):
 
 def in_training(stage, rgba, entries):
     """The vectors that training's own code gives entries."""
-    bank = PictureBank(rgba, [f"{i}.png" for i in range(len(rgba))])
+    names = [f"{i}.png" for i in range(len(rgba))]
+    bank = PictureBank(rgba, names, concepts=[None] * len(rgba))
     processor = stage.processor
     embedder = EntryEmbedder(
         stage.model,
@@ -167,7 +168,7 @@ def test_what_cannot_be_loaded_says_so(checkpoint, tmp_path):
     with pytest.raises(CheckpointError):
         FirstStage.from_pretrained(folder)
     (folder / "config.json").write_bytes((checkpoint / "embedder" / "config.json").read_bytes())
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="copy or download it again"):
         FirstStage.from_pretrained(folder)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         local_checkpoint(tmp_path / "nowhere")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from retrv_r1.eval.cells import EvalError, choose
 from retrv_r1.eval.ranking import CellRun, CellRunner, Models
@@ -42,46 +44,69 @@ class Calibration:
     confidence_before: float
 
 
-def mean_nll(
-    label_logits: Sequence[Tensor], answers: Sequence[Sequence[int]], temperature: float
-) -> float:
-    """Mean of ``-log p(a relevant candidate)`` under ``softmax(logits / temperature)``.
+@dataclass(frozen=True)
+class _Lists:
+    """Lists padded to one length: logits ``[n, k]``, and which are relevant ``[n, k]``."""
+
+    logits: Tensor
+    relevant: Tensor
+
+    @classmethod
+    def of(cls, label_logits: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> _Lists:
+        if not label_logits or len(label_logits) != len(answers) or not all(map(len, answers)):
+            raise EvalError("a temperature is fitted on lists with a relevant candidate in each")
+        rows = [logits.double() for logits in label_logits]
+        padded = pad_sequence(rows, batch_first=True, padding_value=-math.inf)
+        relevant = torch.zeros_like(padded, dtype=torch.bool)
+        for row, known in zip(relevant, answers, strict=True):
+            row[list(known)] = True
+        return cls(padded, relevant)
+
+    def nll(self, temperature: float) -> float:
+        """Mean of ``-log p(a relevant candidate)`` under ``softmax(logits / temperature)``."""
+        log_p = (self.logits / temperature).log_softmax(-1)
+        return -float(log_p.masked_fill(~self.relevant, -math.inf).logsumexp(-1).mean())
+
+    def accuracy(self) -> float:
+        best = self.logits.argmax(-1, keepdim=True)
+        return float(self.relevant.gather(1, best).double().mean())
+
+    def confidence(self, temperature: float) -> float:
+        """Mean best score."""
+        return float((self.logits / temperature).softmax(-1).amax(-1).mean())
+
+
+def fit_temperature(label_logits: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> float:
+    """The temperature under which the relevant candidates are likeliest.
+
+    Least negative log-likelihood, by a grid in the temperature's logarithm, ever finer.
 
     Args:
         label_logits: one ``[k]`` per list; lengths may differ.
         answers: numbers of each list's relevant candidates, at least one.
-    """
-    total = 0.0
-    for logits, relevant in zip(label_logits, answers, strict=True):
-        scaled = logits.double() / temperature
-        total += float(scaled.logsumexp(-1) - scaled[list(relevant)].logsumexp(-1))
-    return total / len(label_logits)
-
-
-def fit_temperature(label_logits: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> float:
-    """The temperature of least :func:`mean_nll`, by a grid in its logarithm, ever finer.
-
     Raises:
         EvalError: no list, a list without a relevant candidate, or no least value between
-            ``LOWEST`` and ``HIGHEST`` (all lists right or all at random).
+            ``LOWEST`` and ``HIGHEST`` (all lists right, or all at random).
     """
-    if not label_logits or len(label_logits) != len(answers) or not all(map(len, answers)):
-        raise EvalError("a temperature is fitted on lists with a relevant candidate in each")
-    low, high = torch.tensor([LOWEST, HIGHEST], dtype=torch.double).log().tolist()
-    bounds = (low, high)
+    return _fit(_Lists.of(label_logits, answers))
+
+
+def _fit(lists: _Lists) -> float:
+    low, high = bounds = math.log(LOWEST), math.log(HIGHEST)
     best = low
     for _ in range(_ROUNDS):
-        grid = torch.linspace(low, high, _POINTS, dtype=torch.double)
-        losses = [mean_nll(label_logits, answers, float(point.exp())) for point in grid]
+        step = (high - low) / (_POINTS - 1)
+        grid = [low + i * step for i in range(_POINTS - 1)] + [high]
+        losses = [lists.nll(math.exp(point)) for point in grid]
         at = min(range(_POINTS), key=losses.__getitem__)
-        best = float(grid[at])
-        low, high = float(grid[max(at - 1, 0)]), float(grid[min(at + 1, _POINTS - 1)])
+        best = grid[at]
+        low, high = grid[max(at - 1, 0)], grid[min(at + 1, _POINTS - 1)]
     if best in bounds:
         raise EvalError(
-            f"the best temperature is not between {LOWEST} and {HIGHEST}; are the "
-            f"{len(answers)} lists too few, or the model untrained?"
+            f"the best temperature is not between {LOWEST} and {HIGHEST}: are the "
+            f"{len(lists.logits)} lists too few, or is the model untrained?"
         )
-    return float(torch.tensor(best).exp())
+    return math.exp(best)
 
 
 def calibrate(
@@ -122,20 +147,29 @@ def calibrate(
     runner = CellRunner(Path(dataset), models, settings, None)
     before = models.reranker.model.config.score_temperature
     runs = [runner.run(cell) for cell in choose(Path(dataset), "val")]
-    logits, answers = _lists(runs, before)
-    fitted = _summary(logits, answers, fit_temperature(logits, answers), before)
+    lists = _lists(runs, before)
+    temperature = _fit(lists)
     values = json.loads(config.read_text(encoding="utf-8"))
-    values["score_temperature"] = fitted.temperature
+    values["score_temperature"] = temperature
     partial = config.with_suffix(".partial")
     partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, config)
-    return fitted
+    return Calibration(
+        temperature=temperature,
+        before=before,
+        lists=len(lists.logits),
+        nll=lists.nll(temperature),
+        nll_before=lists.nll(before),
+        accuracy=lists.accuracy(),
+        confidence=lists.confidence(temperature),
+        confidence_before=lists.confidence(before),
+    )
 
 
-def _lists(runs: Sequence[CellRun], before: float) -> tuple[list[Tensor], list[list[int]]]:
-    """Label logits, up to a constant, and relevant numbers of the lists that have any.
+def _lists(runs: Sequence[CellRun], before: float) -> _Lists:
+    """The lists that hold a relevant candidate.
 
-    Scores are ``softmax(logits / before)``, so ``before · log(score)`` will do.
+    Scores are ``softmax(logits / before)``, so ``before · log(score)`` are logits up to a constant.
     """
     logits, answers = [], []
     for run in runs:
@@ -147,23 +181,4 @@ def _lists(runs: Sequence[CellRun], before: float) -> tuple[list[Tensor], list[l
                     scores = torch.tensor(outcome.scores, dtype=torch.double)
                     logits.append(before * scores.clamp(min=1e-300).log())
                     answers.append(relevant)
-    return logits, answers
-
-
-def _summary(
-    logits: Sequence[Tensor], answers: Sequence[Sequence[int]], temperature: float, before: float
-) -> Calibration:
-    def confidence(t: float) -> float:
-        return sum(float((row / t).softmax(-1).max()) for row in logits) / len(logits)
-
-    right = [int(row.argmax()) in known for row, known in zip(logits, answers, strict=True)]
-    return Calibration(
-        temperature=temperature,
-        before=before,
-        lists=len(logits),
-        nll=mean_nll(logits, answers, temperature),
-        nll_before=mean_nll(logits, answers, before),
-        accuracy=sum(right) / len(right),
-        confidence=confidence(temperature),
-        confidence_before=confidence(before),
-    )
+    return _Lists.of(logits, answers)

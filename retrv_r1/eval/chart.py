@@ -16,12 +16,14 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
         False if matplotlib is not installed; nothing is drawn then.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     k = max(report["settings"]["k"])
     parts = report["parts"]
     means = [[row for row in part["mean"] if row["k"] in (None, k)] for part in parts]

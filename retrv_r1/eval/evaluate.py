@@ -36,7 +36,8 @@ def run(
     """Evaluates both stages of a checkpoint on a directory in M-BEIR's layout.
 
     With ``out`` every query's outcome is kept as it comes: a killed run goes on where it was, a
-    finished one is only read. Another model, data set or setting shares nothing with it.
+    finished one is only read. Another model, data set, setting or version of this package shares
+    nothing with it; changes of code within a version do.
 
     Args:
         model: ``"tiny"`` (shipped), a directory, or a hub id; it must hold a first stage.

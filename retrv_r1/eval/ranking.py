@@ -14,6 +14,7 @@ from rich.progress import track
 from retrv_r1 import __version__
 from retrv_r1.data import mbeir
 from retrv_r1.eval.cells import EvalError, part_of, prompt_order, sample, shape_of
+from retrv_r1.eval.metrics import CUTOFFS
 from retrv_r1.eval.outcomes import Journal, Outcome, file_hash
 from retrv_r1.eval.settings import Settings, System
 from retrv_r1.first_stage import FOLDER, FirstStage, local_checkpoint
@@ -148,7 +149,7 @@ class CellRunner:
         return Journal(folder, name, about)
 
     def _first_stage(self, work: _Work) -> list[Outcome]:
-        depth, task = max(self.settings.k), work.task
+        depth, task = max(*self.settings.k, *CUTOFFS), work.task
         journal = self._journal(work, f"first-stage-k{depth}", depth=depth)
         waiting = [query for query in work.queries if query.qid not in journal.outcomes]
         if waiting:

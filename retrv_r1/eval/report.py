@@ -199,6 +199,8 @@ def _notes(settings: Settings, lists: int) -> list[str]:
         f"Seconds a query: a batch of up to {settings.batch_size} on {settings.device}, shared "
         "equally, without encoding the items; the first stage's are for a query, its pool "
         "embedded before.",
+        "Well-formed: the model closed its reasoning itself and its likeliest token always had a "
+        "place in the form, to which the engine holds every output.",
         f"Checked: of {lists} reranked lists every one has its answer at rank 1 and scores in "
         "[0, 1] that never rise; one that had not would have stopped the evaluation.",
     ]

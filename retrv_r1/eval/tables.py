@@ -14,6 +14,7 @@ from rich.text import Text
 from retrv_r1.eval.settings import FIRST_STAGE
 
 Row = Mapping[str, Any]
+CUTOFFS = ("1", "5", "10")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def _recall(row: Row, cutoff: str) -> str:
+    """A system's recall; of fewer candidates than the cutoff it would say nothing."""
+    return "–" if int(cutoff) > (row["k"] or int(cutoff)) else _percent(row["recall"][cutoff])
+
+
 def _difference(interval: Row) -> str:
     mean, low, high = (100 * interval[key] for key in ("mean", "low", "high"))
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
@@ -65,13 +71,13 @@ def _summary(report: Row) -> Table:
             for row in part["differences"]
             if row["baseline"] == FIRST_STAGE
         }
-        best = (_percent(first["recall"][k]) for k in ("1", "5", "10"))
+        best = (_recall(first, cutoff) for cutoff in CUTOFFS)
         rest = ("",) * 6
         seconds = f"{first['cost']['seconds']:.3g}"
         rows.append((part["part"], "", FIRST_STAGE, *best, *rest, seconds, ""))
         for row in reranked:
             name, k, cost = row["system"], row["k"], row["cost"]
-            best = (_percent(row["recall"][cutoff]) for cutoff in ("1", "5", "10"))
+            best = (_recall(row, cutoff) for cutoff in CUTOFFS)
             rows.append(
                 (
                     *(part["part"], str(k), name, *best, _percent(first["recall"][str(k)])),
@@ -92,7 +98,10 @@ def _differences(report: Row) -> Table:
             part["part"],
             str(row["k"]),
             f"{row['system']} − {row['baseline']}",
-            *(_difference(row["recall"][cutoff]) for cutoff in ("1", "5", "10")),
+            *(
+                _difference(row["recall"][cutoff]) if int(cutoff) <= row["k"] else "–"
+                for cutoff in CUTOFFS
+            ),
         )
         for part in report["parts"]
         for row in part["differences"]
@@ -118,5 +127,5 @@ def _part(part: Row, k: int) -> Table:
 def _recalls(results: Sequence[Row], k: int) -> list[str]:
     """The ceiling, then every system's recalls."""
     ceiling = _percent(results[0]["recall"][str(k)])
-    chosen = (row["recall"] for row in results if row["k"] in (None, k))
-    return [ceiling, *(" / ".join(_percent(r[c]) for c in ("1", "5", "10")) for r in chosen)]
+    chosen = [row for row in results if row["k"] in (None, k)]
+    return [ceiling, *(" / ".join(_recall(row, cutoff) for cutoff in CUTOFFS) for row in chosen)]

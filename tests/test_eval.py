@@ -1,0 +1,437 @@
+"""Evaluation with stand-in stages: hand-computed recalls, resumption, files, errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+from retrv_r1.eval import EvalError, calibrate, fit_temperature, render, run
+from retrv_r1.eval.cells import choose, prompt_order
+from retrv_r1.eval.metrics import mean_interval
+from retrv_r1.eval.outcomes import Journal, Outcome
+from retrv_r1.eval.trec import falling
+from retrv_r1.types import CheckpointError, Item, RankedItem, RankedResults, TokenCounts
+
+# Six candidates c0 … c5; a query says the order in which the first stage finds them.
+QUERIES = {
+    "9:1": ("2 0 1 3 4 5", [1]),  # found at rank 3
+    "9:2": ("5 4 3 2 1 0", [0]),  # at rank 6
+    "9:3": ("0 1 2 3 4 5", [0, 5]),  # at ranks 1 and 6
+}
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_cell(root, dataset="toy", split="test", task_id=1):
+    """A cell of texts in M-BEIR's layout."""
+    queries = [
+        {
+            "qid": qid,
+            "query_txt": text,
+            "query_img_path": None,
+            "query_modality": "text",
+            "query_src_content": None,
+            "pos_cand_list": [f"9:{c}" for c in positives],
+            "neg_cand_list": [],
+            "task_id": task_id,
+        }
+        for qid, (text, positives) in QUERIES.items()
+    ]
+    pool = [
+        {"did": f"9:{c}", "txt": f"c{c}", "img_path": None, "modality": "text", "src_content": None}
+        for c in range(6)
+    ]
+    write_lines(root / f"query/{split}/mbeir_{dataset}_{split}.jsonl", queries)
+    write_lines(root / f"cand_pool/local/mbeir_{dataset}_{split}_cand_pool.jsonl", pool)
+    table = root / "instructions/query_instructions.tsv"
+    table.parent.mkdir(exist_ok=True)
+    head = "query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1\tprompt_2\n"
+    table.write_text(f"{head}text\ttext\ttoy\t9\tthe first phrasing\tthe second\n")
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    root = tmp_path / "set"
+    write_cell(root)
+    return root
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Files that look like a checkpoint's to whoever does not load it."""
+    root = tmp_path / "model"
+    for folder in (root, root / "embedder"):
+        folder.mkdir()
+        (folder / "config.json").write_text('{"model_type": "x", "score_temperature": 2.0}')
+    return root
+
+
+class Stage:
+    """Finds a query's candidates in the order that its text says."""
+
+    def embed(self, items, what=""):
+        rows = torch.zeros(len(items), 6)
+        for row, item in zip(rows, items, strict=True):
+            if item.text.startswith("c"):
+                row[int(item.text[1:])] = 1
+            else:
+                for rank, c in enumerate(map(int, item.text.split())):
+                    row[c] = 1 - rank / 10
+        return rows
+
+    def search(self, queries, pool, k):
+        found = (queries @ pool.T).topk(min(k, len(pool)))
+        return found.values, found.indices
+
+
+class Ranker:
+    """Sorts candidates by text, downwards where it reasons; keeps what it was asked."""
+
+    window = 50
+
+    def __init__(self):
+        self.asked = []
+        self.dies_at = None
+        self.scores = None
+        self.model = SimpleNamespace(config=SimpleNamespace(score_temperature=2.0))
+
+    def rank_batch(self, requests, *, mode, reading, sampling):
+        return [self.rank(request, mode, reading) for request in requests]
+
+    def rank(self, request, mode, reading):
+        if len(self.asked) == self.dies_at:
+            raise KeyboardInterrupt
+        texts = [item.text for item in request.candidates]
+        self.asked.append((request.query.id, mode, reading, texts, request.instruction))
+        order = sorted(range(len(texts)), key=texts.__getitem__, reverse=mode == "reason")
+        scores = self.scores or [1 / (rank + 2) for rank in range(len(order))]
+        pairs = zip(order, scores, strict=False)
+        rows = 8 if reading == "full" else 3
+        return RankedResults(
+            query=Item.of(request.query),
+            answer=order[0],
+            ranking=tuple(RankedItem(c, score, request.candidates[c]) for c, score in pairs),
+            inspected=(order[1],) if mode == "reason" else (),
+            mode=mode,
+            well_formed=request.query.id != "9:2",
+            timings={"features": 0.0},
+            tokens=TokenCounts(
+                prompt=20 + rows * len(order),
+                candidates=rows * len(order),
+                inspected=5 if mode == "reason" else 0,
+                generated=7 if mode == "reason" else 3,
+            ),
+        )
+
+
+@pytest.fixture
+def ranker(monkeypatch):
+    """Stand-ins for both stages; a test may set when it dies, or its scores."""
+    stand_in = Ranker()
+    names = "retrv_r1.eval.ranking."
+    monkeypatch.setattr(names + "FirstStage.from_pretrained", lambda *_, **__: Stage())
+    monkeypatch.setattr(names + "Reranker.from_pretrained", lambda *_, **__: stand_in)
+    return stand_in
+
+
+def evaluate(dataset, checkpoint, **options):
+    return run(dataset, **{"model": checkpoint, "k": (2, 6), "batch_size": 1, **options})
+
+
+def row_of(report, system, k):
+    rows = report["parts"][0]["cells"][0]["results"]
+    return next(row for row in rows if (row["system"], row["k"]) == (system, k))
+
+
+def without_seconds(report):
+    return json.loads(report.to_json(), object_hook=lambda o: {**o, "seconds": 0})
+
+
+def test_recalls_are_those_computed_by_hand(dataset, checkpoint, ranker):
+    report = evaluate(dataset, checkpoint)
+    third = pytest.approx(1 / 3)
+    two_thirds = pytest.approx(2 / 3)
+    first = row_of(report, "first stage", None)["recall"]
+    assert first == {"1": third, "2": third, "5": two_thirds, "6": 1, "10": 1}
+    # Of {2, 0}, {5, 4}, {0, 1} only the last holds a relevant one.
+    assert row_of(report, "fast", 2)["recall"] == {"1": third, "5": third, "10": third}
+    assert row_of(report, "reason", 2)["recall"] == {"1": 0, "5": third, "10": third}
+    assert row_of(report, "fast", 6)["recall"] == {"1": two_thirds, "5": 1, "10": 1}
+    assert row_of(report, "reason", 6)["recall"] == {"1": third, "5": two_thirds, "10": 1}
+    cell = report["parts"][0]["cells"][0]
+    assert (cell["shape"], cell["queries"], cell["pool"]) == ("t → t", 3, 6)
+    assert report["parts"][0]["mean"][0]["recall"] == first
+
+
+def test_costs_and_checks(dataset, checkpoint, ranker):
+    report = evaluate(dataset, checkpoint)
+    cost = row_of(report, "reason", 6)["cost"]
+    assert (cost["rows_per_candidate"], cost["inspections"], cost["inspected_rows"]) == (3, 1, 5)
+    assert row_of(report, "fast, full tokens", 2)["cost"]["rows_per_candidate"] == 8
+    assert row_of(report, "fast", 6)["well_formed"] == pytest.approx(2 / 3)
+    assert report["checks"] == {
+        "lists": 24,
+        "answer_is_rank_1": 24,
+        "scores_in_0_1_never_rising": 24,
+        "well_formed": 16,
+    }
+
+
+def test_differences_are_paired(dataset, checkpoint, ranker):
+    report = evaluate(dataset, checkpoint, k=(6,))
+    rows = report["parts"][0]["differences"]
+    by = {(row["system"], row["baseline"]): row["recall"]["1"] for row in rows}
+    assert len(by) == 6
+    assert by["fast", "first stage"]["mean"] == pytest.approx(1 / 3)
+    assert by["fast", "first stage"]["low"] == 0
+    assert by["fast", "fast, full tokens"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_prompts_do_not_leak_the_first_stages_order(dataset, checkpoint, ranker):
+    evaluate(dataset, checkpoint)
+    asked = list(ranker.asked)
+    evaluate(dataset, checkpoint)
+    assert asked == ranker.asked[len(asked) :]
+    assert {phrase for *_, phrase in asked} == {"the first phrasing"}
+    by_system = {}
+    for qid, mode, reading, texts, _ in asked:
+        by_system.setdefault((mode, reading, len(texts)), {})[qid] = texts
+    assert by_system["fast", "compressed", 6] == by_system["reason", "full", 6]
+    places = [prompt_order("abcdefgh", f"9:{i}", 0).index("a") for i in range(400)]
+    assert abs(sum(places) / len(places) - 3.5) < 0.4
+    assert prompt_order("abcdefgh", "9:1", 0) != prompt_order("abcdefgh", "9:1", 1)
+
+
+def test_a_killed_run_goes_on(dataset, checkpoint, ranker, tmp_path):
+    whole = evaluate(dataset, checkpoint)
+    calls = len(ranker.asked)
+    assert calls == 24
+    ranker.asked.clear()
+    ranker.dies_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(dataset, checkpoint, out=tmp_path / "out")
+    unfinished = max((tmp_path / "out/outcomes").rglob("*.jsonl"), key=lambda p: p.stat().st_mtime)
+    with unfinished.open("ab") as handle:
+        handle.write(b'{"qid": "9:3", "rank')
+    ranker.dies_at = None
+    report = evaluate(dataset, checkpoint, out=tmp_path / "out")
+    assert len(ranker.asked) == calls
+    whole["chart"] = report.get("chart")
+    assert without_seconds(report) == without_seconds(whole)
+
+
+def test_a_finished_run_is_read_from_disk(dataset, checkpoint, ranker, tmp_path, monkeypatch):
+    report = evaluate(dataset, checkpoint, out=tmp_path / "out")
+
+    def load(*_, **__):
+        raise AssertionError("nothing has to be loaded")
+
+    monkeypatch.setattr("retrv_r1.eval.ranking.FirstStage.from_pretrained", load)
+    monkeypatch.setattr("retrv_r1.eval.ranking.Reranker.from_pretrained", load)
+    assert evaluate(dataset, checkpoint, out=tmp_path / "out") == report
+    assert evaluate(dataset, checkpoint, out=tmp_path / "out", limit=2)["settings"]["limit"] == 2
+
+
+@pytest.mark.parametrize("changed", ["weights", "embedder", "data", "seed"])
+def test_what_changes_the_outcome_starts_anew(dataset, checkpoint, ranker, tmp_path, changed):
+    evaluate(dataset, checkpoint, out=tmp_path / "out")
+    options = {}
+    if changed == "weights":
+        (checkpoint / "model.safetensors").write_text("other")
+    elif changed == "embedder":
+        (checkpoint / "embedder/config.json").write_text("{}")
+    elif changed == "data":
+        (dataset / "manifest.json").write_text("{}")
+    else:
+        options["seed"] = 1
+    evaluate(dataset, checkpoint, out=tmp_path / "out", **options)
+    assert len(ranker.asked) == 48
+
+
+def test_a_larger_limit_adds_to_a_smaller_one(dataset, checkpoint, ranker, tmp_path):
+    small = evaluate(dataset, checkpoint, out=tmp_path / "out", limit=1)
+    assert small["parts"][0]["cells"][0]["queries"] == 1
+    evaluate(dataset, checkpoint, out=tmp_path / "out", limit=3)
+    assert len(ranker.asked) == 24
+
+
+def test_files_and_tables(dataset, checkpoint, ranker, tmp_path):
+    ranker.scores = [0.5] * 6
+    report = evaluate(dataset, checkpoint, out=tmp_path / "out")
+    out = tmp_path / "out"
+    assert json.loads((out / "report.json").read_text()) == report
+    page = (out / "report.md").read_text()
+    assert page == report.to_markdown()
+    for part in ("# model on set", "chart.png", "## Summary", "| t → t | 3 | 6 | 100.0 |"):
+        assert part in page
+    assert "66.7 / 100.0 / 100.0" in page
+    assert "33.3 / – / –" in page  # of two candidates
+    assert str(tmp_path) not in page
+    assert (out / "chart.png").read_bytes().startswith(b"\x89PNG")
+    console = Console(record=True, width=240, file=io.StringIO())
+    render(report, console)
+    assert "66.7 / 100.0 / 100.0" in console.export_text()
+
+
+def test_run_files_give_the_same_recall_for_tied_scores(dataset, checkpoint, ranker, tmp_path):
+    import ir_measures
+
+    ranker.scores = [0.5, 0.5, 0.5, 0.0, 0.0, 0.0]
+    report = evaluate(dataset, checkpoint, out=tmp_path / "out")
+    folder = tmp_path / "out/runs/toy_test"
+    assert len(list(folder.iterdir())) == 9
+    qrels = {qid: {f"9:{c}": 1 for c in known} for qid, (_, known) in QUERIES.items()}
+    for system, name, k in [("fast", "fast-k6", 6), ("first stage", "first-stage", None)]:
+        ranking = list(ir_measures.read_trec_run(str(folder / f"{name}.trec")))
+        found = ir_measures.calc_aggregate(
+            [ir_measures.Success @ 1, ir_measures.Success @ 5], qrels, ranking
+        )
+        recall = row_of(report, system, k)["recall"]
+        assert found[ir_measures.Success @ 1] == pytest.approx(recall["1"])
+        assert found[ir_measures.Success @ 5] == pytest.approx(recall["5"])
+    line = (folder / "fast-k6.trec").read_text().split("\n")[0].split()
+    assert (line[1], line[3], line[5]) == ("Q0", "1", "fast-k6")
+    strict = falling([0.5, 0.5, 0.0, 0.0])
+    assert all(low < high for high, low in pairwise(strict))
+
+
+def test_without_matplotlib_the_report_says_so(dataset, checkpoint, ranker, tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    report = evaluate(dataset, checkpoint, out=tmp_path / "out")
+    assert "matplotlib is not installed" in report.to_markdown()
+    assert "chart" not in report
+
+
+def test_parts_of_the_pictograph_set(tmp_path, checkpoint, ranker):
+    for dataset, split in [
+        ("pictographs_t2t", "test"),
+        ("pictographs_unseen_t2t", "test"),
+        ("pictographs_composition_t2t", "test"),
+        ("pictographs_t2t", "val"),
+        ("pictographs_t2t", "train"),
+    ]:
+        write_cell(tmp_path, dataset, split)
+    names = [cell.dataset for cell in choose(tmp_path, "all")]
+    assert names == ["pictographs_t2t", "pictographs_composition_t2t", "pictographs_unseen_t2t"]
+    assert [cell.split for cell in choose(tmp_path, "val")] == ["val"]
+    report = evaluate(tmp_path, checkpoint, split="unseen", k=(3,))
+    assert [part["part"] for part in report["parts"]] == ["unseen"]
+
+
+def test_options_that_cannot_be(dataset, checkpoint, ranker, tmp_path, monkeypatch):
+    for options, message in [
+        ({"split": "unseen"}, r"'unseen'; it holds test \(1 cells\)"),
+        ({"split": "half"}, "unknown split"),
+        ({"k": ()}, "k must"),
+        ({"modes": ("slow",)}, "modes must"),
+        ({"limit": 0}, "limit must"),
+    ]:
+        with pytest.raises(EvalError, match=message):
+            evaluate(dataset, checkpoint, **options)
+    (checkpoint / "embedder/config.json").unlink()
+    with pytest.raises(CheckpointError, match="no first stage"):
+        evaluate(dataset, checkpoint)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        evaluate(dataset, tmp_path / "nowhere")
+    monkeypatch.setitem(sys.modules, "ir_measures", None)
+    with pytest.raises(EvalError, match=r"retrv-r1\[eval\]"):
+        evaluate(dataset, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([0.1, 0.2, 0.0, 0.0, 0.0, 0.0], "rise"),
+        ([1.2, 0.2, 0.0, 0.0, 0.0, 0.0], "outside"),
+        ([0.5, float("nan"), 0.0, 0.0, 0.0, 0.0], "outside"),
+        ([0.5], "permutation"),
+    ],
+)
+def test_an_unsound_ranking_stops_it(dataset, checkpoint, ranker, scores, message):
+    ranker.scores = scores
+    with pytest.raises(EvalError, match=message):
+        evaluate(dataset, checkpoint)
+
+
+def test_an_answer_below_rank_1_is_unsound():
+    with pytest.raises(EvalError, match="not rank 1"):
+        Outcome("9:1", ("9:1", "9:2"), (0.5, 0.5), answer="9:2").check()
+
+
+def test_a_journal_keeps_what_is_whole(tmp_path):
+    journal = Journal(tmp_path, "fast", {"k": 2})
+    journal.add([Outcome("9:1", ("9:1",), (1.0,), answer="9:1"), Outcome("9:2", ("9:1",), (0.5,))])
+    content = journal.path.read_bytes()
+    journal.path.write_bytes(content[:-3])
+    again = Journal(tmp_path, "fast", {"k": 2})
+    assert again.outcomes == {"9:1": journal.outcomes["9:1"]}
+    again.add([journal.outcomes["9:2"]])
+    assert journal.path.read_bytes() == content
+    assert not Journal(tmp_path, "fast", {"k": 3}).outcomes
+    journal.path.write_bytes(content[:5])
+    assert not Journal(tmp_path, "fast", {"k": 2}).outcomes
+
+
+def test_the_bootstrap_has_the_width_of_theory():
+    import numpy as np
+
+    values = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], 400, p=[0.1, 0.6, 0.3])
+    found = mean_interval([values], seed=0)
+    half = 1.96 * values.std() / 20
+    assert found.mean == pytest.approx(values.mean())
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.05)
+    wide = mean_interval([values, values[:20]], seed=0)
+    assert wide.mean == pytest.approx((values.mean() + values[:20].mean()) / 2)
+    assert wide.high - wide.low > found.high - found.low
+
+
+@pytest.mark.parametrize("true", [0.4, 2.5])
+def test_the_temperature_that_made_the_answers_is_found(true):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4000, 8, generator=generator)
+    chances = (logits / true).softmax(-1)
+    answers = torch.multinomial(chances, 1, generator=generator).tolist()
+    rows = [row[:8] + 5 for row in logits]
+    assert fit_temperature(rows, answers) == pytest.approx(true, rel=0.08)
+
+
+def test_a_temperature_needs_mistakes_and_answers():
+    with pytest.raises(EvalError, match="relevant candidate in each"):
+        fit_temperature([torch.zeros(3)], [[]])
+    with pytest.raises(EvalError, match="not between"):
+        fit_temperature([torch.tensor([1.0, 0.0])], [[0]])
+    mixed = [torch.tensor([2.0, 0.0, 0.0]), torch.tensor([2.0, 0.0]), torch.tensor([2.0, 0.0])]
+    assert 0.1 < fit_temperature(mixed, [[0], [0], [1]]) < 10
+
+
+def test_calibration_writes_the_temperature(tmp_path, checkpoint, ranker):
+    root = tmp_path / "set"
+    write_cell(root, split="val")
+    logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
+    ranker.scores = (logits / 2.0).softmax(-1).tolist()
+    # Fast ranks c0 … c5 for every query: relevant are logits 1, 0, and 0 with 5.
+    fitted = calibrate(checkpoint, root, k=6)
+    assert fitted.temperature == pytest.approx(
+        fit_temperature([logits] * 3, [[1], [0], [0, 5]]), rel=1e-4
+    )
+    assert (fitted.before, fitted.lists, fitted.accuracy) == (2.0, 3, pytest.approx(2 / 3))
+    assert fitted.nll <= fitted.nll_before
+    written = json.loads((checkpoint / "config.json").read_text())
+    assert written == {"model_type": "x", "score_temperature": fitted.temperature}
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["config.json", "embedder"]
+    with pytest.raises(EvalError, match="window"):
+        calibrate(checkpoint, root, k=51)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        calibrate(tmp_path / "nowhere", root)

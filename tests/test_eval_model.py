@@ -1,0 +1,170 @@
+"""Evaluation with an untrained model: the whole path, from pictures to a report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertConfig, Qwen2_5_VLConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from retrv_r1.eval import calibrate, run
+from retrv_r1.model.config import RetrvR1Config
+from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.model.tokens import TokenIds, train_tokenizer
+
+POOL, QUERIES = 5, 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("checkpoint")
+    tokenizer = train_tokenizer(["a red apple", "a blue bird in the sky"] * 20, 600)
+    ids = TokenIds.of(tokenizer)
+    backbone = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 2048,
+            "bos_token_id": None,
+            "eos_token_id": ids.im_end,
+            "pad_token_id": ids.pad,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [2, 3, 3],
+            },
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 8,
+            "temporal_patch_size": 1,
+            "spatial_merge_size": 2,
+            "window_size": 64,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [0],
+        },
+        image_token_id=ids.image_pad,
+        video_token_id=tokenizer.get_vocab()["<|video_pad|>"],
+        vision_start_token_id=ids.vision_start,
+        vision_end_token_id=ids.vision_end,
+        tie_word_embeddings=True,
+    )
+    config = RetrvR1Config(
+        backbone, icm={"heads_pool": 2, "heads_relate": 2, "relate_dim": 8}, pad_to_square=True
+    )
+    RetrvR1ForConditionalGeneration(config).save_pretrained(root)
+    images = Qwen2VLImageProcessorPil(
+        patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=1024, max_pixels=1024
+    )
+    RetrvR1Processor(config, tokenizer, images).save_pretrained(root)
+    text = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    embedder = RetrvEmbedder(RetrvEmbedderConfig(backbone.vision_config, text, 16))
+    embedder.save_pretrained(root / "embedder")
+    return root
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Pictures asked for by a picture with a text, in M-BEIR's layout."""
+    root = tmp_path_factory.mktemp("set")
+    pixels = np.random.default_rng(0).integers(0, 256, (POOL, 40, 32, 3), dtype=np.uint8)
+    (root / "pictures").mkdir()
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(root / f"pictures/{i}.png")
+
+    def write(path, rows):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    pool = [
+        {"did": f"9:{i}", "txt": None, "img_path": f"pictures/{i}.png", "modality": "image"}
+        for i in range(POOL)
+    ]
+    queries = [
+        {
+            "qid": f"9:{100 + i}",
+            "query_txt": "make it red",
+            "query_img_path": f"pictures/{i}.png",
+            "query_modality": "image,text",
+            "pos_cand_list": [f"9:{i + 1}"],
+            "task_id": 7,
+        }
+        for i in range(QUERIES)
+    ]
+    for split in ("val", "test"):
+        write(f"query/{split}/mbeir_toy_{split}.jsonl", queries)
+    write("cand_pool/local/mbeir_toy_cand_pool.jsonl", pool)
+    table = "query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1\n"
+    table += "image,text\timage\ttoy\t9\tFind the changed picture.\n"
+    write("instructions/query_instructions.tsv", [])
+    (root / "instructions/query_instructions.tsv").write_text(table)
+    return root
+
+
+def test_every_system_ranks_the_first_stages_best(checkpoint, dataset, tmp_path):
+    report = run(dataset, model=checkpoint, k=(3, 50), out=tmp_path, batch_size=2)
+    (part,) = report["parts"]
+    (cell,) = part["cells"]
+    assert (part["part"], cell["shape"], cell["pool"]) == ("test", "it → i", POOL)
+    assert len(cell["results"]) == 9
+    first, *rows = cell["results"]
+    assert first["recall"]["50"] == 1  # the whole pool, which is smaller
+    for row in rows:
+        assert row["recall"]["10"] == first["recall"][str(row["k"])]
+        assert row["cost"]["seconds"] > 0
+    cost = {(row["system"], row["k"]): row["cost"] for row in rows}
+    for mode in ("fast", "reason"):
+        compressed, full = cost[mode, 3], cost[f"{mode}, full tokens", 3]
+        assert compressed["rows_per_candidate"] < full["rows_per_candidate"]
+    assert cost["fast", 3]["inspections"] == 0
+    assert report["checks"]["lists"] == 8 * QUERIES
+    lines = (tmp_path / "runs/toy_test/reason-full-k50.trec").read_text().splitlines()
+    assert len(lines) == QUERIES * POOL
+    again = run(dataset, model=checkpoint, k=(3, 50), out=tmp_path, batch_size=2)
+    assert again == report
+
+
+def test_calibration_reads_logits_off_scores(checkpoint, dataset, monkeypatch):
+    """The temperature that the checkpoint has does not matter to the one that is fitted."""
+    seen = []
+
+    def fit(lists):
+        seen.append(lists.logits - lists.logits.amax(-1, keepdim=True))
+        return 2.0
+
+    monkeypatch.setattr("retrv_r1.eval.calibration._fit", fit)
+    path = checkpoint / "config.json"
+    before = path.read_text()
+    try:
+        for temperature in (1.0, 3.0):
+            values = json.loads(before)
+            path.write_text(json.dumps(values | {"score_temperature": temperature}))
+            result = calibrate(checkpoint, dataset, k=POOL)
+            assert (result.before, result.lists) == (temperature, QUERIES)
+            assert json.loads(path.read_text()) == values | {"score_temperature": 2.0}
+    finally:
+        path.write_text(before)
+    assert seen[0].shape == (QUERIES, POOL)
+    assert torch.allclose(*seen, atol=1e-6)
+    assert float(seen[0].min()) < 0
