@@ -105,7 +105,7 @@ class AlignStage(Stage):
         return describe_loss + list_loss + match_loss, {
             "describe_divergence": float(describe_loss),
             "list_divergence": float(list_loss),
-            "match_accuracy": float(match_hits),
+            "match_accuracy": match_hits,
             "answer_accuracy": answer_hits,
             "full_accuracy": full_hits,
             "tokens": sum(b.tokens for k, b in batch.items() if not k.endswith("_rows")),

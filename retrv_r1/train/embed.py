@@ -93,12 +93,26 @@ class EntryEmbedder:
 
     @torch.no_grad()
     def embed_all(self, entries: Sequence[Entry], batch: int = 256) -> Tensor:
-        """Unit vectors of many entries, without augmentation."""
-        parts = [
-            self.embed(self.inputs(entries[i : i + batch], None))[0]
-            for i in range(0, len(entries), batch)
-        ]
-        return torch.cat(parts)
+        """Unit vectors of many entries, without augmentation; each distinct part once."""
+        texts = {t: row for row, t in enumerate(dict.fromkeys(e.text for e in entries if e.text))}
+        used = dict.fromkeys(e.picture for e in entries if e.picture is not None)
+        pictures = {picture: row for row, picture in enumerate(used)}
+        fused: list[tuple[Tensor, Tensor] | None] = [None, None]
+        for kind, distinct in enumerate((pictures, texts)):
+            if not distinct:
+                continue
+            alone = (
+                [Entry(None, p, {}) for p in distinct]
+                if kind == 0
+                else [Entry(t, None, {}) for t in distinct]
+            )
+            chunks = [alone[i : i + batch] for i in range(0, len(alone), batch)]
+            vectors = torch.cat([self.embed(self.inputs(chunk, None))[0] for chunk in chunks])
+            keys = [e.picture if kind == 0 else e.text or None for e in entries]
+            rows = [i for i, key in enumerate(keys) if key is not None]
+            picked = vectors[[distinct[keys[i]] for i in rows]]
+            fused[kind] = (torch.tensor(rows), picked)
+        return self.model.fuse(len(entries), fused[0], fused[1])
 
 
 def recall_at(queries: Tensor, pool: Tensor, positives: Sequence[np.ndarray], k: int) -> float:

@@ -30,7 +30,9 @@ class ListBatch:
         input_ids, row_refs, labels: ``[b, l]``; position_ids ``[3, b, l]``.
         pair_candidate, pair_query: item numbers of the pairs.
         match_rows, match_cols: sequence and position of every candidate's last row, ``[c]``.
-        match_list: list of every candidate; match_fits: whether it is the answer.
+        match_fits: whether each of these candidates is the answer; match_labels: its label.
+        query_cols: position of the last row before the candidates, ``[b]``.
+        answer_cols: position of the row that predicts the answer's label, ``[b]``.
     """
 
     items: PackedItems
@@ -44,6 +46,8 @@ class ListBatch:
     match_rows: Tensor
     match_cols: Tensor
     match_fits: Tensor
+    match_labels: Tensor
+    query_cols: Tensor
     answer_cols: Tensor
 
     @property
@@ -109,7 +113,7 @@ class ListCollator:
         numbers = [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
         encoded = [self.encode(entry) for entry in ordered]
         layout = TableLayout.of(encoded)
-        sequences, labels, pairs, matches, answers = [], [], [], [], []
+        sequences, labels, pairs, matches, ends, answers = [], [], [], [], [], []
         for b, (example, (query, candidates)) in enumerate(zip(lists, numbers, strict=True)):
             first_pair = len(pairs)
             pairs += [(c, query) for c in candidates]
@@ -126,8 +130,14 @@ class ListCollator:
                 labels=range(offset, offset + len(candidates)),
                 full_tokens=reading == "full",
             )
-            ends = self._candidate_ends(rows, names, layout, candidates, reading)
-            matches += [(b, end, k == example.answer) for k, end in enumerate(ends)]
+            starts = label_positions(rows, names)
+            lengths = [2] * len(candidates)
+            if reading == "full":
+                items = [layout.items[c] for c in candidates]
+                lengths = [len(item) + 2 * bool(item.rows) for item in items]
+            last = [start + length for start, length in zip(starts, lengths, strict=True)]
+            matches += [(b, c, k == example.answer, names[k]) for k, c in enumerate(last)]
+            ends.append(starts[0] - 1)
             targets = [-100] * len(rows)
             reasoned = rng.random() < reason
             if reasoned:
@@ -136,26 +146,7 @@ class ListCollator:
             self._answer(rows, targets, names[example.answer], reasoned)
             sequences.append(rows)
             labels.append(targets)
-        return self._pad(layout, ordered, sequences, labels, pairs, matches, answers)
-
-    def _candidate_ends(
-        self,
-        rows: Rows,
-        names: Sequence[int],
-        layout: TableLayout,
-        candidates: Sequence[int],
-        reading: Reading,
-    ) -> list[int]:
-        """Position of the last row of every candidate in a listwise prompt."""
-        wanted = {name: k for k, name in enumerate(names)}
-        starts = [0] * len(names)
-        for position, token in enumerate(rows.ids):
-            if token in wanted:
-                starts[wanted[token]] = position
-        if reading == "compressed":
-            return [start + 2 for start in starts]
-        items = [layout.items[c] for c in candidates]
-        return [s + len(i) + 2 * bool(i.rows) for s, i in zip(starts, items, strict=True)]
+        return self._pad(layout, ordered, sequences, labels, pairs, matches, ends, answers)
 
     def _think(
         self,
@@ -201,7 +192,7 @@ class ListCollator:
             ids = [*self.text_ids(" " + description)[: self.max_text], self.tokens.im_end]
             labels.append([-100] * len(rows) + ids)
             sequences.append(rows.add(ids))
-        return self._pad(layout, entries, sequences, labels, [], [], [])
+        return self._pad(layout, entries, sequences, labels, [], [], [], [])
 
     def _pad(
         self,
@@ -210,7 +201,8 @@ class ListCollator:
         sequences: Sequence[Rows],
         labels: Sequence[Sequence[int]],
         pairs: Sequence[tuple[int, int]],
-        matches: Sequence[tuple[int, int, bool]],
+        matches: Sequence[tuple[int, int, bool, int]],
+        query_ends: Sequence[int],
         answers: Sequence[int],
     ) -> ListBatch:
         longest = max(len(rows) for rows in sequences)
@@ -224,7 +216,7 @@ class ListCollator:
             ids[b, :length], refs[b, :length], positions[:, b, :length] = rows.tensors()
             targets[b, :length] = torch.tensor(target)
         pair_tensor = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-        match = torch.tensor(matches, dtype=torch.long).reshape(-1, 3)
+        match = torch.tensor(matches, dtype=torch.long).reshape(-1, 4)
         return ListBatch(
             items=self.processor.pack(layout.items),
             pictures=[e.picture for e in entries if e.picture is not None],
@@ -237,15 +229,26 @@ class ListCollator:
             match_rows=match[:, 0],
             match_cols=match[:, 1],
             match_fits=match[:, 2].bool(),
+            match_labels=match[:, 3],
+            query_cols=torch.tensor(query_ends, dtype=torch.long),
             answer_cols=torch.tensor(answers, dtype=torch.long),
         )
 
 
 @dataclass(frozen=True)
 class ListOutput:
-    """Hidden states of the last layer ``[b, l, d]`` and the head's weight."""
+    """Hidden states ``[b, l, d]`` and the head.
+
+    Attributes:
+        hidden: of the last layer, normed.
+        middle: half-way up; late: below the last layer, normed as the last one is.
+        content: content token of every item, ``[m, d]``.
+    """
 
     hidden: Tensor
+    middle: Tensor
+    late: Tensor
+    content: Tensor
     batch: ListBatch
     head: nn.Module
 
@@ -268,21 +271,68 @@ class ListOutput:
         hits = float((logits.argmax(-1) == goal).float().mean())
         return nn.functional.cross_entropy(logits.float(), goal), hits
 
-    def match_loss(self, token: int) -> tuple[Tensor, Tensor]:
-        """A score per candidate: at its last row, the logit of ``token`` softmaxed over the list.
+    def pointer_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
+        """InfoNCE in the middle layer: a query's last row against candidates' last rows.
 
-        Dense supervision that gets list reading off chance (docs/LOG.md); nothing of it remains
-        at inference. Returns the loss and the share of lists with the answer on top.
+        All candidates of the batch are negatives, those of other lists too. It puts queries and
+        candidates into one space half-way up, where the upper layers can look the answer up;
+        without it list reading stays at chance (docs/LOG.md). Nothing of it remains at inference.
+        Returns the loss and the share of answers nearest within their own lists.
         """
         batch = self.batch
-        rows = self.hidden[batch.match_rows, batch.match_cols]
-        scores = rows @ self.head.weight[token]
+        lists = torch.arange(len(self.middle))
+        return self._contrast(
+            self.middle[lists, batch.query_cols],
+            self.middle[batch.match_rows, batch.match_cols],
+            temperature,
+        )
+
+    def content_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
+        """InfoNCE between content tokens: a query's own against those of all candidates.
+
+        Costs nothing beside the list itself, and makes token embeddings, tower rows and content
+        tokens comparable before the language model has learned to compare. Returns what
+        :meth:`pointer_loss` does.
+        """
+        batch = self.batch
+        own = batch.match_fits.nonzero().squeeze(1)
+        queries = self.content[batch.pair_query[own]]
+        return self._contrast(queries, self.content[batch.pair_candidate], temperature)
+
+    def _contrast(
+        self, queries: Tensor, candidates: Tensor, temperature: float
+    ) -> tuple[Tensor, float]:
+        """Cross-entropy of cosine similarities ``[b, d]`` by ``[c, d]``; hits within the lists."""
+        batch, normalize = self.batch, nn.functional.normalize
+        lists = torch.arange(len(queries))
+        logits = normalize(queries, dim=-1) @ normalize(candidates, dim=-1).T / temperature
+        answers = batch.match_fits.nonzero().squeeze(1)
+        items = batch.pair_candidate
+        same = items[None] == items[answers][:, None]
+        same[lists, answers] = False
+        logits = logits.masked_fill(same, -1e4)
+        foreign = batch.match_rows[None] != lists[:, None]
+        hits = logits.masked_fill(foreign, -1e4).argmax(1) == answers
+        return nn.functional.cross_entropy(logits.float(), answers), float(hits.float().mean())
+
+    def match_loss(self, token: int) -> tuple[Tensor, float]:
+        """Below the last layer, at every candidate's last row: does it match, what is its label?
+
+        The logit of ``token`` is softmaxed over the list, the labels' logits must name the row's
+        own label. The last layer then has only to find the best match and copy its label. Dense
+        supervision; nothing of it remains at inference. Returns the loss and the share of lists
+        whose answer scores highest.
+        """
+        batch, weight = self.batch, self.head.weight
+        rows = self.late[batch.match_rows, batch.match_cols]
         sizes = torch.bincount(batch.match_rows, minlength=len(self.hidden)).tolist()
-        lists = nn.utils.rnn.pad_sequence(scores.split(sizes), True, -1e4)
-        answers = nn.utils.rnn.pad_sequence(batch.match_fits.split(sizes), True, False)
-        goal = answers.float().argmax(1)
-        hits = (lists.argmax(1) == goal).float().mean()
-        return nn.functional.cross_entropy(lists.float(), goal), hits
+        scores = nn.utils.rnn.pad_sequence((rows @ weight[token]).split(sizes), True, -1e4)
+        fits = nn.utils.rnn.pad_sequence(batch.match_fits.split(sizes), True, False)
+        goal = fits.float().argmax(1)
+        known, own = batch.match_labels.unique(return_inverse=True)
+        cross_entropy = nn.functional.cross_entropy
+        loss = cross_entropy(scores.float(), goal) + cross_entropy(rows @ weight[known].T, own)
+        return loss, float((scores.argmax(1) == goal).float().mean())
 
 
 def run_lists(
@@ -292,5 +342,18 @@ def run_lists(
     items = PackedItems(batch.items.ids, batch.items.cu_seqlens, vision_rows=vision_rows)
     table = model.row_table(items, batch.pair_candidate, batch.pair_query)
     embeds = model.embed(batch.input_ids, batch.row_refs, table)
-    out = model.language_model(inputs_embeds=embeds, position_ids=batch.position_ids)
-    return ListOutput(out.last_hidden_state, batch, model.get_output_embeddings())
+    out = model.language_model(
+        inputs_embeds=embeds, position_ids=batch.position_ids, output_hidden_states=True
+    )
+    states = out.hidden_states
+    middle, late = states[len(states) // 2], model.language_model.norm(states[-2])
+    content = table[len(batch.items.ids) :][: len(batch.items.cu_seqlens) - 1]
+    head = model.get_output_embeddings()
+    return ListOutput(out.last_hidden_state, middle, late, content, batch, head)
+
+
+def label_positions(rows: Rows, names: Sequence[int]) -> list[int]:
+    """Where the labels stand in a listwise prompt."""
+    wanted = {name: k for k, name in enumerate(names)}
+    found = {wanted[token]: col for col, token in enumerate(rows.ids) if token in wanted}
+    return [found[k] for k in range(len(names))]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -91,6 +92,16 @@ class _StageTrainer(Trainer):
         loss, metrics = self.stage.loss(inputs["batch"])
         self.recorder.add(metrics)
         return loss
+
+    # Checkpoints hold the module's own names: save_pretrained renames a nested backbone's weights,
+    # and the Trainer's resuming does not rename them back.
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        target = Path(output_dir or self.args.output_dir)
+        target.mkdir(parents=True, exist_ok=True)
+        save_model(self.model, str(target / "model.safetensors"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_model(self.model, Path(resume_from_checkpoint) / "model.safetensors", strict=True)
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)

@@ -29,7 +29,7 @@ class PretrainConfig:
     descriptions: pictures described a step.
     lists: lists a step; ``sizes`` candidates each, growing from the first to the last size.
     hard: share of close negatives at the end, growing from 0.
-    match_weight: weight of the score per candidate.
+    match_weight, pointer_weight: of the two auxiliary losses (``lists.py``).
     """
 
     descriptions: int = 64
@@ -37,6 +37,7 @@ class PretrainConfig:
     sizes: tuple[int, ...] = (3, 4, 6, 8)
     hard: float = 0.5
     match_weight: float = 1.0
+    pointer_weight: float = 1.0
     steps: int = 1
 
 
@@ -89,11 +90,14 @@ class PretrainStage(Stage):
         list_loss, answer_hits = out.answer_loss()
         match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
         tags = out.token_loss()
+        pointer_loss, pointer_hits = out.pointer_loss()
         loss = describe_loss + list_loss + tags + self.config.match_weight * match_loss
+        loss = loss + self.config.pointer_weight * pointer_loss
         return loss, {
             "describe_loss": float(describe_loss),
             "list_loss": float(list_loss),
-            "match_accuracy": float(match_hits),
+            "match_accuracy": match_hits,
+            "pointer_accuracy": pointer_hits,
             "answer_accuracy": answer_hits,
             "tokens": described.tokens + lists.tokens + len(batch["pixels"]),
         }
