@@ -35,14 +35,18 @@ def _check(path: Path) -> None:
     if not config.is_file():
         raise CheckpointError(f"{path} is not a checkpoint: it has no config.json")
     try:
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError) as error:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{config} is damaged: {error}") from error
+    model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type != "retrv_r1":
         raise CheckpointError(
             f"{path} holds a {model_type!r} model, not 'retrv_r1'; to start from a Qwen2.5-VL "
             "checkpoint use retrv_r1.model.from_backbone, then train it"
         )
+    # Without it transformers would fill in a backbone of several billion random weights.
+    if not isinstance(values.get("backbone_config"), dict):
+        raise CheckpointError(f"{config} is damaged: it describes no backbone")
 
 
 def load_checkpoint(
@@ -64,13 +68,18 @@ def load_checkpoint(
             source, dtype=dtype or "auto", output_loading_info=True
         )
         processor = RetrvR1Processor.from_pretrained(source, model.config)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"cannot load the checkpoint {name}: {error}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise CheckpointError(f"the weights of {name} are damaged: {error}") from error
-        raise
+    except Exception as error:  # damaged files reach transformers' readers as almost any of them
+        raise CheckpointError(
+            f"cannot load the checkpoint {name} ({type(error).__name__}: {error}); "
+            "copy or download it again"
+        ) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise CheckpointError(f"{name} lacks {len(missing)} weights, {missing[0]} among them")
+    known, embedded = len(processor.tokenizer), model.get_input_embeddings().num_embeddings
+    if known > embedded:
+        raise CheckpointError(
+            f"the tokenizer of {name} has {known} entries and its model {embedded}: "
+            "they belong to different checkpoints"
+        )
     return model, processor

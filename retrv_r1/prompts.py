@@ -62,9 +62,9 @@ class Rows:
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """``ids [l]``, ``refs [l]``, ``positions [3, l]``."""
         return (
-            torch.tensor(self.ids),
-            torch.tensor(self.refs),
-            torch.tensor(self.positions).T.reshape(3, -1),
+            torch.tensor(self.ids, dtype=torch.long),
+            torch.tensor(self.refs, dtype=torch.long),
+            torch.tensor(self.positions, dtype=torch.long).reshape(-1, 3).T,
         )
 
 
@@ -75,7 +75,7 @@ class TableLayout:
     Attributes:
         items: the encoded items of the table, in packing order.
         first_row: first feature row of each item.
-        pair_of: number of the (candidate, query) pair of each candidate item.
+        rows: feature rows of all items together; content tokens follow, then relation tokens.
     """
 
     items: Sequence[EncodedItem]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
+from PIL import Image
 
 from retrv_engine import Output, PlainEngine, Request, RowSpan, Sampling, Vocabulary
 from retrv_r1.checkpoint import load_checkpoint
@@ -19,7 +20,15 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.prompts import PromptBuilder, Rows, TableLayout
 from retrv_r1.scoring import merge_windows, rank_labels
-from retrv_r1.types import Item, ItemLike, Mode, RankedItem, RankedResults, TokenCounts
+from retrv_r1.types import (
+    Item,
+    ItemError,
+    ItemLike,
+    Mode,
+    RankedItem,
+    RankedResults,
+    TokenCounts,
+)
 
 Reading = Literal["compressed", "full"]
 
@@ -129,6 +138,10 @@ class Reranker:
             end=tokens.im_end,
         )
         self._silent = {tokens.inspect_start, tokens.inspect_end}
+        added = processor.tokenizer.added_tokens_decoder.items()
+        special = {number for number, token in added if token.special}
+        # What prompts are built of has no place in a chain of thought.
+        self._structure = sorted(special - set(tokens.labels) - self._silent - {tokens.think_end})
         self.engine = PlainEngine(model, vocabulary, batch_size)
 
     @classmethod
@@ -190,12 +203,14 @@ class Reranker:
         sampling: Sampling | None = None,
     ) -> list[RankedResults]:
         """Ranks several queries; those with lists of one window run in the engine together."""
-        if mode not in ("reason", "fast"):
+        if mode not in get_args(Mode):
             raise ValueError(f"mode must be 'reason' or 'fast', got {mode!r}")
+        if reading not in get_args(Reading):
+            raise ValueError(f"reading must be 'compressed' or 'full', got {reading!r}")
         sampling = sampling or Sampling()
         jobs = [_Job(query, self._encode(query), self.window) for query in queries]
         while waiting := [job for job in jobs if job.sliding]:
-            ranked = self._run(waiting, "fast", reading, sampling)
+            ranked = self._run(waiting, "fast", reading, Sampling())
             for job, window in zip(waiting, ranked, strict=True):
                 job.slide(window.order)
         jobs_with_items = [job for job in jobs if job.order]
@@ -205,7 +220,7 @@ class Reranker:
 
     def _encode(self, query: Query) -> _Encoded:
         started = time.perf_counter()
-        items = [Item.of(value) for value in (query.query, *query.candidates)]
+        items = _items(query)
         features = self.encoder.encode(items)
         return _Encoded(items, features, time.perf_counter() - started)
 
@@ -262,6 +277,7 @@ class Reranker:
             inspections=spans,
             reason=mode == "reason",
             sampling=sampling,
+            banned=(*self._structure, *self.processor.tokens.labels[count:]),
         )
         return _Prepared(request, len(prompt), len(prompt) - len(bare))
 
@@ -322,3 +338,23 @@ class Reranker:
             elif token == tokens.inspect_start:
                 parts.append(" inspect")
         return re.sub(r" {2,}", " ", "".join(parts)).strip()
+
+
+def _items(query: Query) -> list[Item]:
+    """Query and candidates as items; an unusable one is named in the error."""
+    values = query.candidates
+    if isinstance(values, str | bytes | Mapping | Item | Image.Image) or not isinstance(
+        values, Iterable
+    ):
+        raise ItemError(
+            f"candidates must be a list of items, not {type(values).__name__}; "
+            "put a single one into a list"
+        )
+    items = []
+    for number, value in enumerate((query.query, *values), -1):
+        try:
+            items.append(Item.of(value))
+        except ItemError as error:
+            name = "the query" if number < 0 else f"candidate {number}"
+            raise ItemError(f"{name}: {error}") from error
+    return items

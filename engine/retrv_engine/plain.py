@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as List
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ class PlainEngine:
             active = [active[n] for n in keep]
         total = time.perf_counter() - started
         timings = {"prefill": first, "decode": total - first}
-        return [_with_timings(s.output(), timings) for s in sequences]
+        return [replace(s.output(), timings=timings) for s in sequences]
 
     def _rows(self, sequence: Sequence, cursor: int) -> RowSpan:
         """Everything a sequence wants to feed next, at absolute positions."""
@@ -79,12 +80,6 @@ class PlainEngine:
                 cursor += piece.advance
         sequence.pending.clear()
         return RowSpan(torch.cat(embeds), torch.cat(positions, 1), cursor - start)
-
-
-def _with_timings(output: Output, timings: dict[str, float]) -> Output:
-    from dataclasses import replace
-
-    return replace(output, timings=timings)
 
 
 def _pad_left(chunks: List[RowSpan]) -> tuple[Tensor, Tensor, Tensor]:

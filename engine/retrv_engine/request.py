@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -67,7 +68,7 @@ class Sampling:
     """How tokens are chosen and how long the model may think.
 
     Args:
-        temperature: 0 is greedy.
+        temperature: 0 is greedy, and so is anything below 1e-5.
         top_p: nucleus of the distribution that is sampled from.
         max_reasoning_tokens: after so many, ``</think>`` is forced.
         max_inspections: candidates that may be looked at in full.
@@ -81,8 +82,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError("temperature must be ≥ 0 and top_p in (0, 1]")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise ValueError("temperature must be finite and ≥ 0, and top_p in (0, 1]")
         if self.max_reasoning_tokens < 1 or self.max_inspections < 0:
             raise ValueError("max_reasoning_tokens must be ≥ 1 and max_inspections ≥ 0")
 
@@ -96,6 +97,8 @@ class Request:
         labels: label token of each candidate, in order.
         inspections: rows of each candidate at full length, spliced in when it is inspected.
         reason: think first, or answer at once (fast mode).
+        banned: tokens that have no place in this request's reasoning: what prompts are built of,
+            labels that stand for none of its candidates.
     """
 
     prompt: RowSpan
@@ -103,6 +106,7 @@ class Request:
     inspections: Sequence[RowSpan] = ()
     reason: bool = True
     sampling: Sampling = field(default_factory=Sampling)
+    banned: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -121,8 +125,8 @@ class Output:
         label_logits: logits of the labels where the answer is due, ``[k]``.
         inspected: candidates looked at, in order.
         inspected_rows: rows spliced in.
-        well_formed: the model closed its reasoning itself and would have written every tag and a
-            valid label without being held to it.
+        well_formed: the model closed its reasoning itself, and wherever it had a choice, its
+            likeliest token was a permitted one. Closing tags behind a label are always forced.
         logprobs: log-probability of each token under the distribution it was taken from; 0.0
             where it was forced.
     """

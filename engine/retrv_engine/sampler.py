@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+COLDEST = 1e-5
+"""Temperatures below are greedy: dividing by them overflows."""
+
 
 def choose(
     logits: Tensor,
@@ -21,6 +24,7 @@ def choose(
     Args:
         allowed: the only tokens that may be taken, or None for all.
         banned: tokens that may not be taken.
+        temperature: greedy below ``COLDEST``.
     Returns:
         The token and its log-probability under the distribution it was taken from (after
         constraint, temperature and nucleus; for greedy, after the constraint).
@@ -31,7 +35,7 @@ def choose(
         scores = torch.full_like(scores, -torch.inf).index_copy(0, index, scores[index])
     if banned:
         scores = scores.index_fill(0, torch.as_tensor(banned, device=scores.device), -torch.inf)
-    if temperature == 0:
+    if temperature < COLDEST:
         token = int(scores.argmax())
         return token, float(torch.log_softmax(scores, -1)[token])
     logprobs = torch.log_softmax(scores / temperature, -1)

@@ -75,17 +75,17 @@ class Sequence:
             self._force(names.think_end)
             return
         banned = [names.answer_start, names.answer_end, names.think_start, names.inspect_end]
-        banned.append(names.end)
+        banned += [names.end, *self.request.banned]
+        self.well_formed &= int(logits.argmax()) not in banned
         spent = len(self.inspected) >= min(sampling.max_inspections, len(self.request.labels))
         if spent:
             banned.append(names.inspect_start)
-        self.well_formed &= int(logits.argmax()) not in banned[:5]
         self._take(*self._choose(logits, None, banned))
 
     def _inspect(self, logits: Tensor) -> None:
         labels = self.request.labels
         left = [labels[k] for k in range(len(labels)) if k not in self.inspected]
-        self.well_formed &= int(logits.argmax()) in labels
+        self.well_formed &= int(logits.argmax()) in left
         token, logprob = self._choose(logits, left, [])
         self._take(token, logprob)
         self._force(self.vocabulary.inspect_end)

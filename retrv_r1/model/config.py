@@ -79,6 +79,8 @@ class RetrvR1Config(PretrainedConfig):
         self.backbone_config = backbone_config
         self.icm = asdict(ICMConfig(**(icm or {})))
         self.prompts = {**DEFAULT_PROMPTS, **(prompts or {})}
+        if not score_temperature > 0:
+            raise ValueError(f"score_temperature must be positive, got {score_temperature}")
         self.score_temperature = score_temperature
         self.pad_to_square = pad_to_square
         kwargs.setdefault("tie_word_embeddings", backbone_config.tie_word_embeddings)

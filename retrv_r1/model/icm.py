@@ -21,10 +21,13 @@ from retrv_r1.model.config import ICMConfig
 
 
 def pad_rows(features: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits packed rows ``[n, d]`` into ``[m, longest, d]`` and the mask of real rows."""
+    """Splits packed rows ``[n, d]`` into ``[m, longest, d]`` and the mask of real rows.
+
+    The offsets may stay on the CPU, where their lengths are read.
+    """
     lengths = cu_seqlens.diff()
     rows = pad_sequence(features.split(lengths.tolist()), batch_first=True)
-    mask = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
+    mask = torch.arange(rows.shape[1], device=rows.device) < lengths.to(rows.device)[:, None]
     return rows, mask
 
 
@@ -34,7 +37,7 @@ class Attention(nn.Module):
     def __init__(self, hidden_size: int, heads: int, qk_dim: int) -> None:
         super().__init__()
         if hidden_size % heads or qk_dim % heads:
-            raise ValueError(f"{heads} heads divide neither {hidden_size} nor {qk_dim} evenly")
+            raise ValueError(f"{heads} heads do not divide the widths {hidden_size} and {qk_dim}")
         self.heads = heads
         self.q_proj = nn.Linear(hidden_size, qk_dim, bias=False)
         self.k_proj = nn.Linear(hidden_size, qk_dim, bias=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 MAX_CANDIDATES = 128
@@ -87,11 +87,15 @@ class TokenIds:
 
 
 def add_retrv_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Adds what a backbone's tokenizer lacks of our special tokens; returns how many."""
-    return tokenizer.add_tokens(
-        [t for t in (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS) if t not in tokenizer.get_vocab()],
-        special_tokens=True,
-    )
+    """Adds what a backbone's tokenizer lacks of our special tokens; returns how many.
+
+    Those that it has as ordinary added tokens, as Qwen3 has ``<think>``, become special ones:
+    otherwise text from outside could contain them.
+    """
+    known = len(tokenizer)
+    tokens = (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS)
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in tokens], special_tokens=True)
+    return len(tokenizer) - known
 
 
 def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -121,7 +125,14 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of untrusted text: a special token's name inside it becomes ordinary characters."""
+    """Ids of untrusted text: a special token's name inside it becomes ordinary characters.
+
+    Halves of surrogate pairs, which JSON can carry and UTF-8 cannot, become U+FFFD.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
