@@ -6,7 +6,7 @@ some are read at full tokens, so that the full-token baseline is the same model 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class SFTConfig:
     hard: share of close negatives.
     match_weight, pointer_weight: of the auxiliary losses (``lists.py``).
     views: augmented views of a picture that are kept.
+    max_text: tokens of an item's text that are read.
     steps: steps of the stage.
     """
 
@@ -51,6 +52,7 @@ class SFTConfig:
     match_weight: float = 0.5
     pointer_weight: float = 1.0
     views: int = 5
+    max_text: int = 24
     steps: int = 1
 
 
@@ -86,7 +88,7 @@ class SFTStage(Stage):
         model.visual.requires_grad_(False)
         side = side_of(processor.image_processor)
         rows = side // processor.image_processor.patch_size // 2
-        self.collator = ListCollator(processor, (rows, rows))
+        self.collator = ListCollator(processor, (rows, rows), config.max_text)
         first_stage = EntryEmbedder(
             embedder, processor.tokenizer, processor.image_processor, corpus, max_text=24
         )
@@ -101,6 +103,8 @@ class SFTStage(Stage):
         if step < config.warm_steps:
             count = config.warm_rows // config.warm_size
             lists = [self.sampler.draw(rng, config.warm_size, 0.0) for _ in range(count)]
+            # The default instruction is the shortest: more queries for the same rows.
+            lists = [replace(example, instruction="") for example in lists]
             batch = self.collator.collate(lists, rng, reason=0.0)
             return {"lists": batch, "rows": self.bank.draw(batch.pictures, rng), "full": False}
         full = step % config.full_every == config.full_every - 1
