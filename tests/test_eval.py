@@ -274,13 +274,13 @@ def test_files_and_tables(dataset, checkpoint, ranker, tmp_path):
     assert page == report.to_markdown()
     for part in ("# model on set", "chart.png", "## Summary", "| t → t | 3 | 6 | 100.0 |"):
         assert part in page
-    assert "66.7 / 100.0 / 100.0" in page
+    assert "66.7 / 100.0 / –" in page
     assert "33.3 / – / –" in page  # of two candidates
     assert str(tmp_path) not in page
     assert (out / "chart.png").read_bytes().startswith(b"\x89PNG")
     console = Console(record=True, width=240, file=io.StringIO())
     render(report, console)
-    assert "66.7 / 100.0 / 100.0" in console.export_text()
+    assert "66.7 / 100.0 / –" in console.export_text()
 
 
 def test_run_files_give_the_same_recall_for_tied_scores(dataset, checkpoint, ranker, tmp_path):

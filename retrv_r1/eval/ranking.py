@@ -21,8 +21,10 @@ from retrv_r1.first_stage import FOLDER, FirstStage, local_checkpoint
 from retrv_r1.reranker import Query, Reranker
 from retrv_r1.types import CheckpointError
 
-_MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*")
-_MODEL_FILES += ("preprocessor_config.json", "vocab.json", "merges.txt")
+_MODEL_FILES = (
+    *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
+    *("tokenizer*", "vocab.json", "merges.txt"),
+)
 
 
 class Models:

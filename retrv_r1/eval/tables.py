@@ -59,10 +59,14 @@ def _difference(interval: Row) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
+_SUMMARY = (
+    *("split", "K", "system", "R@1", "R@5", "R@10", "R@K", "R@1 − first stage"),
+    *("rows a candidate", "inspections", "rows inspected", "tokens written"),
+    *("s a query", "well-formed"),
+)
+
+
 def _summary(report: Row) -> Table:
-    columns = ("split", "K", "system", "R@1", "R@5", "R@10", "R@K", "R@1 − first stage")
-    columns += ("rows a candidate", "inspections", "rows inspected", "tokens written")
-    columns += ("s a query", "well-formed")
     rows: list[tuple[str, ...]] = []
     for part in report["parts"]:
         first, *reranked = part["mean"]
@@ -89,7 +93,7 @@ def _summary(report: Row) -> Table:
                     f"{_percent(row['well_formed'])} %",
                 )
             )
-    return Table("Summary (recall in %)", 3, columns, tuple(rows))
+    return Table("Summary (recall in %)", 3, _SUMMARY, tuple(rows))
 
 
 def _differences(report: Row) -> Table:
