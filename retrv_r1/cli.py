@@ -198,6 +198,12 @@ def evaluate(
     k: Annotated[str, typer.Option(help="Candidate counts, comma-separated.")] = "10,50",
     split: Annotated[_Split, typer.Option(help="What was held out.")] = _Split.all,
     limit: Annotated[int | None, typer.Option(min=1, help="Queries per cell.")] = None,
+    modes: Annotated[
+        list[_Mode] | None, typer.Option("--mode", help="May be given twice; both by default.")
+    ] = None,
+    full_tokens: Annotated[
+        bool, typer.Option(help="Also rerank from candidates at full length.")
+    ] = True,
     out: Annotated[Path | None, typer.Option(help="Where the report is written.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -205,7 +211,16 @@ def evaluate(
     counts = _counts(k)
     from retrv_r1.eval import render, run
 
-    report = run(dataset, model=model, k=counts, split=split.value, limit=limit, out=out)
+    report = run(
+        dataset,
+        model=model,
+        k=counts,
+        split=split.value,
+        limit=limit,
+        modes=[mode.value for mode in modes or _Mode],
+        full_tokens=full_tokens,
+        out=out,
+    )
     if as_json:
         print_json(report)
     else:

@@ -314,14 +314,18 @@ def test_eval_passes_its_options_on(monkeypatch):
     stand_in(monkeypatch, "retrv_r1.eval", run=evaluate, render=render)
     assert run("eval", "set", "--k", "5, 20", "--limit", "7").stdout == "0 cells\n"
     options = {"model": "tiny", "k": (5, 20), "split": "all", "limit": 7, "out": None}
-    assert seen == [("set", options)]
+    systems = {"modes": ["reason", "fast"], "full_tokens": True}
+    assert seen == [("set", options | systems)]
     arguments = ("--split", "unseen", "--out", "o", "--model", "m", "--json")
+    arguments += ("--mode", "fast", "--no-full-tokens")
     assert json.loads(run("eval", "set", *arguments).stdout) == {"cells": []}
     assert seen[1][1] == {
         "model": "m",
         "k": (10, 50),
         "split": "unseen",
         "limit": None,
+        "modes": ["fast"],
+        "full_tokens": False,
         "out": Path("o"),
     }
 
