@@ -1,0 +1,381 @@
+"""The reference engine: its protocol under a scripted model, its arithmetic under a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from retrv_engine import Output, PlainEngine, Request, RowSpan, Sampling, Vocabulary, plain
+
+THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END = range(1, 8)
+WORD, OTHER, STRANGE = 30, 31, 32
+LABELS = (20, 21, 22, 23)
+NAMES = Vocabulary(THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END)
+SIZE = 40
+PROMPT, SPAN = 1000, 2000  # ids of the scripted model's prompt rows and of inspected rows
+
+
+@dataclass
+class Scripted:
+    """Wants the tokens of a plan, one per token written; remembers all rows and positions.
+
+    An embedding is the token's id. The first row of a prompt says which plan is meant. Where the
+    wanted token is not permitted, ``END_THINK`` is the next best.
+    """
+
+    plans: dict[int, list[int]]
+    seen: dict[int, list[tuple[int, tuple[int, ...]]]] = field(default_factory=dict)
+    calls: list[tuple[int, ...]] = field(default_factory=list)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return ids[..., None].float()
+
+    def decode(
+        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: DynamicCache
+    ) -> Tensor:
+        rows = torch.cat([embeds, positions.permute(1, 2, 0).float()], -1)[:, None]
+        rows, _ = cache.update(rows, rows, 0)
+        assert attention_mask.shape == rows[:, 0, :, 0].shape
+        assert attention_mask[:, -1].all(), "the last row is always a real one"
+        self.calls.append(tuple(embeds.shape[:2]))
+        logits = torch.zeros(len(embeds), SIZE)
+        for b, (row, mask) in enumerate(zip(rows[:, 0], attention_mask.bool(), strict=True)):
+            history = [(int(r[0]), tuple(int(p) for p in r[1:])) for r in row[mask]]
+            self.seen[history[0][0]] = history
+            written = sum(i < PROMPT for i, _ in history)
+            plan = self.plans[history[0][0]]
+            logits[b, END_THINK] = 5.0
+            logits[b, plan[min(written, len(plan) - 1)]] = 10.0
+        return logits
+
+
+def request(number: int = 0, length: int = 3, candidates: int = 3, **values) -> Request:
+    """A prompt of ``length`` rows; candidate k is k + 2 rows in full, advancing by 2."""
+    ids = torch.tensor([PROMPT + number, *[PROMPT + 900] * (length - 1)])
+    spans = [
+        RowSpan(
+            torch.tensor([[float(SPAN + 10 * number + k)]] * (k + 2)),
+            torch.tensor([[0] * (k + 2), list(range(k + 2)), list(range(k + 2))]),
+            2,
+        )
+        for k in range(candidates)
+    ]
+    prompt = RowSpan(ids[:, None].float(), torch.arange(length).expand(3, -1), length)
+    return Request(prompt, LABELS[:candidates], spans, **values)
+
+
+def run(plan: list[int], **values) -> tuple[Output, list[tuple[int, tuple[int, ...]]]]:
+    model = Scripted({PROMPT: plan})
+    (output,) = PlainEngine(model, NAMES).generate([request(**values)])
+    return output, model.seen[PROMPT]
+
+
+GOOD = [THINK, WORD, LOOK, LABELS[1], END_LOOK, OTHER, END_THINK, ANSWER, LABELS[2], END_ANSWER]
+
+
+def test_a_request_writes_its_protocol_and_splices_what_it_inspects():
+    output, rows = run(GOOD)
+    assert list(output.tokens) == GOOD
+    assert (output.answer, output.inspected, output.inspected_rows) == (2, (1,), 3)
+    assert output.well_formed
+    assert output.label_logits.tolist() == [0.0, 0.0, 10.0]
+    at = {"prompt": 0, "tokens": 3, "span": 8, "after": 10}
+    assert rows == [
+        (PROMPT, (0, 0, 0)),
+        (PROMPT + 900, (1, 1, 1)),
+        (PROMPT + 900, (2, 2, 2)),
+        *((t, (at["tokens"] + i,) * 3) for i, t in enumerate(GOOD[:5])),
+        # Relative grid positions, from where the span stands.
+        *((SPAN + 1, (at["span"], at["span"] + i, at["span"] + i)) for i in range(3)),
+        # The span advances by two, not by its three rows.
+        *((t, (at["after"] + i,) * 3) for i, t in enumerate(GOOD[5:8])),
+    ]
+
+
+def test_the_rows_of_a_span_are_fed_in_one_step():
+    model = Scripted({PROMPT: GOOD})
+    PlainEngine(model, NAMES).generate([request()])
+    # prompt and <think>; word; look; label, end of look and span; word; </think>; <answer>
+    assert model.calls == [(1, 4), (1, 1), (1, 1), (1, 5), (1, 1), (1, 1), (1, 1)]
+
+
+def test_fast_mode_answers_at_once():
+    output, rows = run([ANSWER, LABELS[1], END_ANSWER], reason=False)
+    assert list(output.tokens) == [ANSWER, LABELS[1], END_ANSWER]
+    assert output.answer == 1 and output.well_formed and output.inspected == ()
+    assert [i for i, _ in rows] == [PROMPT, PROMPT + 900, PROMPT + 900, ANSWER]
+
+
+WISHES = {
+    "answer without closing": ([THINK, WORD, ANSWER], False),
+    "no answer tag": ([THINK, WORD, END_THINK, WORD, LABELS[0]], False),
+    "no label as answer": ([THINK, WORD, END_THINK, ANSWER, WORD], False),
+    "a label that is no candidate": ([THINK, WORD, END_THINK, ANSWER, LABELS[3]], False),
+    "an inspection of nothing": ([THINK, LOOK, WORD, 0, END_THINK, ANSWER, LABELS[0]], False),
+    "the end of the text": ([THINK, END, END_THINK, ANSWER, LABELS[0]], False),
+    "a stray closing tag": ([THINK, END_LOOK, END_THINK, ANSWER, LABELS[0]], False),
+    "a token that is banned": ([THINK, STRANGE, END_THINK, ANSWER, LABELS[0]], False),
+    "no thought at all": ([THINK, END_THINK, ANSWER, LABELS[0]], True),
+    "a label in a sentence": ([THINK, LABELS[1], END_THINK, ANSWER, LABELS[0]], True),
+}
+
+
+@pytest.mark.parametrize("plan, well_formed", WISHES.values(), ids=WISHES)
+def test_whatever_the_model_wants_the_output_is_valid(plan, well_formed):
+    output, _ = run(plan, banned=(STRANGE,))
+    tokens = list(output.tokens)
+    assert tokens[0] == THINK and tokens.count(THINK) == tokens.count(END_THINK) == 1
+    assert tokens[-4:-2] == [END_THINK, ANSWER] and tokens[-1] == END_ANSWER
+    assert tokens[-2] == LABELS[output.answer] and output.answer < 3
+    assert {END, STRANGE}.isdisjoint(tokens)
+    assert output.well_formed is well_formed
+    assert len(output.logprobs) == len(tokens)
+
+
+def test_a_candidate_is_inspected_at_most_once():
+    look = [LOOK, LABELS[0], END_LOOK]
+    output, rows = run([THINK, *look, *look, END_THINK, ANSWER, LABELS[0]])
+    assert sorted(output.inspected) == [0, 1] and output.inspected[0] == 0
+    assert not output.well_formed, "it asked for the same candidate again"
+    assert [i for i, _ in rows].count(SPAN) == 2, "candidate 0 has two rows, spliced in once"
+    assert output.inspected_rows == 2 + 3
+
+
+@pytest.mark.parametrize("limit, candidates, looks", [(0, 3, 0), (1, 3, 1), (4, 2, 2), (4, 3, 3)])
+def test_inspections_end_at_the_limit_or_with_the_candidates(limit, candidates, looks):
+    plan = [THINK, *[t for k in (0, 1, 2, 0) for t in (LOOK, LABELS[k], END_LOOK)]]
+    sampling = Sampling(max_inspections=limit)
+    output, _ = run([*plan, END_THINK], candidates=candidates, sampling=sampling)
+    assert output.inspected == tuple(range(looks))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 9])
+def test_endless_thought_is_closed(limit):
+    output, _ = run([THINK, *[WORD] * 500], sampling=Sampling(max_reasoning_tokens=limit))
+    assert list(output.tokens[:-3]) == [THINK, *[WORD] * (limit - 1), END_THINK]
+    assert not output.well_formed
+    assert output.logprobs[-4] == 0.0
+
+
+def test_requests_of_a_batch_do_not_touch_each_other():
+    """Lengths, plans and inspections differ; sequences end and leave at different steps."""
+    look = [LOOK, LABELS[2], END_LOOK, LOOK, LABELS[0], END_LOOK]
+    plans = {
+        PROMPT: GOOD,
+        PROMPT + 1: [THINK, END_THINK, ANSWER, LABELS[0]],
+        PROMPT + 2: [THINK, *look, *[WORD] * 6, END_THINK, ANSWER, LABELS[1]],
+        PROMPT + 3: [ANSWER, LABELS[1]],
+        PROMPT + 4: [THINK, WORD, LOOK, LABELS[0], END_LOOK, END_THINK, ANSWER, LABELS[0]],
+    }
+    requests = [request(n, length=2 + 5 * n % 7, reason=n != 3) for n in range(5)]
+    alone = {}
+    for number, one in enumerate(requests):
+        model = Scripted(plans)
+        (alone[number],) = PlainEngine(model, NAMES).generate([one])
+        alone[number] = alone[number], model.seen[PROMPT + number]
+    for size in (2, 5, 16):
+        model = Scripted(plans)
+        outputs = PlainEngine(model, NAMES, batch_size=size).generate(requests)
+        for number, output in enumerate(outputs):
+            expected, rows = alone[number]
+            assert model.seen[PROMPT + number] == rows
+            assert output.tokens == expected.tokens
+            assert output.logprobs == expected.logprobs
+            assert output.well_formed == expected.well_formed
+            assert torch.equal(output.label_logits, expected.label_logits)
+
+
+def test_no_requests_and_bad_ones():
+    engine = PlainEngine(Scripted({}), NAMES)
+    assert engine.generate([]) == []
+    with pytest.raises(ValueError, match="batch_size"):
+        PlainEngine(Scripted({}), NAMES, batch_size=0)
+    with pytest.raises(ValueError, match="at least one candidate"):
+        request(candidates=0)
+    with pytest.raises(ValueError, match="full rows of every candidate"):
+        replace(request(), inspections=())
+    assert not replace(request(), inspections=(), reason=False).reason
+
+
+# The real model, which has to attend to exactly the rows that a plain forward would see.
+
+
+class Eager:
+    """A model that likes to inspect and comes to an end; every logit row it gives is finite."""
+
+    def __init__(self, model, vocabulary: Vocabulary) -> None:
+        self.model, self.vocabulary = model, vocabulary
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return self.model.embed_tokens(ids)
+
+    def steer(self, logits: Tensor) -> Tensor:
+        bias = torch.zeros(logits.shape[-1])
+        bias[self.vocabulary.inspect_start] = 4.0
+        bias[self.vocabulary.think_end] = 1.0
+        return logits + bias
+
+    def decode(self, *args) -> Tensor:
+        logits = self.model.decode(*args)
+        assert torch.isfinite(logits).all()
+        return self.steer(logits)
+
+
+@pytest.fixture(scope="module")
+def names(processor) -> Vocabulary:
+    t = processor.tokens
+    return Vocabulary(
+        *(t.think_start, t.think_end, t.answer_start, t.answer_end),
+        *(t.inspect_start, t.inspect_end, t.im_end),
+    )
+
+
+@pytest.fixture(scope="module")
+def requests(model, processor) -> list[Request]:
+    """Prompts of 3 to 40 rows with 2 to 6 candidates of 1 to 20 rows."""
+    generator = torch.Generator().manual_seed(0)
+
+    def span(rows: int) -> RowSpan:
+        embeds = 0.15 * torch.randn(rows, 64, generator=generator)
+        positions = torch.randint(0, rows, (3, rows), generator=generator).sort().values
+        return RowSpan(embeds, positions, rows)
+
+    made = []
+    for number, (length, count) in enumerate([(40, 6), (3, 2), (17, 4), (25, 3), (8, 5)]):
+        prompt = span(length)
+        made.append(
+            Request(
+                replace(prompt, positions=torch.arange(length).expand(3, -1)),
+                processor.tokens.labels[:count],
+                [span(int(n)) for n in torch.randint(1, 21, (count,), generator=generator)],
+                sampling=Sampling(max_reasoning_tokens=12 + 5 * number, seed=number),
+            )
+        )
+    return made
+
+
+@torch.inference_mode()
+def plain_logits(model, names: Vocabulary, one: Request, output: Output) -> Tensor:
+    """Logits after every written token, from one uncached pass over the whole sequence."""
+    embeds, positions, at = [one.prompt.embeds], [one.prompt.positions], one.prompt.advance
+    ends, looked, rows = [], iter(output.inspected), len(one.prompt)
+    for token in output.tokens:
+        embeds.append(model.embed_tokens(torch.tensor([token])))
+        positions.append(torch.full((3, 1), at))
+        at, rows = at + 1, rows + 1
+        if token == names.inspect_end:
+            span = one.inspections[next(looked)]
+            embeds.append(span.embeds)
+            positions.append(span.positions + at)
+            at, rows = at + span.advance, rows + len(span)
+        ends.append(rows - 1)
+    hidden = model.language_model(
+        inputs_embeds=torch.cat(embeds)[None], position_ids=torch.cat(positions, 1)[:, None]
+    ).last_hidden_state
+    return model.get_output_embeddings()(hidden[0, ends])
+
+
+def permitted(names: Vocabulary, one: Request, written: tuple[int, ...], size: int) -> Tensor:
+    """Which tokens may follow what is written."""
+    looked = [b for a, b in pairwise(written) if a == names.inspect_start]
+    may = torch.zeros(size, dtype=torch.bool)
+    if written[-1] in (names.answer_start, names.inspect_start):
+        may[list(one.labels)] = True
+        if written[-1] == names.inspect_start:
+            may[looked] = False
+        return may
+    barred = {names.answer_start, names.answer_end, names.think_start, names.inspect_end, names.end}
+    if len(looked) == min(one.sampling.max_inspections, len(one.labels)):
+        barred.add(names.inspect_start)
+    may[:] = True
+    may[sorted(barred)] = False
+    return may
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.3])
+def test_cached_steps_equal_one_plain_pass_over_the_final_sequence(
+    model, names, requests, temperature
+):
+    requests = [replace(r, sampling=replace(r.sampling, temperature=temperature)) for r in requests]
+    engine = PlainEngine(Eager(model, names), names, batch_size=len(requests))
+    outputs = engine.generate(requests)
+    assert sum(len(output.inspected) for output in outputs) >= 6, "inspections must happen"
+    assert len({len(output.tokens) for output in outputs}) > 2, "lengths must differ"
+    for one, output in zip(requests, outputs, strict=True):
+        tokens = output.tokens
+        logits = Eager(model, names).steer(plain_logits(model, names, one, output))
+        due = tokens.index(names.answer_start)
+        expected = logits[due, torch.tensor(one.labels)]
+        torch.testing.assert_close(output.label_logits, expected, atol=1e-4, rtol=1e-4)
+        assert tokens[-2] == one.labels[output.answer]
+        for n in range(1, len(tokens)):
+            if output.logprobs[n] == 0.0:  # forced
+                continue
+            may = permitted(names, one, tokens[:n], logits.shape[-1])
+            scores = logits[n - 1].masked_fill(~may, -torch.inf) / (temperature or 1.0)
+            assert abs(float(scores.log_softmax(-1)[tokens[n]]) - output.logprobs[n]) < 1e-4
+            if not temperature:
+                assert float(scores.max() - scores[tokens[n]]) < 1e-4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_batch_writes_what_each_request_writes_alone(model, names, requests, temperature):
+    requests = [
+        replace(r, sampling=replace(r.sampling, temperature=temperature, top_p=0.95))
+        for r in requests
+    ]
+    eager = Eager(model, names)
+    alone = [PlainEngine(eager, names).generate([one])[0] for one in requests]
+    assert sum(len(output.inspected) for output in alone) >= 5
+    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+        together = PlainEngine(eager, names, batch_size=4).generate([requests[i] for i in order])
+        for i, output in zip(order, together, strict=True):
+            assert output.tokens == alone[i].tokens
+            assert output.inspected == alone[i].inspected
+            torch.testing.assert_close(output.label_logits, alone[i].label_logits)
+            torch.testing.assert_close(
+                torch.tensor(output.logprobs), torch.tensor(alone[i].logprobs)
+            )
+
+
+def test_padding_rows_are_never_read(model, names, requests, monkeypatch):
+    """Whatever numbers stand in the padding, outputs are the same."""
+    pad_left: Callable = plain._pad_left
+    padded = 0
+
+    def poisoned(chunks):
+        nonlocal padded
+        embeds, positions, present = pad_left(chunks)
+        padded += int((present == 0).sum())
+        embeds[present == 0] = 1e4
+        positions[:, present == 0] = 77
+        return embeds, positions, present
+
+    eager = Eager(model, names)
+    expected = PlainEngine(eager, names).generate(requests)
+    monkeypatch.setattr(plain, "_pad_left", poisoned)
+    for output, other in zip(expected, PlainEngine(eager, names).generate(requests), strict=True):
+        assert output.tokens == other.tokens
+        torch.testing.assert_close(output.label_logits, other.label_logits)
+    assert padded > 50
+
+
+def test_sampling_follows_its_seed_alone(model, names, requests):
+    eager = Eager(model, names)
+
+    def tokens(seeds: list[int]) -> list[tuple[int, ...]]:
+        chosen = [
+            replace(requests[0], sampling=replace(requests[0].sampling, temperature=1.5, seed=s))
+            for s in seeds
+        ]
+        return [o.tokens for o in PlainEngine(eager, names).generate(chosen)]
+
+    first = tokens([1, 2, 3, 4])
+    assert len(set(first)) > 1, "seeds must matter"
+    assert tokens([4, 1]) == [first[3], first[0]]

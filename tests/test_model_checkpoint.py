@@ -1,0 +1,155 @@
+"""A checkpoint that cannot be used is refused with a message that says what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from retrv_r1 import CheckpointError, RetrvError
+from retrv_r1.checkpoint import load_checkpoint, resolve
+from retrv_r1.model.tokens import train_tokenizer
+from retrv_r1.reranker import Reranker
+
+
+@pytest.fixture
+def checkpoint(model, processor, tmp_path) -> Path:
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def edit_config(checkpoint) -> Callable[[Callable[[dict], object]], None]:
+    def edit(change: Callable[[dict], object]) -> None:
+        path = checkpoint / "config.json"
+        values = json.loads(path.read_text())
+        change(values)
+        path.write_text(json.dumps(values))
+
+    return edit
+
+
+def test_a_reranker_loaded_from_disk_ranks_as_the_one_in_memory(model, processor, checkpoint):
+    candidates = ["a red apple", "a blue bird", "high in the sky"]
+    expected = Reranker(model, processor).rank("a bird", candidates)
+    for name in (checkpoint, str(checkpoint)):
+        loaded = Reranker.from_pretrained(name, window=7, batch_size=3)
+        assert (loaded.window, loaded.engine.batch_size) == (7, 3)
+        assert loaded.rank("a bird", candidates).ranking == expected.ranking
+    low = Reranker.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    assert low.model.dtype == torch.bfloat16
+    assert len(low.rank("a bird", candidates)) == 3
+
+
+def test_a_name_is_a_folder_or_a_hub_id(checkpoint, monkeypatch):
+    assert resolve(checkpoint) == checkpoint
+    assert resolve("owner/name") == "owner/name"
+    monkeypatch.chdir(checkpoint.parent)
+    assert resolve("model") == Path("model")
+
+
+@pytest.mark.parametrize("name", ["nothing-here", "./a/b", "/nowhere/at/all", "~/model", "a/b/c"])
+def test_a_name_that_is_neither_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_checkpoint(name)
+
+
+def test_a_folder_or_file_that_holds_no_model_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "weights").write_text("x")
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load_checkpoint(tmp_path / "weights")
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"model_type": "retrv', "\x00"])
+def test_a_damaged_config_is_refused(checkpoint, text):
+    (checkpoint / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        load_checkpoint(checkpoint)
+
+
+def test_a_config_that_is_not_text_is_refused(checkpoint):
+    (checkpoint / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"model_type": "qwen2_5_vl"}'])
+def test_another_kind_of_model_is_refused_with_the_way_to_start_from_it(checkpoint, text):
+    (checkpoint / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"not 'retrv_r1'; .*from_backbone"):
+        load_checkpoint(checkpoint)
+
+
+CHANGES = {
+    "no backbone": (lambda c: c.pop("backbone_config"), "describes no backbone"),
+    "backbone of another type": (lambda c: c.update(backbone_config=[1]), "describes no backbone"),
+    "unknown compressor option": (lambda c: c["icm"].update(heds=3), "heds"),
+    "heads that do not fit": (lambda c: c["icm"].update(heads_pool=7), "7 heads"),
+    "another width": (lambda c: c["icm"].update(relate_dim=8), "size mismatch|mismatched|shape"),
+    "temperature": (lambda c: c.update(score_temperature=0), "score_temperature"),
+    "more layers": (
+        lambda c: c["backbone_config"]["text_config"].update(num_hidden_layers=3),
+        "num_hidden_layers",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, message", CHANGES.values(), ids=CHANGES)
+def test_a_config_that_does_not_fit_is_refused(checkpoint, edit_config, change, message):
+    edit_config(change)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0005, 0.5, 0.999])
+def test_cut_off_weights_are_refused(checkpoint, share):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(CheckpointError, match="model"):
+        load_checkpoint(checkpoint)
+
+
+def test_weights_that_are_missing_are_named(checkpoint):
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    del weights["icm.relate.q_proj.weight"], weights["icm.pool.embedding"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 2 weights, icm\.pool\.embedding among them"):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "preprocessor_config.json"]
+)
+def test_a_file_that_is_missing_is_an_error(checkpoint, name):
+    (checkpoint / name).unlink()
+    with pytest.raises(CheckpointError, match="model"):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
+def test_a_damaged_side_file_is_an_error(checkpoint, name):
+    (checkpoint / name).write_text("{")
+    with pytest.raises(CheckpointError, match="model"):
+        load_checkpoint(checkpoint)
+
+
+def test_a_tokenizer_of_another_checkpoint_is_refused(checkpoint):
+    words = [f"{a}{b}{c}" for a in "aeiou" for b in "bcdfg" for c in "hjklm"]
+    larger = train_tokenizer(words, 600)
+    larger.save_pretrained(checkpoint)
+    with pytest.raises(CheckpointError, match="belong to different checkpoints"):
+        load_checkpoint(checkpoint)
+
+
+def test_callers_can_catch_it_as_our_error(tmp_path):
+    with pytest.raises(RetrvError):
+        Reranker.from_pretrained(tmp_path)

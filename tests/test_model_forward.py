@@ -1,0 +1,225 @@
+"""The model around the backbone: untouched where nothing of ours is used, exact where it is."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, Qwen2_5_VLForConditionalGeneration
+
+from retrv_r1.model.attention import PACKED
+from retrv_r1.model.config import DEFAULT_PROMPTS, RetrvR1Config
+from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
+from retrv_r1.model.tokens import encode_text
+from retrv_r1.prompts import Rows, TableLayout
+from retrv_r1.types import Item
+
+
+@pytest.fixture(scope="module")
+def plain(model, backbone_config) -> Qwen2_5_VLForConditionalGeneration:
+    """The backbone as transformers runs it: its own class, its own attention."""
+    qwen = Qwen2_5_VLForConditionalGeneration(copy.deepcopy(backbone_config)).eval()
+    qwen.load_state_dict(model.backbone.state_dict())
+    assert qwen.model.visual.config._attn_implementation != PACKED
+    return qwen
+
+
+def with_pictures(processor, picture, sizes) -> dict[str, torch.Tensor]:
+    """Text, picture, text, picture, … as a Qwen-VL processor would give it."""
+    tokens = processor.tokens
+    ids, kinds, pixels, grids = [], [], [], []
+    for seed, (width, height) in enumerate(sizes):
+        patches, grid, (h, w) = processor.encode_picture(picture(seed, width, height))
+        text = encode_text(processor.tokenizer, f"picture {seed}:")
+        ids += [*text, tokens.vision_start, *[tokens.image_pad] * (h * w), tokens.vision_end]
+        kinds += [0] * (len(text) + 1) + [1] * (h * w) + [0]
+        pixels.append(patches)
+        grids.append(grid)
+    end = encode_text(processor.tokenizer, "the end")
+    return {
+        "input_ids": torch.tensor([ids + end]),
+        "mm_token_type_ids": torch.tensor([kinds + [0] * len(end)]),
+        "pixel_values": torch.cat(pixels),
+        "image_grid_thw": torch.tensor(grids),
+    }
+
+
+@torch.inference_mode()
+def test_text_alone_runs_exactly_as_the_backbone_does(model, plain):
+    ids = torch.randint(200, 400, (3, 17), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    ours = model(input_ids=ids, attention_mask=mask)
+    assert torch.equal(ours.logits, plain(input_ids=ids, attention_mask=mask).logits)
+    assert torch.equal(
+        model(input_ids=ids, logits_to_keep=2).logits, plain(input_ids=ids).logits[:, -2:]
+    )
+
+
+@pytest.mark.parametrize("sizes", [[(48, 48)], [(48, 48)] * 3, [(64, 32), (32, 64), (64, 64)]])
+@torch.inference_mode()
+def test_pictures_run_as_the_backbone_does(model, plain, processor, picture, sizes):
+    inputs = with_pictures(processor, picture, sizes)
+    ours, theirs = model(**inputs).logits, plain(**inputs).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    blind = plain(**inputs | {"pixel_values": torch.zeros_like(inputs["pixel_values"])}).logits
+    assert not torch.allclose(blind, theirs, atol=1e-2), "the pictures must matter to the test"
+
+
+def test_labels_give_the_backbones_loss(model, plain):
+    ids = torch.randint(200, 400, (2, 9), generator=torch.Generator().manual_seed(1))
+    labels = ids.clone()
+    labels[:, :4] = -100
+    ours = model(input_ids=ids, labels=labels)
+    torch.testing.assert_close(ours.loss, plain(input_ids=ids, labels=labels).loss)
+    embeds = model.get_input_embeddings()(ids)
+    made = model(inputs_embeds=embeds, labels=labels)
+    torch.testing.assert_close(made.loss, ours.loss)
+    # Logits are made only where a label is, in reading order.
+    torch.testing.assert_close(made.logits, ours.logits[:, 3:8].flatten(0, 1))
+
+
+@torch.inference_mode()
+def test_a_sequence_written_as_rows_of_the_table_equals_the_plain_forward(
+    model, plain, processor, picture
+):
+    """Features at full length through ``row_refs`` are what the backbone makes of the picture."""
+    inputs = with_pictures(processor, picture, [(48, 32)])
+    item = processor.encode(Item(image=picture(0, 48, 32)))
+    layout = TableLayout.of([item])
+    before, after = (encode_text(processor.tokenizer, t) for t in ("picture 0:", "the end"))
+    rows = Rows().add([*before, processor.tokens.vision_start])
+    rows.add_grid(processor.tokens.image_pad, layout.first_row[0], item.rows)
+    rows.add([processor.tokens.vision_end, *after])
+    ids, refs, positions = (x[..., None, :] for x in rows.tensors())
+    assert torch.equal(ids, inputs["input_ids"])
+    none = torch.zeros(0, dtype=torch.long)
+    out = model(
+        input_ids=ids,
+        row_refs=refs,
+        items=processor.pack([item]),
+        pair_candidate=none,
+        pair_query=none,
+        position_ids=positions,
+    )
+    torch.testing.assert_close(out.logits, plain(**inputs).logits, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_the_row_table_holds_features_then_content_then_relation_tokens(model, processor, picture):
+    encoded = [
+        processor.encode(Item(text="a red apple")),
+        processor.encode(Item(text="blue", image=picture(3, 64, 48))),
+        processor.encode(Item(image=picture(4))),
+    ]
+    items = processor.pack(encoded)
+    candidate, query = torch.tensor([1, 2]), torch.tensor([0, 0])
+    table = model.row_table(items, candidate, query)
+    n = sum(map(len, encoded))
+    assert len(table) == n + 3 + 2
+    features = table[:n]
+    alone = torch.cat([model.features(processor.pack([item])) for item in encoded])
+    torch.testing.assert_close(features, alone, atol=1e-5, rtol=1e-5)
+    assert torch.equal(table[n : n + 3], model.icm.content(features, items.cu_seqlens))
+    relation = model.icm.relation(features, items.cu_seqlens, candidate, query)
+    assert torch.equal(table[n + 3 :], relation)
+    # A picture's rows come before its text, which the layout and the prompt rely on.
+    text = model.embed_tokens(torch.tensor(encoded[1].text_ids))
+    first = TableLayout.of(encoded).first_row[1]
+    assert torch.equal(features[first + encoded[1].picture_rows : first + len(encoded[1])], text)
+
+
+@torch.inference_mode()
+def test_vision_rows_stand_in_for_pixels(model, processor, picture):
+    items = processor.pack([processor.encode(Item(text="x", image=picture(i))) for i in range(2)])
+    rows = model.encode_pictures(items.pixel_values, items.image_grid_thw)
+    cached = replace(items, pixel_values=None, image_grid_thw=None, vision_rows=rows)
+    assert torch.equal(model.features(cached), model.features(items))
+    with pytest.raises(ValueError, match="18 image tokens for 9 vision rows"):
+        model.features(replace(cached, vision_rows=rows[:9]))
+
+
+def test_row_refs_without_items_are_an_error(model):
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="items, pair_candidate"):
+        model(input_ids=ids, row_refs=ids)
+
+
+def test_gradients_of_a_listwise_loss_reach_every_part(make_model, processor, picture):
+    model = make_model(seed=3)
+    encoded = [processor.encode(Item(text="a red apple"))]
+    encoded += [processor.encode(Item(image=picture(i))) for i in range(2)]
+    layout = TableLayout.of(encoded)
+    rows = Rows().add(encode_text(processor.tokenizer, "which?"))
+    for number in (1, 2):
+        refs = [layout.content(number), layout.relation(number - 1)]
+        rows.add([processor.tokens.content, processor.tokens.relation], refs)
+    rows.add([processor.tokens.labels[0]])
+    ids, refs, positions = (x[..., None, :] for x in rows.tensors())
+    labels = torch.full_like(ids, -100)
+    labels[0, -1] = ids[0, -1]
+    model(
+        input_ids=ids,
+        row_refs=refs,
+        items=processor.pack(encoded),
+        pair_candidate=torch.tensor([1, 2]),
+        pair_query=torch.tensor([0, 0]),
+        position_ids=positions,
+        labels=labels,
+    ).loss.backward()
+    dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert dead == []
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(make_model, tmp_path):
+    model = make_model(
+        seed=5,
+        icm={"heads_pool": 2, "relate_dim": 16, "separate_relation_pool": True},
+        prompts={"instruction": "Which one?"},
+        score_temperature=1.7,
+        pad_to_square=True,
+    )
+    model.save_pretrained(tmp_path)
+    assert PACKED not in (tmp_path / "config.json").read_text(), "how to attend is not saved"
+    back = RetrvR1ForConditionalGeneration.from_pretrained(tmp_path)
+    expected, found = model.state_dict(), back.state_dict()
+    assert expected.keys() == found.keys()
+    assert [n for n in expected if not torch.equal(expected[n], found[n])] == []
+    assert back.get_output_embeddings().weight is back.get_input_embeddings().weight
+    assert back.visual.config._attn_implementation == PACKED
+    assert not back.training
+    config = back.config
+    assert (config.score_temperature, config.pad_to_square) == (1.7, True)
+    assert config.prompts == {**DEFAULT_PROMPTS, "instruction": "Which one?"}
+    assert config.icm == model.config.icm
+    assert config.icm["relate_dim"] == 16 and back.icm.relation_pool is not None
+    assert config.hidden_size == 64
+    ids = torch.randint(200, 400, (1, 8))
+    assert torch.equal(model(input_ids=ids).logits, back(input_ids=ids).logits)
+
+
+def test_auto_classes_know_the_model(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(config, RetrvR1Config)
+    assert config.backbone_config.model_type == "qwen2_5_vl"
+    assert config.backbone_config.vision_config.fullatt_block_indexes == [1]
+    assert isinstance(AutoModel.from_pretrained(tmp_path), RetrvR1ForConditionalGeneration)
+
+
+def test_saving_keeps_the_weights_number_type(make_model, tmp_path):
+    make_model().to(torch.bfloat16).save_pretrained(tmp_path)
+    load = RetrvR1ForConditionalGeneration.from_pretrained
+    assert {p.dtype for p in load(tmp_path).parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load(tmp_path, dtype=torch.float32).parameters()} == {torch.float32}
+
+
+def test_packed_items_move_between_devices(processor, picture):
+    items = processor.pack([processor.encode(Item(text="x", image=picture(0)))])
+    moved = items.to("meta")
+    assert {x.device.type for x in vars(moved).values() if x is not None} == {"meta"}
+    text = processor.pack([processor.encode(Item(text="x"))])
+    assert text.to("meta").pixel_values is None
+    assert isinstance(moved, PackedItems)

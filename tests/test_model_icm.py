@@ -1,0 +1,204 @@
+"""The compressor against the equations of its docstring, written out one row at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from retrv_r1.model import icm as module
+from retrv_r1.model.config import ICMConfig
+from retrv_r1.model.icm import Attention, InformationCompressor, Pool
+
+D = 32
+CONFIGS = {
+    "default": ICMConfig(),
+    "one head": ICMConfig(heads_pool=1, heads_relate=1, relate_dim=D),
+    "narrow": ICMConfig(heads_pool=2, heads_relate=2, relate_dim=4),
+    "relation not normed": ICMConfig(norm_relation=False, relate_dim=8),
+    "a pool of its own": ICMConfig(separate_relation_pool=True, relate_dim=8),
+    "large epsilon": ICMConfig(norm_eps=0.5, relate_dim=8),
+}
+
+
+def compressor(config: ICMConfig, seed: int = 0) -> InformationCompressor:
+    torch.manual_seed(seed)
+    icm = InformationCompressor(D, config)
+    icm.reset_parameters(0.3, 0.7)
+    with torch.no_grad():  # norms whose weights are not all one, as after training
+        for norm in icm.modules():
+            if isinstance(norm, torch.nn.RMSNorm):
+                norm.weight.mul_(torch.rand(D) + 0.5)
+    return icm
+
+
+def rows_of(lengths: list[int], seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return torch.randn(sum(lengths), D, generator=generator), offsets
+
+
+def naive_norm(row: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return row / (row @ row / len(row) + eps).sqrt() * weight
+
+
+def naive_attention(att: Attention, queries: Tensor, rows: Tensor) -> Tensor:
+    w_q, w_k, w_v, w_o = (
+        p.weight.double().T for p in (att.q_proj, att.k_proj, att.v_proj, att.o_proj)
+    )
+    width, value_width = w_q.shape[1] // att.heads, D // att.heads
+    out = []
+    for query in queries @ w_q:
+        heads = []
+        for h in range(att.heads):
+            part = slice(h * width, (h + 1) * width)
+            scores = torch.stack([query[part] @ key[part] / width**0.5 for key in rows @ w_k])
+            weights = scores.exp() / scores.exp().sum()
+            values = (rows @ w_v)[:, h * value_width : (h + 1) * value_width]
+            heads.append(sum(a * value for a, value in zip(weights, values, strict=True)))
+        out.append(torch.cat(heads) @ w_o)
+    return torch.stack(out)
+
+
+def naive_token(icm: InformationCompressor, rows: Tensor, query: Tensor | None) -> Tensor:
+    """Content token of ``rows [n, d]``, or their relation token to ``query [m, d]``."""
+    eps = icm.config.norm_eps
+
+    def norm(norm_module: torch.nn.RMSNorm, values: Tensor) -> Tensor:
+        return torch.stack([naive_norm(r, norm_module.weight.double(), eps) for r in values])
+
+    rows, pool, last = norm(icm.row_norm, rows.double()), icm.pool, icm.content_norm
+    if query is not None:
+        rows = naive_attention(icm.relate, rows, norm(icm.row_norm, query.double()))
+        if icm.config.norm_relation:
+            rows = norm(icm.relation_norm, rows)
+        pool, last = icm.relation_pool or icm.pool, icm.relation_token_norm
+    token = naive_attention(pool.attention, pool.embedding.double()[None], rows)
+    return norm(last, token)[0]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("scale", [1.0, 1e4, 1e-4])
+@torch.no_grad()
+def test_tokens_are_what_the_equations_say(config, scale):
+    icm = compressor(config)
+    features, offsets = rows_of([5, 1, 7, 3])
+    features *= scale
+    items = features.split(offsets.diff().tolist())
+    content = icm.content(features, offsets)
+    for item, token in zip(items, content, strict=True):
+        torch.testing.assert_close(token.double(), naive_token(icm, item, None), **TOLERANCE)
+    pairs = [(0, 3), (1, 3), (2, 1), (3, 2)]  # several queries, one of them one row long
+    candidate, query = torch.tensor(pairs).T
+    relation = icm.relation(features, offsets, candidate, query)
+    for (c, q), token in zip(pairs, relation, strict=True):
+        expected = naive_token(icm, items[c], items[q])
+        torch.testing.assert_close(token.double(), expected, **TOLERANCE)
+
+
+TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}
+
+
+@torch.no_grad()
+def test_a_token_does_not_depend_on_what_it_is_packed_with():
+    icm = compressor(ICMConfig(relate_dim=8))
+    features, offsets = rows_of([4, 1, 20])
+    alone = icm.content(features[:4], torch.tensor([0, 4]))[0]
+    torch.testing.assert_close(icm.content(features, offsets)[0], alone)
+    two = torch.cat([features[:4], features[4:5]])
+    pair = torch.tensor([0]), torch.tensor([1])
+    related = icm.relation(two, torch.tensor([0, 4, 5]), *pair)
+    torch.testing.assert_close(icm.relation(features, offsets, *pair), related)
+
+
+@torch.no_grad()
+def test_padding_is_never_read(monkeypatch):
+    """Whatever stands in the padding rows, tokens stay the same."""
+    icm = compressor(ICMConfig(relate_dim=8))
+    features, offsets = rows_of([4, 1, 9])
+    candidate, query = torch.tensor([0, 1, 2, 1]), torch.tensor([1, 2, 0, 1])
+
+    def tokens() -> Tensor:
+        relation = icm.relation(features, offsets, candidate, query)
+        return torch.cat([icm.content(features, offsets), relation])
+
+    expected, pad_rows = tokens(), module.pad_rows
+
+    def poisoned(*args: Tensor) -> tuple[Tensor, Tensor]:
+        rows, mask = pad_rows(*args)
+        noise = 1e4 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(7))
+        return torch.where(mask[..., None], rows, noise), mask
+
+    monkeypatch.setattr(module, "pad_rows", poisoned)
+    assert torch.equal(tokens(), expected)
+
+
+@torch.no_grad()
+def test_the_relation_depends_on_the_query_and_the_content_does_not():
+    icm = compressor(ICMConfig(relate_dim=8))
+    features, offsets = rows_of([4, 6, 3])
+    pair = torch.tensor([0]), torch.tensor([2])
+    content, relation = icm.content(features, offsets), icm.relation(features, offsets, *pair)
+    features[-3:] += torch.randn(3, D, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(icm.content(features, offsets)[:2], content[:2])
+    assert (icm.relation(features, offsets, *pair) - relation).abs().max() > 1e-3
+    # Attention has no positions: the order of the rows says nothing, their number and values do.
+    shuffled = features.clone()
+    shuffled[:4] = features[[2, 0, 3, 1]]
+    torch.testing.assert_close(icm.content(shuffled, offsets), icm.content(features, offsets))
+
+
+def test_gradients_reach_every_weight_and_no_padding():
+    icm = compressor(ICMConfig(relate_dim=8))
+    features, offsets = rows_of([4, 1, 9])
+    features.requires_grad_()
+    relation = icm.relation(features, offsets, torch.tensor([0, 1]), torch.tensor([2, 2]))
+    (icm.content(features, offsets)[:2].square().sum() + relation.sum()).backward()
+    parts = dict(icm.named_parameters())
+    assert {"pool.embedding", "pool.attention.k_proj.weight", "relate.q_proj.weight"} <= set(parts)
+    assert [name for name, p in parts.items() if p.grad is None or not p.grad.any()] == []
+    assert torch.isfinite(features.grad).all() and features.grad.any(1).all()
+
+
+@torch.no_grad()
+def test_tokens_have_the_size_of_the_learned_scale():
+    icm = InformationCompressor(D, ICMConfig(relate_dim=8))
+    icm.reset_parameters(0.02, 0.05)
+    features, offsets = rows_of([4, 7])
+    pair = torch.tensor([0, 1]), torch.tensor([1, 0])
+    for tokens in (icm.content(features, offsets), icm.relation(features, offsets, *pair)):
+        torch.testing.assert_close(
+            tokens.square().mean(-1).sqrt(), torch.full((2,), 0.05), rtol=0.05, atol=0
+        )
+
+
+@torch.no_grad()
+def test_half_precision_stays_finite_and_close():
+    icm = compressor(ICMConfig(relate_dim=8))
+    features, offsets = rows_of([4, 1, 9])
+    features *= 200
+    pair = torch.tensor([0, 2]), torch.tensor([1, 1])
+    exact = torch.cat([icm.content(features, offsets), icm.relation(features, offsets, *pair)])
+    icm.to(torch.bfloat16)
+    low = features.bfloat16()
+    rough = torch.cat([icm.content(low, offsets), icm.relation(low, offsets, *pair)]).float()
+    assert (rough - exact).square().mean().sqrt() / exact.square().mean().sqrt() < 0.03
+
+
+def test_no_pairs_give_no_tokens():
+    icm, (features, offsets) = compressor(ICMConfig(relate_dim=8)), rows_of([4])
+    none = torch.zeros(0, dtype=torch.long)
+    assert icm.relation(features, offsets, none, none).shape == (0, D)
+
+
+@pytest.mark.parametrize("heads, width", [(5, 25), (4, 6)])
+def test_heads_that_do_not_divide_the_width_are_refused(heads, width):
+    with pytest.raises(ValueError, match=f"{heads} heads"):
+        Attention(D, heads, width)
+
+
+def test_the_relation_shares_its_pool_with_the_content_unless_told_otherwise():
+    shared = InformationCompressor(D, ICMConfig(relate_dim=8))
+    assert sum(isinstance(m, Pool) for m in shared.modules()) == 1
+    assert shared.relate.q_proj.out_features == shared.relate.k_proj.out_features == 8
+    assert InformationCompressor(D, ICMConfig(heads_relate=2)).relate.q_proj.out_features == D // 4

@@ -1,0 +1,372 @@
+"""The public entry: complete, ordered, reproducible rankings; errors that name the item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations_with_replacement
+
+import pytest
+import torch
+
+from retrv_engine import Output, Request, Sampling
+from retrv_r1.features import FeatureEncoder, pack_features
+from retrv_r1.prompts import TableLayout
+from retrv_r1.reranker import Query, Reranker
+from retrv_r1.scoring import merge_windows, rank_labels
+from retrv_r1.types import Item, ItemError, RankedResults
+
+SHORT = Sampling(max_reasoning_tokens=12)
+
+
+@pytest.fixture
+def reranker(model, processor) -> Reranker:
+    return Reranker(model, processor, name="random")
+
+
+@pytest.fixture(scope="module")
+def mixed(picture) -> list[Item]:
+    """Texts, pictures, both."""
+    texts = ["a red apple", "a blue bird", "high in the sky", "find"]
+    return [
+        *(Item(text=text) for text in texts),
+        *(Item(image=picture(n, 64 if n % 2 else 48, 48)) for n in range(4)),
+        Item(text="a red apple", image=picture(9, 32, 64)),
+    ]
+
+
+class Oracle:
+    """An engine that knows every candidate's worth, told apart by its content token."""
+
+    def __init__(self, reranker: Reranker, items: Sequence[Item], worth: torch.Tensor) -> None:
+        model, self.tokens = reranker.model, reranker.processor.tokens
+        features, offsets = pack_features(FeatureEncoder(model, reranker.processor).encode(items))
+        with torch.inference_mode():
+            self.content = model.icm.content(features, offsets)
+            self.labels = model.embed_tokens(torch.tensor(self.tokens.labels))
+        self.worth, self.windows = worth, []
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Request) -> Output:
+        rows, found = request.prompt.embeds, []
+        for label in self.labels[: len(request.labels)]:
+            (at,) = (rows == label).all(-1).nonzero().flatten().tolist()
+            found.append(int((self.content - rows[at + 1]).abs().sum(-1).argmin()))
+        self.windows.append((found, request.reason))
+        logits = self.worth[found]
+        answer = int(logits.argmax())
+        label = self.tokens.labels[answer]
+        return Output((0, label, 0), answer, logits, (), 0, True, (0.0, 0.0, 0.0))
+
+
+def distinct_texts(count: int) -> list[str]:
+    """Texts of two letters in order: pooling has no positions, "b a" compresses as "a b" does."""
+    letters = [chr(ord("A") + n) for n in range(32)]
+    return [f"{a} {b}" for a, b in combinations_with_replacement(letters, 2)][:count]
+
+
+class Fixed:
+    """An engine that always says the same."""
+
+    def __init__(self, **output) -> None:
+        values = {
+            "tokens": (0, 0, 0),
+            "answer": 0,
+            "inspected": (),
+            "inspected_rows": 0,
+            "well_formed": True,
+            "logprobs": (),
+        }
+        self.output = Output(**values | output)
+        self.requests: list[Request] = []
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        self.requests += requests
+        return [self.output for _ in requests]
+
+
+def check(result: RankedResults, count: int) -> None:
+    """What holds of every ranking."""
+    assert sorted(line.index for line in result) == list(range(count))
+    scores = [line.score for line in result]
+    assert scores == sorted(scores, reverse=True)
+    assert all(0 <= score <= 1 for score in scores)
+    assert result.answer == result[0].index
+    assert {line.index for line in result if line.inspected} == set(result.inspected)
+
+
+@pytest.mark.parametrize("mode", ["fast", "reason"])
+@pytest.mark.parametrize("reading", ["compressed", "full"])
+def test_mixed_candidates_come_back_ranked(reranker, mixed, picture, mode, reading):
+    for query in ("a red apple", Item(text="like this", image=picture(20)), picture(21)):
+        result = reranker.rank(query, mixed, mode=mode, reading=reading, sampling=SHORT)
+        check(result, len(mixed))
+        assert [line.item for line in result] == [mixed[line.index] for line in result]
+        assert (result.mode, result.model, result.query) == (mode, "random", Item.of(query))
+        rows = result.tokens.candidates
+        full = sum(len(f.rows) + 2 * bool(f.item.rows) for f in reranker.encoder.encode(mixed))
+        assert rows == (3 * len(mixed) if reading == "compressed" else full + len(mixed))
+        assert set(result.timings) == {"features", "compression", "prefill", "decode"}
+
+
+def test_nothing_to_rank(reranker):
+    result = reranker.rank("q", [])
+    assert (result.answer, result.ranking, len(result)) == (None, (), 0)
+    assert reranker.rank_batch([]) == []
+
+
+@pytest.mark.parametrize("mode", ["fast", "reason"])
+def test_a_single_candidate_is_the_answer(reranker, mode):
+    result = reranker.rank("q", ["only"], mode=mode, sampling=SHORT)
+    check(result, 1)
+    assert result[0].score == 1.0
+
+
+@pytest.mark.parametrize("count, window", [(2, 2), (3, 2), (5, 3), (128, 128), (129, 128)])
+def test_every_candidate_is_ranked_once_whatever_the_window(model, processor, count, window):
+    reranker = Reranker(model, processor, window=window)
+    items = [f"item {n}" for n in range(count)]
+    check(reranker.rank("q", items, mode="fast"), count)
+
+
+@pytest.mark.parametrize("window", [2, 3, 50, 128])
+def test_sliding_windows_bring_the_best_of_a_long_list_up(model, processor, window):
+    count = 500 if window >= 50 else 40
+    reranker = Reranker(model, processor, window=window)
+    items = [Item(text=text) for text in distinct_texts(count)]
+    worth = torch.randperm(count, generator=torch.Generator().manual_seed(window)).float() / 10
+    reranker.engine = oracle = Oracle(reranker, items, worth)
+    result = reranker.rank("q", items)
+    check(result, count)
+    best = worth.argsort(descending=True).tolist()
+    sure = max(1, window // 2)
+    assert [line.index for line in result][:sure] == best[:sure]
+    # Fast windows up the list, each candidate in at least one; the last one in the mode asked for.
+    assert [reason for _, reason in oracle.windows] == [False] * (len(oracle.windows) - 1) + [True]
+    assert {len(found) for found, _ in oracle.windows} == {window}
+    assert set().union(*(found for found, _ in oracle.windows)) == set(range(count))
+    assert len(oracle.windows) == 1 + -(-(count - window) // (window // 2))
+
+
+def test_sampling_does_not_reach_the_windows_before_the_last(model, processor):
+    reranker = Reranker(model, processor, window=4)
+    requests: list[Request] = []
+    generate = reranker.engine.generate
+    reranker.engine.generate = lambda rs: (requests.extend(rs), generate(rs))[1]
+    hot = Sampling(temperature=1.0, seed=3, max_reasoning_tokens=5)
+    reranker.rank("q", [f"item {n}" for n in range(8)], sampling=hot)
+    assert [r.sampling.temperature for r in requests] == [0.0, 0.0, 1.0]
+
+
+def test_duplicates_are_ranked_each_and_read_once(reranker, mixed, monkeypatch):
+    encoded = []
+    encode = reranker.processor.encode
+    monkeypatch.setattr(
+        reranker.processor, "encode", lambda item: (encoded.append(item), encode(item))[1]
+    )
+    result = reranker.rank("q", [mixed[5], mixed[0], mixed[5], mixed[0]], mode="fast")
+    check(result, 4)
+    assert len(encoded) == 3
+    again = reranker.rank("q", [mixed[5], mixed[0], mixed[5], mixed[0]], mode="fast")
+    assert again.ranking == result.ranking and len(encoded) == 3
+
+
+def test_candidates_may_be_any_iterable(reranker):
+    expected = reranker.rank("q", ["a", "b", "c"], mode="fast")
+    assert reranker.rank("q", iter("abc"), mode="fast").ranking == expected.ranking
+    assert reranker.rank("q", ("a", "b", "c"), mode="fast").ranking == expected.ranking
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 9, 100])
+def test_top_k_is_the_start_of_the_whole_ranking(reranker, mixed, top_k):
+    whole = reranker.rank("q", mixed, mode="fast")
+    part = reranker.rank("q", mixed, mode="fast", top_k=top_k)
+    assert part.ranking == whole.ranking[:top_k]
+
+
+BAD = {
+    "top_k": ({"top_k": 0}, "top_k"),
+    "mode": ({"mode": "slow"}, "mode must be"),
+    "reading": ({"reading": "short"}, "reading must be"),
+}
+
+
+@pytest.mark.parametrize("options, message", BAD.values(), ids=BAD)
+def test_bad_options_are_refused(reranker, options, message):
+    with pytest.raises(ValueError, match=message):
+        reranker.rank("q", ["a", "b"], **options)
+
+
+@pytest.mark.parametrize("window", [0, 1, 129])
+def test_windows_that_no_prompt_holds_are_refused(model, processor, window):
+    with pytest.raises(ValueError, match="window"):
+        Reranker(model, processor, window=window)
+
+
+@pytest.mark.parametrize("bad", ["", " \n", 5, None, {"txt": "a"}, b"no picture", b""], ids=repr)
+def test_an_unusable_item_is_named(reranker, bad):
+    with pytest.raises(ItemError, match=r"^candidate 1: "):
+        reranker.rank("q", ["a", bad, "c"])
+    with pytest.raises(ItemError, match=r"^the query: "):
+        reranker.rank(bad, ["a"])
+
+
+def test_a_missing_or_cut_off_picture_file_is_named(reranker, picture, tmp_path):
+    path = tmp_path / "cut.png"
+    picture(0).save(path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ItemError, match=r"^candidate 0: .*cut\.png"):
+        reranker.rank("q", [path])
+    with pytest.raises(ItemError, match=r"^mine: .*gone\.png"):
+        reranker.rank("q", [Item(image=tmp_path / "gone.png", id="mine")])
+
+
+@pytest.mark.parametrize("bad", ["abc", {"text": "a"}, Item(text="a"), b"x", None, 3], ids=repr)
+def test_candidates_that_are_no_list_are_refused(reranker, bad):
+    with pytest.raises(ItemError, match="candidates must be a list"):
+        reranker.rank("q", bad)
+
+
+def test_text_of_any_length_and_kind_is_ranked(reranker):
+    odd = ["x" * 20_000, "<answer><|cand_3|></answer>", "\ud83d half", "\x00", "😀\u200b", "a\r\nb"]
+    for mode in ("fast", "reason"):
+        check(reranker.rank(odd[1], odd, mode=mode, sampling=SHORT, instruction=odd[1]), len(odd))
+
+
+def test_a_batch_ranks_as_each_request_does_alone(reranker, mixed, picture):
+    queries = [
+        Query("a red apple", mixed),
+        Query(picture(30), mixed[:2], instruction="Which is like this?"),
+        Query("none", []),
+        Query(Item(text="blue", image=picture(31)), [f"item {n}" for n in range(60)]),
+        Query("a red apple", mixed[::-1]),
+    ]
+    for sampling in (SHORT, replace(SHORT, temperature=1.0, seed=5)):
+        together = reranker.rank_batch(queries, sampling=sampling)
+        for query, result in zip(queries, together, strict=True):
+            alone = reranker.rank(
+                query.query, query.candidates, instruction=query.instruction, sampling=sampling
+            )
+            assert (result.answer, result.reasoning) == (alone.answer, alone.reasoning)
+            assert (result.inspected, result.tokens) == (alone.inspected, alone.tokens)
+            assert [line.index for line in result] == [line.index for line in alone]
+            assert [line.score for line in result] == pytest.approx(
+                [line.score for line in alone], abs=1e-5
+            )
+
+
+@pytest.mark.parametrize("reading", ["compressed", "full"])
+@torch.inference_mode()
+def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
+    make_model, processor, mixed, reading
+):
+    """Against one plain forward of the model over the same prompt, compression included."""
+    model = make_model(score_temperature=0.7)
+    reranker = Reranker(model, processor)
+    result = reranker.rank("a blue bird", mixed, mode="fast", reading=reading, instruction="Which?")
+    encoded = [processor.encode(item) for item in (Item(text="a blue bird"), *mixed)]
+    layout, count, tokens = TableLayout.of(encoded), len(mixed), processor.tokens
+    rows = reranker.builder.listwise(
+        layout,
+        0,
+        range(1, count + 1),
+        range(count),
+        instruction="Which?",
+        full_tokens=reading == "full",
+    )
+    rows.add([tokens.answer_start])
+    ids, refs, positions = (x[..., None, :] for x in rows.tensors())
+    logits = model(
+        input_ids=ids,
+        row_refs=refs,
+        items=processor.pack(encoded),
+        pair_candidate=torch.arange(1, count + 1),
+        pair_query=torch.zeros(count, dtype=torch.long),
+        position_ids=positions,
+        logits_to_keep=1,
+    ).logits[0, -1]
+    scores = torch.softmax(logits[list(tokens.labels[:count])].double() / 0.7, -1)
+    assert [line.score for line in result] == pytest.approx(
+        [float(scores[line.index]) for line in result], abs=1e-5
+    )
+    assert result.answer == int(scores.argmax())
+    assert result.reasoning == "" and result.tokens.generated == 3
+    assert result.tokens.prompt == len(rows) - 1
+
+
+def test_reasoning_names_candidates_by_their_place_in_the_callers_list(model, processor):
+    reranker = Reranker(model, processor, window=4)
+    tokens = processor.tokens
+
+    def words(text: str) -> list[int]:
+        return processor.tokenizer(text)["input_ids"]
+
+    written = [
+        *(tokens.think_start, *words("close:"), tokens.labels[2], tokens.labels[0], *words(".")),
+        *(tokens.inspect_start, tokens.labels[2], tokens.inspect_end, *words(" ü 😀, yes. so")),
+        *(tokens.labels[2], tokens.think_end, tokens.answer_start, tokens.labels[2]),
+        tokens.answer_end,
+    ]
+    logits = torch.tensor([0.0, 1.0, 3.0, 2.0])
+    reranker.engine = Fixed(
+        tokens=tuple(written), answer=2, inspected=(2,), inspected_rows=4, label_logits=logits
+    )
+    result = reranker.rank("q", ["a", "b", "c", "d", "e", "f"])
+    # The first window, of the last four, comes back as 4, 5, 3, 2; then 0, 1, 4, 5 are ranked.
+    assert result.answer == 4 and result.inspected == (4,)
+    assert result.reasoning == "close: [5] [1]. inspect [5] ü 😀, yes. so [5]"
+    assert [line.index for line in result] == [4, 5, 1, 0, 3, 2]
+    assert [line.inspected for line in result] == [True, *[False] * 5]
+    assert result.tokens.inspected == 4
+
+
+def test_reasoning_is_built_of_words_and_the_lists_own_labels(reranker, mixed, tokenizer):
+    """Prompt structure, text ends and labels beyond the list cannot be written by the model."""
+    special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    assert len(special) == 143
+    tokens = reranker.processor.tokens
+    known = {tokens.think_start, tokens.think_end, tokens.answer_start, tokens.answer_end}
+    known |= {tokens.inspect_start, tokens.inspect_end, *tokens.labels[:3]}
+    generate, written = reranker.engine.generate, []
+    reranker.engine.generate = lambda rs: (outputs := generate(rs), written.extend(outputs))[0]
+    for seed in range(6):
+        hot = Sampling(temperature=5.0, max_reasoning_tokens=60, seed=seed)
+        result = reranker.rank("q", mixed[3:6], sampling=hot)
+        assert not {name for name in tokenizer.all_special_tokens if name in result.reasoning}
+    used = {token for output in written for token in output.tokens} & special
+    assert used <= known and len(written) == 6
+
+
+def test_scores_fall_down_the_list_and_the_answer_leads():
+    logits = torch.tensor([0.0, 2.0, 2.0, -5.0])
+    ranked = rank_labels(logits, answer=0, temperature=2.0)
+    assert [k for k, _ in ranked] == [0, 1, 2, 3]
+    scores = torch.softmax(logits.double() / 2, -1)
+    assert [s for _, s in ranked] == pytest.approx([float(scores[k]) for k in (1, 1, 2, 3)])
+    best = rank_labels(logits, answer=2, temperature=1.0)
+    assert [k for k, _ in best] == [2, 1, 0, 3] and best[0][1] == best[1][1]
+    assert rank_labels(torch.tensor([-1e4]), answer=0, temperature=1.0) == [(0, 1.0)]
+    extreme = rank_labels(torch.tensor([1e4, -1e4]), answer=0, temperature=0.01)
+    assert extreme == [(0, 1.0), (1, 0.0)]
+
+
+def test_windows_join_without_a_rise():
+    head, tail = [(3, 0.5), (1, 0.25)], [(2, 0.9), (0, 0.125), (4, 0.2)]
+    joined = [(3, 0.5), (1, 0.25), (2, 0.25), (0, 0.125), (4, 0.125)]
+    assert merge_windows(head, tail) == joined
+    assert merge_windows(head, []) == head
+    assert merge_windows([], tail[:1]) == tail[:1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_ranks_as_the_cpu_does(make_model, processor, mixed):
+    expected = Reranker(make_model(), processor).rank("a red apple", mixed, sampling=SHORT)
+    model = make_model().to("cuda")
+    found = Reranker(model, processor).rank("a red apple", mixed, sampling=SHORT)
+    assert found.answer == expected.answer
+    assert [line.score for line in found] == pytest.approx(
+        [line.score for line in expected], abs=1e-3
+    )
