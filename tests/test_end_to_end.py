@@ -1,0 +1,91 @@
+"""The main job on real input: the shipped checkpoint, real pictures, the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from retrv_r1 import Reranker
+from retrv_r1.checkpoint import SHIPPED
+from retrv_r1.cli import app
+
+DEMO = Path(__file__).parent.parent / "examples" / "demo"
+
+
+@pytest.fixture(scope="module")
+def reranker() -> Reranker:
+    return Reranker.from_pretrained("tiny")
+
+
+def sound(results) -> bool:
+    scores = [line.score for line in results]
+    return (
+        results.answer == results[0].index
+        and all(0 <= score <= 1 for score in scores)
+        and scores == sorted(scores, reverse=True)
+        and sorted(line.index for line in results) == list(range(len(results)))
+    )
+
+
+@pytest.mark.parametrize("mode", ["reason", "fast"])
+@pytest.mark.parametrize("reading", ["compressed", "full"])
+def test_demo_pictures_are_ranked(reranker, mode, reading):
+    pictures = sorted(DEMO.glob("*.png"))
+    results = reranker.rank("a red apple", pictures, mode=mode, reading=reading)
+    assert sound(results) and len(results) == len(pictures)
+    assert bool(results.reasoning) == (mode == "reason")
+    if reading == "compressed":
+        assert results.tokens.candidates == 3 * len(pictures)
+    else:
+        assert results.tokens.candidates == 12 * len(pictures)
+
+
+def test_compressed_ranking_knows_the_demo(reranker):
+    """Far above chance: a blind ranking of 50 has a name in its top 10 once in five."""
+    names = ["pizza", "guitar", "umbrella", "strawberry", "bicycle", "owl", "penguin", "lemon"]
+    names += ["hamburger", "bus"]
+    pictures = sorted(DEMO.glob("*.png"))
+    found = 0
+    for name in names:
+        top = reranker.rank(name, pictures, mode="fast", top_k=10)
+        found += any(line.item.image.stem == name for line in top)
+    assert found >= 6
+
+
+def test_a_batch_equals_its_requests_alone(reranker):
+    from retrv_r1.reranker import Query
+
+    pictures = sorted(DEMO.glob("*.png"))
+    queries = [
+        Query("dog", pictures[:9]),
+        Query("a taxi", pictures),
+        Query(pictures[3], ["a", "b"]),
+    ]
+    for together, query in zip(reranker.rank_batch(queries), queries, strict=True):
+        alone = reranker.rank(query.query, query.candidates)
+        assert together.answer == alone.answer
+        assert together.reasoning == alone.reasoning
+        assert together.inspected == alone.inspected
+
+
+def test_command_line(tmp_path):
+    page = tmp_path / "out.html"
+    arguments = ["rerank", "a dog", str(DEMO), "--top", "3", "--json", "--html", str(page)]
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exit_code == 0, outcome.output
+    response = json.loads(outcome.stdout)
+    assert len(response["results"]) == 3
+    assert response["retrv"]["answer"] == response["results"][0]["index"]
+    assert "data:image/" in page.read_text()
+
+
+def test_the_record_is_shipped():
+    records = SHIPPED / "tiny" / "training"
+    manifest = {json.loads(path.read_text())["data_hash"] for path in records.glob("*.json")}
+    assert len(manifest) == 1
+    assert {path.stem for path in records.glob("*.jsonl")} == {"embed", "pretrain", "align", "sft"}
+    size = sum(path.stat().st_size for path in (SHIPPED / "tiny").rglob("*") if path.is_file())
+    assert size < 25e6
