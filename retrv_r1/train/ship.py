@@ -10,7 +10,7 @@ from retrv_r1.train import STAGES
 
 
 def ship(runs: Path, out: Path, dataset: Path) -> None:
-    """Copies ``runs/sft/final`` to ``out`` with every stage's curves and record, and calibrates.
+    """Copies ``runs/sft/final`` to ``out`` with every run's curves and record, and calibrates.
 
     Args:
         runs: directory with a run per stage.
@@ -22,10 +22,11 @@ def ship(runs: Path, out: Path, dataset: Path) -> None:
     shutil.copytree(runs / STAGES[-1] / "final", out)
     records = out / "training"
     records.mkdir()
-    for stage in STAGES:
-        shutil.copy(runs / stage / "record.json", records / f"{stage}.json")
+    for run in sorted(runs.iterdir()):
+        shutil.copy(run / "record.json", records / f"{run.name}.json")
         for kind in ("jsonl", "png"):
-            shutil.copy(runs / stage / f"{stage}.{kind}", records)
+            (curves,) = run.glob(f"*.{kind}")
+            shutil.copy(curves, records / f"{run.name}.{kind}")
     print(calibrate(out, dataset))
 
 
