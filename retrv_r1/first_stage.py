@@ -63,7 +63,9 @@ class FirstStage:
                 f"and copy its result to a folder {FOLDER!r} beside the reranker's files"
             )
         try:
-            model, info = RetrvEmbedder.from_pretrained(path, output_loading_info=True)
+            model, info = RetrvEmbedder.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True
+            )
             if processor is None:
                 around = RetrvR1Config.from_pretrained(path.parent)
                 processor = RetrvR1Processor.from_pretrained(path.parent, around)

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.train import STAGES
 
 
@@ -20,6 +21,9 @@ def ship(runs: Path, out: Path, dataset: Path) -> None:
 
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(runs / STAGES[-1] / "final", out)
+    # Half precision on disk keeps the whole under 25 MB; it is read back as float32.
+    embedder = RetrvEmbedder.from_pretrained(out / "embedder")
+    embedder.half().save_pretrained(out / "embedder")
     records = out / "training"
     records.mkdir()
     for run in sorted(runs.iterdir()):
