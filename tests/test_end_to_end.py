@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -43,16 +44,17 @@ def test_demo_pictures_are_ranked(reranker, mode, reading):
         assert results.tokens.candidates == 12 * len(pictures)
 
 
-def test_compressed_ranking_knows_the_demo(reranker):
-    """Far above chance: a blind ranking of 50 has a name in its top 10 once in five."""
-    names = ["pizza", "guitar", "umbrella", "strawberry", "bicycle", "owl", "penguin", "lemon"]
-    names += ["hamburger", "bus"]
+def test_short_lists_are_ranked_above_chance(reranker):
+    """50 lists of 5 in a style never trained on: a blind ranking has 10 right, 17 with luck."""
     pictures = sorted(DEMO.glob("*.png"))
-    found = 0
-    for name in names:
-        top = reranker.rank(name, pictures, mode="fast", top_k=10)
-        found += any(line.item.image.stem == name for line in top)
-    assert found >= 6
+    rng, right = random.Random(0), 0
+    for picture in pictures:
+        others = [other for other in pictures if other != picture]
+        candidates = [*rng.sample(others, 4), picture]
+        rng.shuffle(candidates)
+        name = picture.stem.replace("-", " ")
+        right += reranker.rank(name, candidates, mode="fast")[0].item.image == picture
+    assert right >= 18
 
 
 def test_a_batch_equals_its_requests_alone(reranker):
