@@ -1,0 +1,315 @@
+"""Training lists: chains that give nothing away, targets that are exactly the model's own tokens,
+and the same rows at the same positions as a served request."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from retrv_engine import Output, Request
+from retrv_r1.model.tokens import MAX_CANDIDATES
+from retrv_r1.reranker import Reranker
+from retrv_r1.train.chains import MAX_INSPECTIONS, Piece, chain, describe
+from retrv_r1.train.corpus import Corpus, Entry, ListExample, ListSampler
+from retrv_r1.train.lists import ListBatch, ListCollator, run_lists
+from retrv_r1.train.pictures import PictureBank, on_white, to_patches
+from retrv_r1.types import Item
+
+
+def text_list(rng: np.random.Generator, size: int, answer: int | None = None) -> ListExample:
+    """Candidates of five bases; the answer's neighbours share its base or a word of its name."""
+    bases = rng.integers(5, size=size)
+    entries = [
+        Entry(f"thing {base} number {i}", None, {"base": f"B{base}", "subgroup": f"S{base % 2}"})
+        for i, base in enumerate(bases)
+    ]
+    right = int(rng.integers(size)) if answer is None else answer
+    others = rng.permutation(np.array([i for i in range(size) if i != right], int))
+    closeness = np.zeros(size, int)
+    closeness[others] = np.arange(1, size)
+    return ListExample("cell", "Which?", Entry("q", None, {}), entries, right, closeness.tolist())
+
+
+def examined(pieces: list[Piece]) -> list[int]:
+    """Candidates named in the third step, before anything is looked at or decided."""
+    kinds = "".join(piece.kind[0] for piece in pieces)
+    start = kinds.index("l")
+    return [p.candidate for p in pieces[start : kinds.index("t", start)]]
+
+
+def test_chains_follow_the_four_steps():
+    rng = np.random.default_rng(0)
+    inspections = Counter()
+    for _ in range(400):
+        example = text_list(rng, int(rng.integers(1, 20)))
+        pieces = chain(example, rng)
+        kinds = "".join(piece.kind[0] for piece in pieces)
+        assert re.fullmatch(r"tt?tl+t(it)*tl", kinds), kinds
+        named, looked = examined(pieces), [p.candidate for p in pieces if p.kind == "inspect"]
+        assert example.answer in named and len(set(named)) == len(named)
+        assert len(set(looked)) == len(looked) <= MAX_INSPECTIONS and set(looked) <= set(named)
+        assert pieces[-1].candidate == example.answer
+        assert describe(example.candidates[example.answer]) in pieces[0].text
+        assert looked == [k for k in named if k in looked], "in the order of the examined"
+        for piece, verdict in pairwise(pieces):
+            if piece.kind == "inspect":
+                assert describe(example.candidates[piece.candidate]) in verdict.text
+                fits = any(word in verdict.text for word in (" yes.", " fits.", " right."))
+                assert fits is (piece.candidate == example.answer)
+        inspections[len(looked)] += 1
+    assert min(inspections[n] for n in range(MAX_INSPECTIONS + 1)) > 10
+
+
+def chi_square(counts: np.ndarray) -> float:
+    expected = counts.sum() / len(counts)
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+def test_neither_the_order_of_the_examined_nor_of_the_list_says_which_is_right():
+    rng = np.random.default_rng(1)
+    places: dict[int, list[int]] = {}
+    ranks = []
+    for _ in range(3000):
+        example = text_list(rng, 12)
+        named = examined(chain(example, rng))
+        places.setdefault(len(named), []).append(named.index(example.answer))
+        ranks.append(sorted(named).index(example.answer) / len(named))
+    assert max(places) >= 4
+    for count, found in places.items():
+        if count > 1 and len(found) > 50:  # 0.9999 quantiles for 1 to 3 degrees of freedom
+            bound = {2: 15.2, 3: 18.5, 4: 21.2}[count]
+            assert chi_square(np.bincount(found, minlength=count)) < bound, count
+    # Nor does its place in the prompt among the examined.
+    chance = [(count - 1) / 2 / count for count, found in places.items() for _ in found]
+    assert abs(np.mean(ranks) - np.mean(chance)) < 0.03
+
+
+@pytest.fixture(scope="module")
+def corpus(pictographs) -> Corpus:
+    return Corpus(pictographs, "train", PictureBank.load(pictographs))
+
+
+def test_lists_hold_one_positive_anywhere_and_no_duplicates(corpus):
+    rng, sampler = np.random.default_rng(0), ListSampler(corpus)
+    answers = []
+    for _ in range(800):
+        example = sampler.draw(rng, 6, hard=0.5)
+        code = [entry.meta["code"] for entry in example.candidates]
+        cell = corpus.cells[example.cell]
+        row = next(i for i, q in enumerate(cell.queries) if q is example.query)
+        right = {id(cell.pool[p]) for p in cell.positives[row]}
+        assert [id(c) in right for c in example.candidates].count(True) == 1
+        assert id(example.candidates[example.answer]) in right
+        assert len({id(c) for c in example.candidates}) == 6 == len(code)
+        assert sorted(example.closeness) == list(range(6))
+        assert example.closeness[example.answer] == 0
+        answers.append(example.answer)
+    assert chi_square(np.bincount(answers, minlength=6)) < 28  # 0.9999 quantile, 5 degrees
+
+
+def test_mined_neighbours_that_are_positives_stay_out(corpus):
+    mined = {
+        name: np.stack([np.arange(len(cell.pool))] * len(cell.queries)).astype(np.int32)
+        for name, cell in corpus.cells.items()
+    }
+    rng, sampler = np.random.default_rng(0), ListSampler(corpus, mined)
+    for _ in range(200):
+        example = sampler.draw(rng, 8, hard=1.0)
+        right = example.candidates[example.answer].meta["code"]
+        if example.cell != "made_i2i":  # there the query's own picture is of its concept too
+            assert [c.meta["code"] for c in example.candidates].count(right) == 1
+
+
+def test_a_pool_smaller_than_the_list_ends_the_list(corpus):
+    example = ListSampler(corpus).draw(np.random.default_rng(0), 50, 0.5, cell="made_i2t")
+    assert len(example.candidates) == 10
+
+
+# Batches.
+
+
+@pytest.fixture(scope="module")
+def collator(processor) -> ListCollator:
+    return ListCollator(processor, (2, 2))
+
+
+def collate(collator, examples, *, reason=1.0, reading="compressed", moved=None) -> ListBatch:
+    collator.moved_labels = 0.4 if moved is None else moved
+    return collator.collate(examples, np.random.default_rng(0), reason=reason, reading=reading)
+
+
+@pytest.mark.parametrize("reading", ["compressed", "full"])
+def test_targets_are_the_models_own_tokens_and_nothing_else(collator, corpus, reading):
+    rng, tokens = np.random.default_rng(0), collator.tokens
+    examples = [ListSampler(corpus).draw(rng, 5, 1.0) for _ in range(40)]
+    batch = collate(collator, examples, reading=reading)
+    spliced_lists = 0
+    for b, example in enumerate(examples):
+        ids, labels = batch.input_ids[b].tolist(), batch.labels[b].tolist()
+        start = labels.index(tokens.think_start)  # the system prompt names the tag too
+        end = len(ids) - ids[::-1].index(tokens.im_end)
+        trained = [i for i, label in enumerate(labels) if label != -100]
+        assert all(labels[i] == ids[i] for i in trained)
+        inspected = [i for i in range(start, end) if ids[i] == tokens.inspect_end]
+        spliced: set[int] = set()
+        for at in inspected:
+            names = batch.match_labels[batch.match_rows == b].tolist()
+            item = collator.encode(example.candidates[names.index(ids[at - 1])])
+            spliced |= set(range(at + 1, at + 1 + len(item) + 2 * bool(item.rows)))
+        assert set(trained) == set(range(start, end)) - spliced
+        assert ids[end - 4 : end] == [
+            *(tokens.answer_start, labels[end - 3], tokens.answer_end, tokens.im_end)
+        ]
+        assert batch.answer_cols[b] == end - 4
+        spliced_lists += bool(spliced)
+    assert spliced_lists > 10
+
+
+def candidate_rows(collator, candidate: Entry, reading) -> int:
+    """Rows between a candidate's label and its last row."""
+    if reading == "compressed":
+        return 2
+    item = collator.encode(candidate)
+    return len(item) + 2 * bool(item.rows)
+
+
+def test_direct_answers_train_the_label_and_what_closes_it(collator, corpus):
+    rng, tokens = np.random.default_rng(0), collator.tokens
+    examples = [ListSampler(corpus).draw(rng, 4, 0.5) for _ in range(6)]
+    batch = collate(collator, examples, reason=0.0, moved=0.0)
+    for b, example in enumerate(examples):
+        trained = [i for i in batch.labels[b].tolist() if i != -100]
+        assert trained == [tokens.labels[example.answer], tokens.answer_end, tokens.im_end]
+    rows = torch.arange(len(examples))
+    assert (batch.input_ids[rows, batch.answer_cols] == tokens.answer_start).all()
+
+
+def test_every_label_is_trained_and_most_lists_start_at_the_first(collator):
+    rng = np.random.default_rng(3)
+    examples = [text_list(rng, 8) for _ in range(1500)]
+    batch = collate(collator, examples, reason=0.0)
+    labels = {token: k for k, token in enumerate(collator.tokens.labels)}
+    starts = [min(labels[i] for i in row if i in labels) for row in batch.input_ids.tolist()]
+    seen = {start + k for start in starts for k in range(8)}
+    assert seen == set(range(MAX_CANDIDATES))
+    assert 0.5 < np.mean([start == 0 for start in starts]) < 0.75
+    answers = batch.input_ids[torch.arange(len(examples)), batch.answer_cols + 1].tolist()
+    assert [labels[a] - s for a, s in zip(answers, starts, strict=True)] == [
+        example.answer for example in examples
+    ]
+
+
+@pytest.mark.parametrize("reading", ["compressed", "full"])
+def test_match_positions_are_the_candidates_last_rows(collator, corpus, reading):
+    rng = np.random.default_rng(5)
+    examples = [ListSampler(corpus).draw(rng, 4, 0.5) for _ in range(8)]
+    batch = collate(collator, examples, reading=reading)
+    assert batch.match_rows.tolist() == [b for b in range(8) for _ in range(4)]
+    assert batch.match_fits.view(8, 4).int().argmax(1).tolist() == [e.answer for e in examples]
+    cols = batch.match_cols.view(8, 4)
+    for b, example in enumerate(examples):
+        for number, col in enumerate(cols[b].tolist()):
+            before = candidate_rows(collator, example.candidates[number], reading)
+            assert int(batch.input_ids[b, col - before]) in collator.tokens.labels
+            following = int(batch.input_ids[b, col + 1])
+            assert (following in collator.tokens.labels) is (number < 3)
+
+
+@torch.no_grad()
+def test_padding_and_company_change_no_loss(collator, corpus, model):
+    """Each list of a batch has the hidden states that it has alone."""
+    rng = np.random.default_rng(6)
+    examples = [ListSampler(corpus).draw(rng, size, 0.5) for size in (3, 6, 4)]
+    rows = torch.randn(200, 4, 64, generator=torch.Generator().manual_seed(0)) / 3
+
+    def run(batch: ListBatch):
+        return run_lists(model, batch, rows[batch.pictures].flatten(0, 1))
+
+    together = collate(collator, examples, moved=0.0)
+    out = run(together)
+    alone = [run(collate(collator, [e], reason=1.0, moved=0.0)) for e in examples[:1]]
+    length = int((together.labels[0] != -100).nonzero().max()) + 1
+    torch.testing.assert_close(
+        out.hidden[0, :length], alone[0].hidden[0, :length], atol=1e-4, rtol=1e-4
+    )
+    direct = collate(collator, examples, reason=0.0, moved=0.0)
+    loss, hits = run(direct).answer_loss()
+    each = [run(collate(collator, [e], reason=0.0, moved=0.0)).answer_loss() for e in examples]
+    assert float(loss) == pytest.approx(np.mean([float(one) for one, _ in each]), abs=1e-4)
+    assert hits == pytest.approx(np.mean([h for _, h in each]))
+
+
+def test_patches_of_a_batch_are_the_processors(image_processor, processor, corpus):
+    """Pictures that need no resizing, so that nothing but order and normalisation is left."""
+    bank, side = corpus.bank, 48
+    rgba = torch.nn.functional.interpolate(bank.rgba([0, 3, 11]), scale_factor=3)
+    image = on_white(rgba)
+    patches, grid = to_patches(image, image_processor, side)
+    for number, one in enumerate((image * 255).round().byte()):
+        pixels = one.permute(1, 2, 0).numpy()
+        expected, expected_grid, _ = processor.encode_picture(Image.fromarray(pixels))
+        assert tuple(grid[number].tolist()) == expected_grid
+        part = patches.view(3, -1, patches.shape[-1])[number]
+        torch.testing.assert_close(part, expected, atol=1e-4, rtol=1e-4)
+
+
+class Recording:
+    """Keeps the requests and answers with the first candidate."""
+
+    def generate(self, requests: list[Request]) -> list[Output]:
+        self.requests = requests
+        return [Output((0, 0, 0), 0, torch.zeros(len(r.labels)), (), 0, True, ()) for r in requests]
+
+
+@torch.no_grad()
+def test_a_trained_sequence_is_what_the_engine_will_feed(model, processor, picture):
+    """Prompt, tokens and inspected rows of a list in training and in a request: the same
+    embeddings at the same positions."""
+    pictures = [picture(n) for n in range(3)]  # 48 x 48: nine rows
+    items = [
+        Item(text="which?", image=pictures[0]),
+        *(Item(image=pictures[1]), Item(text="a red apple"), Item("blue", pictures[2])),
+        Item(text="a red bird"),
+    ]
+    meta = {"base": "B", "name": "red thing"}
+    entries = [
+        Entry(item.text, pictures.index(item.image) if item.image else None, meta) for item in items
+    ]
+    example = ListExample("c", "Find it!", entries[0], entries[1:], 2, [1, 2, 0, 3])
+    collator = ListCollator(processor, (3, 3), moved_labels=0.0)
+    reranker = Reranker(model, processor)
+    reranker.engine = engine = Recording()
+    reranker.rank(items[0], items[1:], instruction="Find it!")
+    (request,) = engine.requests
+    tokens, inspections = processor.tokens, 0
+    for seed in range(12):
+        batch = collator.collate([example], np.random.default_rng(seed), reason=1.0)
+        patches = [processor.encode_picture(pictures[row]) for row in batch.pictures]
+        vision = model.encode_pictures(
+            torch.cat([p for p, _, _ in patches]), torch.tensor([g for _, g, _ in patches])
+        )
+        full = replace(batch.items, vision_rows=vision)
+        table = model.row_table(full, batch.pair_candidate, batch.pair_query)
+        trained = model.embed(batch.input_ids, batch.row_refs, table)[0]
+        ids, at = batch.input_ids[0].tolist(), request.prompt.advance
+        embeds, positions = [request.prompt.embeds], [request.prompt.positions]
+        place = len(request.prompt)
+        while place < len(ids):
+            embeds.append(model.embed_tokens(torch.tensor([ids[place]])))
+            positions.append(torch.full((3, 1), at))
+            place, at = place + 1, at + 1
+            if ids[place - 1] == tokens.inspect_end:
+                span = request.inspections[request.labels.index(ids[place - 2])]
+                embeds.append(span.embeds)
+                positions.append(span.positions + at)
+                place, at, inspections = place + len(span), at + span.advance, inspections + 1
+        assert torch.equal(torch.cat(positions, 1), batch.position_ids[:, 0])
+        torch.testing.assert_close(torch.cat(embeds), trained, atol=1e-4, rtol=1e-4)
+    assert inspections > 5

@@ -1,0 +1,317 @@
+"""Stages from their YAML files: reproducible batches, resuming, clear refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from retrv_r1.model.embedder import RetrvEmbedder
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.reranker import Reranker
+from retrv_r1.train import loop, run
+from retrv_r1.train.build import ConfigError, build_stage, read_config
+from retrv_r1.train.loop import Stage, fit
+from retrv_r1.types import RetrvError
+
+pytestmark = pytest.mark.skipif(not find_spec("accelerate"), reason="needs the train extra")
+
+STEPS = 6
+LOOP = {
+    "steps": STEPS,
+    "learning_rate": 1e-2,
+    "warmup": 1,
+    "save_every": 2,
+    "log_every": 1,
+    "threads": 1,
+}
+EMBED = {
+    "vocab_size": 450,
+    "side": 16,
+    "embedding_dim": 16,
+    "vision": {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_heads": 2,
+        "patch_size": 4,
+        "temporal_patch_size": 1,
+        "spatial_merge_size": 2,
+        "window_size": 16,
+        "out_hidden_size": 32,
+        "fullatt_block_indexes": [0],
+    },
+    "text": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+}
+BACKBONE = {
+    "text": {
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [2, 3, 3],
+        },
+    },
+    "icm": {"heads_pool": 2, "heads_relate": 2, "relate_dim": 8},
+    "prompts": {"before_instruction": "<|im_start|>", "instruction": "Find."},
+}
+OPTIONS = {
+    "embed": {"batch": 8, "cells_per_batch": 2},
+    "pretrain": {"descriptions": 3, "lists": 2, "sizes": [3, 4]},
+    "align": {"descriptions": 3, "lists": 2, "size": 3, "views": 2},
+    "sft": {"rows": 16, "sizes": [3, 4], "full_sizes": [3, 4], "full_every": 3, "views": 2},
+}
+MODELS = {"embed": EMBED, "pretrain": BACKBONE}
+BEFORE = {
+    "pretrain": {"embed": "embed"},
+    "align": {"model": "pretrain"},
+    "sft": {"model": "align", "embed": "embed"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_drawing_no_leftovers(monkeypatch):
+    """Curves have a test of their own; threads are put back."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(loop, "draw_curves", lambda *_: None)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def config(folder, pictographs) -> Callable[..., Path]:
+    """Writes a stage's file; earlier stages are looked for in the folder."""
+
+    def write(stage: str, **changes: Any) -> Path:
+        values = {
+            "data": str(pictographs),
+            "out": str(folder / stage),
+            "init": {n: str(folder / s / "final") for n, s in BEFORE.get(stage, {}).items()},
+            "model": MODELS.get(stage),
+            "loop": LOOP,
+            "stage": OPTIONS[stage],
+        }
+        path = folder / f"{stage}-{len(list(folder.iterdir()))}.yaml"
+        path.write_text(yaml.safe_dump(values | changes))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def trained(config, folder) -> Callable[[str], Path]:
+    """A finished stage with all stages before it, each trained once."""
+
+    def final(stage: str) -> Path:
+        for before in BEFORE.get(stage, {}).values():
+            final(before)
+        target = folder / stage / "final"
+        if not target.exists():
+            short = config(stage, loop=LOOP | {"steps": 2})
+            assert run(stage, short) == target
+        return target
+
+    return final
+
+
+@pytest.fixture
+def build(config, trained) -> Callable[[str], Stage]:
+    def fresh(stage: str) -> Stage:
+        for before in BEFORE.get(stage, {}).values():
+            trained(before)
+        return build_stage(read_config(stage, config(stage)))
+
+    return fresh
+
+
+def flat(value: Any) -> list[Any]:
+    """The tensors and numbers of a batch, in order."""
+    if isinstance(value, dict):
+        return [x for key in sorted(value) for x in flat(value[key])]
+    if isinstance(value, list | tuple):
+        return [x for item in value for x in flat(item)]
+    if hasattr(value, "__dataclass_fields__"):
+        return flat({name: getattr(value, name) for name in value.__dataclass_fields__})
+    return [value]
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    ours, theirs = flat(ours), flat(theirs)
+    if len(ours) != len(theirs):
+        return False
+    pairs = list(zip(ours, theirs, strict=True))
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_a_batch_is_a_function_of_the_step_alone(build, name):
+    stage = build(name)
+    batches = [stage.batch(step) for step in range(4)]
+    part = next(iter(batches[0]))
+    assert not same(batches[0][part], batches[3][part])
+    other = build(name)
+    other.batch(17)
+    for step in (3, 0, 2):
+        torch.manual_seed(step)  # global randomness has no part in it
+        assert same(other.batch(step), batches[step])
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_a_killed_run_resumes_to_the_same_end(build, name, tmp_path):
+    settings = loop.LoopConfig(**LOOP)
+    whole = build(name)
+    fit(whole, settings, tmp_path / "whole", resume=True)
+
+    killed, calls = build(name), []
+    loss = killed.loss
+
+    def dies(batch: dict[str, Any]) -> Any:
+        calls.append(batch)
+        if len(calls) == 6:
+            raise Killed
+        return loss(batch)
+
+    killed.loss = dies
+    with pytest.raises(Killed):
+        fit(killed, settings, tmp_path / "cut", resume=True)
+    lines = (tmp_path / "cut" / f"{name}.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)][-1] == 5
+
+    resumed, steps = build(name), []
+    batch = resumed.batch
+    resumed.batch = lambda step: (steps.append(step), batch(step))[1]
+    final = fit(resumed, settings, tmp_path / "cut", resume=True)
+    assert steps == [4, 5], "it goes on from the checkpoint of step 4"
+    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-5, msg=key)
+
+    def curve(folder: str) -> list[dict[str, Any]]:
+        rows = map(json.loads, (tmp_path / folder / f"{name}.jsonl").read_text().splitlines())
+        return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")} for r in rows]
+
+    for mine, theirs in zip(curve("cut"), curve("whole"), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+    assert (final / "config.json").is_file()
+
+
+def test_stages_build_on_each_other_to_a_model_that_ranks(trained, pictographs, folder):
+    final = trained("sft")
+    reranker = Reranker.from_pretrained(final)
+    pictures = sorted((pictographs / "mbeir_images/flat").glob("*.png"))
+    assert len(reranker.rank("large red apple", pictures)) == len(pictures)
+    assert reranker.model.config.prompts["instruction"] == "Find."
+    assert RetrvEmbedder.from_pretrained(final / "embedder").config.embedding_dim == 16
+    record = json.loads((folder / "sft" / "record.json").read_text())
+    assert record["stage"] == "sft" and record["data_hash"] == "of the test data"
+    assert record["steps"] == 2 and record["config"]["loop"]["steps"] == 2
+
+
+TRAINED = {
+    "pretrain": {"backbone"},
+    "align": {"icm"},
+    "sft": {"icm", "backbone.model.language_model"},
+}
+
+
+@pytest.mark.parametrize("name", list(TRAINED))
+def test_a_stage_trains_its_own_parts_only(build, name):
+    stage = build(name)
+    model = stage.model
+    model.zero_grad()
+    loss, metrics = stage.loss(stage.batch(1))
+    loss.backward()
+    assert torch.isfinite(loss) and metrics["tokens"] > 0
+    moved = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    parts = {n: n.startswith(tuple(TRAINED[name])) for n, _ in model.named_parameters()}
+    assert {n for n in moved if not parts[n]} == set()
+    assert {n for n, part in parts.items() if part and n not in moved} == set()
+
+
+def test_the_tower_of_the_first_stage_starts_the_backbone(build, trained):
+    tower = RetrvEmbedder.from_pretrained(trained("embed")).visual.state_dict()
+    visual = build("pretrain").model.visual.state_dict()
+    assert all(torch.equal(visual[name], value) for name, value in tower.items())
+
+
+def test_an_embedder_is_saved_without_what_only_trains_it(trained):
+    embedder, info = RetrvEmbedder.from_pretrained(trained("embed"), output_loading_info=True)
+    assert not any(info.values()), info
+    assert not hasattr(embedder, "naming")
+
+
+def test_curves_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    path = tmp_path / "x.jsonl"
+    rows = [{"step": s, "loss": 1 / (s + 1), "lr": 0.1, "seconds": 1.0} for s in range(3)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"step": 2, "val_r1": 0.5}]))
+    assert loop.draw_curves(path, "x").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("part", ["loop"])
+def test_an_unknown_option_is_named_with_the_known_ones(config, part):
+    values = {"loop": LOOP}[part]
+    path = config("sft", **{part: {**values, "learning_rat": 1}})
+    with pytest.raises(ConfigError, match=rf"{part}: unknown options \['learning_rat'\]; known"):
+        read_config("sft", path)
+
+
+def test_other_mistakes_in_a_config_are_named(config, folder):
+    with pytest.raises(ConfigError, match="unknown stage 'grp'; choose one of embed"):
+        read_config("grp", config("sft"))
+    with pytest.raises(ConfigError, match="no configuration file"):
+        read_config("sft", folder / "none.yaml")
+    (folder / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="at least data, out and loop"):
+        read_config("sft", folder / "list.yaml")
+    assert issubclass(ConfigError, RetrvError)
+
+
+def test_a_stage_without_the_one_before_says_so(config, folder):
+    with pytest.raises(ConfigError, match=r"init\.model is missing"):
+        build_stage(read_config("align", config("align", init={})))
+    nowhere = config("align", init={"model": str(folder / "nowhere")})
+    with pytest.raises(ConfigError, match=r"no finished model stage at .*nowhere"):
+        build_stage(read_config("align", nowhere))
+
+
+def test_a_folder_without_data_says_how_to_build_it(config, tmp_path):
+    path = config("embed", data=str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="retrv-r1 data pictographs"):
+        build_stage(read_config("embed", path))
+
+
+def test_a_model_of_a_stage_loads_with_everything_tied(trained):
+    model, info = RetrvR1ForConditionalGeneration.from_pretrained(
+        trained("pretrain"), output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
