@@ -1,8 +1,9 @@
 """The prompt: which row stands where, at which position.
 
-    [system + instruction][query in full][label, t_con, t_rel] … [task]
+    [system + instruction][query in full, its t_con][label, t_con, t_rel] … [task]
 
-The query comes first, so that everything which shares a query shares the longest prefix.
+The query comes first, so that everything which shares a query shares the longest prefix. It ends
+with its own content token, in whose space the candidates' content tokens lie.
 Positions depend on the prefix alone: compressed tokens take ordinary text positions, the rows of
 a picture in full take Qwen-VL's M-RoPE grid.
 """
@@ -127,11 +128,12 @@ class PromptBuilder:
     def before_candidates(
         self, layout: TableLayout, query: int, instruction: str | None = None
     ) -> Rows:
-        """System, instruction and the query in full: the prefix that a query's prompts share."""
+        """System, instruction and query: the prefix that a query's prompts share."""
         rows = Rows().add(self._parts["before_instruction"])
         rows.add(encode_text(self.tokenizer, instruction or self.default_instruction))
         rows.add(self._parts["before_query"])
         self.full_item(rows, layout, query)
+        rows.add([self.tokens.content], [layout.content(query)])
         return rows.add(self._parts["before_candidates"])
 
     def description(self, layout: TableLayout, item: int, *, full_tokens: bool) -> Rows:

@@ -249,7 +249,6 @@ class Reranker:
         layout = TableLayout.of([f.item for f in chosen])
         features, offsets = pack_features(chosen)
         count = len(chosen) - 1
-        table = features
         if reading == "compressed":
             candidates = torch.arange(1, count + 1)
             content = self.model.icm.content(features, offsets)
@@ -257,6 +256,9 @@ class Reranker:
                 features, offsets, candidates, torch.zeros_like(candidates)
             )
             table = torch.cat([features, content, relation])
+        else:
+            own = offsets[:2]
+            table = torch.cat([features, self.model.icm.content(features[: own[1]], own)])
         numbers = range(1, count + 1)
         prompt = self.builder.listwise(
             layout,

@@ -17,9 +17,10 @@ from retrv_engine import Output, Request
 from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.reranker import Reranker
 from retrv_r1.train.chains import MAX_INSPECTIONS, Piece, chain, describe
-from retrv_r1.train.corpus import Corpus, Entry, ListExample, ListSampler
-from retrv_r1.train.lists import ListBatch, ListCollator, run_lists
+from retrv_r1.train.corpus import Corpus, Entry, ListExample
+from retrv_r1.train.lists import ListBatch, ListCollator, rivals, run_lists
 from retrv_r1.train.pictures import PictureBank, on_white, to_patches
+from retrv_r1.train.sampling import ListSampler, Vectors, with_default_instruction
 from retrv_r1.types import Item
 
 
@@ -96,40 +97,121 @@ def corpus(pictographs) -> Corpus:
     return Corpus(pictographs, "train", PictureBank.load(pictographs))
 
 
-def test_lists_hold_one_positive_anywhere_and_no_duplicates(corpus):
-    rng, sampler = np.random.default_rng(0), ListSampler(corpus)
-    answers = []
-    for _ in range(800):
-        example = sampler.draw(rng, 6, hard=0.5)
-        code = [entry.meta["code"] for entry in example.candidates]
-        cell = corpus.cells[example.cell]
-        row = next(i for i, q in enumerate(cell.queries) if q is example.query)
-        right = {id(cell.pool[p]) for p in cell.positives[row]}
-        assert [id(c) in right for c in example.candidates].count(True) == 1
-        assert id(example.candidates[example.answer]) in right
-        assert len({id(c) for c in example.candidates}) == 6 == len(code)
-        assert sorted(example.closeness) == list(range(6))
-        assert example.closeness[example.answer] == 0
-        answers.append(example.answer)
-    assert chi_square(np.bincount(answers, minlength=6)) < 28  # 0.9999 quantile, 5 degrees
+def unit(rng: np.random.Generator, count: int) -> np.ndarray:
+    vectors = rng.standard_normal((count, 8))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def test_mined_neighbours_that_are_positives_stay_out(corpus):
-    mined = {
-        name: np.stack([np.arange(len(cell.pool))] * len(cell.queries)).astype(np.int32)
+@pytest.fixture(scope="module")
+def vectors(corpus) -> dict[str, Vectors]:
+    rng = np.random.default_rng(0)
+    return {
+        name: Vectors(unit(rng, len(cell.queries)), unit(rng, len(cell.pool)))
         for name, cell in corpus.cells.items()
     }
-    rng, sampler = np.random.default_rng(0), ListSampler(corpus, mined)
+
+
+@pytest.fixture(scope="module")
+def sampler(corpus, vectors) -> ListSampler:
+    return ListSampler(corpus, vectors)
+
+
+def row_of(corpus, example: ListExample) -> int:
+    queries = corpus.cells[example.cell].queries
+    return next(i for i, query in enumerate(queries) if query is example.query)
+
+
+def test_lists_hold_one_positive_anywhere_and_no_duplicates(corpus, sampler):
+    rng, places = np.random.default_rng(0), []
     for _ in range(200):
-        example = sampler.draw(rng, 8, hard=1.0)
-        right = example.candidates[example.answer].meta["code"]
-        if example.cell != "made_i2i":  # there the query's own picture is of its concept too
-            assert [c.meta["code"] for c in example.candidates].count(right) == 1
+        for example in sampler.draw(rng, 4, 6, 0.5, share=4):
+            cell, count = corpus.cells[example.cell], len(example.candidates)
+            right = {cell.pool[p].key for p in cell.positives[row_of(corpus, example)]}
+            assert right == example.relevant
+            assert [c.key in right for c in example.candidates].count(True) == 1
+            assert example.candidates[example.answer].key in right
+            assert len({c.key for c in example.candidates}) == count <= 6
+            assert sorted(example.closeness) == list(range(count))
+            assert example.closeness[example.answer] == 0
+            places.append((count, example.answer))
+    for size in (5, 6):
+        found = [place for count, place in places if count == size]
+        if len(found) > 200:
+            assert chi_square(np.bincount(found, minlength=size)) < 28  # 0.9999 quantile
 
 
-def test_a_pool_smaller_than_the_list_ends_the_list(corpus):
-    example = ListSampler(corpus).draw(np.random.default_rng(0), 50, 0.5, cell="made_i2t")
+def test_candidates_are_of_one_style(sampler):
+    rng = np.random.default_rng(0)
+    for example in sampler.draw(rng, 200, 5, 0.0):
+        assert len({c.meta.get("style") for c in example.candidates}) == 1
+
+
+def test_lists_that_share_have_different_queries_over_the_same_candidates(sampler):
+    rng, shared = np.random.default_rng(0), 0
+    for _ in range(100):
+        lists = sampler.draw(rng, 3, 6, 0.5, share=3)
+        if len({x.cell for x in lists}) > 1:
+            continue
+        first = {c.key for c in lists[0].candidates}
+        together = [x for x in lists[1:] if {c.key for c in x.candidates} <= first]
+        assert all(x.query is not lists[0].query for x in together)
+        shared += len(together)
+    assert shared > 20
+
+
+def test_the_hardest_negatives_are_the_nearest(corpus, vectors, sampler):
+    rng = np.random.default_rng(0)
+
+    def similarity(hard: float) -> float:
+        found = []
+        for _ in range(60):
+            (example,) = sampler.draw(rng, 1, 4, hard)
+            cell, own = corpus.cells[example.cell], vectors[example.cell]
+            number = {entry.key: i for i, entry in enumerate(cell.pool)}
+            negatives = [c for k, c in enumerate(example.candidates) if k != example.answer]
+            scores = (
+                own.pool[[number[c.key] for c in negatives]] @ own.queries[row_of(corpus, example)]
+            )
+            order = [r for k, r in enumerate(example.closeness) if k != example.answer]
+            assert np.array_equal(np.argsort(order), np.argsort(-scores))
+            if hard == 1:
+                style = example.candidates[0].meta.get("style")
+                others = [
+                    float(own.pool[i] @ own.queries[row_of(corpus, example)])
+                    for i, entry in enumerate(cell.pool)
+                    if entry.meta.get("style") == style and entry.key not in example.relevant
+                ]
+                assert min(scores) >= sorted(others)[-len(negatives)] - 1e-9
+            found += scores.tolist()
+        return float(np.mean(found))
+
+    assert similarity(1.0) > similarity(0.0) + 0.1
+
+
+def test_a_pool_smaller_than_the_list_ends_the_list(sampler):
+    (example,) = sampler.draw(np.random.default_rng(0), 1, 50, 0.5, cell="made_i2t")
     assert len(example.candidates) == 10
+
+
+def test_a_share_of_the_lists_gets_the_default_instruction(sampler):
+    rng = np.random.default_rng(0)
+    lists = with_default_instruction(sampler.draw(rng, 300, 3, 0.0), rng, 0.5)
+    assert 100 < sum(not x.instruction for x in lists) < 200
+
+
+def test_rivals_are_candidates_that_are_not_known_to_be_relevant():
+    a, b, c, d, q = (Entry(text, None, {}) for text in "abcdq")
+    lists = [
+        ListExample("x", "", q, [a, b], 0, [0, 1], frozenset({a.key, c.key})),
+        ListExample("x", "", d, [c, q, b], 2, [1, 2, 0], frozenset({b.key})),
+        ListExample("y", "", q, [b, d], 1, [1, 0], frozenset({d.key})),
+    ]
+    assert rivals(lists) == [
+        # of its own; c is relevant too, q is the query; another cell's
+        [False, True, False, False, True, False, False],
+        [True, False, True, True, False, False, False],
+        [False, False, False, False, False, True, False],
+    ]
 
 
 # Batches.
@@ -137,18 +219,21 @@ def test_a_pool_smaller_than_the_list_ends_the_list(corpus):
 
 @pytest.fixture(scope="module")
 def collator(processor) -> ListCollator:
-    return ListCollator(processor, (2, 2))
+    collator = ListCollator(processor)
+    collator.grid = (2, 2)
+    return collator
 
 
-def collate(collator, examples, *, reason=1.0, reading="compressed", moved=None) -> ListBatch:
-    collator.moved_labels = 0.4 if moved is None else moved
-    return collator.collate(examples, np.random.default_rng(0), reason=reason, reading=reading)
+def collate(collator, examples, *, reason=1.0, reading="compressed", moved=0.4) -> ListBatch:
+    return collator.collate(
+        examples, np.random.default_rng(0), reason=reason, reading=reading, moved_labels=moved
+    )
 
 
 @pytest.mark.parametrize("reading", ["compressed", "full"])
-def test_targets_are_the_models_own_tokens_and_nothing_else(collator, corpus, reading):
+def test_targets_are_the_models_own_tokens_and_nothing_else(collator, sampler, reading):
     rng, tokens = np.random.default_rng(0), collator.tokens
-    examples = [ListSampler(corpus).draw(rng, 5, 1.0) for _ in range(40)]
+    examples = sampler.draw(rng, 40, 5, 1.0)
     batch = collate(collator, examples, reading=reading)
     spliced_lists = 0
     for b, example in enumerate(examples):
@@ -180,9 +265,9 @@ def candidate_rows(collator, candidate: Entry, reading) -> int:
     return len(item) + 2 * bool(item.rows)
 
 
-def test_direct_answers_train_the_label_and_what_closes_it(collator, corpus):
+def test_direct_answers_train_the_label_and_what_closes_it(collator, sampler):
     rng, tokens = np.random.default_rng(0), collator.tokens
-    examples = [ListSampler(corpus).draw(rng, 4, 0.5) for _ in range(6)]
+    examples = sampler.draw(rng, 6, 4, 0.5)
     batch = collate(collator, examples, reason=0.0, moved=0.0)
     for b, example in enumerate(examples):
         trained = [i for i in batch.labels[b].tolist() if i != -100]
@@ -207,9 +292,9 @@ def test_every_label_is_trained_and_most_lists_start_at_the_first(collator):
 
 
 @pytest.mark.parametrize("reading", ["compressed", "full"])
-def test_match_positions_are_the_candidates_last_rows(collator, corpus, reading):
+def test_match_positions_are_the_candidates_last_rows(collator, sampler, reading):
     rng = np.random.default_rng(5)
-    examples = [ListSampler(corpus).draw(rng, 4, 0.5) for _ in range(8)]
+    examples = sampler.draw(rng, 8, 4, 0.5)
     batch = collate(collator, examples, reading=reading)
     assert batch.match_rows.tolist() == [b for b in range(8) for _ in range(4)]
     assert batch.match_fits.view(8, 4).int().argmax(1).tolist() == [e.answer for e in examples]
@@ -223,10 +308,10 @@ def test_match_positions_are_the_candidates_last_rows(collator, corpus, reading)
 
 
 @torch.no_grad()
-def test_padding_and_company_change_no_loss(collator, corpus, model):
+def test_padding_and_company_change_no_loss(collator, sampler, model):
     """Each list of a batch has the hidden states that it has alone."""
     rng = np.random.default_rng(6)
-    examples = [ListSampler(corpus).draw(rng, size, 0.5) for size in (3, 6, 4)]
+    examples = [x for size in (3, 6, 4) for x in sampler.draw(rng, 1, size, 0.5)]
     rows = torch.randn(200, 4, 64, generator=torch.Generator().manual_seed(0)) / 3
 
     def run(batch: ListBatch):
@@ -283,14 +368,17 @@ def test_a_trained_sequence_is_what_the_engine_will_feed(model, processor, pictu
         Entry(item.text, pictures.index(item.image) if item.image else None, meta) for item in items
     ]
     example = ListExample("c", "Find it!", entries[0], entries[1:], 2, [1, 2, 0, 3])
-    collator = ListCollator(processor, (3, 3), moved_labels=0.0)
+    collator = ListCollator(processor)
+    collator.grid = (3, 3)
     reranker = Reranker(model, processor)
     reranker.engine = engine = Recording()
     reranker.rank(items[0], items[1:], instruction="Find it!")
     (request,) = engine.requests
     tokens, inspections = processor.tokens, 0
     for seed in range(12):
-        batch = collator.collate([example], np.random.default_rng(seed), reason=1.0)
+        batch = collator.collate(
+            [example], np.random.default_rng(seed), reason=1.0, moved_labels=0.0
+        )
         patches = [processor.encode_picture(pictures[row]) for row in batch.pictures]
         vision = model.encode_pictures(
             torch.cat([p for p, _, _ in patches]), torch.tensor([g for _, g, _ in patches])

@@ -75,14 +75,21 @@ BACKBONE = {
 }
 OPTIONS = {
     "embed": {"batch": 8, "cells_per_batch": 2},
-    "pretrain": {"descriptions": 3, "lists": 2, "sizes": [3, 4]},
+    "pretrain": {
+        "descriptions": 3,
+        "rows": 16,
+        "lists": 4,
+        "sizes": [3, 4],
+        "full_every": 3,
+        "warm_steps": 1,
+    },
     "align": {"descriptions": 3, "lists": 2, "size": 3, "views": 2},
     "sft": {"rows": 16, "sizes": [3, 4], "full_sizes": [3, 4], "full_every": 3, "views": 2},
 }
 MODELS = {"embed": EMBED, "pretrain": BACKBONE}
 BEFORE = {
     "pretrain": {"embed": "embed"},
-    "align": {"model": "pretrain"},
+    "align": {"model": "pretrain", "embed": "embed"},
     "sft": {"model": "align", "embed": "embed"},
 }
 
@@ -236,7 +243,7 @@ def test_stages_build_on_each_other_to_a_model_that_ranks(trained, pictographs, 
 
 
 TRAINED = {
-    "pretrain": {"backbone"},
+    "pretrain": {"backbone", "icm", "heads"},
     "align": {"icm"},
     "sft": {"icm", "backbone.model.language_model"},
 }

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from retrv_r1.model.config import ICMConfig
 
@@ -26,9 +25,14 @@ def pad_rows(features: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     The offsets may stay on the CPU, where their lengths are read.
     """
     lengths = cu_seqlens.diff()
-    rows = pad_sequence(features.split(lengths.tolist()), batch_first=True)
-    mask = torch.arange(rows.shape[1], device=rows.device) < lengths.to(rows.device)[:, None]
-    return rows, mask
+    count, longest = len(lengths), int(lengths.max())
+    # One scatter: a copy per item would have a backward of one whole-batch copy per item.
+    owner = torch.arange(count).repeat_interleave(lengths.cpu())
+    place = torch.arange(len(features)) + owner * longest - cu_seqlens.cpu()[owner]
+    rows = features.new_zeros(count * longest, features.shape[-1])
+    rows = rows.index_copy(0, place.to(features.device), features).unflatten(0, (count, longest))
+    mask = torch.arange(longest) < lengths.cpu()[:, None]
+    return rows, mask.to(features.device)
 
 
 class Attention(nn.Module):

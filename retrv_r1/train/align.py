@@ -18,27 +18,29 @@ from torch import Tensor, nn
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.chains import describe
-from retrv_r1.train.corpus import Corpus, ListSampler, used_pictures
+from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.features import FeatureBank
 from retrv_r1.train.lists import ListCollator, ListOutput, run_lists
 from retrv_r1.train.loop import Stage
-from retrv_r1.train.pictures import side_of
 from retrv_r1.train.pretrain import described_pictures
+from retrv_r1.train.sampling import ListSampler, Vectors
 
 
 @dataclass(frozen=True)
 class AlignConfig:
     """Args:
-    descriptions, lists, size: per step.
-    hard: share of close negatives.
+    descriptions, lists, size: per step; ``share`` lists have the same candidates.
+    hard: how near negatives are (``sampling.py``).
     views: augmented views of a picture that are kept.
     """
 
     descriptions: int = 64
     lists: int = 16
     size: int = 8
+    share: int = 4
     hard: float = 0.5
     views: int = 3
+    max_text: int = 12
 
 
 class AlignStage(Stage):
@@ -49,17 +51,16 @@ class AlignStage(Stage):
         model: RetrvR1ForConditionalGeneration,
         processor: RetrvR1Processor,
         corpus: Corpus,
+        vectors: dict[str, Vectors],
         config: AlignConfig,
         seed: int,
     ) -> None:
         self.model, self.processor, self.corpus = model, processor, corpus
+        self.sampler = ListSampler(corpus, vectors)
         self.config, self.seed = config, seed
         model.requires_grad_(False)
         model.icm.requires_grad_(True)
-        side = side_of(processor.image_processor)
-        rows = side // processor.image_processor.patch_size // 2
-        self.collator = ListCollator(processor, (rows, rows))
-        self.sampler = ListSampler(corpus)
+        self.collator = ListCollator(processor, config.max_text)
         self.pictures = described_pictures(corpus)
         self.bank = FeatureBank.build(
             model, processor, corpus.bank, used_pictures(corpus), config.views, seed
@@ -72,7 +73,7 @@ class AlignStage(Stage):
             self.pictures[i] for i in rng.integers(len(self.pictures), size=config.descriptions)
         ]
         names = [describe(entry) for entry in chosen]
-        lists = [self.sampler.draw(rng, config.size, config.hard) for _ in range(config.lists)]
+        lists = self.sampler.draw(rng, config.lists, config.size, config.hard, share=config.share)
         label_seed = int(rng.integers(2**31))
         batch: dict[str, Any] = {}
         for reading in ("full", "compressed"):

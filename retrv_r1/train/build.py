@@ -27,11 +27,14 @@ from retrv_r1.model.tokens import TokenIds, train_tokenizer
 from retrv_r1.train.align import AlignConfig, AlignStage
 from retrv_r1.train.chains import corpus_of_phrases
 from retrv_r1.train.corpus import Corpus
-from retrv_r1.train.embed import EmbedConfig, EmbedStage
+from retrv_r1.train.embed import EmbedConfig, EmbedStage, EntryEmbedder
+from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.loop import LoopConfig, Stage
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.train.pretrain import PretrainConfig, PretrainStage
+from retrv_r1.train.sampling import Vectors, embed_cells
 from retrv_r1.train.sft import SFTConfig, SFTStage
+from retrv_r1.train.validation import ListValidation
 from retrv_r1.types import RetrvError
 
 _STAGE_CONFIGS = {
@@ -111,13 +114,23 @@ def build_stage(settings: Settings) -> Stage:
         val = Corpus(settings.data, "val", bank)
         return _embed(settings, train, val)
     model, processor = _model(settings, train)
-    seed = settings.loop.seed
-    if settings.name == "pretrain":
-        return PretrainStage(model, processor, train, settings.stage, seed)
-    if settings.name == "align":
-        return AlignStage(model, processor, train, settings.stage, seed)
     embedder = RetrvEmbedder.from_pretrained(_init(settings, "embed"))
-    return SFTStage(model, processor, embedder, train, settings.stage, seed)
+    max_text = settings.stage.max_text
+
+    def vectors(corpus: Corpus) -> dict[str, Vectors]:
+        first_stage = EntryEmbedder(
+            embedder, processor.tokenizer, processor.image_processor, corpus, max_text
+        )
+        return embed_cells(first_stage, corpus)
+
+    known, seed = vectors(train), settings.loop.seed
+    if settings.name == "align":
+        return AlignStage(model, processor, train, known, settings.stage, seed)
+    val = Corpus(settings.data, "val", bank)
+    validation = ListValidation(val, vectors(val), ListCollator(processor, max_text))
+    if settings.name == "pretrain":
+        return PretrainStage(model, processor, train, known, validation, settings.stage, seed)
+    return SFTStage(model, processor, embedder, train, known, validation, settings.stage, seed)
 
 
 def _init(settings: Settings, name: str) -> Path:

@@ -1,11 +1,10 @@
-"""Training data in memory: the queries and pools of an M-BEIR directory, and list sampling."""
+"""Training data in memory: the queries and pools of an M-BEIR directory."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,11 @@ class Entry:
     text: str | None
     picture: int | None
     meta: dict[str, Any]
+
+    @property
+    def key(self) -> tuple[str | None, int | None]:
+        """What the model sees of it."""
+        return self.text, self.picture
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,6 @@ class Cell:
     negatives: Sequence[np.ndarray]
     instructions: Sequence[str]
 
-    @cached_property
-    def has_pictures(self) -> bool:
-        return any(entry.picture is not None for entry in self.pool)
-
 
 @dataclass(frozen=True)
 class ListExample:
@@ -53,6 +53,7 @@ class ListExample:
     Attributes:
         answer: number of the one relevant candidate.
         closeness: rank of each candidate's closeness to the query, the answer itself 0.
+        relevant: keys of all that is known to be relevant, in this list or elsewhere.
     """
 
     cell: str
@@ -61,6 +62,7 @@ class ListExample:
     candidates: Sequence[Entry]
     answer: int
     closeness: Sequence[int]
+    relevant: frozenset[tuple[str | None, int | None]] = frozenset()
 
 
 class Corpus:
@@ -111,67 +113,3 @@ def used_pictures(corpus: Corpus) -> list[int]:
             if entry.picture is not None
         }
     )
-
-
-class ListSampler:
-    """Draws lists: a query, one of its positives, and negatives of chosen difficulty.
-
-    Args:
-        mined: first-stage neighbours per cell and query, pool numbers best first, or none yet.
-    """
-
-    def __init__(self, corpus: Corpus, mined: dict[str, np.ndarray] | None = None) -> None:
-        self.corpus, self.mined = corpus, mined or {}
-        self.names = sorted(corpus.cells)
-
-    def draw(
-        self, rng: np.random.Generator, size: int, hard: float, cell: str | None = None
-    ) -> ListExample:
-        """One list of ``size`` candidates, about ``hard`` of the negatives close ones.
-
-        Close negatives are drawn half from the data set's own hard negatives and half from the
-        first stage's neighbours; the rest of the list is random.
-        """
-        data = self.corpus.cells[cell or self.names[rng.integers(len(self.names))]]
-        row = int(rng.integers(len(data.queries)))
-        positives = data.positives[row]
-        answer = int(rng.choice(positives))
-        chosen = self._negatives(rng, data, row, size - 1, hard)
-        order = rng.permutation(len(chosen) + 1)  # order[slot] = number in [answer, *chosen]
-        numbers = [answer, *chosen]
-        candidates = [data.pool[numbers[i]] for i in order]
-        return ListExample(
-            cell=data.name,
-            instruction=data.instructions[int(rng.integers(len(data.instructions)))],
-            query=data.queries[row],
-            candidates=candidates,
-            answer=int(np.flatnonzero(order == 0)[0]),
-            closeness=[int(i) for i in order],
-        )
-
-    def _negatives(
-        self, rng: np.random.Generator, data: Cell, row: int, count: int, hard: float
-    ) -> list[int]:
-        """Pool numbers of negatives, the closest first."""
-        banned = set(data.positives[row].tolist())
-        known = rng.permutation(data.negatives[row])
-        if data.name in self.mined:
-            neighbours = self.mined[data.name][row]
-            window = neighbours[: max(count * 2, 12)]
-            picked = np.sort(rng.permutation(len(window))[: round(count * hard * 0.75)])
-            close = [*window[picked], *known[: round(count * hard * 0.25)]]
-        else:
-            close = list(known[: round(count * hard)])
-        chosen: list[int] = []
-        for number in map(int, close):
-            if number not in banned:
-                banned.add(number)
-                chosen.append(number)
-        while len(chosen) < count:
-            number = int(rng.integers(len(data.pool)))
-            if number not in banned:
-                banned.add(number)
-                chosen.append(number)
-            elif len(banned) >= len(data.pool):
-                break
-        return chosen[:count]

@@ -14,6 +14,23 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.pictures import PictureBank, augment, on_white, side_of, to_patches
 
 
+@torch.no_grad()
+def clean_rows(
+    model: RetrvR1ForConditionalGeneration,
+    processor: RetrvR1Processor,
+    bank: PictureBank,
+    pictures: Sequence[int],
+    batch: int = 256,
+) -> Tensor:
+    """Tower rows of pictures as they are, ``[n, rows, d]``."""
+    side, parts = side_of(processor.image_processor), []
+    for start in range(0, len(pictures), batch):
+        image = on_white(bank.rgba(pictures[start : start + batch]))
+        rows = model.encode_pictures(*to_patches(image, processor.image_processor, side))
+        parts.append(rows.view(len(image), -1, rows.shape[-1]))
+    return torch.cat(parts)
+
+
 class FeatureBank:
     """Several views of every picture: the clean one first, then augmented ones.
 

@@ -16,6 +16,7 @@ from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
 from retrv_r1.prompts import PromptBuilder, Rows, TableLayout
 from retrv_r1.train.chains import Piece, chain
 from retrv_r1.train.corpus import Entry, ListExample
+from retrv_r1.train.pictures import merged_grid
 
 Reading = Literal["compressed", "full"]
 
@@ -31,6 +32,7 @@ class ListBatch:
         pair_candidate, pair_query: item numbers of the pairs.
         match_rows, match_cols: sequence and position of every candidate's last row, ``[c]``.
         match_fits: whether each of these candidates is the answer; match_labels: its label.
+        rivals: which of all candidates are negatives of a list's query, ``[b, c]``.
         query_cols: position of the last row before the candidates, ``[b]``.
         answer_cols: position of the row that predicts the answer's label, ``[b]``.
     """
@@ -47,6 +49,7 @@ class ListBatch:
     match_cols: Tensor
     match_fits: Tensor
     match_labels: Tensor
+    rivals: Tensor
     query_cols: Tensor
     answer_cols: Tensor
 
@@ -59,20 +62,12 @@ class ListCollator:
     """Turns list examples and descriptions into a :class:`ListBatch`.
 
     Args:
-        picture_grid: merged (h, w) grid of every picture.
         max_text: tokens of an item's text that are read.
-        moved_labels: share of lists whose labels start anywhere, so that all are trained.
     """
 
-    def __init__(
-        self,
-        processor: RetrvR1Processor,
-        picture_grid: tuple[int, int],
-        max_text: int = 24,
-        moved_labels: float = 0.4,
-    ) -> None:
-        self.processor, self.grid, self.max_text = processor, picture_grid, max_text
-        self.moved_labels = moved_labels
+    def __init__(self, processor: RetrvR1Processor, max_text: int = 24) -> None:
+        self.processor, self.max_text = processor, max_text
+        self.grid = merged_grid(processor.image_processor)
         self.builder = PromptBuilder(processor.tokenizer, processor.config.prompts)
         self.tokens = processor.tokens
         self._ids: dict[str, list[int]] = {}
@@ -95,22 +90,15 @@ class ListCollator:
         *,
         reason: float,
         reading: Reading = "compressed",
+        moved_labels: float = 0.2,
     ) -> ListBatch:
         """One sequence per list.
 
         Args:
             reason: share of lists with a chain of thought; the others answer at once.
+            moved_labels: share of lists whose labels start anywhere, so that all are trained.
         """
-        entries: dict[int, int] = {}
-        ordered: list[Entry] = []
-
-        def number(entry: Entry) -> int:
-            if id(entry) not in entries:
-                entries[id(entry)] = len(ordered)
-                ordered.append(entry)
-            return entries[id(entry)]
-
-        numbers = [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
+        ordered, numbers = distinct(lists)
         encoded = [self.encode(entry) for entry in ordered]
         layout = TableLayout.of(encoded)
         sequences, labels, pairs, matches, ends, answers = [], [], [], [], [], []
@@ -118,7 +106,7 @@ class ListCollator:
             first_pair = len(pairs)
             pairs += [(c, query) for c in candidates]
             offset = 0
-            if rng.random() < self.moved_labels:
+            if rng.random() < moved_labels:
                 offset = int(rng.integers(MAX_CANDIDATES - len(candidates) + 1))
             names = [self.tokens.labels[offset + k] for k in range(len(candidates))]
             rows = self.builder.listwise(
@@ -146,7 +134,25 @@ class ListCollator:
             self._answer(rows, targets, names[example.answer], reasoned)
             sequences.append(rows)
             labels.append(targets)
-        return self._pad(layout, ordered, sequences, labels, pairs, matches, ends, answers)
+        return self._pad(
+            layout, ordered, sequences, labels, pairs, matches, rivals(lists), ends, answers
+        )
+
+    def pairs(self, lists: Sequence[ListExample]) -> PairBatch:
+        """The same lists for their content tokens alone."""
+        ordered, numbers = distinct(lists)
+        layout = TableLayout.of([self.encode(entry) for entry in ordered])
+        shown = [(b, c) for b, (_, candidates) in enumerate(numbers) for c in candidates]
+        owner, candidate = torch.tensor(shown).T
+        return PairBatch(
+            items=self.processor.pack(layout.items),
+            entries=ordered,
+            query=torch.tensor([query for query, _ in numbers]),
+            candidate=candidate,
+            owner=owner,
+            fits=torch.tensor([k == x.answer for x in lists for k in range(len(x.candidates))]),
+            rivals=torch.tensor(rivals(lists)),
+        )
 
     def _think(
         self,
@@ -192,7 +198,7 @@ class ListCollator:
             ids = [*self.text_ids(" " + description)[: self.max_text], self.tokens.im_end]
             labels.append([-100] * len(rows) + ids)
             sequences.append(rows.add(ids))
-        return self._pad(layout, entries, sequences, labels, [], [], [], [])
+        return self._pad(layout, entries, sequences, labels, [], [], [], [], [])
 
     def _pad(
         self,
@@ -202,6 +208,7 @@ class ListCollator:
         labels: Sequence[Sequence[int]],
         pairs: Sequence[tuple[int, int]],
         matches: Sequence[tuple[int, int, bool, int]],
+        negatives: Sequence[Sequence[bool]],
         query_ends: Sequence[int],
         answers: Sequence[int],
     ) -> ListBatch:
@@ -230,9 +237,70 @@ class ListCollator:
             match_cols=match[:, 1],
             match_fits=match[:, 2].bool(),
             match_labels=match[:, 3],
+            rivals=torch.tensor(negatives, dtype=torch.bool).reshape(len(query_ends), len(match)),
             query_cols=torch.tensor(query_ends, dtype=torch.long),
             answer_cols=torch.tensor(answers, dtype=torch.long),
         )
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Lists without prompts: the items whose content tokens are compared, and how.
+
+    Attributes:
+        items: the packed items of ``entries``, still without vision rows.
+        query, candidate: item numbers of every list's query ``[b]`` and of all candidates ``[c]``.
+        owner, fits, rivals: of every candidate, as ``match_rows``, ``match_fits`` and ``rivals``.
+    """
+
+    items: PackedItems
+    entries: Sequence[Entry]
+    query: Tensor
+    candidate: Tensor
+    owner: Tensor
+    fits: Tensor
+    rivals: Tensor
+
+    @property
+    def pictures(self) -> list[int]:
+        """Bank rows of the pictures, in the order of their vision rows."""
+        return [e.picture for e in self.entries if e.picture is not None]
+
+    def content(self, model: RetrvR1ForConditionalGeneration, vision_rows: Tensor | None) -> Tensor:
+        """Content token of every item, ``[m, d]``."""
+        items = PackedItems(self.items.ids, self.items.cu_seqlens, vision_rows=vision_rows)
+        return model.icm.content(model.features(items), items.cu_seqlens)
+
+    def loss(self, content: Tensor, temperature: float = 0.04) -> tuple[Tensor, float]:
+        """What :meth:`ListOutput.content_loss` is, without the language model."""
+        queries, candidates = content[self.query], content[self.candidate]
+        return contrast(queries, candidates, self.owner, self.fits, self.rivals, temperature)
+
+
+def contrast(
+    queries: Tensor,
+    candidates: Tensor,
+    owner: Tensor,
+    fits: Tensor,
+    rivals: Tensor,
+    temperature: float,
+) -> tuple[Tensor, float]:
+    """InfoNCE over cosine similarities, and the share of answers nearest within their own lists.
+
+    Args:
+        queries: ``[b, d]``; candidates: of all lists, ``[c, d]``.
+        owner, fits: list of each candidate, and whether it is that list's answer, ``[c]``.
+        rivals: negatives of each list's query, ``[b, c]``.
+    """
+    normalize, lists = nn.functional.normalize, torch.arange(len(queries))
+    logits = normalize(queries, dim=-1) @ normalize(candidates, dim=-1).T / temperature
+    answers = fits.nonzero().squeeze(1)
+    known = rivals.clone()
+    known[lists, answers] = True
+    logits = logits.float().masked_fill(~known, -1e4)
+    foreign = owner[None] != lists[:, None]
+    hits = logits.masked_fill(foreign, -1e4).argmax(1) == answers
+    return nn.functional.cross_entropy(logits, answers), float(hits.float().mean())
 
 
 @dataclass(frozen=True)
@@ -274,17 +342,17 @@ class ListOutput:
     def pointer_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
         """InfoNCE in the middle layer: a query's last row against candidates' last rows.
 
-        All candidates of the batch are negatives, those of other lists too. It puts queries and
+        Candidates of other lists are negatives too (:func:`rivals`). It puts queries and
         candidates into one space half-way up, where the upper layers can look the answer up;
         without it list reading stays at chance (docs/LOG.md). Nothing of it remains at inference.
         Returns the loss and the share of answers nearest within their own lists.
         """
         batch = self.batch
         lists = torch.arange(len(self.middle))
-        return self._contrast(
-            self.middle[lists, batch.query_cols],
-            self.middle[batch.match_rows, batch.match_cols],
-            temperature,
+        queries = self.middle[lists, batch.query_cols]
+        candidates = self.middle[batch.match_rows, batch.match_cols]
+        return contrast(
+            queries, candidates, batch.match_rows, batch.match_fits, batch.rivals, temperature
         )
 
     def content_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
@@ -297,23 +365,10 @@ class ListOutput:
         batch = self.batch
         own = batch.match_fits.nonzero().squeeze(1)
         queries = self.content[batch.pair_query[own]]
-        return self._contrast(queries, self.content[batch.pair_candidate], temperature)
-
-    def _contrast(
-        self, queries: Tensor, candidates: Tensor, temperature: float
-    ) -> tuple[Tensor, float]:
-        """Cross-entropy of cosine similarities ``[b, d]`` by ``[c, d]``; hits within the lists."""
-        batch, normalize = self.batch, nn.functional.normalize
-        lists = torch.arange(len(queries))
-        logits = normalize(queries, dim=-1) @ normalize(candidates, dim=-1).T / temperature
-        answers = batch.match_fits.nonzero().squeeze(1)
-        items = batch.pair_candidate
-        same = items[None] == items[answers][:, None]
-        same[lists, answers] = False
-        logits = logits.masked_fill(same, -1e4)
-        foreign = batch.match_rows[None] != lists[:, None]
-        hits = logits.masked_fill(foreign, -1e4).argmax(1) == answers
-        return nn.functional.cross_entropy(logits.float(), answers), float(hits.float().mean())
+        candidates = self.content[batch.pair_candidate]
+        return contrast(
+            queries, candidates, batch.match_rows, batch.match_fits, batch.rivals, temperature
+        )
 
     def match_loss(self, token: int) -> tuple[Tensor, float]:
         """Below the last layer, at every candidate's last row: does it match, what is its label?
@@ -350,6 +405,41 @@ def run_lists(
     content = table[len(batch.items.ids) :][: len(batch.items.cu_seqlens) - 1]
     head = model.get_output_embeddings()
     return ListOutput(out.last_hidden_state, middle, late, content, batch, head)
+
+
+def distinct(lists: Sequence[ListExample]) -> tuple[list[Entry], list[tuple[int, list[int]]]]:
+    """The entries of lists, each once, and every list's query and candidates as their numbers."""
+    entries: dict[tuple[str | None, int | None], int] = {}
+    ordered: list[Entry] = []
+
+    def number(entry: Entry) -> int:
+        if entry.key not in entries:
+            entries[entry.key] = len(ordered)
+            ordered.append(entry)
+        return entries[entry.key]
+
+    numbers = [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
+    return ordered, numbers
+
+
+def rivals(lists: Sequence[ListExample]) -> list[list[bool]]:
+    """Which of all lists' candidates, in order, are negatives of each list's query.
+
+    The other candidates of its own list; of other lists those of the same cell that are not known
+    to be relevant, nor the query itself.
+    """
+    shown = [(b, x.cell, c.key) for b, x in enumerate(lists) for c in x.candidates]
+    out = []
+    for b, example in enumerate(lists):
+        answer = example.candidates[example.answer].key
+        barred = example.relevant | {answer, example.query.key}
+        out.append(
+            [
+                key != answer if owner == b else cell == example.cell and key not in barred
+                for owner, cell, key in shown
+            ]
+        )
+    return out
 
 
 def label_positions(rows: Rows, names: Sequence[int]) -> list[int]:

@@ -57,6 +57,15 @@ def on_white(rgba: Tensor) -> Tensor:
     return rgba[:, :3] * alpha + (1 - alpha)
 
 
+def blend(rgba: Tensor, other: Tensor, amount: Tensor) -> Tensor:
+    """Pictures with ``amount [b]`` of others laid over them: ``[b, 4, s, s]``."""
+    amount = amount.view(-1, 1, 1, 1)
+    ours, theirs = (1 - amount) * rgba[:, 3:], amount * other[:, 3:]
+    alpha = ours + theirs
+    colour = (ours * rgba[:, :3] + theirs * other[:, :3]) / alpha.clamp(min=1e-6)
+    return torch.cat([colour, alpha], 1)
+
+
 def augment(rgba: Tensor, side: int, generator: torch.Generator) -> Tensor:
     """Random affine, background, colour and blur; ``[b, 4, s, s]`` → ``[b, 3, side, side]``.
 
@@ -126,3 +135,9 @@ def to_patches(
 def side_of(processor: Qwen2VLImageProcessorPil) -> int:
     """Side in pixels to which the processor brings a square picture."""
     return math.isqrt(processor.size["longest_edge"])
+
+
+def merged_grid(processor: Qwen2VLImageProcessorPil) -> tuple[int, int]:
+    """Rows (h, w) that a square picture has after the tower's merging."""
+    rows = side_of(processor) // processor.patch_size // processor.merge_size
+    return rows, rows

@@ -1,43 +1,70 @@
 """Stage ``pretrain``: makes the tiny backbone, which no official checkpoint exists for.
 
-Two tasks at full tokens, no compression: describe a picture, and pick from a list. The tower
-comes from the embed stage and goes on learning. Official Qwen-VL checkpoints skip this stage.
+Tower, compressor and language model learn together to name pictures and to pick from lists. All
+lists train the content tokens, which costs little beside the tower; the language model reads some
+of them, mostly compressed. The tower comes from the embed stage and rests at first, while content
+tokens learn to say what the first stage's vectors say. Official Qwen-VL checkpoints skip this
+stage.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.chains import describe
-from retrv_r1.train.corpus import Corpus, Entry, ListSampler
-from retrv_r1.train.lists import ListBatch, ListCollator, run_lists
+from retrv_r1.train.corpus import Corpus, Entry, used_pictures
+from retrv_r1.train.features import clean_rows
+from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading, run_lists
 from retrv_r1.train.loop import Stage
-from retrv_r1.train.pictures import augment, side_of, to_patches
+from retrv_r1.train.pictures import augment, blend, side_of, to_patches
+from retrv_r1.train.sampling import ListSampler, Vectors, shortened, with_default_instruction
+from retrv_r1.train.validation import ListValidation
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Args:
+    warm_steps: steps at the start in which the tower rests and the first stage teaches.
+    lists, size, share: lists a step, candidates of each, and how many have the same ones.
+    hard: how near negatives are at the end (``sampling.py``), growing from 0 until ``grow``.
+    read: lists that the language model reads; with ``read_sizes`` candidates, growing; at full
+        tokens in one step of ``full_every``, a fourth as many of at most ``full_size``.
     descriptions: pictures described a step.
-    lists: lists a step; ``sizes`` candidates each, growing from the first to the last size.
-    hard: share of close negatives at the end, growing from 0.
-    match_weight, pointer_weight: of the two auxiliary losses (``lists.py``).
+    blend: share of pictures blended with the same thing in another style, from step
+        ``blend_from`` on: styles that no training picture has lie between those that they have.
+    default_instruction: share of lists with the checkpoint's own, short instruction.
+    taught_weight: of one minus the cosine to the first stage's vectors.
+    row_size: RMS that tower rows get. The embed stage leaves them at many times the size of what
+        a layer adds, and no layer could change them.
     """
 
-    descriptions: int = 64
-    lists: int = 16
-    sizes: tuple[int, ...] = (3, 4, 6, 8)
-    hard: float = 0.5
-    match_weight: float = 1.0
-    pointer_weight: float = 1.0
+    warm_steps: int = 150
+    lists: int = 64
+    size: int = 16
+    share: int = 8
+    hard: float = 1.0
+    grow: float = 0.5
+    read: int = 16
+    read_sizes: tuple[int, ...] = (4, 8, 16)
+    full_size: int = 6
+    full_every: int = 5
+    descriptions: int = 24
+    blend: float = 0.0
+    blend_from: int = 0
+    default_instruction: float = 0.6
+    max_text: int = 12
+    row_size: float = 0.1
+    taught_weight: float = 5.0
     steps: int = 1
 
 
@@ -49,62 +76,190 @@ class PretrainStage(Stage):
         model: RetrvR1ForConditionalGeneration,
         processor: RetrvR1Processor,
         corpus: Corpus,
+        vectors: dict[str, Vectors],
+        validation: ListValidation | None,
         config: PretrainConfig,
         seed: int,
     ) -> None:
         self.model, self.processor, self.corpus = model, processor, corpus
+        self.sampler, self.validation = ListSampler(corpus, vectors), validation
         self.config, self.seed = config, seed
         self.side = side_of(processor.image_processor)
-        rows = self.side // processor.image_processor.patch_size // 2
-        self.collator = ListCollator(processor, (rows, rows))
-        self.sampler = ListSampler(corpus)
+        self.collator = ListCollator(processor, config.max_text)
         self.pictures = described_pictures(corpus)
-        model.icm.requires_grad_(False)
+        sample = [entry.picture for entry in self.pictures[:256]]
+        rows = clean_rows(model, processor, corpus.bank, sample)
+        self.row_scale = config.row_size / float(rows.pow(2).mean().sqrt())
+        self.drawn: dict[str, list[int]] = defaultdict(list)
+        for row in used_pictures(corpus):
+            if (concept := corpus.bank.concepts[row]) is not None:
+                self.drawn[concept].append(row)
+        self.concepts = {name: number for number, name in enumerate(sorted(self.drawn))}
+        self.taught = vectors_by_key(corpus, vectors)
+        # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
+        width = next(iter(vectors.values())).pool.shape[-1]
+        model.heads = nn.ModuleDict(
+            {
+                "naming": nn.Linear(model.config.hidden_size, len(self.concepts)),
+                "taught": nn.Linear(model.config.hidden_size, width),
+            }
+        )
+        match_by_content(model)
 
     def batch(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        config, progress = self.config, min(1.0, step / (0.8 * self.config.steps))
-        chosen = [
-            self.pictures[i] for i in rng.integers(len(self.pictures), size=config.descriptions)
-        ]
-        size = config.sizes[min(int(progress * len(config.sizes)), len(config.sizes) - 1)]
-        lists = [self.sampler.draw(rng, size, config.hard * progress) for _ in range(config.lists)]
+        config = self.config
+        progress = min(1.0, step / (config.grow * config.steps))
+        full = step % config.full_every == config.full_every - 1
+        reading: Reading = "full" if full else "compressed"
+        lists = self.sampler.draw(
+            rng, config.lists, config.size, config.hard * progress, share=config.share
+        )
+        sizes = config.read_sizes
+        size = sizes[min(int(progress * len(sizes)), len(sizes) - 1)]
+        picked = rng.permutation(len(lists))[: config.read]
+        if full:
+            size, picked = min(size, config.full_size), picked[: -(-config.read // 4)]
+        read = [shortened(lists[i], size, rng) for i in picked]
+        read = with_default_instruction(read, rng, config.default_instruction)
+        chosen = rng.integers(len(self.pictures), size=config.descriptions)
+        entries = list({self.pictures[i].key: self.pictures[i] for i in chosen}.values())
         batches = {
-            "describe": self.collator.describe(chosen, [describe(e) for e in chosen], "full"),
-            "lists": self.collator.collate(lists, rng, reason=0.0, reading="full"),
+            "describe": self.collator.describe(entries, [describe(e) for e in entries], reading),
+            "lists": self.collator.collate(read, rng, reason=0.0, reading=reading),
+            "pairs": self.collator.pairs(lists),
         }
-        used = [row for batch in batches.values() for row in batch.pictures]
-        image = augment(self.corpus.bank.rgba(used), self.side, generator)
+        used = list(dict.fromkeys(p for batch in batches.values() for p in batch.pictures))
+        share = config.blend if step >= config.blend_from else 0.0
+        image = augment(self._blended(used, share, rng), self.side, generator)
         pixels, grid = to_patches(image, self.processor.image_processor, self.side)
-        return {**batches, "pixels": pixels, "grid": grid}
+        warm = step < config.warm_steps
+        return {
+            **batches,
+            "used": used,
+            "pixels": pixels,
+            "grid": grid,
+            "kind": "full_" if full else "",
+            "taught": self._taught(batches["pairs"].entries) if warm else None,
+        }
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        rows = self.model.encode_pictures(batch["pixels"], batch["grid"])
+        used = batch["used"]
+        row_of = {picture: number for number, picture in enumerate(used)}
+        with torch.set_grad_enabled(torch.is_grad_enabled() and batch["taught"] is None):
+            rows = self.model.encode_pictures(batch["pixels"], batch["grid"])
+            rows = rows.view(len(used), -1, rows.shape[-1]) * self.row_scale
+
+        def vision(part: ListBatch | PairBatch) -> Tensor:
+            return rows[[row_of[p] for p in part.pictures]].flatten(0, 1)
+
         described: ListBatch = batch["describe"]
         lists: ListBatch = batch["lists"]
-        each = self.collator.grid[0] * self.collator.grid[1]
-        first, second = rows.split([each * len(described.pictures), each * len(lists.pictures)])
-        describe_loss = run_lists(self.model, described, first).token_loss()
-        out = run_lists(self.model, lists, second)
-        list_loss, answer_hits = out.answer_loss()
+        pairs: PairBatch = batch["pairs"]
+        describe_loss = run_lists(self.model, described, vision(described)).token_loss()
+        out = run_lists(self.model, lists, vision(lists))
+        answer_loss, answer_hits = out.answer_loss()
         match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
-        tags = out.token_loss()
         pointer_loss, pointer_hits = out.pointer_loss()
-        loss = describe_loss + list_loss + tags + self.config.match_weight * match_loss
-        loss = loss + self.config.pointer_weight * pointer_loss
+        content = pairs.content(self.model, vision(pairs))
+        content_loss, content_hits = pairs.loss(content)
+        naming_loss, naming_hits = self._naming_loss(rows, used)
+        loss = describe_loss + out.token_loss() + answer_loss + match_loss
+        loss = loss + pointer_loss + content_loss + naming_loss
+        taught = {}
+        if batch["taught"] is not None:
+            heard = self.model.heads["taught"](nn.functional.rms_norm(content, content.shape[-1:]))
+            likeness = nn.functional.cosine_similarity(heard, batch["taught"]).mean()
+            loss = loss + self.config.taught_weight * (1 - likeness)
+            taught = {"taught_cosine": float(likeness.detach())}
+        kind = batch["kind"]
         return loss, {
-            "describe_loss": float(describe_loss),
-            "list_loss": float(list_loss),
-            "match_accuracy": match_hits,
-            "pointer_accuracy": pointer_hits,
-            "answer_accuracy": answer_hits,
+            f"{kind}describe_loss": float(describe_loss.detach()),
+            f"{kind}answer_accuracy": answer_hits,
+            f"{kind}match_accuracy": match_hits,
+            f"{kind}pointer_accuracy": pointer_hits,
+            "content_accuracy": content_hits,
+            "naming_accuracy": naming_hits,
+            **taught,
             "tokens": described.tokens + lists.tokens + len(batch["pixels"]),
         }
 
+    def _blended(self, pictures: list[int], share: float, rng: np.random.Generator) -> Tensor:
+        """Pictures, a share of them blended with another style's: ``[b, 4, s, s]``."""
+        bank = self.corpus.bank
+        rgba = bank.rgba(pictures)
+        chosen = np.flatnonzero(rng.random(len(pictures)) < share)
+        if not len(chosen):
+            return rgba
+        others = []
+        for place in chosen:
+            row = pictures[place]
+            same = self.drawn.get(bank.concepts[row], [row])
+            others.append(same[int(rng.integers(len(same)))])
+        amount = torch.from_numpy(rng.uniform(0.15, 0.5, len(chosen)).astype(np.float32))
+        rgba[chosen] = blend(rgba[chosen], bank.rgba(others), amount)
+        return rgba
+
+    def _taught(self, entries: Sequence[Entry]) -> Tensor:
+        """First-stage vectors of entries, ``[m, e]``."""
+        return torch.from_numpy(np.stack([self.taught[entry.key] for entry in entries]))
+
+    def _naming_loss(self, rows: Tensor, pictures: list[int]) -> tuple[Tensor, float]:
+        """Softmax over all concepts on a picture's mean row, as in the embed stage."""
+        pooled = nn.functional.rms_norm(rows.mean(1), rows.shape[-1:])
+        concepts = self.corpus.bank.concepts
+        goal = torch.tensor([self.concepts.get(concepts[p], -100) for p in pictures])
+        if not (goal >= 0).any():
+            return rows.new_zeros(()), 0.0
+        logits = self.model.heads["naming"](pooled)
+        loss = nn.functional.cross_entropy(logits, goal, label_smoothing=0.1)
+        return loss, float((logits.argmax(1) == goal).float().mean())
+
+    def validate(self) -> dict[str, float]:
+        return self.validation.run(self.model, self.row_scale) if self.validation else {}
+
+    @torch.no_grad()
     def save(self, out: Path) -> None:
+        del self.model.heads
+        last = self.model.visual.merger.mlp[-1]
+        for part in (last.weight, last.bias):
+            part.mul_(self.row_scale)
+        self.row_scale = 1.0
         self.model.save_pretrained(out)
         self.processor.save_pretrained(out)
+
+
+def match_by_content(model: RetrvR1ForConditionalGeneration) -> None:
+    """Starts every key projection of the language model as its query projection.
+
+    Attention then prefers rows that are alike from the first step on, which is what finding a
+    candidate for a query is. Without it nothing of that is learned in a thousand steps
+    (docs/LOG.md).
+    """
+    for layer in model.language_model.layers:
+        attention = layer.self_attn
+        keys = attention.k_proj.weight
+        heads = attention.q_proj.weight.unflatten(
+            0, (-1, attention.num_key_value_groups, attention.head_dim)
+        )
+        with torch.no_grad():
+            keys.copy_(heads[:, 0].flatten(0, 1))
+
+
+def vectors_by_key(
+    corpus: Corpus, vectors: dict[str, Vectors]
+) -> dict[tuple[str | None, int | None], np.ndarray]:
+    """First-stage vectors of all entries by what the model sees of them."""
+    return {
+        entry.key: vector
+        for name, cell in corpus.cells.items()
+        for entries, found in (
+            (cell.queries, vectors[name].queries),
+            (cell.pool, vectors[name].pool),
+        )
+        for entry, vector in zip(entries, found, strict=True)
+    }
 
 
 def described_pictures(corpus: Corpus) -> list[Entry]:

@@ -1,0 +1,141 @@
+"""Training lists: queries that share a neighbourhood of the first stage's space."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from retrv_r1.train.corpus import Cell, Corpus, ListExample
+from retrv_r1.train.embed import EntryEmbedder
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Unit vectors of a cell from the first stage: ``queries [q, e]`` and ``pool [p, e]``."""
+
+    queries: np.ndarray
+    pool: np.ndarray
+
+
+def embed_cells(embedder: EntryEmbedder, corpus: Corpus) -> dict[str, Vectors]:
+    """First-stage vectors of every cell, each distinct entry embedded once."""
+    cells = corpus.cells
+    entries = [e for cell in cells.values() for e in (*cell.queries, *cell.pool)]
+    sizes = [n for cell in cells.values() for n in (len(cell.queries), len(cell.pool))]
+    parts = iter(embedder.embed_all(entries).split(sizes))
+    return {name: Vectors(next(parts).numpy(), next(parts).numpy()) for name in cells}
+
+
+class ListSampler:
+    """Draws lists whose candidates are neighbours in the first stage's space.
+
+    The candidates of a list are of one style, as they are in a pool that someone searches, so that
+    only what they show tells them apart. Lists may share candidates: queries are many and cheap,
+    the rows of a candidate are not.
+    """
+
+    def __init__(self, corpus: Corpus, vectors: dict[str, Vectors]) -> None:
+        self.names = sorted(corpus.cells)
+        self._cells = {n: _CellSampler(corpus.cells[n], vectors[n]) for n in self.names}
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        count: int,
+        size: int,
+        hard: float,
+        *,
+        share: int = 1,
+        cell: str | None = None,
+    ) -> list[ListExample]:
+        """``count`` lists of ``size`` candidates, fewer where the pool ends or others are relevant.
+
+        Args:
+            hard: from 0, negatives from the whole pool, to 1, the nearest of all; between, from
+                a neighbourhood whose size falls geometrically.
+            share: how many lists, at most, have the same candidates.
+        """
+        lists: list[ListExample] = []
+        while len(lists) < count:
+            name = cell or self.names[rng.integers(len(self.names))]
+            lists += self._cells[name].draw(rng, min(share, count - len(lists)), size, hard)
+        return lists
+
+
+def with_default_instruction(
+    lists: Sequence[ListExample], rng: np.random.Generator, share: float
+) -> list[ListExample]:
+    """Gives a share of the lists the checkpoint's own instruction, the shortest there is."""
+    return [replace(x, instruction="") if rng.random() < share else x for x in lists]
+
+
+def shortened(example: ListExample, size: int, rng: np.random.Generator) -> ListExample:
+    """The list with ``size`` of its candidates, in the same order."""
+    others = [k for k in range(len(example.candidates)) if k != example.answer]
+    kept = sorted([example.answer, *rng.permutation(others)[: size - 1].tolist()])
+    ranks = np.argsort(np.argsort([example.closeness[k] for k in kept]))
+    return replace(
+        example,
+        candidates=[example.candidates[k] for k in kept],
+        answer=kept.index(example.answer),
+        closeness=ranks.tolist(),
+    )
+
+
+class _CellSampler:
+    def __init__(self, cell: Cell, vectors: Vectors) -> None:
+        self.cell, self.vectors = cell, vectors
+        styles = np.array([str(entry.meta.get("style")) for entry in cell.pool])
+        self.group_of = np.unique(styles, return_inverse=True)[1]
+        self.members = [np.flatnonzero(self.group_of == g) for g in range(self.group_of.max() + 1)]
+        self.queries_of: dict[int, list[int]] = defaultdict(list)
+        for row, known in enumerate(cell.positives):
+            for number in known.tolist():
+                self.queries_of[number].append(row)
+
+    def draw(
+        self, rng: np.random.Generator, count: int, size: int, hard: float
+    ) -> list[ListExample]:
+        """Up to ``count`` lists around one query's neighbourhood, that query's own first."""
+        row = int(rng.integers(len(self.cell.queries)))
+        answer = int(rng.choice(self.cell.positives[row]))
+        members = self.members[self.group_of[answer]]
+        others = members[~np.isin(members, self.cell.positives[row])]
+        wanted = min(size - 1, len(others))
+        if wanted:
+            window = round(len(others) ** (1 - hard) * wanted**hard)
+            scores = self.vectors.pool[others] @ self.vectors.queries[row]
+            near = others[np.argsort(-scores, kind="stable")[:window]]
+            others = rng.choice(near, wanted, replace=False)
+        candidates = [answer, *others.tolist()]
+        pairs = {row: answer}
+        for number in rng.permutation(candidates[1:]).tolist():
+            if len(pairs) >= count:
+                break
+            if rows := [r for r in self.queries_of[number] if r not in pairs]:
+                pairs[rows[rng.integers(len(rows))]] = number
+        return [self._example(rng, query, found, candidates) for query, found in pairs.items()]
+
+    def _example(
+        self, rng: np.random.Generator, row: int, answer: int, candidates: list[int]
+    ) -> ListExample:
+        cell, known = self.cell, set(self.cell.positives[row].tolist())
+        kept = [number for number in candidates if number == answer or number not in known]
+        kept = rng.permutation(kept).tolist()
+        scores = self.vectors.pool[kept] @ self.vectors.queries[row]
+        place = kept.index(answer)
+        scores[place] = np.inf
+        closeness = np.empty(len(kept), int)
+        closeness[np.argsort(-scores, kind="stable")] = np.arange(len(kept))
+        return ListExample(
+            cell=cell.name,
+            instruction=cell.instructions[int(rng.integers(len(cell.instructions)))],
+            query=cell.queries[row],
+            candidates=[cell.pool[number] for number in kept],
+            answer=place,
+            closeness=closeness.tolist(),
+            relevant=frozenset(cell.pool[number].key for number in known),
+        )

@@ -1,0 +1,102 @@
+"""Validation of a reranker in training: direct answers on the first stage's own lists."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.train.corpus import Corpus, ListExample, used_pictures
+from retrv_r1.train.features import clean_rows
+from retrv_r1.train.lists import ListCollator, run_lists
+from retrv_r1.train.sampling import Vectors
+
+
+class ListValidation:
+    """R@1 after reranking the first stage's best ``k``, per cell and on average.
+
+    A relevant candidate that is not among the ``k`` counts as missed, as it does in ``retrv-r1
+    eval``; answers are read off without reasoning.
+
+    Args:
+        queries: queries of each cell.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        vectors: dict[str, Vectors],
+        collator: ListCollator,
+        k: int = 50,
+        queries: int = 25,
+    ) -> None:
+        self.corpus, self.collator = corpus, collator
+        self.lists: dict[str, list[ListExample]] = {}
+        self.sizes: dict[str, int] = {}
+        first = []
+        for name, cell in corpus.cells.items():
+            rng = np.random.default_rng(0)
+            rows = rng.permutation(len(cell.queries))[:queries]
+            ranked = np.argsort(-vectors[name].queries[rows] @ vectors[name].pool.T, kind="stable")
+            nearest = ranked[:, :k]
+            known = [cell.positives[row] for row in rows]
+            found = [np.isin(r, p) for r, p in zip(nearest, known, strict=True)]
+            first.append(np.mean([hit[0] for hit in found]))
+            self.sizes[name] = len(rows)
+            self.lists[name] = [
+                self._example(name, int(row), numbers, hit, rng)
+                for row, numbers, hit in zip(rows, nearest, found, strict=True)
+                if hit.any()
+            ]
+        self.first_stage = float(np.mean(first))
+
+    def _example(
+        self,
+        name: str,
+        row: int,
+        nearest: np.ndarray,
+        relevant: np.ndarray,
+        rng: np.random.Generator,
+    ) -> ListExample:
+        cell = self.corpus.cells[name]
+        answer = int(nearest[relevant.argmax()])
+        kept = rng.permutation([answer, *nearest[~relevant]]).tolist()
+        return ListExample(
+            cell=name,
+            instruction=cell.instructions[0],
+            query=cell.queries[row],
+            candidates=[cell.pool[number] for number in kept],
+            answer=kept.index(answer),
+            closeness=[0] * len(kept),
+        )
+
+    @torch.no_grad()
+    def run(
+        self, model: RetrvR1ForConditionalGeneration, row_scale: float = 1.0, batch: int = 10
+    ) -> dict[str, float]:
+        """R@1 of the answers, and of the scores that the auxiliary losses train on the way."""
+        bank = self.corpus.bank
+        used = used_pictures(self.corpus)
+        rows = clean_rows(model, self.collator.processor, bank, used) * row_scale
+        row_of = {picture: number for number, picture in enumerate(used)}
+        metrics: dict[str, list[float]] = {}
+        token = self.collator.tokens.answer_start
+        for name, lists in self.lists.items():
+            hits = dict.fromkeys(("answer", "match", "pointer", "content"), 0.0)
+            for start in range(0, len(lists), batch):
+                chosen = lists[start : start + batch]
+                packed = self.collator.collate(
+                    chosen, np.random.default_rng(0), reason=0.0, moved_labels=0.0
+                )
+                vision = rows[[row_of[p] for p in packed.pictures]].flatten(0, 1)
+                out = run_lists(model, packed, vision)
+                hits["answer"] += out.answer_loss()[1] * len(chosen)
+                hits["match"] += out.match_loss(token)[1] * len(chosen)
+                hits["pointer"] += out.pointer_loss()[1] * len(chosen)
+                hits["content"] += out.content_loss()[1] * len(chosen)
+            short = name.split("_")[-1]
+            for kind, count in hits.items():
+                metrics.setdefault(f"val_{kind}_r1", []).append(count / self.sizes[name])
+            metrics[f"val_r1_{short}"] = [hits["answer"] / self.sizes[name]]
+        means = {name: float(np.mean(values)) for name, values in metrics.items()}
+        return {"val_first_stage_r1": self.first_stage, **means}
