@@ -18,7 +18,8 @@ from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.reranker import Reranker
 from retrv_r1.train.chains import MAX_INSPECTIONS, Piece, chain, describe
 from retrv_r1.train.corpus import Corpus, Entry, ListExample
-from retrv_r1.train.lists import ListBatch, ListCollator, rivals, run_lists
+from retrv_r1.train.lists import ListBatch, ListCollator, rivals
+from retrv_r1.train.losses import run_lists
 from retrv_r1.train.pictures import PictureBank, on_white, to_patches
 from retrv_r1.train.sampling import ListSampler, Vectors, with_default_instruction
 from retrv_r1.types import Item

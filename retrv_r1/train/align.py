@@ -20,8 +20,9 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.features import FeatureBank
-from retrv_r1.train.lists import ListCollator, ListOutput, run_lists
+from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.loop import Stage
+from retrv_r1.train.losses import ListOutput, run_lists
 from retrv_r1.train.pretrain import described_pictures
 from retrv_r1.train.sampling import ListSampler, Vectors
 

@@ -114,7 +114,7 @@ def build_stage(settings: Settings) -> Stage:
         val = Corpus(settings.data, "val", bank)
         return _embed(settings, train, val)
     model, processor = _model(settings, train)
-    embedder = RetrvEmbedder.from_pretrained(_init(settings, "embed"))
+    embedder = RetrvEmbedder.from_pretrained(_init(settings, "embed"), dtype=torch.float32)
     max_text = settings.stage.max_text
 
     def vectors(corpus: Corpus) -> dict[str, Vectors]:
@@ -173,7 +173,7 @@ def _model(
         model = RetrvR1ForConditionalGeneration.from_pretrained(path)
         return model, RetrvR1Processor.from_pretrained(path, model.config)
     path = _init(settings, "embed")
-    embedder = RetrvEmbedder.from_pretrained(path)
+    embedder = RetrvEmbedder.from_pretrained(path, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path)
     config = _tiny_config(settings, embedder, tokenizer)
     model = RetrvR1ForConditionalGeneration(config)

@@ -31,6 +31,7 @@ class LoopConfig:
     Args:
         steps: optimiser steps in all.
         learning_rate: peak, reached after ``warmup`` steps, then cosine to a twentieth.
+        tower_rate: what the vision tower's learning rate is multiplied by.
         weight_decay, clip_norm, betas: AdamW's.
         save_every, log_every: in steps.
         threads: CPU threads, 0 for torch's own choice.
@@ -38,6 +39,7 @@ class LoopConfig:
 
     steps: int
     learning_rate: float = 1e-3
+    tower_rate: float = 1.0
     warmup: int = 100
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -88,6 +90,7 @@ class _StageTrainer(Trainer):
     """Trainer whose loss is the stage's and whose batches come in order, ready-made."""
 
     stage: Stage
+    tower_rate: float = 1.0
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         loss, metrics = self.stage.loss(inputs["batch"])
@@ -103,6 +106,18 @@ class _StageTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(self.model, Path(resume_from_checkpoint) / "model.safetensors", strict=True)
+
+    def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args)
+        if self.tower_rate != 1:
+            tower = set(map(id, self.stage.model.visual.parameters()))
+            for group in list(optimizer.param_groups):
+                kept = [p for p in group["params"] if id(p) not in tower]
+                moved = [p for p in group["params"] if id(p) in tower]
+                group["params"] = kept
+                rate = group["lr"] * self.tower_rate
+                optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        return optimizer
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -248,7 +263,7 @@ def fit(stage: Stage, config: LoopConfig, out: Path, resume: bool) -> Path:
     )
     trainer.pop_callback(ProgressCallback)
     trainer.add_callback(recorder)
-    trainer.stage, trainer.recorder = stage, recorder
+    trainer.stage, trainer.recorder, trainer.tower_rate = stage, recorder, config.tower_rate
     trainer.train(resume_from_checkpoint=last)
     stage.model.eval()
     stage.save(out / "final")

@@ -2,15 +2,14 @@
 
 Tower, compressor and language model learn together to name pictures and to pick from lists. All
 lists train the content tokens, which costs little beside the tower; the language model reads some
-of them, mostly compressed. The tower comes from the embed stage and rests at first, while content
-tokens learn to say what the first stage's vectors say. Official Qwen-VL checkpoints skip this
-stage.
+of them, mostly compressed. The tower comes from the embed stage, content tokens and token
+embeddings begin by saying what the first stage's vectors say (``start.py``). Official Qwen-VL
+checkpoints skip this stage.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,24 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import Corpus, Entry, used_pictures
 from retrv_r1.train.features import clean_rows
-from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading, run_lists
+from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading
 from retrv_r1.train.loop import Stage
+from retrv_r1.train.losses import content_tokens, pair_loss, run_lists
 from retrv_r1.train.pictures import augment, blend, side_of, to_patches
 from retrv_r1.train.sampling import ListSampler, Vectors, shortened, with_default_instruction
+from retrv_r1.train.start import (
+    fit_rows,
+    fit_tokens,
+    start_compressor,
+    start_layers,
+    start_naming,
+)
 from retrv_r1.train.validation import ListValidation
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Args:
-    warm_steps: steps at the start in which the tower rests and the first stage teaches.
     lists, size, share: lists a step, candidates of each, and how many have the same ones.
     hard: how near negatives are at the end (``sampling.py``), growing from 0 until ``grow``.
     read: lists that the language model reads; with ``read_sizes`` candidates, growing; at full
@@ -43,12 +49,10 @@ class PretrainConfig:
     blend: share of pictures blended with the same thing in another style, from step
         ``blend_from`` on: styles that no training picture has lie between those that they have.
     default_instruction: share of lists with the checkpoint's own, short instruction.
-    taught_weight: of one minus the cosine to the first stage's vectors.
     row_size: RMS that tower rows get. The embed stage leaves them at many times the size of what
         a layer adds, and no layer could change them.
     """
 
-    warm_steps: int = 150
     lists: int = 64
     size: int = 16
     share: int = 8
@@ -64,7 +68,6 @@ class PretrainConfig:
     default_instruction: float = 0.6
     max_text: int = 12
     row_size: float = 0.1
-    taught_weight: float = 5.0
     steps: int = 1
 
 
@@ -87,24 +90,14 @@ class PretrainStage(Stage):
         self.side = side_of(processor.image_processor)
         self.collator = ListCollator(processor, config.max_text)
         self.pictures = described_pictures(corpus)
-        sample = [entry.picture for entry in self.pictures[:256]]
-        rows = clean_rows(model, processor, corpus.bank, sample)
-        self.row_scale = config.row_size / float(rows.pow(2).mean().sqrt())
         self.drawn: dict[str, list[int]] = defaultdict(list)
         for row in used_pictures(corpus):
             if (concept := corpus.bank.concepts[row]) is not None:
                 self.drawn[concept].append(row)
         self.concepts = {name: number for number, name in enumerate(sorted(self.drawn))}
-        self.taught = vectors_by_key(corpus, vectors)
         # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
-        width = next(iter(vectors.values())).pool.shape[-1]
-        model.heads = nn.ModuleDict(
-            {
-                "naming": nn.Linear(model.config.hidden_size, len(self.concepts)),
-                "taught": nn.Linear(model.config.hidden_size, width),
-            }
-        )
-        match_by_content(model)
+        model.naming = nn.Linear(model.config.hidden_size, len(self.concepts))
+        self.row_scale = self._start(vectors)
 
     def batch(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
@@ -134,22 +127,19 @@ class PretrainStage(Stage):
         share = config.blend if step >= config.blend_from else 0.0
         image = augment(self._blended(used, share, rng), self.side, generator)
         pixels, grid = to_patches(image, self.processor.image_processor, self.side)
-        warm = step < config.warm_steps
         return {
             **batches,
             "used": used,
             "pixels": pixels,
             "grid": grid,
             "kind": "full_" if full else "",
-            "taught": self._taught(batches["pairs"].entries) if warm else None,
         }
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         used = batch["used"]
         row_of = {picture: number for number, picture in enumerate(used)}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and batch["taught"] is None):
-            rows = self.model.encode_pictures(batch["pixels"], batch["grid"])
-            rows = rows.view(len(used), -1, rows.shape[-1]) * self.row_scale
+        rows = self.model.encode_pictures(batch["pixels"], batch["grid"])
+        rows = rows.view(len(used), -1, rows.shape[-1]) * self.row_scale
 
         def vision(part: ListBatch | PairBatch) -> Tensor:
             return rows[[row_of[p] for p in part.pictures]].flatten(0, 1)
@@ -162,26 +152,21 @@ class PretrainStage(Stage):
         answer_loss, answer_hits = out.answer_loss()
         match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
         pointer_loss, pointer_hits = out.pointer_loss()
-        content = pairs.content(self.model, vision(pairs))
-        content_loss, content_hits = pairs.loss(content)
+        lookup_loss, lookup_hits = out.lookup_loss()
+        content = content_tokens(self.model, pairs, vision(pairs))
+        content_loss, content_hits = pair_loss(pairs, content)
         naming_loss, naming_hits = self._naming_loss(rows, used)
         loss = describe_loss + out.token_loss() + answer_loss + match_loss
-        loss = loss + pointer_loss + content_loss + naming_loss
-        taught = {}
-        if batch["taught"] is not None:
-            heard = self.model.heads["taught"](nn.functional.rms_norm(content, content.shape[-1:]))
-            likeness = nn.functional.cosine_similarity(heard, batch["taught"]).mean()
-            loss = loss + self.config.taught_weight * (1 - likeness)
-            taught = {"taught_cosine": float(likeness.detach())}
+        loss = loss + pointer_loss + lookup_loss + content_loss + naming_loss
         kind = batch["kind"]
         return loss, {
             f"{kind}describe_loss": float(describe_loss.detach()),
             f"{kind}answer_accuracy": answer_hits,
             f"{kind}match_accuracy": match_hits,
             f"{kind}pointer_accuracy": pointer_hits,
+            f"{kind}lookup_accuracy": lookup_hits,
             "content_accuracy": content_hits,
             "naming_accuracy": naming_hits,
-            **taught,
             "tokens": described.tokens + lists.tokens + len(batch["pixels"]),
         }
 
@@ -201,18 +186,41 @@ class PretrainStage(Stage):
         rgba[chosen] = blend(rgba[chosen], bank.rgba(others), amount)
         return rgba
 
-    def _taught(self, entries: Sequence[Entry]) -> Tensor:
-        """First-stage vectors of entries, ``[m, e]``."""
-        return torch.from_numpy(np.stack([self.taught[entry.key] for entry in entries]))
+    def _start(self, vectors: dict[str, Vectors], sample: int = 4000) -> float:
+        """Gives the model what the first stage knows; returns what tower rows are scaled by."""
+        model, known = self.model, vectors_by_key(self.corpus, vectors)
+        shown = sorted(p for text, p in known if text is None and p is not None)
+        shown = shown[:: max(1, len(shown) // sample)]
+        rows = clean_rows(model, self.processor, self.corpus.bank, shown)
+        goal = torch.from_numpy(np.stack([known[None, picture] for picture in shown]))
+        to_vector = fit_rows(rows, goal)
+        texts = sorted(text for text, p in known if text is not None and p is None)
+        ids = [self.collator.text_ids(text)[: self.config.max_text] for text in texts]
+        goal = torch.from_numpy(np.stack([known[text, None] for text in texts]))
+        table = model.get_input_embeddings().weight
+        tokens, likeness = fit_tokens(ids, goal, to_vector, len(table))
+        print(f"token embeddings: mean cosine to the first stage's texts {likeness:.3f}")
+        used = sorted({token for text in ids for token in text})
+        with torch.no_grad():
+            table[used] = tokens[used] * model.config.get_text_config().initializer_range
+        start_compressor(model.icm, to_vector)
+        start_layers(model.language_model)
+        named = [(n, self._concept(p)) for n, p in enumerate(shown) if self._concept(p) >= 0]
+        if named:
+            numbers, concepts = torch.tensor(named).T
+            start_naming(model.naming, pooled(rows[numbers]), concepts)
+        return self.config.row_size / float(rows.pow(2).mean().sqrt())
+
+    def _concept(self, picture: int) -> int:
+        """Number of the concept that a picture shows, -100 where the data does not say."""
+        return self.concepts.get(self.corpus.bank.concepts[picture] or "", -100)
 
     def _naming_loss(self, rows: Tensor, pictures: list[int]) -> tuple[Tensor, float]:
         """Softmax over all concepts on a picture's mean row, as in the embed stage."""
-        pooled = nn.functional.rms_norm(rows.mean(1), rows.shape[-1:])
-        concepts = self.corpus.bank.concepts
-        goal = torch.tensor([self.concepts.get(concepts[p], -100) for p in pictures])
+        goal = torch.tensor([self._concept(picture) for picture in pictures])
         if not (goal >= 0).any():
             return rows.new_zeros(()), 0.0
-        logits = self.model.heads["naming"](pooled)
+        logits = self.model.naming(pooled(rows))
         loss = nn.functional.cross_entropy(logits, goal, label_smoothing=0.1)
         return loss, float((logits.argmax(1) == goal).float().mean())
 
@@ -221,7 +229,7 @@ class PretrainStage(Stage):
 
     @torch.no_grad()
     def save(self, out: Path) -> None:
-        del self.model.heads
+        del self.model.naming
         last = self.model.visual.merger.mlp[-1]
         for part in (last.weight, last.bias):
             part.mul_(self.row_scale)
@@ -230,21 +238,9 @@ class PretrainStage(Stage):
         self.processor.save_pretrained(out)
 
 
-def match_by_content(model: RetrvR1ForConditionalGeneration) -> None:
-    """Starts every key projection of the language model as its query projection.
-
-    Attention then prefers rows that are alike from the first step on, which is what finding a
-    candidate for a query is. Without it nothing of that is learned in a thousand steps
-    (docs/LOG.md).
-    """
-    for layer in model.language_model.layers:
-        attention = layer.self_attn
-        keys = attention.k_proj.weight
-        heads = attention.q_proj.weight.unflatten(
-            0, (-1, attention.num_key_value_groups, attention.head_dim)
-        )
-        with torch.no_grad():
-            keys.copy_(heads[:, 0].flatten(0, 1))
+def pooled(rows: Tensor) -> Tensor:
+    """A picture's mean row, normed: ``rows [n, r, d]`` → ``[n, d]``."""
+    return nn.functional.rms_norm(rows.mean(1), rows.shape[-1:])
 
 
 def vectors_by_key(

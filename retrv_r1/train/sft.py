@@ -18,8 +18,9 @@ from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.features import FeatureBank
-from retrv_r1.train.lists import ListBatch, ListCollator, Reading, run_lists
+from retrv_r1.train.lists import ListBatch, ListCollator, Reading
 from retrv_r1.train.loop import Stage
+from retrv_r1.train.losses import run_lists
 from retrv_r1.train.sampling import ListSampler, Vectors, with_default_instruction
 from retrv_r1.train.validation import ListValidation
 
@@ -107,15 +108,17 @@ class SFTStage(Stage):
         match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
         answer_loss, answer_hits = out.answer_loss()
         pointer_loss, pointer_hits = out.pointer_loss()
+        lookup_loss, lookup_hits = out.lookup_loss()
         content_loss, content_hits = out.content_loss()
         loss = token_loss + answer_loss + self.config.match_weight * match_loss
-        loss = loss + self.config.pointer_weight * (pointer_loss + content_loss)
+        loss = loss + self.config.pointer_weight * (pointer_loss + lookup_loss + content_loss)
         kind = batch["kind"]
         return loss, {
             f"{kind}token_loss": float(token_loss),
             f"{kind}answer_accuracy": answer_hits,
             "match_accuracy": match_hits,
             "pointer_accuracy": pointer_hits,
+            "lookup_accuracy": lookup_hits,
             "content_accuracy": content_hits,
             "tokens": lists.tokens,
         }

@@ -8,7 +8,8 @@ import torch
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.train.corpus import Corpus, ListExample, used_pictures
 from retrv_r1.train.features import clean_rows
-from retrv_r1.train.lists import ListCollator, run_lists
+from retrv_r1.train.lists import ListCollator
+from retrv_r1.train.losses import run_lists
 from retrv_r1.train.sampling import Vectors
 
 
@@ -82,7 +83,7 @@ class ListValidation:
         metrics: dict[str, list[float]] = {}
         token = self.collator.tokens.answer_start
         for name, lists in self.lists.items():
-            hits = dict.fromkeys(("answer", "match", "pointer", "content"), 0.0)
+            hits = dict.fromkeys(("answer", "match", "lookup", "pointer", "content"), 0.0)
             for start in range(0, len(lists), batch):
                 chosen = lists[start : start + batch]
                 packed = self.collator.collate(
@@ -92,6 +93,7 @@ class ListValidation:
                 out = run_lists(model, packed, vision)
                 hits["answer"] += out.answer_loss()[1] * len(chosen)
                 hits["match"] += out.match_loss(token)[1] * len(chosen)
+                hits["lookup"] += out.lookup_loss()[1] * len(chosen)
                 hits["pointer"] += out.pointer_loss()[1] * len(chosen)
                 hits["content"] += out.content_loss()[1] * len(chosen)
             short = name.split("_")[-1]

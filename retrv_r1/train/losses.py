@@ -1,0 +1,165 @@
+"""What a model makes of a batch of lists, and the losses on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
+from retrv_r1.train.lists import ListBatch, PairBatch
+
+
+def contrast(
+    queries: Tensor,
+    candidates: Tensor,
+    owner: Tensor,
+    fits: Tensor,
+    rivals: Tensor,
+    temperature: float,
+) -> tuple[Tensor, float]:
+    """InfoNCE over cosine similarities, and the share of answers nearest within their own lists.
+
+    Args:
+        queries: ``[b, d]``; candidates: of all lists, ``[c, d]``.
+        owner, fits: list of each candidate, and whether it is that list's answer, ``[c]``.
+        rivals: negatives of each list's query, ``[b, c]``.
+    """
+    normalize, lists = nn.functional.normalize, torch.arange(len(queries))
+    logits = normalize(queries, dim=-1) @ normalize(candidates, dim=-1).T / temperature
+    answers = fits.nonzero().squeeze(1)
+    known = rivals.clone()
+    known[lists, answers] = True
+    logits = logits.float().masked_fill(~known, -1e4)
+    foreign = owner[None] != lists[:, None]
+    hits = logits.masked_fill(foreign, -1e4).argmax(1) == answers
+    return nn.functional.cross_entropy(logits, answers), float(hits.float().mean())
+
+
+@dataclass(frozen=True)
+class ListOutput:
+    """Hidden states ``[b, l, d]`` and the head.
+
+    Attributes:
+        hidden: of the last layer, normed.
+        middle: half-way up; late: below the last layer, normed as the last one is.
+        content: content token of every item, ``[m, d]``.
+    """
+
+    hidden: Tensor
+    middle: Tensor
+    late: Tensor
+    content: Tensor
+    batch: ListBatch
+    head: nn.Module
+
+    def token_loss(self) -> Tensor:
+        """Cross-entropy of the target tokens."""
+        targets = self.batch.labels[:, 1:]
+        keep = targets != -100
+        logits = self.head(self.hidden[:, :-1][keep])
+        return nn.functional.cross_entropy(logits.float(), targets[keep])
+
+    def answer_logits(self) -> Tensor:
+        """Logits over the vocabulary where the answer's label is due, ``[b, vocabulary]``."""
+        return self.head(self.hidden[torch.arange(len(self.hidden)), self.batch.answer_cols])
+
+    def answer_loss(self) -> tuple[Tensor, float]:
+        """Cross-entropy of the answers' labels alone, and the share that is most likely."""
+        logits = self.answer_logits()
+        rows = torch.arange(len(logits))
+        goal = self.batch.labels[rows, self.batch.answer_cols + 1]
+        hits = float((logits.argmax(-1) == goal).float().mean())
+        return nn.functional.cross_entropy(logits.float(), goal), hits
+
+    def pointer_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
+        """InfoNCE in the middle layer: a query's last row against candidates' last rows.
+
+        Candidates of other lists are negatives too (:func:`rivals`). It puts queries and
+        candidates into one space half-way up, where the upper layers can look the answer up;
+        without it list reading stays at chance (docs/LOG.md). Nothing of it remains at inference.
+        Returns the loss and the share of answers nearest within their own lists.
+        """
+        return self._point(self.middle, self.batch.query_cols, temperature)
+
+    def lookup_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
+        """The same below the last layer, from the row that is to answer.
+
+        The last layer then finds the answer among the candidates by likeness, and has only to copy
+        its label. Returns what :meth:`pointer_loss` does.
+        """
+        return self._point(self.late, self.batch.answer_cols, temperature)
+
+    def _point(self, states: Tensor, cols: Tensor, temperature: float) -> tuple[Tensor, float]:
+        batch = self.batch
+        queries = states[torch.arange(len(states)), cols]
+        candidates = states[batch.match_rows, batch.match_cols]
+        return contrast(
+            queries, candidates, batch.match_rows, batch.match_fits, batch.rivals, temperature
+        )
+
+    def content_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
+        """InfoNCE between content tokens: a query's own against those of all candidates.
+
+        Costs nothing beside the list itself, and makes token embeddings, tower rows and content
+        tokens comparable before the language model has learned to compare. Returns what
+        :meth:`pointer_loss` does.
+        """
+        batch = self.batch
+        own = batch.match_fits.nonzero().squeeze(1)
+        queries = self.content[batch.pair_query[own]]
+        candidates = self.content[batch.pair_candidate]
+        return contrast(
+            queries, candidates, batch.match_rows, batch.match_fits, batch.rivals, temperature
+        )
+
+    def match_loss(self, token: int) -> tuple[Tensor, float]:
+        """Below the last layer, at every candidate's last row: does it match, what is its label?
+
+        The logit of ``token`` is softmaxed over the list, the labels' logits must name the row's
+        own label. The last layer then has only to find the best match and copy its label. Dense
+        supervision; nothing of it remains at inference. Returns the loss and the share of lists
+        whose answer scores highest.
+        """
+        batch, weight = self.batch, self.head.weight
+        rows = self.late[batch.match_rows, batch.match_cols]
+        sizes = torch.bincount(batch.match_rows, minlength=len(self.hidden)).tolist()
+        scores = nn.utils.rnn.pad_sequence((rows @ weight[token]).split(sizes), True, -1e4)
+        fits = nn.utils.rnn.pad_sequence(batch.match_fits.split(sizes), True, False)
+        goal = fits.float().argmax(1)
+        known, own = batch.match_labels.unique(return_inverse=True)
+        cross_entropy = nn.functional.cross_entropy
+        loss = cross_entropy(scores.float(), goal) + cross_entropy(rows @ weight[known].T, own)
+        return loss, float((scores.argmax(1) == goal).float().mean())
+
+
+def run_lists(
+    model: RetrvR1ForConditionalGeneration, batch: ListBatch, vision_rows: Tensor | None
+) -> ListOutput:
+    """Runs a batch through compressor and language model; ``vision_rows [v, d]``."""
+    items = PackedItems(batch.items.ids, batch.items.cu_seqlens, vision_rows=vision_rows)
+    table = model.row_table(items, batch.pair_candidate, batch.pair_query)
+    embeds = model.embed(batch.input_ids, batch.row_refs, table)
+    out = model.language_model(
+        inputs_embeds=embeds, position_ids=batch.position_ids, output_hidden_states=True
+    )
+    states = out.hidden_states
+    middle, late = states[len(states) // 2], model.language_model.norm(states[-2])
+    content = table[len(batch.items.ids) :][: len(batch.items.cu_seqlens) - 1]
+    head = model.get_output_embeddings()
+    return ListOutput(out.last_hidden_state, middle, late, content, batch, head)
+
+
+def content_tokens(
+    model: RetrvR1ForConditionalGeneration, batch: PairBatch, vision_rows: Tensor | None
+) -> Tensor:
+    """Content token of every item of a batch, ``[m, d]``."""
+    items = PackedItems(batch.items.ids, batch.items.cu_seqlens, vision_rows=vision_rows)
+    return model.icm.content(model.features(items), items.cu_seqlens)
+
+
+def pair_loss(batch: PairBatch, content: Tensor, temperature: float = 0.04) -> tuple[Tensor, float]:
+    """What :meth:`ListOutput.content_loss` is, without the language model."""
+    queries, candidates = content[batch.query], content[batch.candidate]
+    return contrast(queries, candidates, batch.owner, batch.fits, batch.rivals, temperature)

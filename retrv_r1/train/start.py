@@ -1,0 +1,117 @@
+"""Where ``pretrain`` starts: a compressor and token embeddings that say what the first stage says.
+
+The first stage has learned which words mean which pictures. Its vectors are close to a linear map
+``M`` of a picture's mean tower row, so the new model begins with content tokens that have the same
+inner products, ``(MᵀM)^½ · mean row``, and with token embeddings that lie among the tower's rows
+where their words' pictures do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retrv_r1.model.icm import InformationCompressor
+
+
+def fit_rows(rows: Tensor, vectors: Tensor, ridge: float = 1e-3) -> Tensor:
+    """The linear map ``[e, d]`` from pictures' mean normed rows to first-stage vectors.
+
+    Args:
+        rows: ``[n, r, d]``.
+        vectors: ``[n, e]``.
+    """
+    mean = nn.functional.rms_norm(rows, rows.shape[-1:]).mean(1)
+    gram = mean.T @ mean / len(mean)
+    damping = ridge * gram.diagonal().mean() * torch.eye(len(gram))
+    return torch.linalg.solve(gram + damping, mean.T @ vectors / len(mean)).T
+
+
+def fit_tokens(
+    texts: list[list[int]],
+    vectors: Tensor,
+    to_vector: Tensor,
+    vocabulary: int,
+    *,
+    steps: int = 600,
+    batch: int = 4096,
+    seed: int = 0,
+) -> tuple[Tensor, float]:
+    """Token rows whose mean, mapped by ``to_vector``, is the first stage's vector of a text.
+
+    Args:
+        texts: token ids.
+        vectors: ``[t, e]``.
+        to_vector: what :func:`fit_rows` found, ``[e, d]``.
+    Returns:
+        Rows of RMS 1, ``[vocabulary, d]``, and the mean cosine that they reach.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(vocabulary, to_vector.shape[1], generator=generator)
+    embedding = nn.Parameter(start.clone())
+    optimizer = torch.optim.Adam([embedding], lr=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    offsets = torch.tensor([0, *(len(ids) for ids in texts)]).cumsum(0)
+    flat = torch.tensor([i for ids in texts for i in ids])
+    likeness = torch.zeros(())
+    for _ in range(steps):
+        chosen = torch.randint(len(texts), (batch,), generator=generator)
+        lengths = offsets.diff()[chosen]
+        starts = lengths.cumsum(0) - lengths
+        places = torch.arange(int(lengths.sum())) + (offsets[chosen] - starts).repeat_interleave(
+            lengths
+        )
+        rows = nn.functional.rms_norm(embedding, embedding.shape[-1:])
+        mean = nn.functional.embedding_bag(flat[places], rows, starts, mode="mean")
+        likeness = nn.functional.cosine_similarity(mean @ to_vector.T, vectors[chosen]).mean()
+        optimizer.zero_grad()
+        (1 - likeness).backward()
+        optimizer.step()
+        schedule.step()
+    rows = nn.functional.rms_norm(embedding.detach(), embedding.shape[-1:])
+    return rows, float(likeness.detach())
+
+
+@torch.no_grad()
+def start_compressor(icm: InformationCompressor, to_vector: Tensor) -> None:
+    """Makes content tokens ``(MᵀM)^½ · mean row``; pooling stays near uniform."""
+    attention = icm.pool.attention
+    values, vectors = torch.linalg.eigh(to_vector.T @ to_vector)
+    attention.o_proj.weight.copy_((vectors * values.clamp(min=0).sqrt()) @ vectors.T)
+    attention.v_proj.weight.copy_(torch.eye(len(values)))
+
+
+@torch.no_grad()
+def start_naming(head: nn.Linear, pooled: Tensor, concepts: Tensor) -> None:
+    """Makes a softmax over concepts begin with every concept's mean picture.
+
+    Args:
+        pooled: ``[n, d]``; concepts: number of each, ``[n]``.
+    """
+    centre = pooled.mean(0)
+    sums = torch.zeros_like(head.weight).index_add(0, concepts, pooled - centre)
+    head.weight.copy_(nn.functional.normalize(sums, dim=-1))
+    head.bias.copy_(-head.weight @ centre)
+
+
+@torch.no_grad()
+def start_layers(language_model: nn.Module) -> None:
+    """Starts a decoder so that alike rows find each other.
+
+    Every key projection begins as its query projection: attention then prefers rows that are alike
+    from the first step on, which is what finding a candidate for a query is; without it nothing of
+    that is learned in a thousand steps (docs/LOG.md). What layers add begins small beside the rows
+    that enter, and the last layer copies what it finds: its output is the transpose of its values.
+    """
+    attention = None
+    for layer in language_model.layers:
+        attention = layer.self_attn
+        groups, width = attention.num_key_value_groups, attention.head_dim
+        heads = attention.q_proj.weight.unflatten(0, (-1, groups, width))
+        attention.k_proj.weight.copy_(heads[:, 0].flatten(0, 1))
+        attention.o_proj.weight.mul_(0.25)
+        layer.mlp.down_proj.weight.mul_(0.25)
+    if attention is not None:
+        values = attention.v_proj.weight.unflatten(0, (-1, width))
+        copied = values.repeat_interleave(groups, 0).flatten(0, 1)
+        attention.o_proj.weight.copy_(copied.T)
