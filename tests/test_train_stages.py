@@ -77,11 +77,14 @@ OPTIONS = {
     "embed": {"batch": 8, "cells_per_batch": 2},
     "pretrain": {
         "descriptions": 3,
-        "rows": 16,
         "lists": 4,
-        "sizes": [3, 4],
+        "size": 4,
+        "share": 2,
+        "read": 2,
+        "read_sizes": [3, 4],
+        "full_size": 3,
         "full_every": 3,
-        "warm_steps": 1,
+        "start_steps": 5,
     },
     "align": {"descriptions": 3, "lists": 2, "size": 3, "views": 2},
     "sft": {"rows": 16, "sizes": [3, 4], "full_sizes": [3, 4], "full_every": 3, "views": 2},
@@ -243,7 +246,7 @@ def test_stages_build_on_each_other_to_a_model_that_ranks(trained, pictographs, 
 
 
 TRAINED = {
-    "pretrain": {"backbone", "icm", "heads"},
+    "pretrain": {"backbone", "icm", "naming"},
     "align": {"icm"},
     "sft": {"icm", "backbone.model.language_model"},
 }

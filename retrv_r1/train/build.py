@@ -129,7 +129,16 @@ def build_stage(settings: Settings) -> Stage:
     val = Corpus(settings.data, "val", bank)
     validation = ListValidation(val, vectors(val), ListCollator(processor, max_text))
     if settings.name == "pretrain":
-        return PretrainStage(model, processor, train, known, validation, settings.stage, seed)
+        return PretrainStage(
+            model,
+            processor,
+            train,
+            known,
+            validation,
+            settings.stage,
+            seed,
+            fresh="model" not in settings.init,
+        )
     return SFTStage(model, processor, embedder, train, known, validation, settings.stage, seed)
 
 
@@ -167,8 +176,8 @@ def _embed(settings: Settings, train: Corpus, val: Corpus) -> EmbedStage:
 def _model(
     settings: Settings, train: Corpus
 ) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
-    """The model to go on with; for ``pretrain``, a new one around the embed stage's tower."""
-    if settings.name != "pretrain":
+    """The model to go on with; for ``pretrain`` without one, a new one around embed's tower."""
+    if settings.name != "pretrain" or "model" in settings.init:
         path = _init(settings, "model")
         model = RetrvR1ForConditionalGeneration.from_pretrained(path)
         return model, RetrvR1Processor.from_pretrained(path, model.config)

@@ -37,6 +37,9 @@ from retrv_r1.train.start import (
 )
 from retrv_r1.train.validation import ListValidation
 
+_SAMPLE = 4000
+"""Pictures that the start is fitted on."""
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -49,6 +52,7 @@ class PretrainConfig:
     blend: share of pictures blended with the same thing in another style, from step
         ``blend_from`` on: styles that no training picture has lie between those that they have.
     default_instruction: share of lists with the checkpoint's own, short instruction.
+    start_steps: steps in which token embeddings are fitted to the first stage's texts.
     row_size: RMS that tower rows get. The embed stage leaves them at many times the size of what
         a layer adds, and no layer could change them.
     """
@@ -67,6 +71,7 @@ class PretrainConfig:
     blend_from: int = 0
     default_instruction: float = 0.6
     max_text: int = 12
+    start_steps: int = 600
     row_size: float = 0.1
     steps: int = 1
 
@@ -83,6 +88,8 @@ class PretrainStage(Stage):
         validation: ListValidation | None,
         config: PretrainConfig,
         seed: int,
+        *,
+        fresh: bool = True,
     ) -> None:
         self.model, self.processor, self.corpus = model, processor, corpus
         self.sampler, self.validation = ListSampler(corpus, vectors), validation
@@ -97,7 +104,7 @@ class PretrainStage(Stage):
         self.concepts = {name: number for number, name in enumerate(sorted(self.drawn))}
         # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
         model.naming = nn.Linear(model.config.hidden_size, len(self.concepts))
-        self.row_scale = self._start(vectors)
+        self.row_scale = self._start(vectors_by_key(corpus, vectors), fresh)
 
     def batch(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
@@ -186,29 +193,39 @@ class PretrainStage(Stage):
         rgba[chosen] = blend(rgba[chosen], bank.rgba(others), amount)
         return rgba
 
-    def _start(self, vectors: dict[str, Vectors], sample: int = 4000) -> float:
-        """Gives the model what the first stage knows; returns what tower rows are scaled by."""
-        model, known = self.model, vectors_by_key(self.corpus, vectors)
+    def _start(
+        self,
+        known: dict[tuple[str | None, int | None], np.ndarray],
+        fresh: bool,
+        sample: int = 4000,
+    ) -> float:
+        """Gives a fresh model what the first stage knows; returns what tower rows are scaled by.
+
+        Args:
+            known: first-stage vectors of what is seen of each entry.
+        """
+        model = self.model
         shown = sorted(p for text, p in known if text is None and p is not None)
-        shown = shown[:: max(1, len(shown) // sample)]
+        shown = shown[:: max(1, len(shown) // _SAMPLE)]
         rows = clean_rows(model, self.processor, self.corpus.bank, shown)
+        named = [(n, self._concept(p)) for n, p in enumerate(shown) if self._concept(p) >= 0]
+        if named:
+            numbers, concepts = torch.tensor(named).T
+            start_naming(model.naming, pooled(rows[numbers]), concepts)
+        if not fresh:
+            return 1.0
         goal = torch.from_numpy(np.stack([known[None, picture] for picture in shown]))
         to_vector = fit_rows(rows, goal)
         texts = sorted(text for text, p in known if text is not None and p is None)
         ids = [self.collator.text_ids(text)[: self.config.max_text] for text in texts]
         goal = torch.from_numpy(np.stack([known[text, None] for text in texts]))
         table = model.get_input_embeddings().weight
-        tokens, likeness = fit_tokens(ids, goal, to_vector, len(table))
-        print(f"token embeddings: mean cosine to the first stage's texts {likeness:.3f}")
+        tokens = fit_tokens(ids, goal, to_vector, len(table), steps=self.config.start_steps)
         used = sorted({token for text in ids for token in text})
         with torch.no_grad():
             table[used] = tokens[used] * model.config.get_text_config().initializer_range
         start_compressor(model.icm, to_vector)
         start_layers(model.language_model)
-        named = [(n, self._concept(p)) for n, p in enumerate(shown) if self._concept(p) >= 0]
-        if named:
-            numbers, concepts = torch.tensor(named).T
-            start_naming(model.naming, pooled(rows[numbers]), concepts)
         return self.config.row_size / float(rows.pow(2).mean().sqrt())
 
     def _concept(self, picture: int) -> int:

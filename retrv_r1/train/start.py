@@ -36,7 +36,7 @@ def fit_tokens(
     steps: int = 600,
     batch: int = 4096,
     seed: int = 0,
-) -> tuple[Tensor, float]:
+) -> Tensor:
     """Token rows whose mean, mapped by ``to_vector``, is the first stage's vector of a text.
 
     Args:
@@ -44,18 +44,17 @@ def fit_tokens(
         vectors: ``[t, e]``.
         to_vector: what :func:`fit_rows` found, ``[e, d]``.
     Returns:
-        Rows of RMS 1, ``[vocabulary, d]``, and the mean cosine that they reach.
+        Rows of RMS 1, ``[vocabulary, d]``.
     """
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(vocabulary, to_vector.shape[1], generator=generator)
-    embedding = nn.Parameter(start.clone())
+    embedding = nn.Parameter(start)
     optimizer = torch.optim.Adam([embedding], lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     offsets = torch.tensor([0, *(len(ids) for ids in texts)]).cumsum(0)
     flat = torch.tensor([i for ids in texts for i in ids])
-    likeness = torch.zeros(())
     for _ in range(steps):
-        chosen = torch.randint(len(texts), (batch,), generator=generator)
+        chosen = torch.randint(len(texts), (min(batch, len(texts)),), generator=generator)
         lengths = offsets.diff()[chosen]
         starts = lengths.cumsum(0) - lengths
         places = torch.arange(int(lengths.sum())) + (offsets[chosen] - starts).repeat_interleave(
@@ -68,8 +67,7 @@ def fit_tokens(
         (1 - likeness).backward()
         optimizer.step()
         schedule.step()
-    rows = nn.functional.rms_norm(embedding.detach(), embedding.shape[-1:])
-    return rows, float(likeness.detach())
+    return nn.functional.rms_norm(embedding.detach(), embedding.shape[-1:])
 
 
 @torch.no_grad()
