@@ -17,7 +17,7 @@ CONSTRAINTS := requirements/ci.txt
 INSTALLED := .venv/.installed
 NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h')
 
-RUNS := embed pretrain sft-1 sft
+RUNS := embed pretrain sft
 
 .PHONY: help demo test lint clean data tiny
 
@@ -42,7 +42,7 @@ data: $(INSTALLED)
 # Trains the shipped checkpoint again: an hour and a half on two cores; goes on after a kill.
 tiny: data
 	set -e; for run in $(RUNS); do \
-	  $(BIN)/retrv-r1 train $${run%-*} --config retrv_r1/train/configs/tiny/$$run.yaml; done
+	  $(BIN)/retrv-r1 train $$run --config retrv_r1/train/configs/tiny/$$run.yaml; done
 	$(BIN)/python -m retrv_r1.train.ship runs/tiny retrv_r1/checkpoints/tiny data/pictographs
 
 lint: $(INSTALLED)

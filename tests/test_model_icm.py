@@ -134,6 +134,19 @@ def test_padding_is_never_read(monkeypatch):
 
 
 @torch.no_grad()
+def test_padded_rows_and_their_gradients_are_those_of_padding_each_item():
+    lengths = [3, 1, 4, 2]
+    features, offsets = rows_of(lengths)
+    weights = torch.randn(4, 4, features.shape[-1])
+    ours, theirs = (features.clone().requires_grad_() for _ in range(2))
+    rows, mask = module.pad_rows(ours, offsets)
+    expected = torch.nn.utils.rnn.pad_sequence(theirs.split(lengths), batch_first=True)
+    assert torch.equal(rows, expected) and mask.sum(1).tolist() == lengths
+    (rows * weights).sum().backward()
+    (expected * weights).sum().backward()
+    assert torch.equal(ours.grad, theirs.grad)
+
+
 def test_the_relation_depends_on_the_query_and_the_content_does_not():
     icm = compressor(ICMConfig(relate_dim=8))
     features, offsets = rows_of([4, 6, 3])

@@ -272,6 +272,27 @@ def test_the_tower_of_the_first_stage_starts_the_backbone(build, trained):
     assert all(torch.equal(visual[name], value) for name, value in tower.items())
 
 
+def test_pretrain_goes_on_from_a_finished_model(config, trained, folder):
+    trained("pretrain")
+    init = {"embed": str(folder / "embed/final"), "model": str(folder / "pretrain/final")}
+    stage = build_stage(read_config("pretrain", config("pretrain", init=init)))
+    finished = RetrvR1ForConditionalGeneration.from_pretrained(folder / "pretrain/final")
+    ours = dict(stage.model.named_parameters())
+    assert all(torch.equal(ours[name], value) for name, value in finished.named_parameters())
+    assert stage.row_scale == 1
+
+
+def test_the_tower_may_learn_more_slowly(build, tmp_path):
+    stage = build("pretrain")
+    before = {n: p.detach().clone() for n, p in stage.model.named_parameters()}
+    settings = loop.LoopConfig(**LOOP | {"steps": 2}, tower_rate=0.0)
+    stage.save = lambda out: None
+    fit(stage, settings, tmp_path / "run", resume=False)
+    tower = {n for n, p in stage.model.named_parameters() if p is not None and ".visual." in n}
+    moved = {n for n, p in stage.model.named_parameters() if not torch.equal(p, before[n])}
+    assert tower and not moved & tower and moved
+
+
 def test_an_embedder_is_saved_without_what_only_trains_it(trained):
     embedder, info = RetrvEmbedder.from_pretrained(trained("embed"), output_loading_info=True)
     assert not any(info.values()), info

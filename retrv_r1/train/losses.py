@@ -52,7 +52,7 @@ class ListOutput:
     late: Tensor
     content: Tensor
     batch: ListBatch
-    head: nn.Module
+    head: nn.Linear
 
     def token_loss(self) -> Tensor:
         """Cross-entropy of the target tokens."""
@@ -148,6 +148,7 @@ def run_lists(
     middle, late = states[len(states) // 2], model.language_model.norm(states[-2])
     content = table[len(batch.items.ids) :][: len(batch.items.cu_seqlens) - 1]
     head = model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
     return ListOutput(out.last_hidden_state, middle, late, content, batch, head)
 
 

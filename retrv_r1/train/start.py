@@ -102,7 +102,7 @@ def start_layers(language_model: nn.Module) -> None:
     that enter, and the last layer copies what it finds: its output is the transpose of its values.
     """
     attention = None
-    for layer in language_model.layers:
+    for layer in language_model.get_submodule("layers").children():
         attention = layer.self_attn
         groups, width = attention.num_key_value_groups, attention.head_dim
         heads = attention.q_proj.weight.unflatten(0, (-1, groups, width))
