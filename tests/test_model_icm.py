@@ -133,7 +133,6 @@ def test_padding_is_never_read(monkeypatch):
     assert torch.equal(tokens(), expected)
 
 
-@torch.no_grad()
 def test_padded_rows_and_their_gradients_are_those_of_padding_each_item():
     lengths = [3, 1, 4, 2]
     features, offsets = rows_of(lengths)
@@ -147,6 +146,7 @@ def test_padded_rows_and_their_gradients_are_those_of_padding_each_item():
     assert torch.equal(ours.grad, theirs.grad)
 
 
+@torch.no_grad()
 def test_the_relation_depends_on_the_query_and_the_content_does_not():
     icm = compressor(ICMConfig(relate_dim=8))
     features, offsets = rows_of([4, 6, 3])
