@@ -101,7 +101,8 @@ class ListCollator:
         ordered, numbers = distinct(lists)
         encoded = [self.encode(entry) for entry in ordered]
         layout = TableLayout.of(encoded)
-        sequences, labels, pairs, matches, ends, answers = [], [], [], [], [], []
+        pairs: list[tuple[int, int]] = []
+        sequences, labels, matches, ends, answers = [], [], [], [], []
         for b, (example, (query, candidates)) in enumerate(zip(lists, numbers, strict=True)):
             first_pair = len(pairs)
             pairs += [(c, query) for c in candidates]

@@ -125,7 +125,7 @@ class PretrainStage(Stage):
         read = with_default_instruction(read, rng, config.default_instruction)
         chosen = rng.integers(len(self.pictures), size=config.descriptions)
         entries = list({self.pictures[i].key: self.pictures[i] for i in chosen}.values())
-        batches = {
+        batches: dict[str, ListBatch | PairBatch] = {
             "describe": self.collator.describe(entries, [describe(e) for e in entries], reading),
             "lists": self.collator.collate(read, rng, reason=0.0, reading=reading),
             "pairs": self.collator.pairs(lists),

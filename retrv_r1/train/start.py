@@ -8,6 +8,8 @@ where their words' pictures do.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -93,7 +95,7 @@ def start_naming(head: nn.Linear, pooled: Tensor, concepts: Tensor) -> None:
 
 
 @torch.no_grad()
-def start_layers(language_model: nn.Module) -> None:
+def start_layers(language_model: Any) -> None:
     """Starts a decoder so that alike rows find each other.
 
     Every key projection begins as its query projection: attention then prefers rows that are alike
@@ -102,7 +104,7 @@ def start_layers(language_model: nn.Module) -> None:
     that enter, and the last layer copies what it finds: its output is the transpose of its values.
     """
     attention = None
-    for layer in language_model.get_submodule("layers").children():
+    for layer in language_model.layers:
         attention = layer.self_attn
         groups, width = attention.num_key_value_groups, attention.head_dim
         heads = attention.q_proj.weight.unflatten(0, (-1, groups, width))
