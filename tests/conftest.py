@@ -19,6 +19,9 @@ from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import TokenIds, train_tokenizer
+from retrv_r1.train.corpus import Corpus
+from retrv_r1.train.pictures import PictureBank
+from retrv_r1.train.sampling import ListSampler, Vectors
 
 PATCH, MERGE = 8, 2
 # Weights well above the usual 0.02, so that a wrong row, mask or position changes logits visibly.
@@ -182,6 +185,41 @@ def pictographs(tmp_path_factory) -> Path:
     (root / "instructions").mkdir()
     (root / "instructions/query_instructions.tsv").write_text("\n".join(table) + "\n")
     return root
+
+
+@pytest.fixture(scope="session")
+def corpus(pictographs: Path) -> Corpus:
+    return Corpus(pictographs, "train", PictureBank.load(pictographs))
+
+
+def unit(rng: np.random.Generator, count: int) -> np.ndarray:
+    vectors = rng.standard_normal((count, 8))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="session")
+def vectors(corpus: Corpus) -> dict[str, Vectors]:
+    rng = np.random.default_rng(0)
+    return {
+        name: Vectors(unit(rng, len(cell.queries)), unit(rng, len(cell.pool)))
+        for name, cell in corpus.cells.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def sampler(corpus: Corpus, vectors: dict[str, Vectors]) -> ListSampler:
+    return ListSampler(corpus, vectors)
+
+
+@pytest.fixture(scope="session")
+def chi_square() -> Callable[[np.ndarray], float]:
+    """Pearson's statistic of counts against equal chances."""
+
+    def statistic(counts: np.ndarray) -> float:
+        expected = counts.sum() / len(counts)
+        return float(((counts - expected) ** 2 / expected).sum())
+
+    return statistic
 
 
 def name_of(concept: int) -> str:

@@ -17,11 +17,10 @@ from retrv_engine import Output, Request
 from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.reranker import Reranker
 from retrv_r1.train.chains import MAX_INSPECTIONS, Piece, chain, describe
-from retrv_r1.train.corpus import Corpus, Entry, ListExample
+from retrv_r1.train.corpus import Entry, ListExample
 from retrv_r1.train.lists import ListBatch, ListCollator, rivals
 from retrv_r1.train.losses import run_lists
-from retrv_r1.train.pictures import PictureBank, on_white, to_patches
-from retrv_r1.train.sampling import ListSampler, Vectors, with_default_instruction
+from retrv_r1.train.pictures import on_white, to_patches
 from retrv_r1.types import Item
 
 
@@ -69,12 +68,7 @@ def test_chains_follow_the_four_steps():
     assert min(inspections[n] for n in range(MAX_INSPECTIONS + 1)) > 10
 
 
-def chi_square(counts: np.ndarray) -> float:
-    expected = counts.sum() / len(counts)
-    return float(((counts - expected) ** 2 / expected).sum())
-
-
-def test_neither_the_order_of_the_examined_nor_of_the_list_says_which_is_right():
+def test_neither_the_order_of_the_examined_nor_of_the_list_says_which_is_right(chi_square):
     rng = np.random.default_rng(1)
     places: dict[int, list[int]] = {}
     ranks = []
@@ -91,113 +85,6 @@ def test_neither_the_order_of_the_examined_nor_of_the_list_says_which_is_right()
     # Nor does its place in the prompt among the examined.
     chance = [(count - 1) / 2 / count for count, found in places.items() for _ in found]
     assert abs(np.mean(ranks) - np.mean(chance)) < 0.03
-
-
-@pytest.fixture(scope="module")
-def corpus(pictographs) -> Corpus:
-    return Corpus(pictographs, "train", PictureBank.load(pictographs))
-
-
-def unit(rng: np.random.Generator, count: int) -> np.ndarray:
-    vectors = rng.standard_normal((count, 8))
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-@pytest.fixture(scope="module")
-def vectors(corpus) -> dict[str, Vectors]:
-    rng = np.random.default_rng(0)
-    return {
-        name: Vectors(unit(rng, len(cell.queries)), unit(rng, len(cell.pool)))
-        for name, cell in corpus.cells.items()
-    }
-
-
-@pytest.fixture(scope="module")
-def sampler(corpus, vectors) -> ListSampler:
-    return ListSampler(corpus, vectors)
-
-
-def row_of(corpus, example: ListExample) -> int:
-    queries = corpus.cells[example.cell].queries
-    return next(i for i, query in enumerate(queries) if query is example.query)
-
-
-def test_lists_hold_one_positive_anywhere_and_no_duplicates(corpus, sampler):
-    rng, places = np.random.default_rng(0), []
-    for _ in range(200):
-        for example in sampler.draw(rng, 4, 6, 0.5, share=4):
-            cell, count = corpus.cells[example.cell], len(example.candidates)
-            right = {cell.pool[p].key for p in cell.positives[row_of(corpus, example)]}
-            assert right == example.relevant
-            assert [c.key in right for c in example.candidates].count(True) == 1
-            assert example.candidates[example.answer].key in right
-            assert len({c.key for c in example.candidates}) == count <= 6
-            assert sorted(example.closeness) == list(range(count))
-            assert example.closeness[example.answer] == 0
-            places.append((count, example.answer))
-    for size in (5, 6):
-        found = [place for count, place in places if count == size]
-        if len(found) > 200:
-            assert chi_square(np.bincount(found, minlength=size)) < 28  # 0.9999 quantile
-
-
-def test_candidates_are_of_one_style(sampler):
-    rng = np.random.default_rng(0)
-    for example in sampler.draw(rng, 200, 5, 0.0):
-        assert len({c.meta.get("style") for c in example.candidates}) == 1
-
-
-def test_lists_that_share_have_different_queries_over_the_same_candidates(sampler):
-    rng, shared = np.random.default_rng(0), 0
-    for _ in range(100):
-        lists = sampler.draw(rng, 3, 6, 0.5, share=3)
-        if len({x.cell for x in lists}) > 1:
-            continue
-        first = {c.key for c in lists[0].candidates}
-        together = [x for x in lists[1:] if {c.key for c in x.candidates} <= first]
-        assert all(x.query is not lists[0].query for x in together)
-        shared += len(together)
-    assert shared > 20
-
-
-def test_the_hardest_negatives_are_the_nearest(corpus, vectors, sampler):
-    rng = np.random.default_rng(0)
-
-    def similarity(hard: float) -> float:
-        found = []
-        for _ in range(60):
-            (example,) = sampler.draw(rng, 1, 4, hard)
-            cell, own = corpus.cells[example.cell], vectors[example.cell]
-            number = {entry.key: i for i, entry in enumerate(cell.pool)}
-            negatives = [c for k, c in enumerate(example.candidates) if k != example.answer]
-            scores = (
-                own.pool[[number[c.key] for c in negatives]] @ own.queries[row_of(corpus, example)]
-            )
-            order = [r for k, r in enumerate(example.closeness) if k != example.answer]
-            assert np.array_equal(np.argsort(order), np.argsort(-scores))
-            if hard == 1:
-                style = example.candidates[0].meta.get("style")
-                others = [
-                    float(own.pool[i] @ own.queries[row_of(corpus, example)])
-                    for i, entry in enumerate(cell.pool)
-                    if entry.meta.get("style") == style and entry.key not in example.relevant
-                ]
-                assert min(scores) >= sorted(others)[-len(negatives)] - 1e-9
-            found += scores.tolist()
-        return float(np.mean(found))
-
-    assert similarity(1.0) > similarity(0.0) + 0.1
-
-
-def test_a_pool_smaller_than_the_list_ends_the_list(sampler):
-    (example,) = sampler.draw(np.random.default_rng(0), 1, 50, 0.5, cell="made_i2t")
-    assert len(example.candidates) == 10
-
-
-def test_a_share_of_the_lists_gets_the_default_instruction(sampler):
-    rng = np.random.default_rng(0)
-    lists = with_default_instruction(sampler.draw(rng, 300, 3, 0.0), rng, 0.5)
-    assert 100 < sum(not x.instruction for x in lists) < 200
 
 
 def test_rivals_are_candidates_that_are_not_known_to_be_relevant():

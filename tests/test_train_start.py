@@ -32,7 +32,7 @@ def test_a_linear_first_stage_is_found(generator):
     rows = torch.randn(300, 4, D, generator=generator)
     truth = torch.randn(E, D, generator=generator)
     found = fit_rows(rows, normed_mean(rows) @ truth.T, ridge=1e-6)
-    assert torch.allclose(found, truth, atol=1e-3)
+    assert torch.allclose(found, truth, atol=1e-5)  # the ridge alone shifts weights by 3e-6
 
 
 def test_token_rows_say_what_their_texts_do(generator):
@@ -42,7 +42,7 @@ def test_token_rows_say_what_their_texts_do(generator):
     to_vector = torch.randn(E, D, generator=generator)
     rows = fit_tokens(texts, goal, to_vector, vocabulary=25, steps=300)
     assert rows.shape == (25, D)
-    assert torch.allclose(rows.pow(2).mean(-1), torch.ones(25), atol=1e-3)
+    assert torch.allclose(rows.pow(2).mean(-1), torch.ones(25))
     said = torch.stack([rows[ids].mean(0) for ids in texts]) @ to_vector.T
     assert nn.functional.cosine_similarity(said, goal).mean() > 0.95
 
@@ -59,7 +59,7 @@ def test_content_tokens_have_the_first_stages_inner_products(generator):
         content = icm.content(rows.flatten(0, 1), torch.arange(9) * 5)
     ours = nn.functional.normalize(content, dim=-1)
     theirs = nn.functional.normalize(normed_mean(rows) @ to_vector.T, dim=-1)
-    assert torch.allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-4)
+    assert torch.allclose(ours @ ours.T, theirs @ theirs.T, atol=5e-6)  # float32 eigenvectors: 6e-7
 
 
 def test_a_naming_head_begins_with_the_mean_pictures(generator):

@@ -22,16 +22,17 @@ from retrv_r1.model.config import ICMConfig
 def pad_rows(features: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     """Splits packed rows ``[n, d]`` into ``[m, longest, d]`` and the mask of real rows.
 
-    The offsets may stay on the CPU, where their lengths are read.
+    Offsets on the CPU, where their lengths are read, save a wait for the device.
     """
-    lengths = cu_seqlens.diff()
+    offsets = cu_seqlens.cpu()
+    lengths = offsets.diff()
     count, longest = len(lengths), int(lengths.max())
     # One scatter: a copy per item would have a backward of one whole-batch copy per item.
-    owner = torch.arange(count).repeat_interleave(lengths.cpu())
-    place = torch.arange(len(features)) + owner * longest - cu_seqlens.cpu()[owner]
+    owner = torch.arange(count).repeat_interleave(lengths)
+    place = torch.arange(len(features)) + owner * longest - offsets[owner]
     rows = features.new_zeros(count * longest, features.shape[-1])
     rows = rows.index_copy(0, place.to(features.device), features).unflatten(0, (count, longest))
-    mask = torch.arange(longest) < lengths.cpu()[:, None]
+    mask = torch.arange(longest) < lengths[:, None]
     return rows, mask.to(features.device)
 
 

@@ -13,6 +13,9 @@ import numpy as np
 from retrv_r1.data import mbeir
 from retrv_r1.train.pictures import PictureBank
 
+Key = tuple[str | None, int | None]
+"""What a model sees of an entry: its text, its picture's row in the bank."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -23,8 +26,7 @@ class Entry:
     meta: dict[str, Any]
 
     @property
-    def key(self) -> tuple[str | None, int | None]:
-        """What the model sees of it."""
+    def key(self) -> Key:
         return self.text, self.picture
 
 
@@ -34,7 +36,7 @@ class Cell:
 
     Attributes:
         queries, pool: entries.
-        positives, negatives: pool numbers per query.
+        positives: pool numbers per query.
         instructions: phrasings of the task.
     """
 
@@ -42,7 +44,6 @@ class Cell:
     queries: Sequence[Entry]
     pool: Sequence[Entry]
     positives: Sequence[np.ndarray]
-    negatives: Sequence[np.ndarray]
     instructions: Sequence[str]
 
 
@@ -62,7 +63,7 @@ class ListExample:
     candidates: Sequence[Entry]
     answer: int
     closeness: Sequence[int]
-    relevant: frozenset[tuple[str | None, int | None]] = frozenset()
+    relevant: frozenset[Key] = frozenset()
 
 
 class Corpus:
@@ -89,7 +90,6 @@ class Corpus:
             queries=[entry(q.text, q.image, {}) for q in task.queries],
             pool=[entry(c.text, c.image, meta.get(c.did, {})) for c in task.pool],
             positives=[np.array([number[d] for d in q.positives]) for q in task.queries],
-            negatives=[np.array([number[d] for d in q.negatives], int) for q in task.queries],
             instructions=task.queries[0].instructions,
         )
 

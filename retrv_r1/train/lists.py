@@ -15,7 +15,7 @@ from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
 from retrv_r1.prompts import PromptBuilder, Rows, TableLayout
 from retrv_r1.train.chains import Piece, chain
-from retrv_r1.train.corpus import Entry, ListExample
+from retrv_r1.train.corpus import Entry, Key, ListExample
 from retrv_r1.train.pictures import merged_grid
 
 Reading = Literal["compressed", "full"]
@@ -270,7 +270,7 @@ class PairBatch:
 
 def distinct(lists: Sequence[ListExample]) -> tuple[list[Entry], list[tuple[int, list[int]]]]:
     """The entries of lists, each once, and every list's query and candidates as their numbers."""
-    entries: dict[tuple[str | None, int | None], int] = {}
+    entries: dict[Key, int] = {}
     ordered: list[Entry] = []
 
     def number(entry: Entry) -> int:

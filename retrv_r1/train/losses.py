@@ -92,9 +92,14 @@ class ListOutput:
         return self._point(self.late, self.batch.answer_cols, temperature)
 
     def _point(self, states: Tensor, cols: Tensor, temperature: float) -> tuple[Tensor, float]:
-        batch = self.batch
         queries = states[torch.arange(len(states)), cols]
-        candidates = states[batch.match_rows, batch.match_cols]
+        candidates = states[self.batch.match_rows, self.batch.match_cols]
+        return self._contrast(queries, candidates, temperature)
+
+    def _contrast(
+        self, queries: Tensor, candidates: Tensor, temperature: float
+    ) -> tuple[Tensor, float]:
+        batch = self.batch
         return contrast(
             queries, candidates, batch.match_rows, batch.match_fits, batch.rivals, temperature
         )
@@ -109,10 +114,7 @@ class ListOutput:
         batch = self.batch
         own = batch.match_fits.nonzero().squeeze(1)
         queries = self.content[batch.pair_query[own]]
-        candidates = self.content[batch.pair_candidate]
-        return contrast(
-            queries, candidates, batch.match_rows, batch.match_fits, batch.rivals, temperature
-        )
+        return self._contrast(queries, self.content[batch.pair_candidate], temperature)
 
     def match_loss(self, token: int) -> tuple[Tensor, float]:
         """Below the last layer, at every candidate's last row: does it match, what is its label?

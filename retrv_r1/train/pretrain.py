@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.chains import describe
-from retrv_r1.train.corpus import Corpus, Entry, used_pictures
+from retrv_r1.train.corpus import Corpus, Entry, Key, used_pictures
 from retrv_r1.train.features import clean_rows
 from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading
 from retrv_r1.train.loop import Stage
@@ -85,7 +85,7 @@ class PretrainStage(Stage):
         processor: RetrvR1Processor,
         corpus: Corpus,
         vectors: dict[str, Vectors],
-        validation: ListValidation | None,
+        validation: ListValidation,
         config: PretrainConfig,
         seed: int,
         *,
@@ -193,12 +193,7 @@ class PretrainStage(Stage):
         rgba[chosen] = blend(rgba[chosen], bank.rgba(others), amount)
         return rgba
 
-    def _start(
-        self,
-        known: dict[tuple[str | None, int | None], np.ndarray],
-        fresh: bool,
-        sample: int = 4000,
-    ) -> float:
+    def _start(self, known: dict[Key, np.ndarray], fresh: bool) -> float:
         """Gives a fresh model what the first stage knows; returns what tower rows are scaled by.
 
         Args:
@@ -242,7 +237,7 @@ class PretrainStage(Stage):
         return loss, float((logits.argmax(1) == goal).float().mean())
 
     def validate(self) -> dict[str, float]:
-        return self.validation.run(self.model, self.row_scale) if self.validation else {}
+        return self.validation.run(self.model, self.row_scale)
 
     @torch.no_grad()
     def save(self, out: Path) -> None:
@@ -260,9 +255,7 @@ def pooled(rows: Tensor) -> Tensor:
     return nn.functional.rms_norm(rows.mean(1), rows.shape[-1:])
 
 
-def vectors_by_key(
-    corpus: Corpus, vectors: dict[str, Vectors]
-) -> dict[tuple[str | None, int | None], np.ndarray]:
+def vectors_by_key(corpus: Corpus, vectors: dict[str, Vectors]) -> dict[Key, np.ndarray]:
     """First-stage vectors of all entries by what the model sees of them."""
     return {
         entry.key: vector

@@ -67,7 +67,7 @@ class SFTStage(Stage):
         embedder: RetrvEmbedder,
         corpus: Corpus,
         vectors: dict[str, Vectors],
-        validation: ListValidation | None,
+        validation: ListValidation,
         config: SFTConfig,
         seed: int,
     ) -> None:
@@ -124,7 +124,7 @@ class SFTStage(Stage):
         }
 
     def validate(self) -> dict[str, float]:
-        return self.validation.run(self.model) if self.validation else {}
+        return self.validation.run(self.model)
 
     def save(self, out: Path) -> None:
         self.model.save_pretrained(out)

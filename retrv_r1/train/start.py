@@ -49,8 +49,7 @@ def fit_tokens(
         Rows of RMS 1, ``[vocabulary, d]``.
     """
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(vocabulary, to_vector.shape[1], generator=generator)
-    embedding = nn.Parameter(start)
+    embedding = nn.Parameter(torch.randn(vocabulary, to_vector.shape[1], generator=generator))
     optimizer = torch.optim.Adam([embedding], lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     offsets = torch.tensor([0, *(len(ids) for ids in texts)]).cumsum(0)
@@ -59,9 +58,8 @@ def fit_tokens(
         chosen = torch.randint(len(texts), (min(batch, len(texts)),), generator=generator)
         lengths = offsets.diff()[chosen]
         starts = lengths.cumsum(0) - lengths
-        places = torch.arange(int(lengths.sum())) + (offsets[chosen] - starts).repeat_interleave(
-            lengths
-        )
+        shift = (offsets[chosen] - starts).repeat_interleave(lengths)
+        places = torch.arange(len(shift)) + shift
         rows = nn.functional.rms_norm(embedding, embedding.shape[-1:])
         mean = nn.functional.embedding_bag(flat[places], rows, starts, mode="mean")
         likeness = nn.functional.cosine_similarity(mean @ to_vector.T, vectors[chosen]).mean()
@@ -99,19 +97,18 @@ def start_layers(language_model: Any) -> None:
     """Starts a decoder so that alike rows find each other.
 
     Every key projection begins as its query projection: attention then prefers rows that are alike
-    from the first step on, which is what finding a candidate for a query is; without it nothing of
-    that is learned in a thousand steps (docs/LOG.md). What layers add begins small beside the rows
-    that enter, and the last layer copies what it finds: its output is the transpose of its values.
+    from the first step on, which is what finding a candidate for a query is. What layers add begins
+    small beside the rows that enter, and the last layer copies what it finds: its output is the
+    transpose of its values.
     """
-    attention = None
     for layer in language_model.layers:
         attention = layer.self_attn
-        groups, width = attention.num_key_value_groups, attention.head_dim
-        heads = attention.q_proj.weight.unflatten(0, (-1, groups, width))
+        shape = (-1, attention.num_key_value_groups, attention.head_dim)
+        heads = attention.q_proj.weight.unflatten(0, shape)
         attention.k_proj.weight.copy_(heads[:, 0].flatten(0, 1))
         attention.o_proj.weight.mul_(0.25)
         layer.mlp.down_proj.weight.mul_(0.25)
-    if attention is not None:
-        values = attention.v_proj.weight.unflatten(0, (-1, width))
-        copied = values.repeat_interleave(groups, 0).flatten(0, 1)
-        attention.o_proj.weight.copy_(copied.T)
+    last = language_model.layers[-1].self_attn
+    values = last.v_proj.weight.unflatten(0, (-1, last.head_dim))
+    copied = values.repeat_interleave(last.num_key_value_groups, 0).flatten(0, 1)
+    last.o_proj.weight.copy_(copied.T)

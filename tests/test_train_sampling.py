@@ -1,0 +1,104 @@
+"""Which lists are drawn for training: one positive anywhere, neighbours of one style."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from retrv_r1.train.corpus import ListExample
+from retrv_r1.train.sampling import shortened, with_default_instruction
+
+
+def row_of(corpus, example: ListExample) -> int:
+    queries = corpus.cells[example.cell].queries
+    return next(i for i, query in enumerate(queries) if query is example.query)
+
+
+def test_lists_hold_one_positive_anywhere_and_no_duplicates(corpus, sampler, chi_square):
+    rng, places = np.random.default_rng(0), []
+    for _ in range(200):
+        for example in sampler.draw(rng, 4, 6, 0.5, share=4):
+            cell, count = corpus.cells[example.cell], len(example.candidates)
+            right = {cell.pool[p].key for p in cell.positives[row_of(corpus, example)]}
+            assert right == example.relevant
+            assert [c.key in right for c in example.candidates].count(True) == 1
+            assert example.candidates[example.answer].key in right
+            assert len({c.key for c in example.candidates}) == count <= 6
+            assert sorted(example.closeness) == list(range(count))
+            assert example.closeness[example.answer] == 0
+            places.append((count, example.answer))
+    found = [place for count, place in places if count == 6]
+    assert len(found) > 200
+    assert chi_square(np.bincount(found, minlength=6)) < 25.7  # 0.9999 quantile, 5 degrees
+
+
+def test_candidates_are_of_one_style(sampler):
+    rng = np.random.default_rng(0)
+    for example in sampler.draw(rng, 200, 5, 0.0):
+        assert len({c.meta.get("style") for c in example.candidates}) == 1
+
+
+def test_lists_that_share_have_different_queries_over_the_same_candidates(sampler):
+    rng, shared = np.random.default_rng(0), 0
+    for _ in range(100):
+        lists = sampler.draw(rng, 3, 6, 0.5, share=3)
+        if len({x.cell for x in lists}) > 1:
+            continue
+        first = {c.key for c in lists[0].candidates}
+        together = [x for x in lists[1:] if {c.key for c in x.candidates} <= first]
+        assert all(x.query is not lists[0].query for x in together)
+        shared += len(together)
+    assert shared > 20
+
+
+def test_the_hardest_negatives_are_the_nearest(corpus, vectors, sampler):
+    rng = np.random.default_rng(0)
+
+    def similarity(hard: float) -> float:
+        found = []
+        for _ in range(60):
+            (example,) = sampler.draw(rng, 1, 4, hard)
+            cell, own = corpus.cells[example.cell], vectors[example.cell]
+            number = {entry.key: i for i, entry in enumerate(cell.pool)}
+            negatives = [c for k, c in enumerate(example.candidates) if k != example.answer]
+            scores = (
+                own.pool[[number[c.key] for c in negatives]] @ own.queries[row_of(corpus, example)]
+            )
+            order = [r for k, r in enumerate(example.closeness) if k != example.answer]
+            assert np.array_equal(np.argsort(order), np.argsort(-scores))
+            if hard == 1:
+                style = example.candidates[0].meta.get("style")
+                others = [
+                    float(own.pool[i] @ own.queries[row_of(corpus, example)])
+                    for i, entry in enumerate(cell.pool)
+                    if entry.meta.get("style") == style and entry.key not in example.relevant
+                ]
+                assert min(scores) >= sorted(others)[-len(negatives)] - 1e-9
+            found += scores.tolist()
+        return float(np.mean(found))
+
+    assert similarity(1.0) > similarity(0.0) + 0.1
+
+
+def test_a_pool_smaller_than_the_list_ends_the_list(sampler):
+    (example,) = sampler.draw(np.random.default_rng(0), 1, 50, 0.5, cell="made_i2t")
+    assert len(example.candidates) == 10
+
+
+def test_a_share_of_the_lists_gets_the_default_instruction(sampler):
+    rng = np.random.default_rng(0)
+    lists = with_default_instruction(sampler.draw(rng, 300, 3, 0.0), rng, 0.5)
+    assert 100 < sum(not x.instruction for x in lists) < 200
+
+
+def test_a_shortened_list_keeps_its_answer_and_every_order(sampler):
+    rng = np.random.default_rng(0)
+    for example in sampler.draw(rng, 60, 6, 0.5):
+        short = shortened(example, 3, rng)
+        count = min(3, len(example.candidates))
+        assert len(short.candidates) == count
+        assert short.candidates[short.answer] is example.candidates[example.answer]
+        places = [example.candidates.index(c) for c in short.candidates]
+        assert places == sorted(places)
+        assert sorted(short.closeness) == list(range(count))
+        ranks = [example.closeness[k] for k in places]
+        assert np.array_equal(np.argsort(ranks), np.argsort(short.closeness))
