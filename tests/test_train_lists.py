@@ -55,17 +55,15 @@ def test_chains_follow_the_four_steps():
         assert re.fullmatch(r"tt?tl+t(it)*tl", kinds), kinds
         named, looked = examined(pieces), [p.candidate for p in pieces if p.kind == "inspect"]
         assert example.answer in named and len(set(named)) == len(named)
-        assert len(set(looked)) == len(looked) <= MAX_INSPECTIONS and set(looked) <= set(named)
+        assert len(looked) <= MAX_INSPECTIONS
         assert pieces[-1].candidate == example.answer
         assert describe(example.candidates[example.answer]) in pieces[0].text
-        assert looked == [k for k in named if k in looked], "in the order of the examined"
-        for piece, verdict in pairwise(pieces):
+        assert looked in ([], named), "all of the examined, in their order, or none"
+        for piece, said in pairwise(pieces):
             if piece.kind == "inspect":
-                assert describe(example.candidates[piece.candidate]) in verdict.text
-                fits = any(word in verdict.text for word in (" yes.", " fits.", " right."))
-                assert fits is (piece.candidate == example.answer)
+                assert describe(example.candidates[piece.candidate]) in said.text
         inspections[len(looked)] += 1
-    assert min(inspections[n] for n in range(MAX_INSPECTIONS + 1)) > 10
+    assert min(inspections[n] for n in (0, 2, 3)) > 10 and inspections[1] == 0
 
 
 def test_neither_the_order_of_the_examined_nor_of_the_list_says_which_is_right(chi_square):
@@ -77,10 +75,10 @@ def test_neither_the_order_of_the_examined_nor_of_the_list_says_which_is_right(c
         named = examined(chain(example, rng))
         places.setdefault(len(named), []).append(named.index(example.answer))
         ranks.append(sorted(named).index(example.answer) / len(named))
-    assert max(places) >= 4
+    assert max(places) == MAX_INSPECTIONS
     for count, found in places.items():
-        if count > 1 and len(found) > 50:  # 0.9999 quantiles for 1 to 3 degrees of freedom
-            bound = {2: 15.2, 3: 18.5, 4: 21.2}[count]
+        if count > 1 and len(found) > 50:  # 0.9999 quantiles for 1 and 2 degrees of freedom
+            bound = {2: 15.2, 3: 18.5}[count]
             assert chi_square(np.bincount(found, minlength=count)) < bound, count
     # Nor does its place in the prompt among the examined.
     chance = [(count - 1) / 2 / count for count, found in places.items() for _ in found]
@@ -140,7 +138,9 @@ def test_targets_are_the_models_own_tokens_and_nothing_else(collator, sampler, r
         assert ids[end - 4 : end] == [
             *(tokens.answer_start, labels[end - 3], tokens.answer_end, tokens.im_end)
         ]
-        assert batch.answer_cols[b] == end - 4
+        decided = int(batch.answer_cols[b]) + 1
+        assert ids[decided : decided + 2] == [labels[end - 3], tokens.think_end]
+        assert decided == end - 6
         spliced_lists += bool(spliced)
     assert spliced_lists > 10
 

@@ -78,10 +78,11 @@ OPTIONS = {
     "pretrain": {
         "descriptions": 3,
         "lists": 4,
-        "size": 4,
-        "share": 2,
+        "candidates": 8,
+        "sizes": [3, 4],
         "read": 2,
-        "read_sizes": [3, 4],
+        "read_from": 1,
+        "texts": 5,
         "full_size": 3,
         "full_every": 3,
         "start_steps": 5,
@@ -246,7 +247,7 @@ def test_stages_build_on_each_other_to_a_model_that_ranks(trained, pictographs, 
 
 
 TRAINED = {
-    "pretrain": {"backbone", "icm", "naming"},
+    "pretrain": {"backbone", "icm", "anchors"},
     "align": {"icm"},
     "sft": {"icm", "backbone.model.language_model"},
 }

@@ -13,7 +13,6 @@ from retrv_r1.train.start import (
     fit_tokens,
     start_compressor,
     start_layers,
-    start_naming,
 )
 
 D, E = 16, 6
@@ -60,15 +59,6 @@ def test_content_tokens_have_the_first_stages_inner_products(generator):
     ours = nn.functional.normalize(content, dim=-1)
     theirs = nn.functional.normalize(normed_mean(rows) @ to_vector.T, dim=-1)
     assert torch.allclose(ours @ ours.T, theirs @ theirs.T, atol=5e-6)  # float32 eigenvectors: 6e-7
-
-
-def test_a_naming_head_begins_with_the_mean_pictures(generator):
-    centres = 3 * torch.randn(5, D, generator=generator)
-    concepts = torch.arange(5).repeat(10)
-    pooled = centres[concepts] + 0.1 * torch.randn(50, D, generator=generator)
-    head = nn.Linear(D, 5)
-    start_naming(head, pooled, concepts)
-    assert (head(pooled).argmax(1) == concepts).all()
 
 
 def test_keys_start_as_queries_and_the_last_layer_copies(make_model):

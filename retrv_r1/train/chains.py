@@ -1,8 +1,10 @@
 """Chains of thought in the paper's four steps, made from the data's own metadata.
 
-Guess the ideal result, rule out the easy negatives, examine the hard candidates (inspecting the
-truly close ones), answer with the label. Wording and length vary; the examined candidates come in
-random order, so that neither their order nor the prompt's says which one is right.
+Guess the ideal result, rule out the easy negatives, examine the hard candidates, answer with the
+label. Where candidates are truly close, all that are examined are inspected, in the order in which
+they were named, so that a model can tell when it is done; what they show is said, and which is best
+is decided by comparison at the end. Wording and length vary; the examined candidates come in random
+order, so that neither their order nor the prompt's says which one is right.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ from retrv_r1.train.corpus import Entry, ListExample
 _IDEAL = ("ideal: {}.", "the ideal result: {}.", "looking for {}.", "wanted: {}.")
 _EASY = (" most are far off.", " the others clearly differ.", " easy to rule out the rest.", "")
 _HARD = (" close:", " candidates:", " hard ones:", " worth a look:")
-_YES = (" {}, yes.", " {}, fits.", " {}, right.")
-_NO = (" {}, no.", " {}, wrong.", " {}, not it.")
+_SHOWN = (" {}.", " shows {}.", " that is {}.")
 _DONE = (" so", " best:", " answer:")
 # Words that two names may share without naming similar things.
 _COMMON = {
@@ -27,6 +28,8 @@ _COMMON = {
     *("face", "flag", "sign", "button", "from"),
 }
 MAX_INSPECTIONS = 3
+_NEAR = 6
+"""How many of the nearest candidates may be examined."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,11 @@ def chain(example: ListExample, rng: np.random.Generator) -> list[Piece]:
 
     answer = example.candidates[example.answer]
     ranked = np.argsort(example.closeness)  # the answer itself first, then the closest
-    hard = [int(k) for k in ranked[1:] if is_close(answer, example.candidates[k])]
-    hard = hard[: int(rng.integers(1, MAX_INSPECTIONS + 1))]
-    others = [int(k) for k in ranked[1:6] if k not in hard]
-    hinted = [*hard, *others[: max(0, int(rng.integers(1, 4)) - len(hard))]]
-    examined = [int(k) for k in rng.permutation([example.answer, *hinted])]
+    near = [int(k) for k in ranked[1 : 1 + _NEAR]]
+    hard = [k for k in near if is_close(answer, example.candidates[k])]
+    inspect = bool(hard)
+    count = int(rng.integers(1 if inspect else 0, MAX_INSPECTIONS))
+    examined = [int(k) for k in rng.permutation([example.answer, *(hard or near)[:count]])]
 
     pieces = [Piece("text", one_of(_IDEAL).format(describe(answer)))]
     if len(example.candidates) > len(examined) and (easy := one_of(_EASY)):
@@ -76,17 +79,13 @@ def chain(example: ListExample, rng: np.random.Generator) -> list[Piece]:
     pieces.append(Piece("text", one_of(_HARD)))
     pieces += [Piece("label", candidate=k) for k in examined]
     pieces.append(Piece("text", "."))
-    inspected = [k for k in examined if k in hard or (hard and k == example.answer)]
-    for k in inspected[:MAX_INSPECTIONS]:
-        verdict = _YES if k == example.answer else _NO
+    for k in examined if inspect else ():
         pieces.append(Piece("inspect", candidate=k))
-        pieces.append(Piece("text", one_of(verdict).format(describe(example.candidates[k]))))
-        if k == example.answer and rng.random() < 0.7:
-            break
+        pieces.append(Piece("text", one_of(_SHOWN).format(describe(example.candidates[k]))))
     pieces += [Piece("text", one_of(_DONE)), Piece("label", candidate=example.answer)]
     return pieces
 
 
 def corpus_of_phrases() -> list[str]:
     """Every fixed phrase, for the tokenizer."""
-    return [p.format("") for p in (*_IDEAL, *_EASY, *_HARD, *_YES, *_NO, *_DONE)]
+    return [p.format("") for p in (*_IDEAL, *_EASY, *_HARD, *_SHOWN, *_DONE)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -34,7 +34,9 @@ class ListBatch:
         match_fits: whether each of these candidates is the answer; match_labels: its label.
         rivals: which of all candidates are negatives of a list's query, ``[b, c]``.
         query_cols: position of the last row before the candidates, ``[b]``.
-        answer_cols: position of the row that predicts the answer's label, ``[b]``.
+        answer_cols: position of the row that decides for a label, ``[b]``; none where lists have
+            no candidates.
+        end_keys: what the model has seen at the end of each query, then of each candidate.
     """
 
     items: PackedItems
@@ -52,6 +54,7 @@ class ListBatch:
     rivals: Tensor
     query_cols: Tensor
     answer_cols: Tensor
+    end_keys: list[Key]
 
     @property
     def tokens(self) -> int:
@@ -131,17 +134,31 @@ class ListCollator:
             reasoned = rng.random() < reason
             if reasoned:
                 self._think(rows, targets, chain(example, rng), names, layout, candidates)
-            answers.append(len(rows))
+            # A chain ends with the label that it decides for; the answer repeats it.
+            answers.append(len(rows) - 3 if reasoned else len(rows))
             self._answer(rows, targets, names[example.answer], reasoned)
             sequences.append(rows)
             labels.append(targets)
+        keys = [x.query.key for x in lists] + [c.key for x in lists for c in x.candidates]
         return self._pad(
-            layout, ordered, sequences, labels, pairs, matches, rivals(lists), ends, answers
+            layout, ordered, sequences, labels, pairs, matches, rivals(lists), ends, answers, keys
         )
 
-    def pairs(self, lists: Sequence[ListExample]) -> PairBatch:
-        """The same lists for their content tokens alone."""
-        ordered, numbers = distinct(lists)
+    def queries(self, lists: Sequence[ListExample]) -> ListBatch:
+        """The queries of lists, without their candidates."""
+        ordered, numbers = distinct([replace(x, candidates=[]) for x in lists])
+        layout = TableLayout.of([self.encode(entry) for entry in ordered])
+        sequences = [
+            self.builder.before_candidates(layout, query, example.instruction)
+            for example, (query, _) in zip(lists, numbers, strict=True)
+        ]
+        labels = [[-100] * len(rows) for rows in sequences]
+        ends, keys = [len(rows) - 1 for rows in sequences], [x.query.key for x in lists]
+        return self._pad(layout, ordered, sequences, labels, [], [], [], ends, [], keys)
+
+    def pairs(self, lists: Sequence[ListExample], more: Sequence[Entry] = ()) -> PairBatch:
+        """The same lists for their content tokens alone, and ``more`` entries of no list."""
+        ordered, numbers = distinct(lists, more)
         layout = TableLayout.of([self.encode(entry) for entry in ordered])
         shown = [(b, c) for b, (_, candidates) in enumerate(numbers) for c in candidates]
         owner, candidate = torch.tensor(shown).T
@@ -199,7 +216,7 @@ class ListCollator:
             ids = [*self.text_ids(" " + description)[: self.max_text], self.tokens.im_end]
             labels.append([-100] * len(rows) + ids)
             sequences.append(rows.add(ids))
-        return self._pad(layout, entries, sequences, labels, [], [], [], [], [])
+        return self._pad(layout, entries, sequences, labels, [], [], [], [], [], [])
 
     def _pad(
         self,
@@ -212,6 +229,7 @@ class ListCollator:
         negatives: Sequence[Sequence[bool]],
         query_ends: Sequence[int],
         answers: Sequence[int],
+        end_keys: Sequence[Key],
     ) -> ListBatch:
         longest = max(len(rows) for rows in sequences)
         shape = (len(sequences), longest)
@@ -241,6 +259,7 @@ class ListCollator:
             rivals=torch.tensor(negatives, dtype=torch.bool).reshape(len(query_ends), len(match)),
             query_cols=torch.tensor(query_ends, dtype=torch.long),
             answer_cols=torch.tensor(answers, dtype=torch.long),
+            end_keys=list(end_keys),
         )
 
 
@@ -268,8 +287,13 @@ class PairBatch:
         return [e.picture for e in self.entries if e.picture is not None]
 
 
-def distinct(lists: Sequence[ListExample]) -> tuple[list[Entry], list[tuple[int, list[int]]]]:
-    """The entries of lists, each once, and every list's query and candidates as their numbers."""
+def distinct(
+    lists: Sequence[ListExample], more: Sequence[Entry] = ()
+) -> tuple[list[Entry], list[tuple[int, list[int]]]]:
+    """The entries of lists, each once, and every list's query and candidates as their numbers.
+
+    ``more`` entries follow where they are not among them.
+    """
     entries: dict[Key, int] = {}
     ordered: list[Entry] = []
 
@@ -280,6 +304,8 @@ def distinct(lists: Sequence[ListExample]) -> tuple[list[Entry], list[tuple[int,
         return entries[entry.key]
 
     numbers = [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
+    for entry in more:
+        number(entry)
     return ordered, numbers
 
 

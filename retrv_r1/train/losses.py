@@ -73,6 +73,12 @@ class ListOutput:
         hits = float((logits.argmax(-1) == goal).float().mean())
         return nn.functional.cross_entropy(logits.float(), goal), hits
 
+    def ends(self) -> Tensor:
+        """The middle layer at the end of every query, then of every candidate: ``[b + c, d]``."""
+        batch, lists = self.batch, torch.arange(len(self.middle))
+        queries = self.middle[lists, batch.query_cols]
+        return torch.cat([queries, self.middle[batch.match_rows, batch.match_cols]])
+
     def pointer_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
         """InfoNCE in the middle layer: a query's last row against candidates' last rows.
 

@@ -1,10 +1,11 @@
 """Stage ``pretrain``: makes the tiny backbone, which no official checkpoint exists for.
 
-Tower, compressor and language model learn together to name pictures and to pick from lists. All
-lists train the content tokens, which costs little beside the tower; the language model reads some
-of them, mostly compressed. The tower comes from the embed stage, content tokens and token
-embeddings begin by saying what the first stage's vectors say (``start.py``). Official Qwen-VL
-checkpoints skip this stage.
+Tower, compressor and language model learn together what pictures and texts stand for
+(``anchors.py``) and to pick from lists. All lists train the content tokens, which costs little
+beside the tower; the language model reads first their queries alone, then, once content tokens say
+something, some of the lists, mostly compressed. The tower comes from the embed stage, content
+tokens and token embeddings begin by saying what the first stage's vectors say (``start.py``).
+Official Qwen-VL checkpoints skip this stage.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import Corpus, Entry, Key, used_pictures
 from retrv_r1.train.features import clean_rows
@@ -33,22 +35,21 @@ from retrv_r1.train.start import (
     fit_tokens,
     start_compressor,
     start_layers,
-    start_naming,
 )
 from retrv_r1.train.validation import ListValidation
-
-_SAMPLE = 4000
-"""Pictures that the start is fitted on."""
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
     """Args:
-    lists, size, share: lists a step, candidates of each, and how many have the same ones.
-    hard: how near negatives are at the end (``sampling.py``), growing from 0 until ``grow``.
-    read: lists that the language model reads; with ``read_sizes`` candidates, growing; at full
-        tokens in one step of ``full_every``, a fourth as many of at most ``full_size``.
+    lists: lists a step; they share candidates, so that there are about ``candidates`` in all.
+    sizes: candidates of a list: the first of these until ``read_from``, then growing as they come.
+    hard: how near negatives are (``sampling.py``), growing from 0 until ``grow`` of training.
+    read: lists that the language model reads from step ``read_from`` on; before, it reads the
+        queries of all lists. At full tokens in one step of ``full_every``, a fourth as many of at
+        most ``full_size`` candidates.
     descriptions: pictures described a step.
+    texts: further texts a step, for their content tokens alone.
     blend: share of pictures blended with the same thing in another style, from step
         ``blend_from`` on: styles that no training picture has lie between those that they have.
     default_instruction: share of lists with the checkpoint's own, short instruction.
@@ -58,15 +59,16 @@ class PretrainConfig:
     """
 
     lists: int = 64
-    size: int = 16
-    share: int = 8
+    candidates: int = 160
+    sizes: tuple[int, ...] = (16,)
     hard: float = 1.0
     grow: float = 0.5
     read: int = 16
-    read_sizes: tuple[int, ...] = (4, 8, 16)
+    read_from: int = 0
     full_size: int = 6
     full_every: int = 5
     descriptions: int = 24
+    texts: int = 256
     blend: float = 0.0
     blend_from: int = 0
     default_instruction: float = 0.6
@@ -101,34 +103,38 @@ class PretrainStage(Stage):
         for row in used_pictures(corpus):
             if (concept := corpus.bank.concepts[row]) is not None:
                 self.drawn[concept].append(row)
-        self.concepts = {name: number for number, name in enumerate(sorted(self.drawn))}
+        self.concepts = Concepts(corpus)
+        names = sorted(text for text, picture in self.concepts.of if text and picture is None)
+        self.texts = [Entry(text, None, {}) for text in names]
         # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
-        model.naming = nn.Linear(model.config.hidden_size, len(self.concepts))
+        model.anchors = Anchors(self.concepts.count, model.config.hidden_size)
         self.row_scale = self._start(vectors_by_key(corpus, vectors), fresh)
 
     def batch(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         config = self.config
-        progress = min(1.0, step / (config.grow * config.steps))
         full = step % config.full_every == config.full_every - 1
         reading: Reading = "full" if full else "compressed"
-        lists = self.sampler.draw(
-            rng, config.lists, config.size, config.hard * progress, share=config.share
-        )
-        sizes = config.read_sizes
-        size = sizes[min(int(progress * len(sizes)), len(sizes) - 1)]
-        picked = rng.permutation(len(lists))[: config.read]
-        if full:
-            size, picked = min(size, config.full_size), picked[: -(-config.read // 4)]
-        read = [shortened(lists[i], size, rng) for i in picked]
-        read = with_default_instruction(read, rng, config.default_instruction)
+        size, hard = self._difficulty(step)
+        share = max(1, config.lists * size // config.candidates)
+        lists = self.sampler.draw(rng, config.lists, size, hard, share=share)
+        told = with_default_instruction(lists, rng, config.default_instruction)
+        if step < config.read_from:
+            read = self.collator.queries(told)
+        else:
+            kept = [told[i] for i in rng.permutation(len(told))[: config.read]]
+            if full:
+                count = -(-len(kept) // 4)
+                kept = [shortened(x, config.full_size, rng) for x in kept[:count]]
+            read = self.collator.collate(kept, rng, reason=0.0, reading=reading)
         chosen = rng.integers(len(self.pictures), size=config.descriptions)
         entries = list({self.pictures[i].key: self.pictures[i] for i in chosen}.values())
+        texts = [self.texts[i] for i in rng.integers(len(self.texts), size=config.texts)]
         batches: dict[str, ListBatch | PairBatch] = {
             "describe": self.collator.describe(entries, [describe(e) for e in entries], reading),
-            "lists": self.collator.collate(read, rng, reason=0.0, reading=reading),
-            "pairs": self.collator.pairs(lists),
+            "lists": read,
+            "pairs": self.collator.pairs(lists, [*entries, *texts]),
         }
         used = list(dict.fromkeys(p for batch in batches.values() for p in batch.pictures))
         share = config.blend if step >= config.blend_from else 0.0
@@ -141,6 +147,13 @@ class PretrainStage(Stage):
             "grid": grid,
             "kind": "full_" if full else "",
         }
+
+    def _difficulty(self, step: int) -> tuple[int, float]:
+        """Candidates of a list, and how near negatives are, in a step."""
+        config = self.config
+        hard = config.hard * min(1.0, step / (config.grow * config.steps))
+        read = max(0, step - config.read_from) / max(1, config.steps - config.read_from)
+        return config.sizes[min(int(read * len(config.sizes)), len(config.sizes) - 1)], hard
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         used = batch["used"]
@@ -156,26 +169,33 @@ class PretrainStage(Stage):
         pairs: PairBatch = batch["pairs"]
         describe_loss = run_lists(self.model, described, vision(described)).token_loss()
         out = run_lists(self.model, lists, vision(lists))
-        answer_loss, answer_hits = out.answer_loss()
-        match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
-        pointer_loss, pointer_hits = out.pointer_loss()
-        lookup_loss, lookup_hits = out.lookup_loss()
         content = content_tokens(self.model, pairs, vision(pairs))
         content_loss, content_hits = pair_loss(pairs, content)
-        naming_loss, naming_hits = self._naming_loss(rows, used)
-        loss = describe_loss + out.token_loss() + answer_loss + match_loss
-        loss = loss + pointer_loss + lookup_loss + content_loss + naming_loss
+        goals, anchors = self.concepts.goals, self.model.anchors
+        named_loss, named_hits = anchors.loss(content, goals([e.key for e in pairs.entries]))
+        meant_loss, meant_hits = anchors.loss(out.ends(), goals(lists.end_keys))
+        loss = describe_loss + content_loss + named_loss + meant_loss
         kind = batch["kind"]
-        return loss, {
+        metrics = {
             f"{kind}describe_loss": float(describe_loss.detach()),
-            f"{kind}answer_accuracy": answer_hits,
-            f"{kind}match_accuracy": match_hits,
-            f"{kind}pointer_accuracy": pointer_hits,
-            f"{kind}lookup_accuracy": lookup_hits,
+            f"{kind}meant_accuracy": meant_hits,
+            "named_accuracy": named_hits,
             "content_accuracy": content_hits,
-            "naming_accuracy": naming_hits,
             "tokens": described.tokens + lists.tokens + len(batch["pixels"]),
         }
+        if lists.answer_cols.numel():
+            answer_loss, answer_hits = out.answer_loss()
+            match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
+            pointer_loss, pointer_hits = out.pointer_loss()
+            lookup_loss, lookup_hits = out.lookup_loss()
+            loss = loss + out.token_loss() + answer_loss + match_loss + pointer_loss + lookup_loss
+            metrics |= {
+                f"{kind}answer_accuracy": answer_hits,
+                f"{kind}match_accuracy": match_hits,
+                f"{kind}pointer_accuracy": pointer_hits,
+                f"{kind}lookup_accuracy": lookup_hits,
+            }
+        return loss, metrics
 
     def _blended(self, pictures: list[int], share: float, rng: np.random.Generator) -> Tensor:
         """Pictures, a share of them blended with another style's: ``[b, 4, s, s]``."""
@@ -201,14 +221,16 @@ class PretrainStage(Stage):
         """
         model = self.model
         shown = sorted(p for text, p in known if text is None and p is not None)
-        shown = shown[:: max(1, len(shown) // _SAMPLE)]
         rows = clean_rows(model, self.processor, self.corpus.bank, shown)
-        named = [(n, self._concept(p)) for n, p in enumerate(shown) if self._concept(p) >= 0]
-        if named:
-            numbers, concepts = torch.tensor(named).T
-            start_naming(model.naming, pooled(rows[numbers]), concepts)
-        if not fresh:
-            return 1.0
+        scale = self._start_model(known, shown, rows) if fresh else 1.0
+        offsets = torch.arange(len(rows) + 1) * rows.shape[1]
+        with torch.no_grad():
+            content = model.icm.content(rows.flatten(0, 1) * scale, offsets)
+        model.anchors.start(content, self.concepts.goals([(None, picture) for picture in shown]))
+        return scale
+
+    def _start_model(self, known: dict[Key, np.ndarray], shown: list[int], rows: Tensor) -> float:
+        model = self.model
         goal = torch.from_numpy(np.stack([known[None, picture] for picture in shown]))
         to_vector = fit_rows(rows, goal)
         texts = sorted(text for text, p in known if text is not None and p is None)
@@ -223,36 +245,18 @@ class PretrainStage(Stage):
         start_layers(model.language_model)
         return self.config.row_size / float(rows.pow(2).mean().sqrt())
 
-    def _concept(self, picture: int) -> int:
-        """Number of the concept that a picture shows, -100 where the data does not say."""
-        return self.concepts.get(self.corpus.bank.concepts[picture] or "", -100)
-
-    def _naming_loss(self, rows: Tensor, pictures: list[int]) -> tuple[Tensor, float]:
-        """Softmax over all concepts on a picture's mean row, as in the embed stage."""
-        goal = torch.tensor([self._concept(picture) for picture in pictures])
-        if not (goal >= 0).any():
-            return rows.new_zeros(()), 0.0
-        logits = self.model.naming(pooled(rows))
-        loss = nn.functional.cross_entropy(logits, goal, label_smoothing=0.1)
-        return loss, float((logits.argmax(1) == goal).float().mean())
-
     def validate(self) -> dict[str, float]:
         return self.validation.run(self.model, self.row_scale)
 
     @torch.no_grad()
     def save(self, out: Path) -> None:
-        del self.model.naming
+        del self.model.anchors
         last = self.model.visual.merger.mlp[-1]
         for part in (last.weight, last.bias):
             part.mul_(self.row_scale)
         self.row_scale = 1.0
         self.model.save_pretrained(out)
         self.processor.save_pretrained(out)
-
-
-def pooled(rows: Tensor) -> Tensor:
-    """A picture's mean row, normed: ``rows [n, r, d]`` → ``[n, d]``."""
-    return nn.functional.rms_norm(rows.mean(1), rows.shape[-1:])
 
 
 def vectors_by_key(corpus: Corpus, vectors: dict[str, Vectors]) -> dict[Key, np.ndarray]:

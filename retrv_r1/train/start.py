@@ -80,19 +80,6 @@ def start_compressor(icm: InformationCompressor, to_vector: Tensor) -> None:
 
 
 @torch.no_grad()
-def start_naming(head: nn.Linear, pooled: Tensor, concepts: Tensor) -> None:
-    """Makes a softmax over concepts begin with every concept's mean picture.
-
-    Args:
-        pooled: ``[n, d]``; concepts: number of each, ``[n]``.
-    """
-    centre = pooled.mean(0)
-    sums = torch.zeros_like(head.weight).index_add(0, concepts, pooled - centre)
-    head.weight.copy_(nn.functional.normalize(sums, dim=-1))
-    head.bias.copy_(-head.weight @ centre)
-
-
-@torch.no_grad()
 def start_layers(language_model: Any) -> None:
     """Starts a decoder so that alike rows find each other.
 

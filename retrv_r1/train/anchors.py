@@ -1,0 +1,91 @@
+"""Anchors: one direction for each concept, to which all that shows or names it is drawn.
+
+A contrastive loss knows the negatives of its step; a softmax over anchors knows every concept at
+once, and a picture, a foreign name and a gloss meet where none of their pairs was ever drawn.
+Where the data does not say what an entry shows there is no anchor, and the contrastive losses are
+alone. Nothing of it remains at inference.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from retrv_r1.train.corpus import Corpus, Key
+
+
+class Concepts:
+    """What entries stand for: numbers of concepts by what the model sees of an entry.
+
+    A candidate's concept is its metadata's ``code``, a query's are those of all that is relevant
+    to it ("the flag, in red" is the red flag).
+
+    Attributes:
+        of: concept numbers of every entry of which the data says them.
+        count: number of concepts.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        found: dict[Key, set[str]] = defaultdict(set)
+        for cell in corpus.cells.values():
+            codes = [entry.meta.get("code") for entry in cell.pool]
+            for entry, code in zip(cell.pool, codes, strict=True):
+                if code:
+                    found[entry.key].add(code)
+            for query, known in zip(cell.queries, cell.positives, strict=True):
+                if shown := {code for n in known if (code := codes[n])}:
+                    found[query.key] |= shown
+        numbers = {code: n for n, code in enumerate(sorted(set().union(*found.values())))}
+        self.of = {key: tuple(sorted(map(numbers.get, codes))) for key, codes in found.items()}
+        self.count = len(numbers)
+
+    def goals(self, keys: Sequence[Key]) -> Tensor:
+        """Concept numbers of entries, padded with -1: ``[n, most]``."""
+        known = [self.of.get(key, ()) for key in keys]
+        most = max([1, *map(len, known)])
+        return torch.tensor([[*k, *[-1] * (most - len(k))] for k in known]).reshape(-1, most)
+
+
+class Anchors(nn.Module):
+    """The anchors ``[concepts, d]``, and a softmax over their cosines with states."""
+
+    def __init__(self, count: int, width: int, temperature: float = 0.06) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, width))
+        self.temperature = temperature
+
+    @torch.no_grad()
+    def start(self, states: Tensor, goals: Tensor) -> None:
+        """Puts the anchor of every concept at the mean direction of its states.
+
+        Args:
+            states: ``[n, d]``; goals: their concepts, ``[n, g]``, padded with -1.
+        """
+        row, place = (goals >= 0).nonzero(as_tuple=True)
+        concept = goals[row, place]
+        directions = nn.functional.normalize(states, dim=-1)[row]
+        sums = torch.zeros_like(self.weight).index_add(0, concept, directions)
+        self.weight[concept] = nn.functional.normalize(sums, dim=-1)[concept]
+
+    def loss(self, states: Tensor, goals: Tensor, smoothing: float = 0.1) -> tuple[Tensor, float]:
+        """Cross-entropy of states' concepts, and the share whose nearest anchor is one of them.
+
+        Args:
+            states: ``[n, d]``; goals: ``[n, g]``, padded with -1; rows of -1 do not count.
+        """
+        known = goals >= 0
+        kept = known.any(1)
+        if not kept.any():
+            return states.new_zeros(()), 0.0
+        states, goals, known = states[kept], goals[kept], known[kept]
+        normalize = nn.functional.normalize
+        logits = normalize(states, dim=-1) @ normalize(self.weight, dim=-1).T / self.temperature
+        logs = logits.float().log_softmax(-1)
+        # Several concepts share the target equally.
+        right = (logs.gather(1, goals.clamp(min=0)) * known).sum(1) / known.sum(1)
+        loss = -(1 - smoothing) * right - smoothing * logs.mean(1)
+        hits = ((logits.argmax(1)[:, None] == goals) & known).any(1)
+        return loss.mean(), float(hits.float().mean())

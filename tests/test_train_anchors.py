@@ -1,0 +1,89 @@
+"""Anchors: what entries stand for, and a softmax over all concepts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from retrv_r1.train.anchors import Anchors, Concepts
+from retrv_r1.train.corpus import Cell, Corpus, Entry
+
+RED, BLUE = {"code": "R"}, {"code": "B"}
+
+
+@pytest.fixture
+def concepts() -> Concepts:
+    pool = [
+        *(Entry(None, 0, RED), Entry(None, 1, BLUE), Entry("blue", None, BLUE)),
+        Entry("unknown", None, {}),
+    ]
+    queries = [
+        Entry("a colour", None, {}),
+        Entry("in blue", 0, {}),
+        Entry("no one knows", None, {}),
+    ]
+    positives = [np.array([0, 1]), np.array([1, 2]), np.array([3])]
+    corpus = object.__new__(Corpus)
+    corpus.cells = {"c": Cell("c", queries, pool, positives, ("Find.",))}
+    return Concepts(corpus)
+
+
+def test_candidates_stand_for_their_code_and_queries_for_what_is_relevant(concepts):
+    blue, red = 0, 1
+    assert concepts.count == 2
+    assert concepts.of == {
+        (None, 0): (red,),
+        (None, 1): (blue,),
+        ("blue", None): (blue,),
+        ("a colour", None): (blue, red),
+        ("in blue", 0): (blue,),
+    }
+    keys = [("blue", None), ("unknown", None), ("a colour", None), ("never seen", 7)]
+    assert concepts.goals(keys).tolist() == [[blue, -1], [-1, -1], [blue, red], [-1, -1]]
+    assert concepts.goals([]).shape == (0, 1)
+
+
+def test_anchors_start_at_the_mean_direction_of_their_states():
+    anchors = Anchors(3, 4)
+    before = anchors.weight[2].clone()
+    states = torch.eye(4)[[0, 1, 2]] * torch.tensor([[1.0], [5.0], [2.0]])
+    anchors.start(states, torch.tensor([[0, -1], [0, 1], [-1, -1]]))
+    half = math.sqrt(0.5)
+    expected = torch.tensor([[half, half, 0, 0], [0, 1.0, 0, 0]])
+    assert torch.allclose(anchors.weight[:2], expected, atol=1e-6)
+    assert torch.equal(anchors.weight[2], before)
+
+
+def test_the_loss_is_the_cross_entropy_over_all_anchors(generator):
+    anchors = Anchors(5, 8, temperature=0.5)
+    states = torch.randn(3, 8, generator=generator)
+    goals = torch.tensor([[4, -1], [-1, -1], [0, 2]])
+    loss, hits = anchors.loss(states, goals, smoothing=0.1)
+    cosine = nn.functional.cosine_similarity(states[:, None], anchors.weight[None], dim=-1)
+    target = torch.zeros(3, 5)
+    target[0, 4] = 1
+    target[2, 0] = target[2, 2] = 0.5
+    target = (0.9 * target + 0.1 / 5)[[0, 2]]
+    expected = nn.functional.cross_entropy(cosine[[0, 2]] / 0.5, target)
+    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    nearest = cosine.argmax(1).tolist()
+    assert hits == pytest.approx(((nearest[0] == 4) + (nearest[2] in (0, 2))) / 2)
+
+
+def test_where_nothing_is_known_there_is_no_loss_and_no_gradient():
+    anchors = Anchors(5, 8)
+    states = torch.randn(2, 8, requires_grad=True)
+    loss, hits = anchors.loss(states, torch.full((2, 1), -1))
+    assert float(loss) == 0 and hits == 0 and not loss.requires_grad
+    loss, _ = anchors.loss(states, torch.tensor([[-1], [3]]))
+    loss.backward()
+    assert not states.grad[0].any() and states.grad[1].any()
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
