@@ -47,11 +47,17 @@ def test_candidates_stand_for_their_code_and_queries_for_what_is_relevant(concep
     assert concepts.goals([]).shape == (0, 1)
 
 
-def test_anchors_start_at_the_mean_direction_of_their_states():
+def test_anchors_start_at_the_mean_direction_of_their_pictures():
+    class Mean:
+        def content(self, features, offsets):
+            assert offsets.tolist() == [0, 2, 4, 6]
+            return features.unflatten(0, (3, 2)).mean(1)
+
     anchors = Anchors(3, 4)
     before = anchors.weight[2].clone()
     states = torch.eye(4)[[0, 1, 2]] * torch.tensor([[1.0], [5.0], [2.0]])
-    anchors.start(states, torch.tensor([[0, -1], [0, 1], [-1, -1]]))
+    rows = torch.stack([states - 3, states + 3], 1)
+    anchors.start(Mean(), rows, torch.tensor([[0, -1], [0, 1], [-1, -1]]))
     half = math.sqrt(0.5)
     expected = torch.tensor([[half, half, 0, 0], [0, 1.0, 0, 0]])
     assert torch.allclose(anchors.weight[:2], expected, atol=1e-6)
@@ -69,7 +75,7 @@ def test_the_loss_is_the_cross_entropy_over_all_anchors(generator):
     target[2, 0] = target[2, 2] = 0.5
     target = (0.9 * target + 0.1 / 5)[[0, 2]]
     expected = nn.functional.cross_entropy(cosine[[0, 2]] / 0.5, target)
-    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     nearest = cosine.argmax(1).tolist()
     assert hits == pytest.approx(((nearest[0] == 4) + (nearest[2] in (0, 2))) / 2)
 

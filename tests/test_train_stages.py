@@ -249,7 +249,7 @@ def test_stages_build_on_each_other_to_a_model_that_ranks(trained, pictographs, 
 TRAINED = {
     "pretrain": {"backbone", "icm", "anchors"},
     "align": {"icm"},
-    "sft": {"icm", "backbone.model.language_model"},
+    "sft": {"icm", "backbone.model.language_model", "anchors"},
 }
 
 

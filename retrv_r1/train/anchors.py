@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from retrv_r1.model.icm import InformationCompressor
 from retrv_r1.train.corpus import Corpus, Key
 
 
@@ -58,15 +59,18 @@ class Anchors(nn.Module):
         self.temperature = temperature
 
     @torch.no_grad()
-    def start(self, states: Tensor, goals: Tensor) -> None:
-        """Puts the anchor of every concept at the mean direction of its states.
+    def start(self, icm: InformationCompressor, rows: Tensor, goals: Tensor) -> None:
+        """Puts every concept's anchor at the mean direction of its pictures' content tokens.
 
         Args:
-            states: ``[n, d]``; goals: their concepts, ``[n, g]``, padded with -1.
+            rows: tower rows of pictures, ``[n, r, d]``.
+            goals: their concepts, ``[n, g]``, padded with -1.
         """
+        offsets = torch.arange(len(rows) + 1) * rows.shape[1]
+        content = icm.content(rows.flatten(0, 1), offsets)
         row, place = (goals >= 0).nonzero(as_tuple=True)
         concept = goals[row, place]
-        directions = nn.functional.normalize(states, dim=-1)[row]
+        directions = nn.functional.normalize(content, dim=-1)[row]
         sums = torch.zeros_like(self.weight).index_add(0, concept, directions)
         self.weight[concept] = nn.functional.normalize(sums, dim=-1)[concept]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.train.pictures import PictureBank, augment, on_white, side_of, to_patches
+from retrv_r1.train.pictures import PictureBank, StyleMixer, augment, on_white, side_of, to_patches
 
 
 @torch.no_grad()
@@ -51,17 +51,25 @@ class FeatureBank:
         used: Sequence[int],
         views: int,
         seed: int,
+        blend: float = 0.0,
         batch: int = 256,
     ) -> FeatureBank:
-        """Encodes the ``used`` rows of the bank ``views`` times; other rows stay NaN."""
+        """Encodes the ``used`` rows of the bank ``views`` times; other rows stay NaN.
+
+        Args:
+            blend: share of augmented pictures blended with the same thing in another style.
+        """
         side = side_of(processor.image_processor)
-        generator = torch.Generator().manual_seed(seed)
+        generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+        mixer = StyleMixer(bank, used)
         out: np.ndarray | None = None
         work = [(v, i) for v in range(views) for i in range(0, len(used), batch)]
         for view, start in track(work, "tower rows of the training pictures"):
             chosen = list(used[start : start + batch])
-            rgba = bank.rgba(chosen)
-            image = augment(rgba, side, generator) if view else on_white(rgba)
+            if view:
+                image = augment(mixer.rgba(chosen, blend, rng), side, generator)
+            else:
+                image = on_white(bank.rgba(chosen))
             rows = model.encode_pictures(*to_patches(image, processor.image_processor, side))
             rows = rows.view(len(chosen), -1, rows.shape[-1]).half().numpy()
             if out is None:

@@ -79,6 +79,12 @@ class ListOutput:
         queries = self.middle[lists, batch.query_cols]
         return torch.cat([queries, self.middle[batch.match_rows, batch.match_cols]])
 
+    def contents(self) -> Tensor:
+        """Content tokens of the same: ``[b + c, d]``."""
+        batch = self.batch
+        own = batch.match_fits.nonzero().squeeze(1)
+        return torch.cat([self.content[batch.pair_query[own]], self.content[batch.pair_candidate]])
+
     def pointer_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
         """InfoNCE in the middle layer: a query's last row against candidates' last rows.
 

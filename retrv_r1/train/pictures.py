@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +65,38 @@ def blend(rgba: Tensor, other: Tensor, amount: Tensor) -> Tensor:
     alpha = ours + theirs
     colour = (ours * rgba[:, :3] + theirs * other[:, :3]) / alpha.clamp(min=1e-6)
     return torch.cat([colour, alpha], 1)
+
+
+class StyleMixer:
+    """Draws pictures, some of them blended with the same thing in another style.
+
+    Styles that no training picture has lie between those that they have.
+
+    Args:
+        pictures: rows of the bank that may be blended in.
+    """
+
+    def __init__(self, bank: PictureBank, pictures: Sequence[int]) -> None:
+        self.bank = bank
+        self.drawn: dict[str, list[int]] = defaultdict(list)
+        for row in pictures:
+            if (concept := bank.concepts[row]) is not None:
+                self.drawn[concept].append(row)
+
+    def rgba(self, pictures: Sequence[int], share: float, rng: np.random.Generator) -> Tensor:
+        """``[b, 4, s, s]`` in [0, 1], a ``share`` of them blended."""
+        rgba = self.bank.rgba(pictures)
+        chosen = np.flatnonzero(rng.random(len(pictures)) < share)
+        if not len(chosen):
+            return rgba
+        others = []
+        for place in chosen:
+            row = pictures[place]
+            same = self.drawn.get(self.bank.concepts[row] or "", [row])
+            others.append(same[int(rng.integers(len(same)))])
+        amount = torch.from_numpy(rng.uniform(0.15, 0.5, len(chosen)).astype(np.float32))
+        rgba[chosen] = blend(rgba[chosen], self.bank.rgba(others), amount)
+        return rgba
 
 
 def augment(rgba: Tensor, side: int, generator: torch.Generator) -> Tensor:

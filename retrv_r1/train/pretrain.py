@@ -10,7 +10,6 @@ Official Qwen-VL checkpoints skip this stage.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from retrv_r1.train.features import clean_rows
 from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import content_tokens, pair_loss, run_lists
-from retrv_r1.train.pictures import augment, blend, side_of, to_patches
+from retrv_r1.train.pictures import StyleMixer, augment, side_of, to_patches
 from retrv_r1.train.sampling import ListSampler, Vectors, shortened, with_default_instruction
 from retrv_r1.train.start import (
     fit_rows,
@@ -50,8 +49,7 @@ class PretrainConfig:
         most ``full_size`` candidates.
     descriptions: pictures described a step.
     texts: further texts a step, for their content tokens alone.
-    blend: share of pictures blended with the same thing in another style, from step
-        ``blend_from`` on: styles that no training picture has lie between those that they have.
+    blend: share of pictures blended with the same thing in another style.
     default_instruction: share of lists with the checkpoint's own, short instruction.
     start_steps: steps in which token embeddings are fitted to the first stage's texts.
     row_size: RMS that tower rows get. The embed stage leaves them at many times the size of what
@@ -70,7 +68,6 @@ class PretrainConfig:
     descriptions: int = 24
     texts: int = 256
     blend: float = 0.0
-    blend_from: int = 0
     default_instruction: float = 0.6
     max_text: int = 12
     start_steps: int = 600
@@ -99,10 +96,7 @@ class PretrainStage(Stage):
         self.side = side_of(processor.image_processor)
         self.collator = ListCollator(processor, config.max_text)
         self.pictures = described_pictures(corpus)
-        self.drawn: dict[str, list[int]] = defaultdict(list)
-        for row in used_pictures(corpus):
-            if (concept := corpus.bank.concepts[row]) is not None:
-                self.drawn[concept].append(row)
+        self.mixer = StyleMixer(corpus.bank, used_pictures(corpus))
         self.concepts = Concepts(corpus)
         names = sorted(text for text, picture in self.concepts.of if text and picture is None)
         self.texts = [Entry(text, None, {}) for text in names]
@@ -137,8 +131,7 @@ class PretrainStage(Stage):
             "pairs": self.collator.pairs(lists, [*entries, *texts]),
         }
         used = list(dict.fromkeys(p for batch in batches.values() for p in batch.pictures))
-        share = config.blend if step >= config.blend_from else 0.0
-        image = augment(self._blended(used, share, rng), self.side, generator)
+        image = augment(self.mixer.rgba(used, config.blend, rng), self.side, generator)
         pixels, grid = to_patches(image, self.processor.image_processor, self.side)
         return {
             **batches,
@@ -197,22 +190,6 @@ class PretrainStage(Stage):
             }
         return loss, metrics
 
-    def _blended(self, pictures: list[int], share: float, rng: np.random.Generator) -> Tensor:
-        """Pictures, a share of them blended with another style's: ``[b, 4, s, s]``."""
-        bank = self.corpus.bank
-        rgba = bank.rgba(pictures)
-        chosen = np.flatnonzero(rng.random(len(pictures)) < share)
-        if not len(chosen):
-            return rgba
-        others = []
-        for place in chosen:
-            row = pictures[place]
-            same = self.drawn.get(bank.concepts[row], [row])
-            others.append(same[int(rng.integers(len(same)))])
-        amount = torch.from_numpy(rng.uniform(0.15, 0.5, len(chosen)).astype(np.float32))
-        rgba[chosen] = blend(rgba[chosen], bank.rgba(others), amount)
-        return rgba
-
     def _start(self, known: dict[Key, np.ndarray], fresh: bool) -> float:
         """Gives a fresh model what the first stage knows; returns what tower rows are scaled by.
 
@@ -223,10 +200,8 @@ class PretrainStage(Stage):
         shown = sorted(p for text, p in known if text is None and p is not None)
         rows = clean_rows(model, self.processor, self.corpus.bank, shown)
         scale = self._start_model(known, shown, rows) if fresh else 1.0
-        offsets = torch.arange(len(rows) + 1) * rows.shape[1]
-        with torch.no_grad():
-            content = model.icm.content(rows.flatten(0, 1) * scale, offsets)
-        model.anchors.start(content, self.concepts.goals([(None, picture) for picture in shown]))
+        goals = self.concepts.goals([(None, picture) for picture in shown])
+        model.anchors.start(model.icm, rows * scale, goals)
         return scale
 
     def _start_model(self, known: dict[Key, np.ndarray], shown: list[int], rows: Tensor) -> float:

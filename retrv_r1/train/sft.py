@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.features import FeatureBank
 from retrv_r1.train.lists import ListBatch, ListCollator, Reading
@@ -35,8 +37,10 @@ class SFTConfig:
     hard: how near negatives are in the end (``sampling.py``), growing from 0 as sizes do.
     reason: share of lists with a chain of thought, in compressed and in full-token lists.
     default_instruction: share of lists with the checkpoint's own, short instruction.
-    match_weight, pointer_weight: of the auxiliary losses (``lists.py``).
+    match_weight, pointer_weight: of the auxiliary losses (``losses.py``).
+    anchor_weight: of the losses to concepts' anchors (``anchors.py``).
     views: views of a picture that are kept, all but the first augmented.
+    blend: share of augmented pictures blended with the same thing in another style.
     max_text: tokens of an item's text that are read.
     """
 
@@ -52,7 +56,9 @@ class SFTConfig:
     default_instruction: float = 0.5
     match_weight: float = 1.0
     pointer_weight: float = 1.0
+    anchor_weight: float = 1.0
     views: int = 3
+    blend: float = 0.0
     max_text: int = 12
     steps: int = 1
 
@@ -75,12 +81,18 @@ class SFTStage(Stage):
         self.embedder, self.validation = embedder, validation
         self.sampler = ListSampler(corpus, vectors)
         self.config, self.seed = config, seed
+        self.collator = ListCollator(processor, config.max_text)
+        used = used_pictures(corpus)
+        self.bank = FeatureBank.build(
+            model, processor, corpus.bank, used, config.views, seed, config.blend
+        )
+        # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
+        self.concepts = Concepts(corpus)
+        model.anchors = Anchors(self.concepts.count, model.config.hidden_size)
+        rows = torch.from_numpy(self.bank.rows[0, used]).float()
+        model.anchors.start(model.icm, rows, self.concepts.goals([(None, n) for n in used]))
         model.requires_grad_(True)
         model.visual.requires_grad_(False)
-        self.collator = ListCollator(processor, config.max_text)
-        self.bank = FeatureBank.build(
-            model, processor, corpus.bank, used_pictures(corpus), config.views, seed
-        )
 
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config
@@ -110,8 +122,12 @@ class SFTStage(Stage):
         pointer_loss, pointer_hits = out.pointer_loss()
         lookup_loss, lookup_hits = out.lookup_loss()
         content_loss, content_hits = out.content_loss()
+        goals, anchors = self.concepts.goals(lists.end_keys), self.model.anchors
+        meant_loss, meant_hits = anchors.loss(out.ends(), goals)
+        named_loss, named_hits = anchors.loss(out.contents(), goals)
         loss = token_loss + answer_loss + self.config.match_weight * match_loss
         loss = loss + self.config.pointer_weight * (pointer_loss + lookup_loss + content_loss)
+        loss = loss + self.config.anchor_weight * (meant_loss + named_loss)
         kind = batch["kind"]
         return loss, {
             f"{kind}token_loss": float(token_loss),
@@ -120,6 +136,8 @@ class SFTStage(Stage):
             "pointer_accuracy": pointer_hits,
             "lookup_accuracy": lookup_hits,
             "content_accuracy": content_hits,
+            "meant_accuracy": meant_hits,
+            "named_accuracy": named_hits,
             "tokens": lists.tokens,
         }
 
@@ -127,6 +145,7 @@ class SFTStage(Stage):
         return self.validation.run(self.model)
 
     def save(self, out: Path) -> None:
+        del self.model.anchors
         self.model.save_pretrained(out)
         self.processor.save_pretrained(out)
         self.embedder.save_pretrained(out / "embedder")
