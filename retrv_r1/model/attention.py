@@ -50,4 +50,4 @@ def packed_vision_attention(
 def use_packed_attention(visual: nn.Module) -> None:
     """Makes a Qwen-VL vision tower attend through :func:`packed_vision_attention`."""
     ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_vision_attention)
-    visual.config._attn_implementation_internal = PACKED
+    visual.config._attn_implementation_internal = PACKED  # type: ignore[union-attr]

@@ -71,19 +71,19 @@ class RetrvR1Config(PretrainedConfig):
         pad_to_square: bool = False,
         **kwargs: Any,
     ) -> None:
-        if isinstance(backbone_config, dict):
-            values = dict(backbone_config)
-            backbone_config = AutoConfig.for_model(values.pop("model_type", "qwen2_5_vl"), **values)
-        elif backbone_config is None:
-            backbone_config = AutoConfig.for_model("qwen2_5_vl")
-        self.backbone_config = backbone_config
+        if isinstance(backbone_config, PretrainedConfig):
+            backbone = backbone_config
+        else:
+            values = dict(backbone_config or {})
+            backbone = AutoConfig.for_model(values.pop("model_type", "qwen2_5_vl"), **values)
+        self.backbone_config = backbone
         self.icm = asdict(ICMConfig(**(icm or {})))
         self.prompts = {**DEFAULT_PROMPTS, **(prompts or {})}
         if not score_temperature > 0:
             raise ValueError(f"score_temperature must be positive, got {score_temperature}")
         self.score_temperature = score_temperature
         self.pad_to_square = pad_to_square
-        kwargs.setdefault("tie_word_embeddings", backbone_config.tie_word_embeddings)
+        kwargs.setdefault("tie_word_embeddings", backbone.tie_word_embeddings)
         super().__init__(**kwargs)
 
     @property

@@ -77,12 +77,12 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
         self.post_init()
 
     @property
-    def visual(self) -> nn.Module:
-        """The vision tower."""
+    def visual(self) -> Any:
+        """The vision tower, a module of the backbone's library."""
         return self.backbone.model.visual
 
     @property
-    def language_model(self) -> nn.Module:
+    def language_model(self) -> Any:
         """The decoder without its head."""
         return self.backbone.model.language_model
 
@@ -105,6 +105,8 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
         rows = self.get_input_embeddings()(items.ids)
         vision = items.vision_rows
         if vision is None and items.pixel_values is not None:
+            if items.image_grid_thw is None:
+                raise ValueError("pixel_values need image_grid_thw")
             vision = self.encode_pictures(items.pixel_values, items.image_grid_thw)
         if vision is None:
             return rows
@@ -180,8 +182,8 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
                 input_ids=input_ids, labels=labels, logits_to_keep=logits_to_keep, **kwargs
             )
         if inputs_embeds is None:
-            if items is None or pair_candidate is None or pair_query is None:
-                raise ValueError("row_refs need items, pair_candidate and pair_query")
+            if input_ids is None or items is None or pair_candidate is None or pair_query is None:
+                raise ValueError("row_refs need input_ids, items, pair_candidate and pair_query")
             table = self.row_table(items, pair_candidate, pair_query)
             inputs_embeds = self.embed(input_ids, row_refs, table)
         out = self.language_model(inputs_embeds=inputs_embeds, **kwargs)

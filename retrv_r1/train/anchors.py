@@ -40,7 +40,9 @@ class Concepts:
                 if shown := {code for n in known if (code := codes[n])}:
                     found[query.key] |= shown
         numbers = {code: n for n, code in enumerate(sorted(set().union(*found.values())))}
-        self.of = {key: tuple(sorted(map(numbers.get, codes))) for key, codes in found.items()}
+        self.of = {
+            key: tuple(sorted(numbers[code] for code in codes)) for key, codes in found.items()
+        }
         self.count = len(numbers)
 
     def goals(self, keys: Sequence[Key]) -> Tensor:

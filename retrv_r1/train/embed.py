@@ -65,13 +65,14 @@ class EntryEmbedder:
         texts = [i for i, e in enumerate(entries) if e.text]
         out: dict[str, Any] = {"size": len(entries)}
         if pictures:
-            rgba = self.corpus.bank.rgba([entries[i].picture for i in pictures])
+            shown = [p for e in entries if (p := e.picture) is not None]
+            rgba = self.corpus.bank.rgba(shown)
             image = augment(rgba, self.side, generator) if generator else on_white(rgba)
             pixels, grid = to_patches(image, self.processor, self.side)
             out |= {"pictures": torch.tensor(pictures), "pixel_values": pixels, "grid": grid}
-            out["concepts"] = [self.corpus.bank.concepts[entries[i].picture] for i in pictures]
+            out["concepts"] = [self.corpus.bank.concepts[picture] for picture in shown]
         if texts:
-            ids = [torch.tensor(self.text_ids(entries[i].text)) for i in texts]
+            ids = [torch.tensor(self.text_ids(e.text)) for e in entries if e.text]
             padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
             out |= {
                 "texts": torch.tensor(texts),
@@ -94,25 +95,23 @@ class EntryEmbedder:
     @torch.no_grad()
     def embed_all(self, entries: Sequence[Entry], batch: int = 256) -> Tensor:
         """Unit vectors of many entries, without augmentation; each distinct part once."""
-        texts = {t: row for row, t in enumerate(dict.fromkeys(e.text for e in entries if e.text))}
-        used = dict.fromkeys(e.picture for e in entries if e.picture is not None)
-        pictures = {picture: row for row, picture in enumerate(used)}
-        fused: list[tuple[Tensor, Tensor] | None] = [None, None]
-        for kind, distinct in enumerate((pictures, texts)):
-            if not distinct:
-                continue
-            alone = (
-                [Entry(None, p, {}) for p in distinct]
-                if kind == 0
-                else [Entry(t, None, {}) for t in distinct]
-            )
+
+        def part(keys: Sequence[Any], alone: Sequence[Entry]) -> tuple[Tensor, Tensor] | None:
+            """Rows that have a part, and its vectors; ``alone`` has the distinct parts."""
+            if not alone:
+                return None
             chunks = [alone[i : i + batch] for i in range(0, len(alone), batch)]
             vectors = torch.cat([self.embed(self.inputs(chunk, None))[0] for chunk in chunks])
-            keys = [e.picture if kind == 0 else e.text or None for e in entries]
-            rows = [i for i, key in enumerate(keys) if key is not None]
-            picked = vectors[[distinct[keys[i]] for i in rows]]
-            fused[kind] = (torch.tensor(rows), picked)
-        return self.model.fuse(len(entries), fused[0], fused[1])
+            number = {e.picture if e.text is None else e.text: n for n, e in enumerate(alone)}
+            rows = [row for row, key in enumerate(keys) if key is not None]
+            return torch.tensor(rows), vectors[[number[keys[row]] for row in rows]]
+
+        pictures, texts = [e.picture for e in entries], [e.text or None for e in entries]
+        return self.model.fuse(
+            len(entries),
+            part(pictures, [Entry(None, p, {}) for p in dict.fromkeys(pictures) if p is not None]),
+            part(texts, [Entry(t, None, {}) for t in dict.fromkeys(texts) if t is not None]),
+        )
 
 
 def recall_at(queries: Tensor, pool: Tensor, positives: Sequence[np.ndarray], k: int) -> float:
@@ -139,11 +138,13 @@ class EmbedStage(Stage):
         self.model, self.config, self.seed = model, config, seed
         self.tokenizer, self.processor = tokenizer, processor
         self.train = EntryEmbedder(model, tokenizer, processor, train, config.max_text)
-        self.val = val and EntryEmbedder(model, tokenizer, processor, val, config.max_text)
+        self.val: EntryEmbedder | None = None
+        if val is not None:
+            self.val = EntryEmbedder(model, tokenizer, processor, val, config.max_text)
         self.names = sorted(train.cells)
         weights = np.array([config.weights.get(name.split("_")[-1], 1.0) for name in self.names])
         self.weights = weights / weights.sum()
-        shown = {train.bank.concepts[row] for row in used_pictures(train)} - {None}
+        shown = {name for row in used_pictures(train) if (name := train.bank.concepts[row])}
         self.concepts = {name: number for number, name in enumerate(sorted(shown))}
         # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
         model.naming = torch.nn.Linear(model.config.vision_config.out_hidden_size, len(shown))

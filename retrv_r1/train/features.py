@@ -71,10 +71,10 @@ class FeatureBank:
             else:
                 image = on_white(bank.rgba(chosen))
             rows = model.encode_pictures(*to_patches(image, processor.image_processor, side))
-            rows = rows.view(len(chosen), -1, rows.shape[-1]).half().numpy()
+            kept = rows.view(len(chosen), -1, rows.shape[-1]).half().numpy()
             if out is None:
-                out = np.full((views, len(bank.paths), *rows.shape[1:]), np.nan, np.float16)
-            out[view, chosen] = rows
+                out = np.full((views, len(bank.paths), *kept.shape[1:]), np.nan, np.float16)
+            out[view, chosen] = kept
         if out is None:
             raise ValueError("no pictures to encode")
         return cls(out)

@@ -91,7 +91,7 @@ class StyleMixer:
             return rgba
         others = []
         for place in chosen:
-            row = pictures[place]
+            row = pictures[int(place)]
             same = self.drawn.get(self.bank.concepts[row] or "", [row])
             others.append(same[int(rng.integers(len(same)))])
         amount = torch.from_numpy(rng.uniform(0.15, 0.5, len(chosen)).astype(np.float32))
