@@ -64,6 +64,8 @@ class Anchors(nn.Module):
     def start(self, icm: InformationCompressor, rows: Tensor, goals: Tensor) -> None:
         """Puts every concept's anchor at the mean direction of its pictures' content tokens.
 
+        Their size, which no cosine sees, is that of √d: steps of the optimiser turn them little.
+
         Args:
             rows: tower rows of pictures, ``[n, r, d]``.
             goals: their concepts, ``[n, g]``, padded with -1.
@@ -74,7 +76,7 @@ class Anchors(nn.Module):
         concept = goals[row, place]
         directions = nn.functional.normalize(content, dim=-1)[row]
         sums = torch.zeros_like(self.weight).index_add(0, concept, directions)
-        self.weight[concept] = nn.functional.normalize(sums, dim=-1)[concept]
+        self.weight[concept] = nn.functional.rms_norm(sums, sums.shape[-1:])[concept]
 
     def loss(self, states: Tensor, goals: Tensor, smoothing: float = 0.1) -> tuple[Tensor, float]:
         """Cross-entropy of states' concepts, and the share whose nearest anchor is one of them.

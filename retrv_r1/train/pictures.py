@@ -144,6 +144,23 @@ def augment(rgba: Tensor, side: int, generator: torch.Generator) -> Tensor:
     return (image + (blurred - image) * amount).clamp(0, 1)
 
 
+def resized(image: Tensor, side: int) -> Tensor:
+    """Square pictures ``[b, 3, s, s]`` at another side, as the processor does it."""
+    if image.shape[-1] == side:
+        return image
+    return torch.nn.functional.interpolate(
+        image, size=(side, side), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(0, 1)
+
+
+def augment_some(rgba: Tensor, side: int, generator: torch.Generator, clean: float) -> Tensor:
+    """Augmented pictures, a ``clean`` share of them left as they will be seen when served."""
+    image = augment(rgba, side, generator)
+    left = torch.rand(len(rgba), generator=generator) < clean
+    image[left] = resized(on_white(rgba[left]), side)
+    return image
+
+
 def to_patches(
     image: Tensor, processor: Qwen2VLImageProcessorPil, side: int
 ) -> tuple[Tensor, Tensor]:
@@ -151,10 +168,7 @@ def to_patches(
 
     The same patch order and normalisation as the processor's, for whole batches.
     """
-    if image.shape[-1] != side:
-        image = torch.nn.functional.interpolate(
-            image, size=(side, side), mode="bicubic", antialias=True, align_corners=False
-        ).clamp(0, 1)
+    image = resized(image, side)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
     image = (image - mean) / std
     patch, merge = processor.patch_size, processor.merge_size

@@ -27,7 +27,7 @@ from retrv_r1.train.features import clean_rows
 from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import content_tokens, pair_loss, run_lists
-from retrv_r1.train.pictures import StyleMixer, augment, side_of, to_patches
+from retrv_r1.train.pictures import StyleMixer, augment_some, side_of, to_patches
 from retrv_r1.train.sampling import ListSampler, Vectors, shortened, with_default_instruction
 from retrv_r1.train.start import (
     fit_rows,
@@ -50,6 +50,7 @@ class PretrainConfig:
     descriptions: pictures described a step.
     texts: further texts a step, for their content tokens alone.
     blend: share of pictures blended with the same thing in another style.
+    clean: share of pictures that are not augmented.
     default_instruction: share of lists with the checkpoint's own, short instruction.
     start_steps: steps in which token embeddings are fitted to the first stage's texts.
     row_size: RMS that tower rows get. The embed stage leaves them at many times the size of what
@@ -68,6 +69,7 @@ class PretrainConfig:
     descriptions: int = 24
     texts: int = 256
     blend: float = 0.0
+    clean: float = 0.5
     default_instruction: float = 0.6
     max_text: int = 12
     start_steps: int = 600
@@ -131,7 +133,8 @@ class PretrainStage(Stage):
             "pairs": self.collator.pairs(lists, [*entries, *texts]),
         }
         used = list(dict.fromkeys(p for batch in batches.values() for p in batch.pictures))
-        image = augment(self.mixer.rgba(used, config.blend, rng), self.side, generator)
+        rgba = self.mixer.rgba(used, config.blend, rng)
+        image = augment_some(rgba, self.side, generator, config.clean)
         pixels, grid = to_patches(image, self.processor.image_processor, self.side)
         return {
             **batches,
