@@ -11,7 +11,7 @@ import ctypes
 import json
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ class LoopConfig:
     Args:
         steps: optimiser steps in all.
         learning_rate: peak, reached after ``warmup`` steps, then cosine to a twentieth.
-        tower_rate: what the vision tower's learning rate is multiplied by.
+        rates: what learning rates are multiplied by, by a part of a parameter's name: ``{visual:
+            0.25}`` for a slow tower. The first that fits counts.
         weight_decay, clip_norm, betas: AdamW's.
         save_every, log_every: in steps.
         threads: CPU threads, 0 for torch's own choice.
@@ -39,7 +40,7 @@ class LoopConfig:
 
     steps: int
     learning_rate: float = 1e-3
-    tower_rate: float = 1.0
+    rates: dict[str, float] = field(default_factory=dict)
     warmup: int = 100
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -90,7 +91,7 @@ class _StageTrainer(Trainer):
     """Trainer whose loss is the stage's and whose batches come in order, ready-made."""
 
     stage: Stage
-    tower_rate: float = 1.0
+    rates: dict[str, float]
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         loss, metrics = self.stage.loss(inputs["batch"])
@@ -109,14 +110,13 @@ class _StageTrainer(Trainer):
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args)
-        if self.tower_rate != 1:
-            tower = set(map(id, self.stage.model.visual.parameters()))
-            for group in list(optimizer.param_groups):
-                kept = [p for p in group["params"] if id(p) not in tower]
-                moved = [p for p in group["params"] if id(p) in tower]
-                group["params"] = kept
-                rate = group["lr"] * self.tower_rate
-                optimizer.add_param_group({**group, "params": moved, "lr": rate})
+        for part, rate in self.rates.items():
+            named = {id(p) for name, p in self.stage.model.named_parameters() if part in name}
+            for group in [g for g in optimizer.param_groups if g["lr"] == self.args.learning_rate]:
+                slowed = [p for p in group["params"] if id(p) in named]
+                group["params"] = [p for p in group["params"] if id(p) not in named]
+                lr = group["lr"] * rate
+                optimizer.add_param_group({**group, "params": slowed, "lr": lr})
         return optimizer
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
@@ -263,7 +263,7 @@ def fit(stage: Stage, config: LoopConfig, out: Path, resume: bool) -> Path:
     )
     trainer.pop_callback(ProgressCallback)
     trainer.add_callback(recorder)
-    trainer.stage, trainer.recorder, trainer.tower_rate = stage, recorder, config.tower_rate
+    trainer.stage, trainer.recorder, trainer.rates = stage, recorder, config.rates
     trainer.train(resume_from_checkpoint=last)
     stage.model.eval()
     stage.save(out / "final")
