@@ -25,7 +25,7 @@ help:
 	@echo 'make demo    rank the pictures of examples/demo by a query: make demo QUERY="a red car"'
 	@echo 'make test    install into .venv and run the tests: make test PYTEST_FLAGS="-m slow"'
 	@echo 'make data    build the pictograph benchmark in data/pictographs'
-	@echo 'make tiny    train the shipped checkpoint again'
+	@echo 'make tiny    train a checkpoint by the recipe of the shipped one'
 	@echo 'make lint    ruff, mypy, and clang-format where there is one'
 	@echo 'make clean   remove what was built, .venv apart'
 

@@ -1,10 +1,11 @@
 """Chains of thought in the paper's four steps, made from the data's own metadata.
 
 Guess the ideal result, rule out the easy negatives, examine the hard candidates, answer with the
-label. Where candidates are truly close, all that are examined are inspected, in the order in which
-they were named, so that a model can tell when it is done; what they show is said, and which is best
-is decided by comparison at the end. Wording and length vary; the examined candidates come in random
-order, so that neither their order nor the prompt's says which one is right.
+label. The answer and one near candidate are named; where the two are truly close the first of them is
+inspected, what it shows is said, and which is better is decided at the end. One inspection, so that
+a small greedy model can tell when it is done: after more it asked for the first again
+(docs/LOG.md). Wording varies; the named come in random order, so that neither their order nor the
+prompt's says which one is right.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _COMMON = {
     *("with", "skin", "tone", "dark", "light", "medium", "medium-dark", "medium-light"),
     *("face", "flag", "sign", "button", "from"),
 }
-MAX_INSPECTIONS = 3
+EXAMINED = 2
 _NEAR = 6
 """How many of the nearest candidates may be examined."""
 
@@ -69,9 +70,9 @@ def chain(example: ListExample, rng: np.random.Generator) -> list[Piece]:
     ranked = np.argsort(example.closeness)  # the answer itself first, then the closest
     near = [int(k) for k in ranked[1 : 1 + _NEAR]]
     hard = [k for k in near if is_close(answer, example.candidates[k])]
-    inspect = bool(hard)
-    count = int(rng.integers(1 if inspect else 0, MAX_INSPECTIONS))
-    examined = [int(k) for k in rng.permutation([example.answer, *(hard or near)[:count]])]
+    rivals = hard or near
+    rival = [rivals[int(rng.integers(len(rivals)))]] if rivals else []
+    examined = [int(k) for k in rng.permutation([example.answer, *rival])]
 
     pieces = [Piece("text", one_of(_IDEAL).format(describe(answer)))]
     if len(example.candidates) > len(examined) and (easy := one_of(_EASY)):
@@ -79,7 +80,7 @@ def chain(example: ListExample, rng: np.random.Generator) -> list[Piece]:
     pieces.append(Piece("text", one_of(_HARD)))
     pieces += [Piece("label", candidate=k) for k in examined]
     pieces.append(Piece("text", "."))
-    for k in examined if inspect else ():
+    for k in examined[:1] if hard else ():
         pieces.append(Piece("inspect", candidate=k))
         pieces.append(Piece("text", one_of(_SHOWN).format(describe(example.candidates[k]))))
     pieces += [Piece("text", one_of(_DONE)), Piece("label", candidate=example.answer)]
