@@ -47,6 +47,17 @@ def test_candidates_stand_for_their_code_and_queries_for_what_is_relevant(concep
     assert concepts.goals([]).shape == (0, 1)
 
 
+def test_data_that_names_no_concepts_has_no_anchors():
+    corpus = object.__new__(Corpus)
+    entry = Entry("a", None, {})
+    corpus.cells = {"c": Cell("c", [entry], [entry], [np.array([0])], ("Find.",))}
+    concepts = Concepts(corpus)
+    assert concepts.count == 0 and concepts.of == {}
+    anchors = Anchors(concepts.count, 8)
+    loss, hits = anchors.loss(torch.randn(1, 8), concepts.goals([entry.key]))
+    assert float(loss) == 0 and hits == 0
+
+
 def test_anchors_start_at_the_mean_direction_of_their_pictures():
     class Mean:
         def content(self, features, offsets):

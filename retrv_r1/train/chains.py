@@ -1,9 +1,9 @@
 """Chains of thought in the paper's four steps, made from the data's own metadata.
 
 Guess the ideal result, rule out the easy negatives, examine the hard candidates, answer with the
-label. The answer and one near candidate are named; where the two are truly close the first of them is
-inspected, what it shows is said, and which is better is decided at the end. One inspection, so that
-a small greedy model can tell when it is done: after more it asked for the first again
+label. The answer and one near candidate are named; where the two are truly close the first of them
+is inspected, what it shows is said, and which is better is decided at the end. One inspection, so
+that a small greedy model can tell when it is done: after more it asked for the first again
 (docs/LOG.md). Wording varies; the named come in random order, so that neither their order nor the
 prompt's says which one is right.
 """

@@ -126,7 +126,8 @@ class PretrainStage(Stage):
             read = self.collator.collate(kept, rng, reason=0.0, reading=reading)
         chosen = rng.integers(len(self.pictures), size=config.descriptions)
         entries = list({self.pictures[i].key: self.pictures[i] for i in chosen}.values())
-        texts = [self.texts[i] for i in rng.integers(len(self.texts), size=config.texts)]
+        count = config.texts if self.texts else 0
+        texts = [self.texts[i] for i in rng.integers(max(1, len(self.texts)), size=count)]
         batches: dict[str, ListBatch | PairBatch] = {
             "describe": self.collator.describe(entries, [describe(e) for e in entries], reading),
             "lists": read,
@@ -194,7 +195,7 @@ class PretrainStage(Stage):
         return loss, metrics
 
     def _start(self, known: dict[Key, np.ndarray], fresh: bool) -> float:
-        """Gives a fresh model what the first stage knows; returns what tower rows are scaled by.
+        """Starts the anchors, and a fresh model; returns what tower rows are scaled by.
 
         Args:
             known: first-stage vectors of what is seen of each entry.
@@ -208,6 +209,7 @@ class PretrainStage(Stage):
         return scale
 
     def _start_model(self, known: dict[Key, np.ndarray], shown: list[int], rows: Tensor) -> float:
+        """Makes a new model say what the first stage says; ``rows`` are those of ``shown``."""
         model = self.model
         goal = torch.from_numpy(np.stack([known[None, picture] for picture in shown]))
         to_vector = fit_rows(rows, goal)
