@@ -39,7 +39,7 @@ test: $(INSTALLED)
 data: $(INSTALLED)
 	$(BIN)/retrv-r1 data pictographs data/pictographs
 
-# Trains the shipped checkpoint again: an hour and three quarters on two cores; goes on after a kill.
+# Trains a checkpoint by the recipe of the shipped one; goes on after a kill.
 tiny: data
 	set -e; for run in $(RUNS); do \
 	  $(BIN)/retrv-r1 train $$run --config retrv_r1/train/configs/tiny/$$run.yaml; done

@@ -71,7 +71,7 @@ def test_anchors_start_at_the_mean_direction_of_their_pictures():
     anchors.start(Mean(), rows, torch.tensor([[0, -1], [0, 1], [-1, -1]]))
     half = math.sqrt(2)
     expected = torch.tensor([[half, half, 0, 0], [0, 2.0, 0, 0]])
-    assert torch.allclose(anchors.weight[:2], expected, atol=1e-6)
+    assert torch.allclose(anchors.weight[:2], expected)
     assert torch.equal(anchors.weight[2], before)
 
 

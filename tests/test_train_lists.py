@@ -16,7 +16,7 @@ from PIL import Image
 from retrv_engine import Output, Request
 from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.reranker import Reranker
-from retrv_r1.train.chains import EXAMINED, Piece, chain, describe
+from retrv_r1.train.chains import Piece, chain, describe
 from retrv_r1.train.corpus import Entry, ListExample
 from retrv_r1.train.lists import ListBatch, ListCollator, rivals
 from retrv_r1.train.losses import run_lists
@@ -55,7 +55,7 @@ def test_chains_follow_the_four_steps():
         assert re.fullmatch(r"tt?tl+t(it)*tl", kinds), kinds
         named, looked = examined(pieces), [p.candidate for p in pieces if p.kind == "inspect"]
         assert example.answer in named and len(set(named)) == len(named)
-        assert len(named) == min(EXAMINED, len(example.candidates))
+        assert len(named) == min(2, len(example.candidates))
         assert pieces[-1].candidate == example.answer
         assert describe(example.candidates[example.answer]) in pieces[0].text
         assert looked in ([], named[:1]), "the first of the named, or none"
@@ -75,7 +75,7 @@ def test_neither_the_order_of_the_examined_nor_of_the_list_says_which_is_right(c
         named = examined(chain(example, rng))
         places.setdefault(len(named), []).append(named.index(example.answer))
         ranks.append(sorted(named).index(example.answer) / len(named))
-    assert set(places) == {EXAMINED}
+    assert set(places) == {2}
     for count, found in places.items():
         assert chi_square(np.bincount(found, minlength=count)) < 15.2  # 0.9999 quantile, 1 degree
     # Nor does its place in the prompt among the examined.

@@ -297,6 +297,12 @@ def test_parts_may_learn_more_slowly(build, tmp_path):
     assert moved > {n for n in names if ".language_model.layers." in n}
 
 
+def test_a_rate_for_nothing_is_refused(build, tmp_path):
+    settings = loop.LoopConfig(**LOOP, rates={"visaul": 0.5})
+    with pytest.raises(ValueError, match="no parameter's name holds 'visaul'"):
+        fit(build("pretrain"), settings, tmp_path / "run", resume=False)
+
+
 def test_an_embedder_is_saved_without_what_only_trains_it(trained):
     embedder, info = RetrvEmbedder.from_pretrained(trained("embed"), output_loading_info=True)
     assert not any(info.values()), info

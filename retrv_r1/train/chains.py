@@ -28,9 +28,8 @@ _COMMON = {
     *("with", "skin", "tone", "dark", "light", "medium", "medium-dark", "medium-light"),
     *("face", "flag", "sign", "button", "from"),
 }
-EXAMINED = 2
 _NEAR = 6
-"""How many of the nearest candidates may be examined."""
+"""The candidate that is named beside the answer is one of so many nearest."""
 
 
 @dataclass(frozen=True)

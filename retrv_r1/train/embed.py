@@ -181,7 +181,7 @@ class EmbedStage(Stage):
         goal = torch.arange(len(logits))
         cross_entropy = torch.nn.functional.cross_entropy
         loss = (cross_entropy(logits, goal) + cross_entropy(logits.T, goal)) / 2
-        metrics = {"contrastive_loss": float(loss)}
+        metrics = {"contrastive_loss": loss.item()}
         rows = [r for r in (query_rows, target_rows) if r is not None]
         if rows and self.concepts:
             shown = [*batch["queries"].get("concepts", ()), *batch["targets"].get("concepts", ())]

@@ -141,7 +141,16 @@ class ListCollator:
             labels.append(targets)
         keys = [x.query.key for x in lists] + [c.key for x in lists for c in x.candidates]
         return self._pad(
-            layout, ordered, sequences, labels, pairs, matches, rivals(lists), ends, answers, keys
+            layout,
+            ordered,
+            sequences,
+            labels,
+            pairs=pairs,
+            matches=matches,
+            negatives=rivals(lists),
+            query_ends=ends,
+            answers=answers,
+            end_keys=keys,
         )
 
     def queries(self, lists: Sequence[ListExample]) -> ListBatch:
@@ -154,7 +163,7 @@ class ListCollator:
         ]
         labels = [[-100] * len(rows) for rows in sequences]
         ends, keys = [len(rows) - 1 for rows in sequences], [x.query.key for x in lists]
-        return self._pad(layout, ordered, sequences, labels, [], [], [], ends, [], keys)
+        return self._pad(layout, ordered, sequences, labels, query_ends=ends, end_keys=keys)
 
     def pairs(self, lists: Sequence[ListExample], more: Sequence[Entry] = ()) -> PairBatch:
         """The same lists for their content tokens alone, and ``more`` entries of no list."""
@@ -216,7 +225,7 @@ class ListCollator:
             ids = [*self.text_ids(" " + description)[: self.max_text], self.tokens.im_end]
             labels.append([-100] * len(rows) + ids)
             sequences.append(rows.add(ids))
-        return self._pad(layout, entries, sequences, labels, [], [], [], [], [], [])
+        return self._pad(layout, entries, sequences, labels)
 
     def _pad(
         self,
@@ -224,12 +233,13 @@ class ListCollator:
         entries: Sequence[Entry],
         sequences: Sequence[Rows],
         labels: Sequence[Sequence[int]],
-        pairs: Sequence[tuple[int, int]],
-        matches: Sequence[tuple[int, int, bool, int]],
-        negatives: Sequence[Sequence[bool]],
-        query_ends: Sequence[int],
-        answers: Sequence[int],
-        end_keys: Sequence[Key],
+        *,
+        pairs: Sequence[tuple[int, int]] = (),
+        matches: Sequence[tuple[int, int, bool, int]] = (),
+        negatives: Sequence[Sequence[bool]] = (),
+        query_ends: Sequence[int] = (),
+        answers: Sequence[int] = (),
+        end_keys: Sequence[Key] = (),
     ) -> ListBatch:
         longest = max(len(rows) for rows in sequences)
         shape = (len(sequences), longest)

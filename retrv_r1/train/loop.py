@@ -31,8 +31,8 @@ class LoopConfig:
     Args:
         steps: optimiser steps in all.
         learning_rate: peak, reached after ``warmup`` steps, then cosine to a twentieth.
-        rates: what learning rates are multiplied by, by a part of a parameter's name: ``{visual:
-            0.25}`` for a slow tower. The first that fits counts.
+        rates: what learning rates are multiplied by, by a part of parameters' names: ``{visual:
+            0.25}`` for a slow tower. The first that fits counts; one that fits none is an error.
         weight_decay, clip_norm, betas: AdamW's.
         save_every, log_every: in steps.
         threads: CPU threads, 0 for torch's own choice.
@@ -110,13 +110,19 @@ class _StageTrainer(Trainer):
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
         optimizer = super().create_optimizer(*args)
-        for part, rate in self.rates.items():
-            named = {id(p) for name, p in self.stage.model.named_parameters() if part in name}
-            for group in [g for g in optimizer.param_groups if g["lr"] == self.args.learning_rate]:
-                slowed = [p for p in group["params"] if id(p) in named]
-                group["params"] = [p for p in group["params"] if id(p) not in named]
+        names = {id(p): name for name, p in self.stage.model.named_parameters()}
+        for part in self.rates:
+            if not any(part in name for name in names.values()):
+                raise ValueError(f"loop.rates: no parameter's name holds {part!r}")
+        for group in list(optimizer.param_groups):
+            by_rate: dict[float, list[nn.Parameter]] = {1.0: []}
+            for parameter in group["params"]:
+                fitting = (r for part, r in self.rates.items() if part in names[id(parameter)])
+                by_rate.setdefault(next(fitting, 1.0), []).append(parameter)
+            group["params"] = by_rate.pop(1.0)
+            for rate, parameters in by_rate.items():
                 lr = group["lr"] * rate
-                optimizer.add_param_group({**group, "params": slowed, "lr": lr})
+                optimizer.add_param_group({**group, "params": parameters, "lr": lr})
         return optimizer
 
     def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:

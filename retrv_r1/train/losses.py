@@ -73,17 +73,15 @@ class ListOutput:
         hits = float((logits.argmax(-1) == goal).float().mean())
         return nn.functional.cross_entropy(logits.float(), goal), hits
 
-    def ends(self) -> Tensor:
-        """The middle layer at the end of every query, then of every candidate: ``[b + c, d]``."""
-        batch, lists = self.batch, torch.arange(len(self.middle))
-        queries = self.middle[lists, batch.query_cols]
-        return torch.cat([queries, self.middle[batch.match_rows, batch.match_cols]])
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The middle layer at the ends of queries ``[b, d]`` and of candidates ``[c, d]``."""
+        return self._states(self.middle, self.batch.query_cols)
 
-    def contents(self) -> Tensor:
-        """Content tokens of the same: ``[b + c, d]``."""
+    def contents(self) -> tuple[Tensor, Tensor]:
+        """Content tokens of queries ``[b, d]`` and of candidates ``[c, d]``."""
         batch = self.batch
         own = batch.match_fits.nonzero().squeeze(1)
-        return torch.cat([self.content[batch.pair_query[own]], self.content[batch.pair_candidate]])
+        return self.content[batch.pair_query[own]], self.content[batch.pair_candidate]
 
     def pointer_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
         """InfoNCE in the middle layer: a query's last row against candidates' last rows.
@@ -93,7 +91,7 @@ class ListOutput:
         without it list reading stays at chance (docs/LOG.md). Nothing of it remains at inference.
         Returns the loss and the share of answers nearest within their own lists.
         """
-        return self._point(self.middle, self.batch.query_cols, temperature)
+        return self._contrast(*self.ends(), temperature)
 
     def lookup_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
         """The same below the last layer, from the row that is to answer.
@@ -101,12 +99,12 @@ class ListOutput:
         The last layer then finds the answer among the candidates by likeness, and has only to copy
         its label. Returns what :meth:`pointer_loss` does.
         """
-        return self._point(self.late, self.batch.answer_cols, temperature)
+        return self._contrast(*self._states(self.late, self.batch.answer_cols), temperature)
 
-    def _point(self, states: Tensor, cols: Tensor, temperature: float) -> tuple[Tensor, float]:
+    def _states(self, states: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a layer: each list's row at ``cols [b]``, and every candidate's last row."""
         queries = states[torch.arange(len(states)), cols]
-        candidates = states[self.batch.match_rows, self.batch.match_cols]
-        return self._contrast(queries, candidates, temperature)
+        return queries, states[self.batch.match_rows, self.batch.match_cols]
 
     def _contrast(
         self, queries: Tensor, candidates: Tensor, temperature: float
@@ -123,10 +121,7 @@ class ListOutput:
         tokens comparable before the language model has learned to compare. Returns what
         :meth:`pointer_loss` does.
         """
-        batch = self.batch
-        own = batch.match_fits.nonzero().squeeze(1)
-        queries = self.content[batch.pair_query[own]]
-        return self._contrast(queries, self.content[batch.pair_candidate], temperature)
+        return self._contrast(*self.contents(), temperature)
 
     def match_loss(self, token: int) -> tuple[Tensor, float]:
         """Below the last layer, at every candidate's last row: does it match, what is its label?

@@ -98,6 +98,8 @@ class PretrainStage(Stage):
         self.side = side_of(processor.image_processor)
         self.collator = ListCollator(processor, config.max_text)
         self.pictures = described_pictures(corpus)
+        if not self.pictures:
+            raise ValueError("no candidate picture has a name in metadata.jsonl to describe it by")
         self.mixer = StyleMixer(corpus.bank, used_pictures(corpus))
         self.concepts = Concepts(corpus)
         names = sorted(text for text, picture in self.concepts.of if text and picture is None)
@@ -124,10 +126,9 @@ class PretrainStage(Stage):
                 count = -(-len(kept) // 4)
                 kept = [shortened(x, config.full_size, rng) for x in kept[:count]]
             read = self.collator.collate(kept, rng, reason=0.0, reading=reading)
-        chosen = rng.integers(len(self.pictures), size=config.descriptions)
-        entries = list({self.pictures[i].key: self.pictures[i] for i in chosen}.values())
-        count = config.texts if self.texts else 0
-        texts = [self.texts[i] for i in rng.integers(max(1, len(self.texts)), size=count)]
+        chosen = rng.permutation(len(self.pictures))[: config.descriptions]
+        entries = [self.pictures[i] for i in chosen]
+        texts = [self.texts[i] for i in rng.permutation(len(self.texts))[: config.texts]]
         batches: dict[str, ListBatch | PairBatch] = {
             "describe": self.collator.describe(entries, [describe(e) for e in entries], reading),
             "lists": read,
@@ -170,7 +171,7 @@ class PretrainStage(Stage):
         content_loss, content_hits = pair_loss(pairs, content)
         goals, anchors = self.concepts.goals, self.model.anchors
         named_loss, named_hits = anchors.loss(content, goals([e.key for e in pairs.entries]))
-        meant_loss, meant_hits = anchors.loss(out.ends(), goals(lists.end_keys))
+        meant_loss, meant_hits = anchors.loss(torch.cat(out.ends()), goals(lists.end_keys))
         loss = describe_loss + content_loss + named_loss + meant_loss
         kind = batch["kind"]
         metrics = {

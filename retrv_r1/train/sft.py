@@ -123,14 +123,14 @@ class SFTStage(Stage):
         lookup_loss, lookup_hits = out.lookup_loss()
         content_loss, content_hits = out.content_loss()
         goals, anchors = self.concepts.goals(lists.end_keys), self.model.anchors
-        meant_loss, meant_hits = anchors.loss(out.ends(), goals)
-        named_loss, named_hits = anchors.loss(out.contents(), goals)
+        meant_loss, meant_hits = anchors.loss(torch.cat(out.ends()), goals)
+        named_loss, named_hits = anchors.loss(torch.cat(out.contents()), goals)
         loss = token_loss + answer_loss + self.config.match_weight * match_loss
         loss = loss + self.config.pointer_weight * (pointer_loss + lookup_loss + content_loss)
         loss = loss + self.config.anchor_weight * (meant_loss + named_loss)
         kind = batch["kind"]
         return loss, {
-            f"{kind}token_loss": float(token_loss),
+            f"{kind}token_loss": token_loss.item(),
             f"{kind}answer_accuracy": answer_hits,
             "match_accuracy": match_hits,
             "pointer_accuracy": pointer_hits,
