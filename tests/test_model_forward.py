@@ -177,11 +177,17 @@ def test_gradients_of_a_listwise_loss_reach_every_part(make_model, processor, pi
 def test_a_checkpoint_comes_back_as_it_was_saved(make_model, tmp_path):
     model = make_model(
         seed=5,
-        icm={"heads_pool": 2, "relate_dim": 16, "separate_relation_pool": True},
+        icm={
+            **{"heads_pool": 2, "relate_dim": 16, "separate_relation_pool": True},
+            **{"memory_size": 5, "agreement": True},
+        },
         prompts={"instruction": "Which one?"},
         score_temperature=1.7,
         pad_to_square=True,
     )
+    with torch.no_grad():  # as after training: nothing is as it begins
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
     model.save_pretrained(tmp_path)
     assert PACKED not in (tmp_path / "config.json").read_text(), "how to attend is not saved"
     back = RetrvR1ForConditionalGeneration.from_pretrained(tmp_path)

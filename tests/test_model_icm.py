@@ -18,6 +18,11 @@ CONFIGS = {
     "relation not normed": ICMConfig(norm_relation=False, relate_dim=8),
     "a pool of its own": ICMConfig(separate_relation_pool=True, relate_dim=8),
     "large epsilon": ICMConfig(norm_eps=0.5, relate_dim=8),
+    "memory": ICMConfig(relate_dim=8, memory_size=7, memory_width=5, memory_temperature=0.2),
+    "agreement": ICMConfig(relate_dim=8, agreement=True),
+    "both, a pool of its own": ICMConfig(
+        relate_dim=8, memory_size=7, agreement=True, separate_relation_pool=True
+    ),
 }
 
 
@@ -73,8 +78,38 @@ def naive_token(icm: InformationCompressor, rows: Tensor, query: Tensor | None) 
         if icm.config.norm_relation:
             rows = norm(icm.relation_norm, rows)
         pool, last = icm.relation_pool or icm.pool, icm.relation_token_norm
-    token = naive_attention(pool.attention, pool.embedding.double()[None], rows)
-    return norm(last, token)[0]
+    return norm(last, naive_attention(pool.attention, pool.embedding.double()[None], rows))[0]
+
+
+def naive_content(icm: InformationCompressor, rows: Tensor) -> Tensor:
+    """Content token of ``rows [n, d]``, with what memory adds."""
+    token = naive_token(icm, rows, None)
+    if icm.memory is None:
+        return token
+    return token + icm.memory.out.weight.double() @ naive_code(icm, token)
+
+
+def naive_relation(icm: InformationCompressor, rows: Tensor, query: Tensor) -> Tensor:
+    """Relation token of ``rows [n, d]`` to ``query [m, d]``, with agreement."""
+    token = naive_token(icm, rows, query)
+    if icm.agree is None:
+        return token
+    both = []
+    for item in (rows, query):
+        content = naive_token(icm, item, None)
+        normed = naive_norm(content, torch.ones(D).double(), icm.config.norm_eps)
+        both.append(normed if icm.memory is None else torch.cat([normed, naive_code(icm, content)]))
+    return token + icm.agree.weight.double() @ (both[0] * both[1])
+
+
+def naive_code(icm: InformationCompressor, token: Tensor) -> Tensor:
+    """Code of what one content token ``[d]`` resembles."""
+    memory, config = icm.memory, icm.config
+    prototypes, codes = memory.prototypes.double(), memory.codes.double()
+    cosines = torch.stack([token @ p / (token.norm() * p.norm()) for p in prototypes])
+    weights = (cosines / config.memory_temperature).exp()
+    read = sum(w * code for w, code in zip(weights / weights.sum(), codes, strict=True))
+    return naive_norm(read, torch.ones(len(read)).double(), config.norm_eps)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -87,12 +122,12 @@ def test_tokens_are_what_the_equations_say(config, scale):
     items = features.split(offsets.diff().tolist())
     content = icm.content(features, offsets)
     for item, token in zip(items, content, strict=True):
-        torch.testing.assert_close(token.double(), naive_token(icm, item, None), **TOLERANCE)
+        torch.testing.assert_close(token.double(), naive_content(icm, item), **TOLERANCE)
     pairs = [(0, 3), (1, 3), (2, 1), (3, 2)]  # several queries, one of them one row long
     candidate, query = torch.tensor(pairs).T
     relation = icm.relation(features, offsets, candidate, query)
     for (c, q), token in zip(pairs, relation, strict=True):
-        expected = naive_token(icm, items[c], items[q])
+        expected = naive_relation(icm, items[c], items[q])
         torch.testing.assert_close(token.double(), expected, **TOLERANCE)
 
 
@@ -161,8 +196,9 @@ def test_the_relation_depends_on_the_query_and_the_content_does_not():
     torch.testing.assert_close(icm.content(shuffled, offsets), icm.content(features, offsets))
 
 
-def test_gradients_reach_every_weight_and_no_padding():
-    icm = compressor(ICMConfig(relate_dim=8))
+@pytest.mark.parametrize("config", [{}, {"memory_size": 6, "agreement": True}])
+def test_gradients_reach_every_weight_and_no_padding(config):
+    icm = compressor(ICMConfig(relate_dim=8, **config))
     features, offsets = rows_of([4, 1, 9])
     features.requires_grad_()
     relation = icm.relation(features, offsets, torch.tensor([0, 1]), torch.tensor([2, 2]))
@@ -215,3 +251,20 @@ def test_the_relation_shares_its_pool_with_the_content_unless_told_otherwise():
     assert sum(isinstance(m, Pool) for m in shared.modules()) == 1
     assert shared.relate.q_proj.out_features == shared.relate.k_proj.out_features == 8
     assert InformationCompressor(D, ICMConfig(heads_relate=2)).relate.q_proj.out_features == D // 4
+
+
+@torch.no_grad()
+def test_agreement_begins_as_the_likeness_of_tokens_and_codes():
+    icm = InformationCompressor(D, ICMConfig(relate_dim=8, memory_size=6, agreement=True))
+    icm.reset_parameters(0.3, 0.5)
+    features, offsets = rows_of([4, 7, 2])
+    pairs = torch.tensor([0, 1]), torch.tensor([2, 2])
+    added = icm.relation(features, offsets, *pairs)
+    agree, icm.agree = icm.agree, None
+    added = added - icm.relation(features, offsets, *pairs)
+    pooled = icm.pooled(features, offsets)
+    cosine = torch.nn.functional.cosine_similarity
+    of_codes = cosine(*map(icm.memory.code, pooled.split([2, 1])))
+    likeness = cosine(pooled[:2], pooled[2:]) + of_codes * 0.5
+    assert agree.weight[0, 0] == pytest.approx(1.5 / D)
+    torch.testing.assert_close(added, (1.5 * likeness[:, None]).expand_as(added))

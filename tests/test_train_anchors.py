@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from retrv_r1.model.config import ICMConfig
+from retrv_r1.model.icm import InformationCompressor
 from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.corpus import Cell, Corpus, Entry
 
@@ -53,18 +56,18 @@ def test_data_that_names_no_concepts_has_no_anchors():
     corpus.cells = {"c": Cell("c", [entry], [entry], [np.array([0])], ("Find.",))}
     concepts = Concepts(corpus)
     assert concepts.count == 0 and concepts.of == {}
-    anchors = Anchors(concepts.count, 8)
+    anchors = anchors_of(concepts.count, 8)
     loss, hits = anchors.loss(torch.randn(1, 8), concepts.goals([entry.key]))
     assert float(loss) == 0 and hits == 0
 
 
 def test_anchors_start_at_the_mean_direction_of_their_pictures():
     class Mean:
-        def content(self, features, offsets):
+        def pooled(self, features, offsets):
             assert offsets.tolist() == [0, 2, 4, 6]
             return features.unflatten(0, (3, 2)).mean(1)
 
-    anchors = Anchors(3, 4)
+    anchors = anchors_of(3, 4)
     before = anchors.weight[2].clone()
     states = torch.eye(4)[[0, 1, 2]] * torch.tensor([[1.0], [5.0], [2.0]])
     rows = torch.stack([states - 3, states + 3], 1)
@@ -76,7 +79,7 @@ def test_anchors_start_at_the_mean_direction_of_their_pictures():
 
 
 def test_the_loss_is_the_cross_entropy_over_all_anchors(generator):
-    anchors = Anchors(5, 8, temperature=0.5)
+    anchors = anchors_of(5, 8, temperature=0.5)
     states = torch.randn(3, 8, generator=generator)
     goals = torch.tensor([[4, -1], [-1, -1], [0, 2]])
     loss, hits = anchors.loss(states, goals, smoothing=0.1)
@@ -92,13 +95,34 @@ def test_the_loss_is_the_cross_entropy_over_all_anchors(generator):
 
 
 def test_where_nothing_is_known_there_is_no_loss_and_no_gradient():
-    anchors = Anchors(5, 8)
+    anchors = anchors_of(5, 8)
     states = torch.randn(2, 8, requires_grad=True)
     loss, hits = anchors.loss(states, torch.full((2, 1), -1))
     assert float(loss) == 0 and hits == 0 and not loss.requires_grad
     loss, _ = anchors.loss(states, torch.tensor([[-1], [3]]))
     loss.backward()
     assert not states.grad[0].any() and states.grad[1].any()
+
+
+def anchors_of(count: int, width: int, **kwargs: float) -> Anchors:
+    return Anchors(nn.Parameter(torch.randn(count, width)), **kwargs)
+
+
+def test_a_memorys_prototypes_are_the_anchors():
+    class Model(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(hidden_size=8)
+            config = ICMConfig(relate_dim=8, memory_size=size, memory_temperature=0.2)
+            self.icm = InformationCompressor(8, config)
+
+    model = Model(5)
+    anchors = Anchors.of(model, 5)
+    assert anchors.weight is model.icm.memory.prototypes and anchors.temperature == 0.2
+    with pytest.raises(ValueError, match=r"has 5 prototypes, the data names 6.*memory_size to 6"):
+        Anchors.of(model, 6)
+    assert Anchors.of(model, 0).weight.shape == (0, 8), "data that names nothing"
+    assert Anchors.of(Model(0), 6).weight.shape == (6, 8)
 
 
 @pytest.fixture

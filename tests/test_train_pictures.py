@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import pytest
 import torch
 
 from retrv_r1.train.pictures import (
@@ -12,6 +15,7 @@ from retrv_r1.train.pictures import (
     blend,
     on_white,
     resized,
+    rounded,
 )
 
 SIDE = 12
@@ -32,6 +36,19 @@ def test_a_blend_lies_between_its_pictures_and_transparency_has_no_colour():
     faded = blend(red, clear_green, torch.tensor([0.25])).flatten()
     assert torch.allclose(faded, torch.tensor([1.0, 0, 0, 0.75]))
     assert torch.equal(blend(red, blue, torch.zeros(1)), red)
+
+
+def test_only_filled_rectangles_wider_than_high_become_round():
+    pictures = torch.zeros(4, 4, 24, 24)
+    pictures[0, :, 6:18, 2:22] = 1  # a flag: white, its middle red
+    pictures[0, 1:3, 6:18, 10:14] = 0
+    pictures[1, :, 2:22, 2:22] = 1  # a square
+    pictures[2, :, 6:18, 2:22] = torch.eye(12, 20)  # a line across
+    out = rounded(pictures)
+    assert torch.equal(out[1:], pictures[1:]), "nor does an empty picture"
+    assert out[0, 3].mean() == pytest.approx(math.pi / 4, abs=0.1)
+    assert out[0, :, 12, 12].tolist() == [1, 0, 0, 1] and out[0, :, 12, 2].tolist() == [1, 1, 1, 1]
+    assert not out[0, 3, 0, 0] and out[0, 3, 12, 0]
 
 
 def test_only_the_same_thing_is_blended_in():

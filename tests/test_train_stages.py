@@ -283,6 +283,27 @@ def test_pretrain_goes_on_from_a_finished_model(config, trained, folder):
     assert stage.row_scale == 1
 
 
+def test_a_memory_holds_the_concepts_of_the_data_and_keeps_them(build, config, folder):
+    count = build("pretrain").concepts.count
+    wide = BACKBONE["icm"] | {"memory_size": "concepts", "agreement": True}
+    out = str(folder / "memory")
+    changes = {"model": BACKBONE | {"icm": wide}, "out": out, "loop": LOOP | {"steps": 2}}
+    run("pretrain", config("pretrain", **changes))
+    finished = RetrvR1ForConditionalGeneration.from_pretrained(f"{out}/final")
+    assert len(finished.icm.memory.codes) == count
+    init = {"embed": str(folder / "embed/final"), "model": f"{out}/final"}
+    for name in ("pretrain", "sft"):
+        stage = build_stage(read_config(name, config(name, init=init)))
+        memory = stage.model.icm.memory
+        assert torch.equal(memory.prototypes, finished.icm.memory.prototypes), "not started again"
+        stage.loss(stage.batch(1))[0].backward()
+        parts = {n: p for n, p in stage.model.icm.named_parameters() if "mem" in n or "agr" in n}
+        assert len(parts) == 4 and all(p.grad.any() for p in parts.values())
+    less = BACKBONE | {"icm": wide | {"memory_size": count - 1}}
+    with pytest.raises(ValueError, match=rf"data names {count} concepts; set .* to {count}"):
+        build_stage(read_config("pretrain", config("pretrain", model=less)))
+
+
 def test_parts_may_learn_more_slowly(build, tmp_path):
     stage = build("pretrain")
     before = {n: p.detach().clone() for n, p in stage.model.named_parameters()}

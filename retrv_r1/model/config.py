@@ -36,6 +36,12 @@ class ICMConfig:
         relate_dim: width of ATT₂'s queries and keys; None means a quarter of the hidden size.
         norm_relation: RMS-norm the rows of R before they are pooled.
         separate_relation_pool: give the relation token its own ATT₁ and embedding.
+        memory_size: prototypes of the memory that content tokens are looked up in; 0 for none,
+            as in the paper.
+        memory_width: width of its codes; None means half the hidden size.
+        memory_temperature: of its softmax over cosines.
+        agreement: add to the relation token what the content tokens of candidate and query agree
+            in, as the paper does not.
         norm_eps: epsilon of every RMSNorm in the module.
     """
 
@@ -44,6 +50,10 @@ class ICMConfig:
     relate_dim: int | None = None
     norm_relation: bool = True
     separate_relation_pool: bool = False
+    memory_size: int = 0
+    memory_width: int | None = None
+    memory_temperature: float = 0.06
+    agreement: bool = False
     norm_eps: float = 1e-6
 
 

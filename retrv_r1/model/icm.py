@@ -7,8 +7,14 @@
 
 from Retrv-R1 (arXiv 2510.02745); heads, norms and widths are ours (DESIGN §3). Inputs are
 RMS-normed per row; a final RMSNorm and a learned scale give both tokens the size of ordinary
-embeddings. :meth:`InformationCompressor.content` and :meth:`~InformationCompressor.relation` are
-the seam behind which a folded form can stand.
+embeddings. Two additions, off unless the config asks for them, that a small model needs
+(docs/LOG.md): :class:`Memory` says what a content token resembles, and agreement,
+
+    t_rel += W_a (x_c ⊙ x_q),    x = [norm(t_con), code(t_con)],
+
+says how alike candidate and query are, which softmax weights over the query's rows cannot.
+:meth:`InformationCompressor.content` and :meth:`~InformationCompressor.relation` are the seam
+behind which a folded form can stand.
 """
 
 from __future__ import annotations
@@ -77,6 +83,36 @@ class Pool(nn.Module):
         return self.attention(query, rows, mask).squeeze(1)
 
 
+class Memory(nn.Module):
+    """What a content token resembles: a softmax over learned prototypes, each with a code.
+
+        m(t) = W_m · norm(softmax(cos(t, P) / τ) C)
+
+    Two unsure tokens may be alike and yet mean different things; their codes agree only as far as
+    both resemble the same prototypes. A modern Hopfield layer (arXiv 2008.02217) whose values are
+    not its keys.
+    """
+
+    def __init__(self, hidden_size: int, config: ICMConfig) -> None:
+        super().__init__()
+        width = config.memory_width or hidden_size // 2
+        self.prototypes = nn.Parameter(torch.empty(config.memory_size, hidden_size))
+        self.codes = nn.Parameter(torch.empty(config.memory_size, width))
+        self.out = nn.Linear(width, hidden_size, bias=False)
+        self.temperature, self.eps = config.memory_temperature, config.norm_eps
+
+    def code(self, tokens: Tensor) -> Tensor:
+        """Normed codes ``[m, w]`` of what tokens ``[m, d]`` resemble."""
+        normalize = nn.functional.normalize
+        likeness = normalize(tokens, dim=-1) @ normalize(self.prototypes, dim=-1).T
+        read = (likeness / self.temperature).softmax(-1) @ self.codes
+        return nn.functional.rms_norm(read, read.shape[-1:], eps=self.eps)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[m, d]`` → what is added to them, ``[m, d]``."""
+        return self.out(self.code(tokens))
+
+
 class InformationCompressor(nn.Module):
     """Compresses ragged candidates into content and relation tokens."""
 
@@ -96,10 +132,17 @@ class InformationCompressor(nn.Module):
         # Final norms: their weight is the learned scale.
         self.content_norm = nn.RMSNorm(hidden_size, config.norm_eps)
         self.relation_token_norm = nn.RMSNorm(hidden_size, config.norm_eps)
+        self.memory = Memory(hidden_size, config) if config.memory_size else None
+        compared = hidden_size + (self.memory.codes.shape[1] if self.memory else 0)
+        self.agree = nn.Linear(compared, hidden_size, bias=False) if config.agreement else None
 
     @torch.no_grad()
     def reset_parameters(self, initializer_range: float, token_scale: float) -> None:
-        """Fresh weights; ``token_scale`` is the RMS of the backbone's token embeddings."""
+        """Fresh weights; ``token_scale`` is the RMS of the backbone's token embeddings.
+
+        By ``nn.init`` alone: while a checkpoint loads, transformers keeps those functions, and
+        only those, from touching what has been loaded.
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=initializer_range)
@@ -107,11 +150,30 @@ class InformationCompressor(nn.Module):
                 nn.init.normal_(module.embedding)
             elif isinstance(module, nn.RMSNorm):
                 nn.init.ones_(module.weight)
+            elif isinstance(module, Memory):
+                nn.init.normal_(module.prototypes)
+                nn.init.normal_(module.codes)
         for norm in (self.content_norm, self.relation_token_norm):
             nn.init.constant_(norm.weight, token_scale)
+        if self.memory is not None:  # codes as large as the tokens that they are added to
+            width, hidden = self.memory.out.in_features, self.memory.out.out_features
+            nn.init.orthogonal_(self.memory.out.weight, gain=token_scale * (hidden / width) ** 0.5)
+        if self.agree is not None:  # one direction: how alike the tokens and their codes are
+            nn.init.constant_(self.agree.weight, 3 * token_scale / self.agree.out_features)
 
     def content(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Content tokens of packed items.
+        """Content tokens of packed items: what :meth:`pooled` gives, and what it resembles.
+
+        Args and result as there.
+        """
+        return self.recall(self.pooled(features, cu_seqlens))
+
+    def recall(self, pooled: Tensor) -> Tensor:
+        """Content tokens ``[m, d]`` of pooled ones ``[m, d]``."""
+        return pooled if self.memory is None else pooled + self.memory(pooled)
+
+    def pooled(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """The equation's content tokens of packed items, nothing added.
 
         Args:
             features: rows of all items, ``[n, d]``.
@@ -139,4 +201,13 @@ class InformationCompressor(nn.Module):
         query_width = int(mask[query].sum(-1).max())
         related = self.relate(rows[candidate], rows[query, :query_width], mask[query, :query_width])
         pool = self.relation_pool or self.pool
-        return self.relation_token_norm(pool(self.relation_norm(related), mask[candidate]))
+        token = self.relation_token_norm(pool(self.relation_norm(related), mask[candidate]))
+        if self.agree is None:
+            return token
+        compared = self._compared(self.content_norm(self.pool(rows, mask)))
+        return token + self.agree(compared[candidate] * compared[query])
+
+    def _compared(self, pooled: Tensor) -> Tensor:
+        """The ``x`` of agreement for pooled tokens ``[m, d]``: ``[m, d + w]``."""
+        normed = nn.functional.rms_norm(pooled, pooled.shape[-1:], eps=self.config.norm_eps)
+        return normed if self.memory is None else torch.cat([normed, self.memory.code(pooled)], -1)

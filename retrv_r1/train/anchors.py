@@ -3,7 +3,8 @@
 A contrastive loss knows the negatives of its step; a softmax over anchors knows every concept at
 once, and a picture, a foreign name and a gloss meet where none of their pairs was ever drawn.
 Where the data does not say what an entry shows there is no anchor, and the contrastive losses are
-alone. Nothing of it remains at inference.
+alone. Where the compressor has a memory, its prototypes are the anchors; otherwise nothing of them
+remains at inference.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from retrv_r1.model.icm import InformationCompressor
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.train.corpus import Corpus, Key
 
 
@@ -55,14 +57,30 @@ class Concepts:
 class Anchors(nn.Module):
     """The anchors ``[concepts, d]``, and a softmax over their cosines with states."""
 
-    def __init__(self, count: int, width: int, temperature: float = 0.06) -> None:
+    def __init__(self, weight: nn.Parameter, temperature: float = 0.06) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(count, width))
-        self.temperature = temperature
+        self.weight, self.temperature = weight, temperature
+
+    @classmethod
+    def of(cls, model: RetrvR1ForConditionalGeneration, count: int) -> Anchors:
+        """Anchors for ``count`` concepts: the prototypes of the model's memory, if it has one.
+
+        Raises:
+            ValueError: the memory holds another number of prototypes.
+        """
+        memory = model.icm.memory
+        if memory is None or not count:
+            return cls(nn.Parameter(torch.randn(count, model.config.hidden_size)))
+        if len(memory.prototypes) != count:
+            raise ValueError(
+                f"the compressor's memory has {len(memory.prototypes)} prototypes, the data names "
+                f"{count} concepts; set model.icm.memory_size to {count} and train from scratch"
+            )
+        return cls(memory.prototypes, memory.temperature)
 
     @torch.no_grad()
     def start(self, icm: InformationCompressor, rows: Tensor, goals: Tensor) -> None:
-        """Puts every concept's anchor at the mean direction of its pictures' content tokens.
+        """Puts every concept's anchor at the mean direction of its pictures' pooled tokens.
 
         Their size, which no cosine sees, is that of √d: steps of the optimiser turn them little.
 
@@ -71,7 +89,7 @@ class Anchors(nn.Module):
             goals: their concepts, ``[n, g]``, padded with -1.
         """
         offsets = torch.arange(len(rows) + 1) * rows.shape[1]
-        content = icm.content(rows.flatten(0, 1), offsets)
+        content = icm.pooled(rows.flatten(0, 1), offsets)
         row, place = (goals >= 0).nonzero(as_tuple=True)
         concept = goals[row, place]
         directions = nn.functional.normalize(content, dim=-1)[row]

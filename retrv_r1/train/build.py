@@ -25,6 +25,7 @@ from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import TokenIds, train_tokenizer
 from retrv_r1.train.align import AlignConfig, AlignStage
+from retrv_r1.train.anchors import Concepts
 from retrv_r1.train.chains import corpus_of_phrases
 from retrv_r1.train.corpus import Corpus
 from retrv_r1.train.embed import EmbedConfig, EmbedStage, EntryEmbedder
@@ -184,7 +185,7 @@ def _model(
     path = _init(settings, "embed")
     embedder = RetrvEmbedder.from_pretrained(path, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    config = _tiny_config(settings, embedder, tokenizer)
+    config = _tiny_config(settings, embedder, tokenizer, Concepts(train).count)
     model = RetrvR1ForConditionalGeneration(config)
     model.visual.load_state_dict(embedder.visual.state_dict())
     images = Qwen2VLImageProcessorPil.from_pretrained(path)
@@ -192,8 +193,11 @@ def _model(
 
 
 def _tiny_config(
-    settings: Settings, embedder: RetrvEmbedder, tokenizer: PreTrainedTokenizerBase
+    settings: Settings, embedder: RetrvEmbedder, tokenizer: PreTrainedTokenizerBase, concepts: int
 ) -> RetrvR1Config:
+    icm = dict(settings.model.get("icm") or {})
+    if icm.get("memory_size") == "concepts":
+        icm["memory_size"] = concepts
     ids = TokenIds.of(tokenizer)
     vocabulary = tokenizer.get_vocab()
     vision = embedder.config.vision_config.to_dict()
@@ -216,7 +220,7 @@ def _tiny_config(
     )
     return RetrvR1Config(
         backbone_config=backbone,
-        icm=settings.model.get("icm"),
+        icm=icm,
         prompts=settings.model.get("prompts"),
         pad_to_square=True,
     )

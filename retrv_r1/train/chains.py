@@ -4,8 +4,8 @@ Guess the ideal result, rule out the easy negatives, examine the hard candidates
 label. The answer and one near candidate are named; where the two are truly close the first of them
 is inspected, what it shows is said, and which is better is decided at the end. One inspection, so
 that a small greedy model can tell when it is done: after more it asked for the first again
-(docs/LOG.md). Wording varies; the named come in random order, so that neither their order nor the
-prompt's says which one is right.
+(docs/LOG.md); a semicolon, which nothing else has, says that it is. Wording varies; the named come
+in random order, so that neither their order nor the prompt's says which one is right.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from retrv_r1.train.corpus import Entry, ListExample
 _IDEAL = ("ideal: {}.", "the ideal result: {}.", "looking for {}.", "wanted: {}.")
 _EASY = (" most are far off.", " the others clearly differ.", " easy to rule out the rest.", "")
 _HARD = (" close:", " candidates:", " hard ones:", " worth a look:")
-_SHOWN = (" {}.", " shows {}.", " that is {}.")
+_SHOWN = (" {};", " shows {};", " that is {};")
 _DONE = (" so", " best:", " answer:")
 # Words that two names may share without naming similar things.
 _COMMON = {

@@ -44,13 +44,14 @@ class ListOutput:
     Attributes:
         hidden: of the last layer, normed.
         middle: half-way up; late: below the last layer, normed as the last one is.
-        content: content token of every item, ``[m, d]``.
+        content: content token of every item, ``[m, d]``; pooled: without what memory adds.
     """
 
     hidden: Tensor
     middle: Tensor
     late: Tensor
     content: Tensor
+    pooled: Tensor
     batch: ListBatch
     head: nn.Linear
 
@@ -77,11 +78,11 @@ class ListOutput:
         """The middle layer at the ends of queries ``[b, d]`` and of candidates ``[c, d]``."""
         return self._states(self.middle, self.batch.query_cols)
 
-    def contents(self) -> tuple[Tensor, Tensor]:
-        """Content tokens of queries ``[b, d]`` and of candidates ``[c, d]``."""
+    def contents(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Of items' ``tokens [m, d]`` those of queries ``[b, d]`` and of candidates ``[c, d]``."""
         batch = self.batch
         own = batch.match_fits.nonzero().squeeze(1)
-        return self.content[batch.pair_query[own]], self.content[batch.pair_candidate]
+        return tokens[batch.pair_query[own]], tokens[batch.pair_candidate]
 
     def pointer_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
         """InfoNCE in the middle layer: a query's last row against candidates' last rows.
@@ -121,7 +122,7 @@ class ListOutput:
         tokens comparable before the language model has learned to compare. Returns what
         :meth:`pointer_loss` does.
         """
-        return self._contrast(*self.contents(), temperature)
+        return self._contrast(*self.contents(self.content), temperature)
 
     def match_loss(self, token: int) -> tuple[Tensor, float]:
         """Below the last layer, at every candidate's last row: does it match, what is its label?
@@ -155,18 +156,20 @@ def run_lists(
     )
     states = out.hidden_states
     middle, late = states[len(states) // 2], model.language_model.norm(states[-2])
-    content = table[len(batch.items.ids) :][: len(batch.items.cu_seqlens) - 1]
+    rows = len(batch.items.ids)
+    content = table[rows:][: len(batch.items.cu_seqlens) - 1]
+    pooled = model.icm.pooled(table[:rows], batch.items.cu_seqlens)
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
-    return ListOutput(out.last_hidden_state, middle, late, content, batch, head)
+    return ListOutput(out.last_hidden_state, middle, late, content, pooled, batch, head)
 
 
-def content_tokens(
+def pooled_tokens(
     model: RetrvR1ForConditionalGeneration, batch: PairBatch, vision_rows: Tensor | None
 ) -> Tensor:
-    """Content token of every item of a batch, ``[m, d]``."""
+    """Content token of every item of a batch without what memory adds, ``[m, d]``."""
     items = PackedItems(batch.items.ids, batch.items.cu_seqlens, vision_rows=vision_rows)
-    return model.icm.content(model.features(items), items.cu_seqlens)
+    return model.icm.pooled(model.features(items), items.cu_seqlens)
 
 
 def pair_loss(batch: PairBatch, content: Tensor, temperature: float = 0.04) -> tuple[Tensor, float]:

@@ -67,17 +67,40 @@ def blend(rgba: Tensor, other: Tensor, amount: Tensor) -> Tensor:
     return torch.cat([colour, alpha], 1)
 
 
-class StyleMixer:
-    """Draws pictures, some of them blended with the same thing in another style.
+def rounded(rgba: Tensor) -> Tensor:
+    """Pictures ``[b, 4, s, s]``, filled rectangles wider than high cut to the circle in them.
 
-    Styles that no training picture has lie between those that they have.
+    Icon sets show flags in either form.
+    """
+    out, side = rgba.clone(), rgba.shape[-1]
+    line = torch.linspace(-1, 1, side)
+    circle = (line[:, None].square() + line.square() <= 1).float()
+    for number, opaque in enumerate(rgba[:, 3] > 0.5):
+        across, down = opaque.any(0).nonzero().flatten(), opaque.any(1).nonzero().flatten()
+        if len(across) <= 1.2 * len(down) or opaque.sum() < 0.9 * len(across) * len(down):
+            continue
+        top, high = int(down[0]), len(down)
+        left = int(across[0]) + (len(across) - high) // 2
+        cut = rgba[number : number + 1, :, top : top + high, left : left + high]
+        cut = torch.nn.functional.interpolate(cut, size=(side, side), mode="bilinear")
+        out[number] = cut[0] * torch.stack([torch.ones_like(circle)] * 3 + [circle])
+    return out
+
+
+class StyleMixer:
+    """Draws pictures as styles that no training picture has may show them.
+
+    Some are blended with the same thing in another style, some rectangles are made round.
 
     Args:
         pictures: rows of the bank that may be blended in.
+        round_share: share of filled rectangles that become circles.
     """
 
-    def __init__(self, bank: PictureBank, pictures: Sequence[int]) -> None:
-        self.bank = bank
+    def __init__(
+        self, bank: PictureBank, pictures: Sequence[int], round_share: float = 0.3
+    ) -> None:
+        self.bank, self.round_share = bank, round_share
         self.drawn: dict[str, list[int]] = defaultdict(list)
         for row in pictures:
             if (concept := bank.concepts[row]) is not None:
@@ -86,6 +109,8 @@ class StyleMixer:
     def rgba(self, pictures: Sequence[int], share: float, rng: np.random.Generator) -> Tensor:
         """``[b, 4, s, s]`` in [0, 1], a ``share`` of them blended."""
         rgba = self.bank.rgba(pictures)
+        made_round = np.flatnonzero(rng.random(len(pictures)) < self.round_share)
+        rgba[made_round] = rounded(rgba[made_round])
         chosen = np.flatnonzero(rng.random(len(pictures)) < share)
         if not len(chosen):
             return rgba

@@ -26,7 +26,7 @@ from retrv_r1.train.corpus import Corpus, Entry, Key, used_pictures
 from retrv_r1.train.features import clean_rows
 from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading
 from retrv_r1.train.loop import Stage
-from retrv_r1.train.losses import content_tokens, pair_loss, run_lists
+from retrv_r1.train.losses import pair_loss, pooled_tokens, run_lists
 from retrv_r1.train.pictures import StyleMixer, augment_some, side_of, to_patches
 from retrv_r1.train.sampling import ListSampler, Vectors, shortened, with_default_instruction
 from retrv_r1.train.start import (
@@ -105,7 +105,7 @@ class PretrainStage(Stage):
         names = sorted(text for text, picture in self.concepts.of if text and picture is None)
         self.texts = [Entry(text, None, {}) for text in names]
         # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
-        model.anchors = Anchors(self.concepts.count, model.config.hidden_size)
+        model.anchors = Anchors.of(model, self.concepts.count)
         self.row_scale = self._start(vectors_by_key(corpus, vectors), fresh)
 
     def batch(self, step: int) -> dict[str, Any]:
@@ -167,10 +167,10 @@ class PretrainStage(Stage):
         pairs: PairBatch = batch["pairs"]
         describe_loss = run_lists(self.model, described, vision(described)).token_loss()
         out = run_lists(self.model, lists, vision(lists))
-        content = content_tokens(self.model, pairs, vision(pairs))
-        content_loss, content_hits = pair_loss(pairs, content)
+        pooled = pooled_tokens(self.model, pairs, vision(pairs))
+        content_loss, content_hits = pair_loss(pairs, self.model.icm.recall(pooled))
         goals, anchors = self.concepts.goals, self.model.anchors
-        named_loss, named_hits = anchors.loss(content, goals([e.key for e in pairs.entries]))
+        named_loss, named_hits = anchors.loss(pooled, goals([e.key for e in pairs.entries]))
         meant_loss, meant_hits = anchors.loss(torch.cat(out.ends()), goals(lists.end_keys))
         loss = describe_loss + content_loss + named_loss + meant_loss
         kind = batch["kind"]
@@ -205,8 +205,9 @@ class PretrainStage(Stage):
         shown = sorted(p for text, p in known if text is None and p is not None)
         rows = clean_rows(model, self.processor, self.corpus.bank, shown)
         scale = self._start_model(known, shown, rows) if fresh else 1.0
-        goals = self.concepts.goals([(None, picture) for picture in shown])
-        model.anchors.start(model.icm, rows * scale, goals)
+        if fresh or model.icm.memory is None:
+            goals = self.concepts.goals([(None, picture) for picture in shown])
+            model.anchors.start(model.icm, rows * scale, goals)
         return scale
 
     def _start_model(self, known: dict[Key, np.ndarray], shown: list[int], rows: Tensor) -> float:

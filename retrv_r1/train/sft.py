@@ -88,9 +88,10 @@ class SFTStage(Stage):
         )
         # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
         self.concepts = Concepts(corpus)
-        model.anchors = Anchors(self.concepts.count, model.config.hidden_size)
-        rows = torch.from_numpy(self.bank.rows[0, used]).float()
-        model.anchors.start(model.icm, rows, self.concepts.goals([(None, n) for n in used]))
+        model.anchors = Anchors.of(model, self.concepts.count)
+        if model.icm.memory is None:
+            rows = torch.from_numpy(self.bank.rows[0, used]).float()
+            model.anchors.start(model.icm, rows, self.concepts.goals([(None, n) for n in used]))
         model.requires_grad_(True)
         model.visual.requires_grad_(False)
 
@@ -124,7 +125,7 @@ class SFTStage(Stage):
         content_loss, content_hits = out.content_loss()
         goals, anchors = self.concepts.goals(lists.end_keys), self.model.anchors
         meant_loss, meant_hits = anchors.loss(torch.cat(out.ends()), goals)
-        named_loss, named_hits = anchors.loss(torch.cat(out.contents()), goals)
+        named_loss, named_hits = anchors.loss(torch.cat(out.contents(out.pooled)), goals)
         loss = token_loss + answer_loss + self.config.match_weight * match_loss
         loss = loss + self.config.pointer_weight * (pointer_loss + lookup_loss + content_loss)
         loss = loss + self.config.anchor_weight * (meant_loss + named_loss)

@@ -6,7 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from retrv_r1.model.embedder import RetrvEmbedder
+from safetensors.torch import load_file, save_file
+
 from retrv_r1.train import STAGES
 
 
@@ -21,9 +22,8 @@ def ship(runs: Path, out: Path, dataset: Path) -> None:
 
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(runs / STAGES[-1] / "final", out)
-    # Half precision on disk keeps the whole under 25 MB; it is read back as float32.
-    embedder = RetrvEmbedder.from_pretrained(out / "embedder")
-    embedder.half().save_pretrained(out / "embedder")
+    for weights in (out / "model.safetensors", out / "embedder" / "model.safetensors"):
+        _halve(weights)
     records = out / "training"
     records.mkdir()
     for run in sorted(runs.iterdir()):
@@ -32,6 +32,12 @@ def ship(runs: Path, out: Path, dataset: Path) -> None:
             (curves,) = run.glob(f"*.{kind}")
             shutil.copy(curves, records / f"{run.name}.{kind}")
     print(calibrate(out, dataset))
+
+
+def _halve(weights: Path) -> None:
+    """Half precision on disk keeps the whole under 25 MB; the config has it read as float32."""
+    halved = {name: tensor.half() for name, tensor in load_file(weights).items()}
+    save_file(halved, weights, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
