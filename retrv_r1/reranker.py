@@ -183,7 +183,7 @@ class Reranker:
             instruction: how the task is put; the checkpoint's own wording when None.
             reading: ``"full"`` reads every candidate at full length (the baseline without
                 compression).
-            sampling: greedy by default.
+            sampling: by default greedy, with as many inspections as the checkpoint's config says.
         Raises:
             ItemError: an item that cannot be used; the message names it.
         """
@@ -207,7 +207,7 @@ class Reranker:
             raise ValueError(f"mode must be 'reason' or 'fast', got {mode!r}")
         if reading not in get_args(Reading):
             raise ValueError(f"reading must be 'compressed' or 'full', got {reading!r}")
-        sampling = sampling or Sampling()
+        sampling = sampling or Sampling(max_inspections=self.model.config.max_inspections)
         jobs = [_Job(query, self._encode(query), self.window) for query in queries]
         while waiting := [job for job in jobs if job.sliding]:
             ranked = self._run(waiting, "fast", reading, Sampling())

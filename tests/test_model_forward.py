@@ -184,6 +184,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(make_model, tmp_path):
         prompts={"instruction": "Which one?"},
         score_temperature=1.7,
         pad_to_square=True,
+        max_inspections=2,
     )
     with torch.no_grad():  # as after training: nothing is as it begins
         for parameter in model.parameters():
@@ -199,6 +200,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(make_model, tmp_path):
     assert not back.training
     config = back.config
     assert (config.score_temperature, config.pad_to_square) == (1.7, True)
+    assert config.max_inspections == 2
     assert config.prompts == {**DEFAULT_PROMPTS, "instruction": "Which one?"}
     assert config.icm == model.config.icm
     assert config.icm["relate_dim"] == 16 and back.icm.relation_pool is not None

@@ -150,6 +150,17 @@ def test_sliding_windows_bring_the_best_of_a_long_list_up(model, processor, wind
     assert len(oracle.windows) == 1 + -(-(count - window) // (window // 2))
 
 
+def test_the_checkpoint_says_how_many_inspections_there_are_by_default(model, processor):
+    reranker, seen = Reranker(model, processor), []
+    generate = reranker.engine.generate
+    reranker.engine.generate = lambda requests: (seen.extend(requests), generate(requests))[1]
+    model.config.max_inspections = 2
+    reranker.rank("q", ["a", "b", "c"], mode="fast")
+    reranker.rank("q", ["a", "b", "c"], mode="fast", sampling=SHORT)
+    assert [r.sampling.max_inspections for r in seen] == [2, SHORT.max_inspections]
+    assert SHORT.max_inspections != 2
+
+
 def test_sampling_does_not_reach_the_windows_before_the_last(model, processor):
     reranker = Reranker(model, processor, window=4)
     requests: list[Request] = []

@@ -62,7 +62,7 @@ def run(
         pool=pool,
         seed=seed,
         device=device,
-        sampling=sampling or Sampling(),
+        sampling=sampling,
     )
     root = Path(dataset)
     cells = choose(root, split)

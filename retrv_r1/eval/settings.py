@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from retrv_engine import Sampling
@@ -42,6 +42,7 @@ class Settings:
         limit: queries per cell, drawn by the seed; all when None.
         pool: which candidate pool is searched.
         seed: decides the sample of queries, the order in prompts, and the bootstrap.
+        sampling: how tokens are chosen; the reranker's default when None.
     """
 
     k: tuple[int, ...] = (10, 50)
@@ -52,7 +53,7 @@ class Settings:
     pool: Pool = "local"
     seed: int = 0
     device: str = "cpu"
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1:
@@ -82,5 +83,5 @@ class Settings:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "device": self.device,
-            "sampling": asdict(self.sampling),
+            "sampling": self.sampling and asdict(self.sampling),
         }

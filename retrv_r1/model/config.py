@@ -66,6 +66,8 @@ class RetrvR1Config(PretrainedConfig):
         prompts: templates, see ``DEFAULT_PROMPTS`` for the keys.
         score_temperature: divides label logits before the softmax that gives scores; fitted on
             validation lists.
+        max_inspections: candidates that may be looked at in full unless a request says otherwise:
+            as many as the chains that the model learned from hold.
         pad_to_square: pad pictures to squares before resizing (a tower trained on squares).
     """
 
@@ -78,6 +80,7 @@ class RetrvR1Config(PretrainedConfig):
         icm: dict[str, Any] | None = None,
         prompts: dict[str, str] | None = None,
         score_temperature: float = 1.0,
+        max_inspections: int = 4,
         pad_to_square: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -91,7 +94,10 @@ class RetrvR1Config(PretrainedConfig):
         self.prompts = {**DEFAULT_PROMPTS, **(prompts or {})}
         if not score_temperature > 0:
             raise ValueError(f"score_temperature must be positive, got {score_temperature}")
+        if max_inspections < 0:
+            raise ValueError(f"max_inspections must be 0 or more, got {max_inspections}")
         self.score_temperature = score_temperature
+        self.max_inspections = max_inspections
         self.pad_to_square = pad_to_square
         kwargs.setdefault("tie_word_embeddings", backbone.tie_word_embeddings)
         super().__init__(**kwargs)

@@ -26,7 +26,7 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import TokenIds, train_tokenizer
 from retrv_r1.train.align import AlignConfig, AlignStage
 from retrv_r1.train.anchors import Concepts
-from retrv_r1.train.chains import corpus_of_phrases
+from retrv_r1.train.chains import CHAIN_INSPECTIONS, corpus_of_phrases
 from retrv_r1.train.corpus import Corpus
 from retrv_r1.train.embed import EmbedConfig, EmbedStage, EntryEmbedder
 from retrv_r1.train.lists import ListCollator
@@ -222,6 +222,7 @@ def _tiny_config(
         backbone_config=backbone,
         icm=icm,
         prompts=settings.model.get("prompts"),
+        max_inspections=CHAIN_INSPECTIONS,
         pad_to_square=True,
     )
 

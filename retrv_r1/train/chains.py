@@ -28,6 +28,8 @@ _COMMON = {
     *("with", "skin", "tone", "dark", "light", "medium", "medium-dark", "medium-light"),
     *("face", "flag", "sign", "button", "from"),
 }
+CHAIN_INSPECTIONS = 1
+"""Most inspections of a chain, which a model that learns from them is held to by default."""
 _NEAR = 6
 """The candidate that is named beside the answer is one of so many nearest."""
 
@@ -79,7 +81,7 @@ def chain(example: ListExample, rng: np.random.Generator) -> list[Piece]:
     pieces.append(Piece("text", one_of(_HARD)))
     pieces += [Piece("label", candidate=k) for k in examined]
     pieces.append(Piece("text", "."))
-    for k in examined[:1] if hard else ():
+    for k in examined[:CHAIN_INSPECTIONS] if hard else ():
         pieces.append(Piece("inspect", candidate=k))
         pieces.append(Piece("text", one_of(_SHOWN).format(describe(example.candidates[k]))))
     pieces += [Piece("text", one_of(_DONE)), Piece("label", candidate=example.answer)]

@@ -73,7 +73,7 @@ def rounded(rgba: Tensor) -> Tensor:
     Icon sets show flags in either form.
     """
     out, side = rgba.clone(), rgba.shape[-1]
-    line = torch.linspace(-1, 1, side)
+    line = (torch.arange(side) + 0.5) * 2 / side - 1
     circle = (line[:, None].square() + line.square() <= 1).float()
     for number, opaque in enumerate(rgba[:, 3] > 0.5):
         across, down = opaque.any(0).nonzero().flatten(), opaque.any(1).nonzero().flatten()
