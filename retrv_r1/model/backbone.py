@@ -53,7 +53,8 @@ def from_backbone(
         model = RetrvR1ForConditionalGeneration(retrv_config)
     model.backbone = backbone
     model.icm.to_empty(device="cpu").to(backbone.dtype)
-    scale = float(backbone.get_input_embeddings().weight[:known].float().pow(2).mean().sqrt())
+    words = backbone.get_input_embeddings().weight.detach()[:known]
+    scale = float(words.float().pow(2).mean().sqrt())
     model.icm.reset_parameters(backbone.config.get_text_config().initializer_range, scale)
     use_packed_attention(model.visual)
     processor = RetrvR1Processor(
