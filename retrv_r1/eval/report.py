@@ -200,7 +200,8 @@ def _notes(settings: Settings, lists: int) -> list[str]:
         "equally, without encoding the items; the first stage's are for a query, its pool "
         "embedded before.",
         "Well-formed: the model closed its reasoning itself and its likeliest token always had a "
-        "place in the form, to which the engine holds every output.",
+        "place in the form, to which the engine holds every output; a wish to inspect beyond the "
+        "limit is refused and not counted.",
         f"Checked: of {lists} reranked lists every one has its answer at rank 1 and scores in "
         "[0, 1] that never rise; one that had not would have stopped the evaluation.",
     ]

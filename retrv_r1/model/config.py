@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PretrainedConfig
 
+from retrv_engine import Sampling
+
 # Stored with the checkpoint, so that every engine and client ranks with the same words.
 DEFAULT_PROMPTS: dict[str, str] = {
     "before_instruction": (
@@ -80,7 +82,7 @@ class RetrvR1Config(PretrainedConfig):
         icm: dict[str, Any] | None = None,
         prompts: dict[str, str] | None = None,
         score_temperature: float = 1.0,
-        max_inspections: int = 4,
+        max_inspections: int = Sampling.max_inspections,
         pad_to_square: bool = False,
         **kwargs: Any,
     ) -> None:
