@@ -105,8 +105,8 @@ class AlignStage(Stage):
         _, answer_hits = outs["lists_compressed"].answer_loss()
         _, full_hits = outs["lists_full"].answer_loss()
         return describe_loss + list_loss + match_loss, {
-            "describe_divergence": float(describe_loss),
-            "list_divergence": float(list_loss),
+            "describe_divergence": describe_loss.item(),
+            "list_divergence": list_loss.item(),
             "match_accuracy": match_hits,
             "answer_accuracy": answer_hits,
             "full_accuracy": full_hits,
