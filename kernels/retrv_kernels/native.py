@@ -16,7 +16,7 @@ from retrv_kernels.availability import Availability
 
 OVERRIDE = "RETRV_KERNELS_ISA"
 ISAS = ("scalar", "avx2", "avx512")  # csrc/isa.h
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # csrc/dtype.h
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}  # csrc/dtype.h
 
 _NAME = "retrv_kernels._native"
 
@@ -66,6 +66,11 @@ def function(op: str) -> Callable[..., None]:
         return partial(getattr(find(), op), ISAS.index(isa()))
     except AttributeError:
         raise ImportError(f"{_NAME} is older than the sources: no {op}; reinstall it") from None
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Where a tensor's values begin, 0 for none: a null pointer."""
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 @functools.cache

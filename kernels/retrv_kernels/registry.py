@@ -1,36 +1,55 @@
 """Which implementation of an op runs, and why.
 
-An op is a folder: `reference.py` is the equation in plain PyTorch and always there; the others are
-faster, each with a check that says whether it can run here. `OPS` lists them best first.
+An op is a folder: `op.py` is its public function, `reference.py` the equation in plain PyTorch,
+always there; the others are faster, each with a check that says whether it can run here. `OPS`
+lists them best first. An implementation's module is imported when it first runs.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retrv_kernels import native
+import torch
+from torch import Tensor
+
+from retrv_kernels import gpu, native
 from retrv_kernels.availability import Availability
-from retrv_kernels.row_inverse_rms import native as native_row_inverse_rms
-from retrv_kernels.row_inverse_rms import reference as reference_row_inverse_rms
 
 OVERRIDE = "RETRV_KERNELS"
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute an op.
+    """One way to compute an op: the function of the op's name in a module of the op's folder.
 
     Args:
-        run: the function, with the arguments of the op in `ops.py`, already checked.
         check: whether it can run on a device type ("cpu", "cuda"), and why.
+        module: of the op's folder, without the folder.
     """
 
+    op: str
     name: str
-    run: Callable[..., Any]
     check: Callable[[str], Availability]
+    module: str
+
+    @functools.cached_property
+    def run(self) -> Callable[..., Any]:
+        """The function, with the arguments of `torch.ops.retrv_kernels.<op>`, already checked."""
+        return getattr(self._loaded, self.op)
+
+    def accepts(self, arguments: Sequence[Any]) -> Availability | None:
+        """Whether it takes these arguments, None where it takes all."""
+        accepts = getattr(self._loaded, "accepts", None)
+        return accepts and accepts(*arguments)
+
+    @functools.cached_property
+    def _loaded(self) -> Any:
+        return importlib.import_module(f"retrv_kernels.{self.op}.{self.module}")
 
 
 @dataclass(frozen=True)
@@ -48,20 +67,32 @@ class Choice:
         return f"{self.op} on {self.device}: {self.implementation.name} ({self.because}){rest}"
 
 
-def _reference(run: Callable[..., Any]) -> Implementation:
-    return Implementation("reference", run, lambda _: Availability(True, "plain PyTorch"))
+def _plain(_: str) -> Availability:
+    return Availability(True, "plain PyTorch")
+
+
+def _implementations(op: str) -> tuple[Implementation, ...]:
+    return (
+        Implementation(op, "triton", gpu.triton, "triton_impl"),
+        Implementation(op, "native", native.check, "native"),
+        Implementation(op, "reference", _plain, "reference"),
+    )
 
 
 OPS: Mapping[str, tuple[Implementation, ...]] = {
-    "row_inverse_rms": (
-        Implementation("native", native_row_inverse_rms.row_inverse_rms, native.check),
-        _reference(reference_row_inverse_rms.row_inverse_rms),
+    "pool_tokens": _implementations("pool_tokens"),
+    "relate_tokens": _implementations("relate_tokens"),
+    "splice_features": _implementations("splice_features"),
+    "paged_attention": (
+        Implementation("paged_attention", "xformers", gpu.xformers, "xformers_impl"),
+        *_implementations("paged_attention"),
     ),
+    "shared_prefix_attention": _implementations("shared_prefix_attention"),
 }
 
 
-def choose(op: str, device: str) -> Choice:
-    """The best implementation of `op` that can run on a device type.
+def choose(op: str, device: str, arguments: Sequence[Any] | None = None) -> Choice:
+    """The best implementation of `op` that can run on a device type, for arguments if given.
 
     The environment variable RETRV_KERNELS names the one to use where an op has it, for tests.
 
@@ -74,12 +105,23 @@ def choose(op: str, device: str) -> Choice:
     for implementation in OPS[op]:
         if only and implementation.name != only:
             passed_over[implementation.name] = f"{OVERRIDE}={only}"
-        elif available := implementation.check(device):
+            continue
+        available = implementation.check(device)
+        if available and arguments is not None:
+            available = implementation.accepts(arguments) or available
+        if available:
             return Choice(op, device, implementation, available.reason, passed_over)
-        else:
-            passed_over[implementation.name] = available.reason
+        passed_over[implementation.name] = available.reason
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
     raise RuntimeError(f"no implementation of {op} can run on {device}: {reasons}")
+
+
+def run(op: str, arguments: Sequence[Any]) -> Any:
+    """Runs the best implementation on the arguments' device; float64 always runs the reference."""
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    if any(tensor.dtype == torch.float64 for tensor in tensors):
+        return OPS[op][-1].run(*arguments)
+    return choose(op, tensors[0].device.type, arguments).implementation.run(*arguments)
 
 
 def _override(op: str) -> str | None:

@@ -7,7 +7,11 @@
 #include <cstdint>
 
 #include "csrc/isa.h"
-#include "row_inverse_rms/native.h"
+#include "paged_attention/native.h"
+#include "pool_tokens/native.h"
+#include "relate_tokens/native.h"
+#include "shared_prefix_attention/native.h"
+#include "splice_features/native.h"
 
 namespace nb = nanobind;
 
@@ -24,11 +28,68 @@ std::vector<int> isas() {
   return indices;
 }
 
-void row_inverse_rms(int isa, uintptr_t features, int dtype, int64_t rows, int64_t width, float eps,
-                     uintptr_t out, int threads) {
-  static constexpr decltype(&retrv::row_inverse_rms<retrv::Isa::kScalar>) kVariants[] =
-      RETRV_VARIANTS(retrv::row_inverse_rms);
-  kVariants[isa](pointer<const void>(features), static_cast<retrv::Dtype>(dtype), rows, width, eps,
+void pool_tokens(int isa, uintptr_t features, int dtype, uintptr_t scales, uintptr_t offsets,
+                 int64_t items, int64_t width, uintptr_t queries, int64_t heads, float eps,
+                 uintptr_t out, int threads) {
+  static constexpr decltype(&retrv::pool_tokens<retrv::Isa::kScalar>) kVariants[] =
+      RETRV_VARIANTS(retrv::pool_tokens);
+  kVariants[isa](pointer<const void>(features), static_cast<retrv::Dtype>(dtype),
+                 pointer<const float>(scales), pointer<const int64_t>(offsets), items, width,
+                 pointer<const float>(queries), heads, eps, pointer<float>(out), threads);
+}
+
+void relate_tokens(int isa, uintptr_t keys, int dtype, uintptr_t scales, int64_t width,
+                   int64_t heads, int64_t pool_heads, uintptr_t queries, uintptr_t pairs,
+                   int64_t count, float eps, uintptr_t out, int threads) {
+  static constexpr decltype(&retrv::relate_tokens<retrv::Isa::kScalar>) kVariants[] =
+      RETRV_VARIANTS(retrv::relate_tokens);
+  kVariants[isa](pointer<const void>(keys), static_cast<retrv::Dtype>(dtype),
+                 pointer<const float>(scales), width, heads, pool_heads,
+                 pointer<const retrv::RelateQuery>(queries),
+                 pointer<const retrv::RelatePair>(pairs), count, eps, pointer<float>(out), threads);
+}
+
+void splice_features(int isa, uintptr_t stores, uintptr_t spans, int64_t count, int64_t width,
+                     uintptr_t page_table, int64_t pages, int64_t page_size, int64_t rows,
+                     int dtype, uintptr_t embeds, uintptr_t positions, uintptr_t slots,
+                     int threads) {
+  static constexpr decltype(&retrv::splice_features<retrv::Isa::kScalar>) kVariants[] =
+      RETRV_VARIANTS(retrv::splice_features);
+  kVariants[isa](pointer<const retrv::SpliceStore>(stores),
+                         pointer<const retrv::SpliceSpan>(spans), count, width,
+                         pointer<const int64_t>(page_table), pages, page_size, rows,
+                         static_cast<retrv::Dtype>(dtype), pointer<void>(embeds),
+                         pointer<int64_t>(positions), pointer<int64_t>(slots), threads);
+}
+
+retrv::PagedCache cache(uintptr_t keys, uintptr_t values, int dtype, int64_t page_size,
+                        int64_t heads, int64_t width, uintptr_t page_table, int64_t most) {
+  return {pointer<const void>(keys), pointer<const void>(values), static_cast<retrv::Dtype>(dtype),
+          page_size, heads, width, pointer<const int64_t>(page_table), most};
+}
+
+void paged_attention(int isa, uintptr_t query, int64_t heads, uintptr_t keys, uintptr_t values,
+                     int dtype, int64_t page_size, int64_t kv_heads, int64_t width,
+                     uintptr_t page_table, int64_t most, uintptr_t offsets, uintptr_t lengths,
+                     int64_t sequences, float scale, uintptr_t out, int threads) {
+  static constexpr decltype(&retrv::paged_attention<retrv::Isa::kScalar>) kVariants[] =
+      RETRV_VARIANTS(retrv::paged_attention);
+  kVariants[isa](pointer<const void>(query), heads,
+                 cache(keys, values, dtype, page_size, kv_heads, width, page_table, most),
+                 pointer<const int64_t>(offsets), pointer<const int64_t>(lengths), sequences, scale,
+                 pointer<float>(out), threads);
+}
+
+void shared_prefix_attention(int isa, uintptr_t query, int64_t rows, int64_t heads, uintptr_t keys,
+                             uintptr_t values, int dtype, int64_t page_size, int64_t kv_heads,
+                             int64_t width, uintptr_t page_table, int64_t most, uintptr_t lengths,
+                             uintptr_t node_rows, int64_t nodes, float scale, uintptr_t out,
+                             int threads) {
+  static constexpr decltype(&retrv::shared_prefix_attention<retrv::Isa::kScalar>) kVariants[] =
+      RETRV_VARIANTS(retrv::shared_prefix_attention);
+  kVariants[isa](pointer<const void>(query), rows, heads,
+                 cache(keys, values, dtype, page_size, kv_heads, width, page_table, most),
+                 pointer<const int64_t>(lengths), pointer<const int64_t>(node_rows), nodes, scale,
                  pointer<float>(out), threads);
 }
 
@@ -37,5 +98,9 @@ void row_inverse_rms(int isa, uintptr_t features, int dtype, int64_t rows, int64
 NB_MODULE(_native, m) {
   const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
   m.def("isas", &isas);
-  m.def("row_inverse_rms", &row_inverse_rms, unlocked);
+  m.def("pool_tokens", &pool_tokens, unlocked);
+  m.def("relate_tokens", &relate_tokens, unlocked);
+  m.def("splice_features", &splice_features, unlocked);
+  m.def("paged_attention", &paged_attention, unlocked);
+  m.def("shared_prefix_attention", &shared_prefix_attention, unlocked);
 }

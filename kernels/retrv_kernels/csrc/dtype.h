@@ -5,7 +5,7 @@
 namespace retrv {
 
 // In the order of DTYPES in native.py.
-enum class Dtype : int { kFloat32, kFloat16, kBFloat16 };
+enum class Dtype : int { kFloat32, kFloat16, kBFloat16, kInt8 };
 
 struct Half {
   uint16_t bits;

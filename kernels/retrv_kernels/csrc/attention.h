@@ -1,0 +1,100 @@
+#pragma once
+
+// Attention of a tile of query rows over cached rows, a block of keys at a time (FlashAttention's
+// online softmax: Dao 2023).
+
+#include "csrc/cache.h"
+#include "csrc/matmul.h"
+#include "csrc/scratch.h"
+
+namespace retrv {
+namespace {
+
+template <class V, class T>
+class Attention {
+ public:
+  static constexpr int64_t kKeys = 64;   // at a time: with 64 rows of 128 all of it stays in L2
+  static constexpr int64_t kRows = 64;   // in a tile, more only where a group of heads is larger
+
+  Attention(const PagedCache& cache, int64_t group, float scale)
+      : cache_(cache),
+        scale_(scale),
+        capacity_(group > kRows ? group : kRows),
+        stride_(round_up(cache.width, V::kLanes)),
+        query_(capacity_ * cache.width),
+        scores_(capacity_ * kKeys),
+        sums_(capacity_ * stride_),
+        largest_(capacity_),
+        total_(capacity_),
+        visible_(capacity_ * static_cast<int64_t>(sizeof(int64_t))) {}
+
+  void start() { rows_ = 0; }
+
+  // Adds a query row [width] that sees keys below `visible`.
+  void add(const T* query, int64_t visible) {
+    float* own = query_ + rows_ * cache_.width;
+    for (int64_t i = 0; i < cache_.width; ++i) own[i] = scale_ * widen(query[i]);
+    std::memset(sums_ + rows_ * stride_, 0, static_cast<size_t>(stride_) * sizeof(float));
+    largest_[rows_] = -__builtin_inff();
+    total_[rows_] = 0;
+    visible_.as<int64_t>()[rows_++] = visible;
+  }
+
+  // Attends to the cached rows [first, end) of a page list.
+  void attend(const int64_t* pages, int64_t head, int64_t first, int64_t end) {
+    const T* keys[kKeys];
+    const T* values[kKeys];
+    for (; first < end; first += kKeys) {
+      const int64_t count = end - first < kKeys ? end - first : kKeys;
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t key = first + j;
+        const int64_t slot = pages[key / cache_.page_size] * cache_.page_size + key % cache_.page_size;
+        const int64_t place = (slot * cache_.heads + head) * cache_.width;
+        keys[j] = static_cast<const T*>(cache_.keys) + place;
+        values[j] = static_cast<const T*>(cache_.values) + place;
+      }
+      dots<V>(query_, cache_.width, rows_, [&](int64_t j) { return keys[j]; }, count, cache_.width,
+              scores_, kKeys);
+      for (int64_t i = 0; i < rows_; ++i) {
+        const int64_t seen = visible_.as<int64_t>()[i] - first;
+        weigh(i, seen < 0 ? 0 : seen < count ? seen : count, count);
+      }
+      multiply<V>(scores_, kKeys, rows_, [&](int64_t j) { return values[j]; }, count, cache_.width,
+                  sums_, stride_, true);
+    }
+  }
+
+  // Row i's result, 0 where it has seen nothing; `scaled` false leaves it undivided.
+  void finish(int64_t i, float* out, bool scaled) {
+    const float* sums = sums_ + i * stride_;
+    const float factor = !scaled ? 1 : total_[i] == 0 ? 0 : 1 / total_[i];
+    for (int64_t k = 0; k < cache_.width; ++k) out[k] = sums[k] * factor;
+  }
+  float largest(int64_t i) { return largest_[i]; }
+  float total(int64_t i) { return total_[i]; }
+
+ private:
+  // Scores become weights: of the keys that row i sees; 0 for the others.
+  void weigh(int64_t i, int64_t seen, int64_t count) {
+    float* scores = scores_ + i * kKeys;
+    if (seen > 0) {
+      const float block = largest_of<V>(scores, seen), before = largest_[i];
+      const float largest = block > before ? block : before;
+      const float shrink = __builtin_expf(before - largest);
+      if (largest != before) scale<V>(sums_ + i * stride_, stride_, shrink);
+      total_[i] = (largest != before ? total_[i] * shrink : total_[i]) +
+                  exponentials<V>(scores, seen, largest);
+      largest_[i] = largest;
+    }
+    for (int64_t j = seen; j < count; ++j) scores[j] = 0;
+  }
+
+  const PagedCache& cache_;
+  float scale_;
+  int64_t capacity_, stride_, rows_ = 0;
+  Floats query_, scores_, sums_, largest_, total_;
+  Scratch visible_;
+};
+
+}  // namespace
+}  // namespace retrv

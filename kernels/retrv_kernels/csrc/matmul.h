@@ -1,0 +1,209 @@
+#pragma once
+
+// Products of small matrices in registers, the inner loops of the kernels.
+
+#include "csrc/simd.h"
+
+namespace retrv {
+namespace {
+
+// sums[i][v] += sum_k a[i * lda + k] * b(k)[v * lanes], for k < depth. `b` gives a row's address.
+// The last vector of a row is read up to `tail` lanes, all of them if that is 0.
+template <class V, int kRows, int kVectors, bool kTail, class B>
+inline void tile(const float* a, int64_t lda, const B& b, int64_t depth, int64_t tail,
+                 typename V::Register (&sums)[kRows][kVectors]) {
+  for (int64_t k = 0; k < depth; ++k) {
+    const auto* row = b(k);
+    typename V::Register column[kVectors];
+    for (int v = 0; v < kVectors; ++v)
+      column[v] = kTail && v == kVectors - 1 ? V::load(row + v * V::kLanes, tail)
+                                             : V::load(row + v * V::kLanes);
+    for (int i = 0; i < kRows; ++i) {
+      const auto factor = V::set(a[i * lda + k]);
+      for (int v = 0; v < kVectors; ++v)
+        sums[i][v] = V::multiply_add(factor, column[v], sums[i][v]);
+    }
+  }
+}
+
+// Calls f(first, integral constant of rows) for all rows in blocks of kRows and a smaller rest.
+template <int kRows, class F>
+inline void in_blocks(int64_t first, int64_t rows, const F& f) {
+  for (; rows - first >= kRows; first += kRows) f.template operator()<kRows>(first);
+  if constexpr (kRows > 1) {
+    if (first < rows) in_blocks<kRows / 2>(first, rows, f);
+  }
+}
+
+// c[rows][width] (+)= a[rows][depth] b(depth)[width]. Rows of `c` are ldc apart and have room for a
+// whole number of vectors; what lies behind `width` there becomes a sum of zeros.
+template <class V, class B>
+struct Product {
+  const float* a;
+  int64_t lda;
+  const B& b;
+  int64_t depth, width;
+  float* c;
+  int64_t ldc;
+  bool add;
+
+  template <int kRows>
+  void operator()(int64_t first) const {
+    int64_t column = 0;
+    for (; column + V::kTileVectors * V::kLanes <= width; column += V::kTileVectors * V::kLanes)
+      columns<kRows, V::kTileVectors, false>(first, column);
+    for (; column + V::kLanes <= width; column += V::kLanes)
+      columns<kRows, 1, false>(first, column);
+    if (column < width) columns<kRows, 1, true>(first, column);
+  }
+
+  template <int kRows, int kVectors, bool kTail>
+  void columns(int64_t first, int64_t column) const {
+    typename V::Register sums[kRows][kVectors];
+    float* out = c + first * ldc + column;
+    for (int i = 0; i < kRows; ++i)
+      for (int v = 0; v < kVectors; ++v)
+        sums[i][v] = add ? V::load(out + i * ldc + v * V::kLanes) : V::zero();
+    tile<V, kRows, kVectors, kTail>(
+        a + first * lda, lda, [&](int64_t k) { return b(k) + column; }, depth, width - column,
+        sums);
+    for (int i = 0; i < kRows; ++i)
+      for (int v = 0; v < kVectors; ++v) V::store(out + i * ldc + v * V::kLanes, sums[i][v]);
+  }
+};
+
+template <class V, class B>
+inline void multiply(const float* a, int64_t lda, int64_t rows, const B& b, int64_t depth,
+                     int64_t width, float* c, int64_t ldc, bool add) {
+  in_blocks<V::kTileRows>(0, rows, Product<V, B>{a, lda, b, depth, width, c, ldc, add});
+}
+
+// out[i * ldo + j] = sum_k a[i * lda + k] * b(j)[k]: products along the rows of both.
+template <class V, class B>
+struct Dots {
+  const float* a;
+  int64_t lda;
+  const B& b;
+  int64_t keys, depth;
+  float* out;
+  int64_t ldo;
+
+  template <int kRows>
+  void operator()(int64_t first) const {
+    in_blocks<V::kDotKeys>(0, keys, Keys<kRows>{*this, first});
+  }
+
+  template <int kRows>
+  struct Keys {
+    const Dots& of;
+    int64_t row;
+    template <int kKeys>
+    void operator()(int64_t first) const {
+      of.block<kRows, kKeys>(row, first);
+    }
+  };
+
+  template <int kRows, int kKeys>
+  void block(int64_t row, int64_t first) const {
+    const float* x = a + row * lda;
+    typename V::Register sums[kRows][kKeys];
+    for (auto& of_row : sums)
+      for (auto& sum : of_row) sum = V::zero();
+    int64_t k = 0;
+    for (; k + V::kLanes <= depth; k += V::kLanes) {
+      typename V::Register key[kKeys];
+      for (int j = 0; j < kKeys; ++j) key[j] = V::load(b(first + j) + k);
+      for (int i = 0; i < kRows; ++i) {
+        const auto values = V::load(x + i * lda + k);
+        for (int j = 0; j < kKeys; ++j) sums[i][j] = V::multiply_add(values, key[j], sums[i][j]);
+      }
+    }
+    if (k < depth)
+      for (int j = 0; j < kKeys; ++j) {
+        const auto key = V::load(b(first + j) + k, depth - k);
+        for (int i = 0; i < kRows; ++i)
+          sums[i][j] = V::multiply_add(V::load(x + i * lda + k, depth - k), key, sums[i][j]);
+      }
+    for (int i = 0; i < kRows; ++i)
+      for (int j = 0; j < kKeys; ++j) out[(row + i) * ldo + first + j] = V::sum(sums[i][j]);
+  }
+};
+
+template <class V, class B>
+inline void dots(const float* a, int64_t lda, int64_t rows, const B& b, int64_t keys,
+                 int64_t depth, float* out, int64_t ldo) {
+  in_blocks<V::kDotRows>(0, rows, Dots<V, B>{a, lda, b, keys, depth, out, ldo});
+}
+
+template <class V, class T>
+inline float sum_of_squares(const T* row, int64_t width) {
+  constexpr int kChains = 4;  // independent sums, so that one addition need not wait for the last
+  typename V::Register total[kChains];
+  for (auto& chain : total) chain = V::zero();
+  int64_t i = 0;
+  for (; i + kChains * V::kLanes <= width; i += kChains * V::kLanes)
+    for (int chain = 0; chain < kChains; ++chain) {
+      const auto x = V::load(row + i + chain * V::kLanes);
+      total[chain] = V::multiply_add(x, x, total[chain]);
+    }
+  for (; i < width; i += V::kLanes) {
+    const auto x = width - i < V::kLanes ? V::load(row + i, width - i) : V::load(row + i);
+    total[0] = V::multiply_add(x, x, total[0]);
+  }
+  return V::sum(V::add(V::add(total[0], total[1]), V::add(total[2], total[3])));
+}
+
+// x[i] = e^(x[i] - largest) for i < count; the sum is returned. `x` has room for whole vectors.
+template <class V>
+inline float exponentials(float* x, int64_t count, float largest) {
+  const auto shift = V::set(-largest);
+  auto total = V::zero();
+  int64_t i = 0;
+  for (; i + V::kLanes <= count; i += V::kLanes) {
+    const auto e = V::exp(V::add(V::load(x + i), shift));
+    total = V::add(total, e);
+    V::store(x + i, e);
+  }
+  float sum = V::sum(total);
+  if (i < count) {
+    V::store(x + i, V::exp(V::add(V::load(x + i, count - i), shift)));
+    sum += V::sum(V::load(x + i, count - i));
+  }
+  return sum;
+}
+
+template <class V>
+inline float largest_of(const float* x, int64_t count) {
+  auto most = V::set(-__builtin_inff());
+  int64_t i = 0;
+  for (; i + V::kLanes <= count; i += V::kLanes) most = V::maximum(most, V::load(x + i));
+  float largest = V::largest(most);
+  for (; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
+  return largest;
+}
+
+template <class V>
+inline void scale(float* x, int64_t count, float factor) {
+  const auto all = V::set(factor);
+  int64_t i = 0;
+  for (; i + V::kLanes <= count; i += V::kLanes) V::store(x + i, V::multiply(V::load(x + i), all));
+  for (; i < count; ++i) x[i] *= factor;
+}
+
+// Calls f with `address` as the type that `dtype` says.
+template <class F>
+inline void with_dtype(Dtype dtype, const void* address, const F& f) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return f(static_cast<const float*>(address));
+    case Dtype::kFloat16:
+      return f(static_cast<const Half*>(address));
+    case Dtype::kBFloat16:
+      return f(static_cast<const BFloat16*>(address));
+    case Dtype::kInt8:
+      return f(static_cast<const int8_t*>(address));
+  }
+}
+
+}  // namespace
+}  // namespace retrv

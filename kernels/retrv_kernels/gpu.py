@@ -1,0 +1,61 @@
+"""Triton and xFormers: whether their kernels can run here."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+
+from retrv_kernels.availability import Availability
+
+INTERPRETER = "TRITON_INTERPRET"
+
+
+def triton(device: str) -> Availability:
+    """Whether Triton kernels can run on a device type.
+
+    On a CPU only in Triton's interpreter, which is for tests (milliseconds a program): never
+    unless asked for by name.
+
+    Raises:
+        ImportError: Triton is there but does not load.
+    """
+    if device not in ("cuda", "cpu"):
+        return Availability(False, f"for GPUs, not for {device}")
+    if device == "cpu" and os.environ.get(INTERPRETER) != "1":
+        return Availability(False, f"for GPUs; on a CPU only interpreted, with {INTERPRETER}=1")
+    if device == "cpu" and os.environ.get("RETRV_KERNELS") != "triton":
+        return Availability(False, "on a CPU only interpreted, where RETRV_KERNELS=triton asks")
+    return _installed("triton", "gpu", ", interpreted" if device == "cpu" else "")
+
+
+def xformers(device: str) -> Availability:
+    """Whether xFormers' kernels can run on a device type.
+
+    Raises:
+        ImportError: xFormers is there but does not load.
+    """
+    if device != "cuda":
+        return Availability(False, f"for GPUs, not for {device}")
+    return _installed("xformers", "xformers")
+
+
+def _installed(package: str, extra: str, how: str = "") -> Availability:
+    version = _version(package)
+    if version is None:
+        return Availability(False, f"not installed: pip install 'retrv-r1[{extra}]'")
+    return Availability(True, f"{package} {version}{how}")
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    """A package's version, None where it is not installed."""
+    if importlib.util.find_spec(package) is None:
+        return None
+    try:
+        return importlib.import_module(package).__version__
+    except ImportError as error:
+        raise ImportError(
+            f"{package} is installed but does not load; reinstall it: {error}"
+        ) from error

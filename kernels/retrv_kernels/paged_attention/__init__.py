@@ -1,0 +1,1 @@
+"""Attention of packed new rows over a paged cache."""

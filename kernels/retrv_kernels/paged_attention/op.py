@@ -1,0 +1,94 @@
+"""The public function, its checks and its registration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrv_kernels import checks
+from retrv_kernels.operator import register
+
+
+def paged_attention(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens: Tensor,
+    kv_lens: Tensor,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Grouped-query attention of packed new rows over a paged cache that already holds them.
+
+    The last of a sequence's ``kv_lens`` cached rows are its new ones; new row i sees the cached
+    prefix and the new rows up to itself. One new row is a decode step, several are a prefill, with
+    a prefix or without; a batch may mix them.
+
+    Args:
+        query: new rows of all sequences, ``[n, H, d_h]``, float32, float16 or bfloat16.
+        key_pages, value_pages: the cache, ``[pages, page size, H_kv, d_h]``, the query's dtype;
+            H_kv divides H, query head h reads cache head ``h // (H / H_kv)``.
+        page_table: pages of each sequence in order, ``[b, most]`` integers; entries beyond a
+            sequence's rows are not read.
+        cu_seqlens: offsets of the sequences' new rows, ``[b + 1]`` integers.
+        kv_lens: cached rows of each sequence, new ones included, ``[b]`` integers.
+        scale: of the scores; 1/√d_h if None.
+
+    Returns:
+        ``[n, H, d_h]`` in the query's dtype, accumulated in float32.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit; on a CPU also offsets, lengths and pages.
+
+    Source: PagedAttention (Kwon et al. 2023), with FlashAttention's online softmax (Dao 2023).
+    """
+    check_cache(query, key_pages, value_pages, page_table)
+    checks.offsets("cu_seqlens", cu_seqlens, len(query))
+    checks.shape("page_table", page_table, len(cu_seqlens) - 1, "most")
+    checks.shape("kv_lens", kv_lens, len(cu_seqlens) - 1)
+    check_pages("kv_lens", kv_lens, page_table, key_pages)
+    if checks.readable(kv_lens) and bool((kv_lens < cu_seqlens.diff()).any()):
+        raise ValueError("kv_lens must count the new rows too: one is less than they are")
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return torch.ops.retrv_kernels.paged_attention(
+        query, key_pages, value_pages, page_table, cu_seqlens, kv_lens, scale
+    )
+
+
+def check_cache(query: Tensor, key_pages: Tensor, value_pages: Tensor, page_table: Tensor) -> None:
+    """Raises ValueError unless query, cache and page table belong together."""
+    checks.shape("query", query, "n", "H", "d_h")
+    checks.dtype("query", query, checks.FLOATS)
+    checks.shape("key_pages", key_pages, "pages", "page size", "H_kv", query.shape[2])
+    checks.shape("value_pages", value_pages, *key_pages.shape)
+    checks.dtype("key_pages", key_pages, (query.dtype,))
+    checks.dtype("value_pages", value_pages, (query.dtype,))
+    if 0 in key_pages.shape[1:] or query.shape[1] % key_pages.shape[2]:
+        raise ValueError(
+            f"{key_pages.shape[2]} cache heads do not divide {query.shape[1]} query heads, "
+            "or a page is empty"
+        )
+    checks.shape("page_table", page_table, "b", "most")
+    checks.dtype("page_table", page_table, checks.INTEGERS)
+
+
+def check_pages(name: str, lengths: Tensor, page_table: Tensor, pages: Tensor) -> None:
+    """Raises ValueError unless the page table has pages of the cache for all of ``lengths``."""
+    most = page_table.shape[1] * pages.shape[1]
+    checks.indices(name, lengths, most + 1)
+    if checks.readable(lengths):
+        used = torch.arange(page_table.shape[1]) * pages.shape[1] < lengths[:, None]
+        checks.indices("page_table", page_table[used], len(pages))
+
+
+def _fake(query, key_pages, value_pages, page_table, cu_seqlens, kv_lens, scale):
+    return query.new_empty(query.shape)
+
+
+register(
+    "paged_attention",
+    "(Tensor query, Tensor key_pages, Tensor value_pages, Tensor page_table, Tensor cu_seqlens, "
+    "Tensor kv_lens, float scale) -> Tensor",
+    _fake,
+)

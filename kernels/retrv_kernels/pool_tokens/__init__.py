@@ -1,0 +1,1 @@
+"""Content tokens: each item's rows pooled under fixed queries, in one read."""

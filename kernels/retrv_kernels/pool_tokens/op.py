@@ -1,0 +1,59 @@
+"""The public function, its checks and its registration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrv_kernels import checks
+from retrv_kernels.operator import accumulated, differentiable, register
+
+
+def pool_tokens(
+    features: Tensor,
+    cu_seqlens: Tensor,
+    folded_queries: Tensor,
+    *,
+    scales: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Pools each item's RMS-normed rows under fixed queries: what ATT₁ needs before its values.
+
+        yᵢ = xᵢ / √(mean(xᵢ²) + eps),   a = softmaxᵢ(q̃ₕ·yᵢ),   out[item, h] = Σᵢ aᵢₕ yᵢ
+
+    Keys and values need no projection: ``q̃ₕ = W_k,h (e W_q)ₕ / √d_h`` is a constant of the weights,
+    and the value projection follows the pooling. The norm's weight folds into ``q̃`` and into what
+    follows. One read of the features.
+
+    Args:
+        features: rows of all items, ``[n, d]``, float32, float16 or bfloat16; or int8 with scales.
+        cu_seqlens: row offsets of the items, ``[m + 1]`` integers; an item without rows gives 0.
+        folded_queries: ``q̃`` with the norm's weight folded in, ``[H, d]`` floats.
+        scales: of int8 rows, ``[n]`` float32: row i is ``scales[i] · features[i]``.
+        eps: of the norm, in the units of features².
+
+    Returns:
+        ``[m, H, d]`` float32, accumulated in float32. Differentiable in features and queries; the
+        backward recomputes the reference.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit; on a CPU also offsets that do not.
+
+    Source: Retrv-R1 (arXiv 2510.02745), its attention over one query row rearranged.
+    """
+    checks.rows("features", features, scales)
+    checks.offsets("cu_seqlens", cu_seqlens, len(features))
+    checks.shape("folded_queries", folded_queries, "H", features.shape[1])
+    checks.dtype("folded_queries", folded_queries, checks.FLOATS)
+    checks.finite("eps", eps)
+    return torch.ops.retrv_kernels.pool_tokens(features, cu_seqlens, folded_queries, scales, eps)
+
+
+def _fake(features, cu_seqlens, folded_queries, scales, eps):
+    size = (cu_seqlens.shape[0] - 1, *folded_queries.shape)
+    return features.new_empty(size, dtype=accumulated(features))
+
+
+_ARGUMENTS = "Tensor features, Tensor cu_seqlens, Tensor folded_queries, Tensor? scales, float eps"
+register("pool_tokens", f"({_ARGUMENTS}) -> Tensor", _fake)
+differentiable("pool_tokens", _ARGUMENTS, ("features", "folded_queries"))

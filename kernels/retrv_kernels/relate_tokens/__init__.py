@@ -1,0 +1,1 @@
+"""Relation tokens: rows that attend to a query, pooled without being formed."""

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/dtype.h"
+#include "csrc/isa.h"
+
+namespace retrv {
+
+// A pair of a candidate and a query, as offsets into the arrays below.
+struct RelatePair {
+  int64_t first, rows;    // the candidate's rows in `keys`
+  int64_t query;          // number of its query
+  int64_t out;            // where its weights begin in `out`
+};
+
+// A query, its columns padded to a whole number of kPanel: column e * padded + j is head e, row j.
+struct RelateQuery {
+  int64_t rows, padded;
+  const float* keys;   // [heads][width / heads][padded], transposed
+  const float* scores; // [pool heads][heads * padded]: the pooling score of each value
+  const float* gram;   // or null: products of values, see relate_tokens/native.py
+};
+
+inline constexpr int64_t kPanel = 32;
+
+// out[pair] = [pool heads][heads * padded]: how much of each value the pair's token takes.
+template <Isa isa>
+void relate_tokens(const void* keys, Dtype dtype, const float* scales, int64_t width,
+                   int64_t heads, int64_t pool_heads, const RelateQuery* queries,
+                   const RelatePair* pairs, int64_t count, float eps, float* out, int threads);
+
+}  // namespace retrv

@@ -1,0 +1,115 @@
+"""The public function, its checks and its registration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrv_kernels import checks
+from retrv_kernels.operator import accumulated, differentiable, register
+
+
+def relate_tokens(
+    relation_keys: Tensor,
+    cu_seqlens: Tensor,
+    query_keys: Tensor,
+    cu_queries: Tensor,
+    folded_values: Tensor,
+    folded_queries: Tensor,
+    candidate: Tensor | None = None,
+    query: Tensor | None = None,
+    *,
+    scales: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """Pools the rows R with which a candidate attends to a query, without forming R.
+
+        pᵢₑⱼ = softmaxⱼ(kᵢₑ·qⱼₑ),   Rᵢ = Σₑⱼ pᵢₑⱼ Vⱼₑ,   rᵢ = Rᵢ ρᵢ,   a = softmaxᵢ(q̃ₕ·rᵢ)
+        out[pair, h] = Σᵢ aᵢₕ rᵢ = Σₑⱼ (Σᵢ aᵢₕ ρᵢ pᵢₑⱼ) Vⱼₑ
+
+    for candidate rows i, query rows j, heads e of ATT₂ and h of ATT₁. The score is
+    ``ρᵢ Σₑⱼ pᵢₑⱼ (q̃ₕ·Vⱼₑ)``. With ``eps``, ``ρᵢ = 1 / √(|Rᵢ|²/d + eps)`` is RMSNorm's factor,
+    exact by the quadratic form ``|Rᵢ|² = pᵢ (V Vᵀ) pᵢ``; without, it is 1.
+
+    Args:
+        relation_keys: rows of all candidates, ``[n, w]``, float32, float16 or bfloat16; or int8
+            with scales. They depend on the candidates alone: compute them once per corpus.
+        cu_seqlens: row offsets of the candidates, ``[m + 1]`` integers.
+        query_keys: rows of all queries, ``[q, w]`` floats, already divided by √(w / E).
+        cu_queries: row offsets of the queries, ``[g + 1]`` integers.
+        folded_values: ``Vⱼₑ``, value and output projection of query row j by head e, ``[q, E, d]``.
+        folded_queries: ``q̃`` of the pooling attention, ``[H, d]``.
+        candidate, query: numbers of each pair's candidate and query, ``[c]`` integers; without
+            them every candidate is paired with the one query, c = m.
+        scales: of int8 keys, ``[n]`` float32.
+        eps: of R's norm; None for no norm.
+
+    Returns:
+        ``[c, H, d]`` float32, accumulated in float32; 0 where candidate or query has no rows.
+        Differentiable in keys, values and queries; the backward recomputes the reference.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit; on a CPU also offsets and numbers.
+
+    Source: Retrv-R1 (arXiv 2510.02745), its two attentions rearranged.
+    """
+    checks.rows("relation_keys", relation_keys, scales)
+    checks.offsets("cu_seqlens", cu_seqlens, len(relation_keys))
+    checks.shape("query_keys", query_keys, "q", relation_keys.shape[1])
+    checks.offsets("cu_queries", cu_queries, len(query_keys))
+    checks.shape("folded_values", folded_values, len(query_keys), "E", "d")
+    heads, width = folded_values.shape[1:]
+    if heads == 0 or width == 0 or relation_keys.shape[1] % heads:
+        raise ValueError(
+            f"folded_values [q, E, d] must have heads E that divide the keys' width "
+            f"{relation_keys.shape[1]} and d > 0, not {list(folded_values.shape)}"
+        )
+    checks.shape("folded_queries", folded_queries, "H", width)
+    for name, floats in (
+        ("query_keys", query_keys),
+        ("folded_values", folded_values),
+        ("folded_queries", folded_queries),
+    ):
+        checks.dtype(name, floats, checks.FLOATS)
+    if candidate is None and query is None:
+        if len(cu_queries) != 2:
+            raise ValueError(f"{len(cu_queries) - 1} queries: say which candidate goes with which")
+        candidate = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
+        query = torch.zeros_like(candidate)
+    if candidate is None or query is None:
+        raise ValueError("candidate and query belong together: give both or neither")
+    checks.shape("candidate", candidate, "c")
+    checks.shape("query", query, len(candidate))
+    checks.indices("candidate", candidate, len(cu_seqlens) - 1)
+    checks.indices("query", query, len(cu_queries) - 1)
+    if eps is not None:
+        checks.finite("eps", eps)
+    return torch.ops.retrv_kernels.relate_tokens(
+        relation_keys,
+        cu_seqlens,
+        query_keys,
+        cu_queries,
+        folded_values,
+        folded_queries,
+        candidate,
+        query,
+        scales,
+        eps,
+    )
+
+
+def _fake(keys, cu_seqlens, query_keys, cu_queries, values, queries, candidate, query, scales, eps):
+    return keys.new_empty((candidate.shape[0], *queries.shape), dtype=accumulated(keys))
+
+
+_ARGUMENTS = (
+    "Tensor relation_keys, Tensor cu_seqlens, Tensor query_keys, Tensor cu_queries, "
+    "Tensor folded_values, Tensor folded_queries, Tensor candidate, Tensor query, "
+    "Tensor? scales, float? eps"
+)
+register("relate_tokens", f"({_ARGUMENTS}) -> Tensor", _fake)
+differentiable(
+    "relate_tokens",
+    _ARGUMENTS,
+    ("relation_keys", "query_keys", "folded_values", "folded_queries"),
+)

@@ -1,0 +1,48 @@
+"""The equation, one query at a time. In float64 it is what the tests compare with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrv_kernels.pool_tokens.reference import pool_rows
+from retrv_kernels.ragged import dequantize, pad_rows, take_items, wide
+
+
+def relate_tokens(
+    relation_keys: Tensor,
+    cu_seqlens: Tensor,
+    query_keys: Tensor,
+    cu_queries: Tensor,
+    folded_values: Tensor,
+    folded_queries: Tensor,
+    candidate: Tensor,
+    query: Tensor,
+    scales: Tensor | None,
+    eps: float | None,
+) -> Tensor:
+    keys, query_keys = dequantize(relation_keys, scales), wide(query_keys)
+    values, queries = wide(folded_values), wide(folded_queries)
+    bounds = cu_queries.tolist()
+    parts, order = [values.new_zeros(0, *queries.shape)], [candidate.new_zeros(0).long()]
+    for number in query.unique().tolist():
+        pairs = (query == number).nonzero().squeeze(1)
+        rows, mask = pad_rows(*take_items(keys, cu_seqlens, candidate[pairs]))
+        own = slice(bounds[number], bounds[number + 1])
+        parts.append(_one_query(rows, mask, query_keys[own], values[own], queries, eps))
+        order.append(pairs)
+    return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+def _one_query(
+    rows: Tensor, mask: Tensor, keys: Tensor, values: Tensor, queries: Tensor, eps: float | None
+) -> Tensor:
+    """``rows [c, n, w]`` of its candidates, ``keys [q, w]``, ``values [q, E, d]`` → [c, H, d]."""
+    heads = values.shape[1]
+    rows, keys = rows.unflatten(-1, (heads, -1)), keys.unflatten(-1, (heads, -1))
+    weights = torch.einsum("cnew,qew->cneq", rows, keys).softmax(-1).flatten(2)
+    values = values.transpose(0, 1).flatten(0, 1)
+    if eps is not None:
+        squares = ((weights @ (values @ values.T)) * weights).sum(-1, keepdim=True)
+        weights = weights * (squares / values.shape[-1] + eps).rsqrt()
+    return pool_rows(weights @ (values @ queries.T), weights, mask) @ values

@@ -1,1 +1,0 @@
-"""The factor by which RMSNorm scales each row."""

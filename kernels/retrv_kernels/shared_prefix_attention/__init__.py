@@ -1,0 +1,1 @@
+"""Decode attention of sequences that share prefixes, each read once."""

@@ -1,0 +1,72 @@
+"""The public function, its checks and its registration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrv_kernels import checks
+from retrv_kernels.operator import register
+from retrv_kernels.paged_attention.op import check_cache, check_pages
+
+
+def shared_prefix_attention(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    node_lens: Tensor,
+    node_rows: Tensor,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Decode attention of sequences whose cached rows form a tree; every node is read once.
+
+    Sequences that share a prefix stand next to one another; a node is a stretch of cached rows and
+    the range of sequences that share it (a system prompt all of them, a query those of its group, a
+    tail one). Each row attends to all nodes that cover it: partial attention over each node for all
+    of its sequences together, merged by log-sum-exp.
+
+    Args:
+        query: the new row of each sequence, ``[b, H, d_h]``, float32, float16 or bfloat16.
+        key_pages, value_pages: the cache, as in :func:`paged_attention`.
+        page_table: pages of each node in order, ``[nodes, most]`` integers.
+        node_lens: cached rows of each node, ``[nodes]`` integers.
+        node_rows: first sequence of each node and the one after its last, ``[nodes, 2]`` integers.
+        scale: of the scores; 1/√d_h if None.
+
+    Returns:
+        ``[b, H, d_h]`` in the query's dtype, accumulated in float32; 0 where no node covers a row.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit; on a CPU also lengths, ranges and pages.
+
+    Source: the merge is FlashAttention's (Dao 2023), applied across a tree as in Hydragen
+    (Juravsky et al. 2024) and FlashInfer's cascade attention.
+    """
+    check_cache(query, key_pages, value_pages, page_table)
+    nodes = len(page_table)
+    checks.shape("node_lens", node_lens, nodes)
+    check_pages("node_lens", node_lens, page_table, key_pages)
+    checks.shape("node_rows", node_rows, nodes, 2)
+    checks.indices("node_rows", node_rows, len(query) + 1)
+    if checks.readable(node_rows) and bool((node_rows[:, 0] > node_rows[:, 1]).any()):
+        raise ValueError(
+            "node_rows must be [first, behind the last], and one ends before it begins"
+        )
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return torch.ops.retrv_kernels.shared_prefix_attention(
+        query, key_pages, value_pages, page_table, node_lens, node_rows, scale
+    )
+
+
+def _fake(query, key_pages, value_pages, page_table, node_lens, node_rows, scale):
+    return query.new_empty(query.shape)
+
+
+register(
+    "shared_prefix_attention",
+    "(Tensor query, Tensor key_pages, Tensor value_pages, Tensor page_table, Tensor node_lens, "
+    "Tensor node_rows, float scale) -> Tensor",
+    _fake,
+)

@@ -1,0 +1,1 @@
+"""Inspected candidates: rows gathered into one packed prefill batch."""

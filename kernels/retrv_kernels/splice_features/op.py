@@ -1,0 +1,126 @@
+"""The public function, its checks and its registration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from retrv_kernels import checks
+from retrv_kernels.operator import register
+
+
+class Span(NamedTuple):
+    """Consecutive rows of one store that go into one sequence, behind one another.
+
+    Args:
+        store: which store the rows are in.
+        row: the first of them there.
+        count: how many.
+        position: of the first row, in the sequence.
+        width: of the grid whose rows they are, row by row; 0 for text.
+        sequence: row of the page table.
+        slot: number of cached rows before the first one, in the sequence.
+    """
+
+    store: int
+    row: int
+    count: int
+    position: int
+    width: int
+    sequence: int
+    slot: int
+
+
+class Splice(NamedTuple):
+    """A packed prefill batch of n rows.
+
+    Args:
+        embeds: ``[n, d]``.
+        positions: temporal, vertical and horizontal, ``[3, n]`` int64.
+        slots: place of each row in the paged cache, page · page size + offset, ``[n]`` int64.
+    """
+
+    embeds: Tensor
+    positions: Tensor
+    slots: Tensor
+
+
+def splice_features(
+    stores: Sequence[Tensor],
+    spans: Sequence[Span],
+    page_table: Tensor,
+    page_size: int,
+    *,
+    scales: Sequence[Tensor | None] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Splice:
+    """Gathers rows of feature stores into one packed prefill batch, for many sequences at once.
+
+    An inspected candidate is a few spans: wrapper tokens are rows of the embedding table, which is
+    a store like any other, and the candidate's features are rows of theirs. Row k of a span stands
+    at position ``p + (k, k, k)`` where it is text and ``p + (0, k // width, k % width)`` where it
+    is a picture (Qwen-VL's M-RoPE).
+
+    Args:
+        stores: ``[rows, d]`` each, float32, float16, bfloat16, or int8 with scales; at most 16.
+        spans: in packed order; those of a sequence behind one another.
+        page_table: page of each ``page_size`` rows of a sequence, ``[b, pages]`` integers.
+        scales: for each store its ``[rows]`` float32 scales, or None where it holds floats.
+        dtype: of the embeddings; that of the first store if None.
+
+    Raises:
+        ValueError: rows that a store has not, slots that the page table has not, or shapes and
+            dtypes that do not fit.
+    """
+    scales = [None] * len(stores) if scales is None else scales
+    if not 0 < len(stores) == len(scales) <= 16:
+        raise ValueError(f"{len(stores)} stores with {len(scales)} scales: up to 16 of each")
+    width = stores[0].shape[-1]
+    for i, (store, scale) in enumerate(zip(stores, scales, strict=True)):
+        checks.rows(f"stores[{i}]", store, scale)
+        checks.shape(f"stores[{i}]", store, "rows", width)
+    dtype = stores[0].dtype if dtype is None else dtype
+    if dtype not in checks.FLOATS:
+        raise ValueError(f"dtype of the embeddings must be a float, not {dtype}")
+    checks.shape("page_table", page_table, "b", "pages")
+    checks.dtype("page_table", page_table, checks.INTEGERS)
+    if page_size < 1:
+        raise ValueError(f"page_size must be 1 or more, not {page_size}")
+    for i, span in enumerate(spans):
+        _check_span(f"spans[{i}]", span, stores, page_table.shape, page_size)
+    rows = sum(span.count for span in spans)
+    table = torch.tensor(spans, dtype=torch.int64).reshape(-1, len(Span._fields))
+    out = torch.ops.retrv_kernels.splice_features(
+        list(stores), list(scales), table.to(page_table.device), page_table, page_size, rows, dtype
+    )
+    return Splice(*out)
+
+
+def _check_span(
+    name: str, span: Span, stores: Sequence[Tensor], pages: Sequence[int], page_size: int
+) -> None:
+    if min(span) < 0:
+        raise ValueError(f"{name} must hold no negative number, not {span}")
+    if span.store >= len(stores) or span.row + span.count > len(stores[span.store]):
+        raise ValueError(f"{name} asks for rows that no store has: {span}")
+    if span.sequence >= pages[0] or span.slot + span.count > pages[1] * page_size:
+        raise ValueError(f"{name} asks for slots that the page table has not: {span}")
+
+
+def _fake(stores, scales, spans, page_table, page_size, rows, dtype):
+    return (
+        stores[0].new_empty((rows, stores[0].shape[1]), dtype=dtype),
+        spans.new_empty((3, rows)),
+        spans.new_empty((rows,)),
+    )
+
+
+register(
+    "splice_features",
+    "(Tensor[] stores, Tensor?[] scales, Tensor spans, Tensor page_table, int page_size, "
+    "SymInt rows, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    _fake,
+)
