@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import types
 
 import pytest
 import torch
 
-from retrv_kernels import native, ops, registry
+from retrv_kernels import gpu, native, ops, registry
+from retrv_kernels.availability import Availability
 from retrv_kernels.registry import Choice
 
+OFFSETS = torch.tensor([0, 2])
+
 requires_native = pytest.mark.skipif(native.find() is None, reason="native kernels not compiled")
+
+
+def test_an_override_holds_inside_alone(monkeypatch):
+    for before in (None, "native"):
+        if before:
+            monkeypatch.setenv(registry.OVERRIDE, before)
+        with registry.only("reference"):
+            assert os.environ[registry.OVERRIDE] == "reference"
+        assert os.environ.get(registry.OVERRIDE) == before
 
 
 def chosen(device: str = "cpu") -> set[str]:
@@ -41,33 +55,44 @@ def test_every_op_ends_with_its_reference():
 
 @requires_native
 def test_native_is_preferred_on_a_cpu():
-    choice = registry.choose("row_inverse_rms", "cpu")
+    choice = registry.choose("pool_tokens", "cpu")
     assert choice.implementation.name == "native"
     assert choice.because == f"compiled, {native.isas()[-1]}"
-    assert choice.passed_over == {}
+    assert choice.passed_over == {
+        "triton": "for GPUs; on a CPU only interpreted, with TRITON_INTERPRET=1"
+    }
 
 
 def test_reference_runs_where_native_was_not_compiled(without_native):
-    choice = registry.choose("row_inverse_rms", "cpu")
+    choice = registry.choose("pool_tokens", "cpu")
     assert choice.implementation.name == "reference"
     assert "not compiled when this package was installed" in choice.passed_over["native"]
     assert "not native: not compiled when" in str(choice)
-    torch.testing.assert_close(ops.row_inverse_rms(torch.ones(2, 3), 0.0), torch.ones(2))
+    assert ops.pool_tokens(torch.ones(2, 3), OFFSETS, torch.ones(1, 3)).shape == (1, 1, 3)
 
 
 def test_reference_runs_on_other_devices():
-    assert chosen("cuda") == {"reference"}
-    assert ops.row_inverse_rms(torch.ones(2, 3, device="meta")).shape == (2,)
+    assert chosen("mps") == {"reference"}
+    meta = [x.to("meta") for x in (torch.ones(2, 3), OFFSETS, torch.ones(1, 3))]
+    assert ops.pool_tokens(*meta).shape == (1, 1, 3)
+
+
+def test_triton_is_chosen_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(gpu, "_version", lambda package: "9.9")
+    assert chosen("cuda") == {"triton"}
+    choice = registry.choose("paged_attention", "cuda")
+    assert choice.because == "triton 9.9"
+    assert choice.passed_over == {"xformers": "only for arguments that its operator takes"}
 
 
 def test_override_takes_the_named_implementation(monkeypatch):
     monkeypatch.setenv(registry.OVERRIDE, "reference")
     assert chosen() == {"reference"}
-    assert ops.explain()[0].passed_over == {"native": "RETRV_KERNELS=reference"}
+    assert ops.explain()[0].passed_over["native"] == "RETRV_KERNELS=reference"
 
 
 def test_override_does_not_bind_ops_without_it(monkeypatch):
-    only_reference = registry.OPS["row_inverse_rms"][-1:]
+    only_reference = registry.OPS["pool_tokens"][-1:]
     monkeypatch.setattr(registry, "OPS", {**registry.OPS, "another": only_reference})
     monkeypatch.setenv(registry.OVERRIDE, "native")
     assert registry.choose("another", "cpu").implementation.name == "reference"
@@ -78,7 +103,7 @@ def test_override_that_cannot_be_followed_is_an_error(monkeypatch, without_nativ
     with pytest.raises(RuntimeError, match="not compiled"):
         ops.explain()
     monkeypatch.setenv(registry.OVERRIDE, "fastest")
-    with pytest.raises(ValueError, match="native, reference"):
+    with pytest.raises(ValueError, match="native, reference, triton, xformers"):
         ops.explain()
 
 
@@ -113,7 +138,52 @@ def test_a_native_module_older_than_the_sources_is_an_error():
         native.function("op_of_tomorrow")
 
 
+@pytest.mark.parametrize(("package", "check"), [("triton", gpu.triton), ("xformers", gpu.xformers)])
+def test_gpu_kernels_without_their_package(monkeypatch, package, check):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    gpu._version.cache_clear()
+    try:
+        assert not check("cuda")
+        assert check("cuda").reason.startswith("not installed: pip install 'retrv-r1[")
+        assert "not for mps" in check("mps").reason
+    finally:
+        gpu._version.cache_clear()
+
+
+def test_a_broken_gpu_package_is_an_error(monkeypatch):
+    def broken(name):
+        raise ImportError("undefined symbol")
+
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(gpu.importlib, "import_module", broken)
+    gpu._version.cache_clear()
+    try:
+        with pytest.raises(ImportError, match="triton is installed but does not load"):
+            gpu.triton("cuda")
+    finally:
+        gpu._version.cache_clear()
+
+
+@requires_native
+def test_a_conditional_implementation_has_a_say_about_arguments(monkeypatch):
+    picky = dataclasses.replace(registry.OPS["pool_tokens"][1], conditional=True)
+    monkeypatch.setattr(registry, "OPS", {"pool_tokens": (picky, registry.OPS["pool_tokens"][2])})
+    answers = {"yes": Availability(True, "these"), "no": Availability(False, "not these")}
+    picky.__dict__["_loaded"] = types.SimpleNamespace(accepts=answers.__getitem__)
+    assert registry.choose("pool_tokens", "cpu", ["yes"]).because == "these"
+    declined = registry.choose("pool_tokens", "cpu", ["no"])
+    assert declined.implementation.name == "reference"
+    assert declined.passed_over == {"native": "not these"}
+    assert registry.choose("pool_tokens", "cpu").implementation.name == "reference"
+
+
+def test_float64_runs_the_reference(monkeypatch):
+    monkeypatch.setattr(registry, "choose", None)
+    out = ops.pool_tokens(torch.ones(2, 3).double(), OFFSETS, torch.ones(1, 3).double())
+    assert out.dtype == torch.float64
+
+
 def test_a_choice_reads_as_a_sentence():
-    implementation = registry.OPS["row_inverse_rms"][-1]
+    implementation = registry.OPS["pool_tokens"][-1]
     choice = Choice("op", "cpu", implementation, "plain PyTorch", {"native": "not compiled"})
     assert str(choice) == "op on cpu: reference (plain PyTorch); not native: not compiled"

@@ -1,15 +1,17 @@
-"""Every implementation of every op against the equation in float64."""
+"""Every op × implementation × case against the equation in float64."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from retrv_kernels import native, ops, registry
-from retrv_kernels.cases import CASES, TOLERANCE
-from retrv_kernels.row_inverse_rms import reference as row_inverse_rms
+from retrv_kernels import native, ops, ragged, registry
+from retrv_kernels.cases import CASES, TOLERANCE, Case, error_of, expected_of
+from retrv_kernels.ops import Span
 
 
 def variants() -> list[tuple[str, str]]:
@@ -33,109 +35,330 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-def expected(op: str, arguments: tuple) -> torch.Tensor:
-    reference = registry.OPS[op][-1].run
-    return reference(*(a.double() if isinstance(a, torch.Tensor) else a for a in arguments))
+def arguments_of(op: str, name: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    (case,) = (case for case in CASES if (case.op, case.name) == (op, name))
+    return case.arguments(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_agrees_with_float64(case, dtype, variant, poisoned):
+PAIRS = [(case, dtype) for case in CASES for dtype in case.dtypes]
+
+
+@pytest.mark.parametrize(("case", "dtype"), PAIRS, ids=lambda value: str(value))
+def test_agrees_with_float64(case: Case, dtype: torch.dtype, variant, poisoned):
     arguments = case.arguments(dtype)
     kept = copy.deepcopy(arguments)
-    out = getattr(ops, case.op)(*arguments)
-    torch.testing.assert_close(
-        out.double(), expected(case.op, arguments), rtol=TOLERANCE[case.op][dtype], atol=0
-    )
-    torch.testing.assert_close(arguments, kept, rtol=0, atol=0)
+    out = getattr(ops, case.op)(**arguments)
+    assert error_of(out, expected_of(case.op, arguments)) <= TOLERANCE[case.op][dtype]
+    torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("case", CASES[::7], ids=str)
-def test_is_a_sound_torch_operator(case):
-    operator = getattr(torch.ops.retrv_kernels, case.op).default
-    torch.library.opcheck(operator, case.arguments(torch.float32))
+def test_the_error_sees_a_wrong_a_missing_and_a_misshapen_value():
+    expected = torch.tensor([1.0, -4.0])
+    assert error_of(torch.tensor([1.0, -3.0]), expected) == 0.25
+    assert error_of(torch.tensor([1.0, torch.nan]), expected) == float("inf")
+    assert error_of(torch.tensor([1.0]), expected) == float("inf")
+    assert error_of((expected, expected + 1), (expected, expected)) == 0.25
+    assert error_of(torch.zeros(2), torch.zeros(2)) == 0
+    assert error_of(torch.ones(2), torch.zeros(2)) == float("inf")
 
 
 def test_tolerances_cover_every_op():
     assert set(TOLERANCE) == set(registry.OPS) == {case.op for case in CASES}
 
 
-class TestRowInverseRms:
-    def test_is_the_scale_of_rms_norm(self, variant):
-        features = torch.randn(7, 65)
-        normed = torch.nn.functional.rms_norm(features, (65,), eps=1e-6)
-        scaled = features * ops.row_inverse_rms(features, 1e-6)[:, None]
-        torch.testing.assert_close(scaled, normed)
+@pytest.mark.parametrize("case", [case for case in CASES if case.small], ids=str)
+def test_is_a_sound_torch_operator(case: Case, monkeypatch):
+    """PyTorch's own checks, on the arguments that the operator gets from the public function."""
+    called: list[tuple[Any, ...]] = []
+    run = registry.run
+    monkeypatch.setattr(registry, "run", lambda op, args: called.append(args) or run(op, args))
+    arguments = case.arguments(torch.float32)
+    arguments = {k: v.nan_to_num() if "pages" in k else v for k, v in arguments.items()}
+    getattr(ops, case.op)(**arguments)
+    torch.library.opcheck(getattr(torch.ops.retrv_kernels, case.op).default, called[0])
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-    def test_views_that_are_not_contiguous_or_aligned(self, variant, dtype):
-        store = torch.randn(20, 71).to(dtype)
-        for view in (store[::3], store[:, ::2], store.t(), store[1:, 1:]):
-            out = ops.row_inverse_rms(view)
-            torch.testing.assert_close(out, ops.row_inverse_rms(view.clone()), rtol=0, atol=0)
 
-    def test_every_float16_and_bfloat16_value_widens_exactly(self, variant):
-        bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
-        for dtype in (torch.float16, torch.bfloat16):
-            features = bits.view(dtype)[:, None]
-            out = ops.row_inverse_rms(features, 1e-6)
-            wide = ops.row_inverse_rms(features.float(), 1e-6)
-            torch.testing.assert_close(out, wide, rtol=0, atol=0, equal_nan=True)
+@pytest.mark.parametrize("op", ["pool_tokens", "relate_tokens", "paged_attention"])
+def test_result_does_not_depend_on_threads(op: str, variant):
+    name = {"pool_tokens": "ragged", "relate_tokens": "text_query", "paged_attention": "extend"}[op]
+    arguments, function = arguments_of(op, name), getattr(ops, op)
+    threads = torch.get_num_threads()
+    many = function(**arguments)
+    try:
+        torch.set_num_threads(1)
+        one = function(**arguments)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-6)
 
-    def test_nan_stays_in_its_row(self, variant):
-        features = torch.ones(3, 40)
-        features[1, 39] = torch.nan
-        assert ops.row_inverse_rms(features).isnan().tolist() == [False, True, False]
 
-    def test_result_does_not_depend_on_threads(self, variant):
-        features = torch.randn(200, 897)
-        threads = torch.get_num_threads()
-        many = ops.row_inverse_rms(features)
-        try:
-            torch.set_num_threads(1)
-            one = ops.row_inverse_rms(features)
-        finally:
-            torch.set_num_threads(threads)
-        torch.testing.assert_close(one, many, rtol=0, atol=0)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_value_of_a_half_type_widens_exactly(variant, dtype):
+    """What is computed from it is what its float32 copy gives."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    values = values[values.float().abs() < 1e4]
+    rows = values[: len(values) // 64 * 64].view(-1, 64)
+    offsets, queries = torch.arange(len(rows) + 1), torch.ones(1, 64)
+    pooled = [ops.pool_tokens(x, offsets, queries) for x in (rows, rows.float())]
+    torch.testing.assert_close(*pooled, rtol=1e-6, atol=0)
 
-    def test_gradient_is_that_of_the_equation(self, variant):
-        features = torch.randn(4, 9, dtype=torch.float64, requires_grad=True)
-        torch.autograd.gradcheck(lambda x: row_inverse_rms.row_inverse_rms(x, 1e-3), features)
-        single = features.detach().float().requires_grad_()
-        (through_op,) = torch.autograd.grad(ops.row_inverse_rms(single, 1e-3).sum(), single)
-        loss = row_inverse_rms.row_inverse_rms(features, 1e-3).sum()
-        (exact,) = torch.autograd.grad(loss, features)
-        torch.testing.assert_close(through_op.double(), exact, rtol=1e-5, atol=1e-6)
 
-    def test_compiles_as_one_graph(self, variant):
-        def scale(features):
-            return features * ops.row_inverse_rms(features, 1e-6)[:, None] + 1
+def test_views_that_are_not_contiguous_or_aligned(variant):
+    store = torch.randn(40, 71)
+    queries, offsets = torch.randn(3, 35), torch.tensor([0, 4, 20])
+    for view in (store[::2, ::2][:, :35], store.t()[:20, :35], store[1:21, 1:36]):
+        out = ops.pool_tokens(view, offsets, queries)
+        torch.testing.assert_close(out, ops.pool_tokens(view.clone(), offsets, queries))
+    arguments = arguments_of("paged_attention", "extend")
+    expected = ops.paged_attention(**arguments)
+    for name in ("query", "key_pages", "cu_seqlens", "kv_lens", "page_table"):
+        tensor = arguments[name]
+        strided = torch.stack([tensor, tensor], -1)[..., 0]
+        out = ops.paged_attention(**{**arguments, name: strided})
+        torch.testing.assert_close(out, expected)
 
-        compiled = torch.compile(scale, fullgraph=True, backend="aot_eager", dynamic=True)
-        for rows in (3, 5):
-            features = torch.randn(rows, 33)
-            torch.testing.assert_close(compiled(features), scale(features))
-        features.requires_grad_()
-        compiled(features).sum().backward()
-        assert features.grad is not None
 
-    @pytest.mark.slow
-    def test_compiles_with_inductor(self):
-        features = torch.randn(3, 33)
-        compiled = torch.compile(ops.row_inverse_rms, fullgraph=True)
-        torch.testing.assert_close(compiled(features, 1e-6), ops.row_inverse_rms(features, 1e-6))
+def test_nan_stays_in_its_item(variant):
+    features = torch.randn(9, 40)
+    features[4, 39] = torch.nan
+    out = ops.pool_tokens(features, torch.tensor([0, 3, 6, 9]), torch.randn(2, 40))
+    assert out.isnan().flatten(1).all(1).tolist() == [False, True, False]
+    assert out[::2].isfinite().all()
+
+
+def test_int8_rows_are_what_their_scales_make_of_them(variant):
+    features = torch.randn(30, 64)
+    quantized, scales = ragged.quantize(features)
+    assert quantized.abs().max() == 127
+    restored = ragged.dequantize(quantized, scales)
+    assert (restored - features).abs().max() <= scales.max() / 2 + 1e-6
+    offsets, queries = torch.tensor([0, 11, 30]), torch.randn(4, 64) / 4
+    out = ops.pool_tokens(quantized, offsets, queries, scales=scales)
+    torch.testing.assert_close(
+        out, ops.pool_tokens(restored, offsets, queries), rtol=1e-4, atol=1e-5
+    )
+    zero, scales = ragged.quantize(torch.zeros(2, 5))
+    assert zero.eq(0).all() and scales.eq(0).all()
+
+
+class TestGradients:
+    """The forward is a kernel's, the backward a recompute: both against finite differences."""
+
+    @pytest.mark.parametrize("eps", [1e-3, 0.5])
+    def test_pool_tokens(self, eps):
+        features, queries = torch.randn(6, 5).double(), torch.randn(2, 5).double()
+        offsets = torch.tensor([0, 4, 4, 6])
+        torch.autograd.gradcheck(
+            lambda x, q: ops.pool_tokens(x, offsets, q, eps=eps),
+            (features.requires_grad_(), queries.requires_grad_()),
+        )
+
+    @pytest.mark.parametrize("eps", [1e-3, None])
+    def test_relate_tokens(self, eps):
+        keys, query_keys = torch.randn(5, 4).double(), torch.randn(5, 4).double()
+        values, queries = torch.randn(5, 2, 3).double(), torch.randn(2, 3).double()
+        offsets, bounds = torch.tensor([0, 2, 5]), torch.tensor([0, 3, 5])
+        pairs = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1])
+        inputs = tuple(x.requires_grad_() for x in (keys, query_keys, values, queries))
+        torch.autograd.gradcheck(
+            lambda k, qk, v, q: ops.relate_tokens(k, offsets, qk, bounds, v, q, *pairs, eps=eps),
+            inputs,
+        )
 
     @pytest.mark.parametrize(
-        ("features", "eps", "message"),
-        [
-            (torch.ones(3), 1e-6, r"\[n, d\]"),
-            (torch.ones(3, 0), 1e-6, "d > 0"),
-            (torch.ones(3, 4, dtype=torch.float64), 1e-6, "float64"),
-            (torch.ones(3, 4, dtype=torch.int32), 1e-6, "int32"),
-            (torch.ones(3, 4), -1.0, "eps"),
-            (torch.ones(3, 4), float("nan"), "eps"),
-        ],
+        ("op", "name"), [("pool_tokens", "ragged"), ("relate_tokens", "text_query")]
     )
-    def test_refuses_what_it_cannot_do(self, features, eps, message):
-        with pytest.raises(ValueError, match=message):
-            ops.row_inverse_rms(features, eps)
+    def test_float32_gradients_are_those_of_float64(self, op, name, variant):
+        arguments = arguments_of(op, name)
+        gradients = []
+        for dtype in (torch.float32, torch.float64):
+            own = {
+                k: v.detach().to(dtype).requires_grad_()
+                if isinstance(v, Tensor) and v.is_floating_point()
+                else v
+                for k, v in arguments.items()
+            }
+            getattr(ops, op)(**own).square().sum().backward()
+            gradients.append(
+                [v.grad for v in own.values() if isinstance(v, Tensor) and v.requires_grad]
+            )
+        assert len(gradients[0]) == {"pool_tokens": 2, "relate_tokens": 4}[op]
+        for single, exact in zip(*gradients, strict=True):
+            assert error_of(single, exact) < 1e-4
+
+    def test_int8_keys_let_the_query_side_learn(self):
+        arguments = arguments_of("relate_tokens", "int8")
+        arguments["query_keys"].requires_grad_()
+        ops.relate_tokens(**arguments).sum().backward()
+        assert arguments["query_keys"].grad.abs().sum() > 0
+
+
+class TestCompiles:
+    """As one graph, with gradients and with changing lengths."""
+
+    def test_pool_tokens(self, variant):
+        def tokens(features, offsets, queries):
+            return ops.pool_tokens(features * 2, offsets, queries).square() + 1
+
+        compiled = torch.compile(tokens, fullgraph=True, backend="aot_eager", dynamic=True)
+        queries = torch.randn(2, 33, requires_grad=True)
+        for lengths in ([3], [5, 2]):
+            features = torch.randn(sum(lengths), 33)
+            offsets = torch.tensor([0, *lengths]).cumsum(0)
+            torch.testing.assert_close(
+                compiled(features, offsets, queries), tokens(features, offsets, queries)
+            )
+        compiled(features, offsets, queries).sum().backward()
+        (grad,) = torch.autograd.grad(tokens(features, offsets, queries).sum(), queries)
+        torch.testing.assert_close(queries.grad, grad)
+
+    @pytest.mark.parametrize("case", [case for case in CASES if case.small], ids=str)
+    def test_every_op(self, case: Case):
+        torch.compiler.reset()  # or earlier cases count against the limit of recompilations
+        function, arguments = getattr(ops, case.op), case.arguments(torch.float32)
+        compiled = torch.compile(
+            lambda arguments: function(**arguments), fullgraph=True, backend="aot_eager"
+        )
+        out, expected = compiled(arguments), function(**arguments)
+        torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+    @pytest.mark.slow
+    def test_with_inductor(self):
+        arguments = arguments_of("pool_tokens", "ragged")
+        compiled = torch.compile(lambda a: ops.pool_tokens(**a) + 1, fullgraph=True)
+        torch.testing.assert_close(compiled(arguments), ops.pool_tokens(**arguments) + 1)
+
+
+F, I = torch.ones, torch.tensor  # noqa: E741
+
+
+def _change(op: str, name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
+    return op, {**arguments_of(op, name), **changes}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (_change("pool_tokens", "one_row", features=F(3)), r"features must be \[n, d\]"),
+        (_change("pool_tokens", "one_row", features=F(3, 0)), "d > 0"),
+        (_change("pool_tokens", "one_row", features=F(1, 64).int()), "int32"),
+        (_change("pool_tokens", "one_row", features=F(1, 64).char()), "scale for each row"),
+        (_change("pool_tokens", "one_row", scales=F(1)), "int8"),
+        (_change("pool_tokens", "int8", scales=F(3)), "scales of features must be"),
+        (_change("pool_tokens", "one_row", eps=-1.0), "eps"),
+        (_change("pool_tokens", "one_row", eps=float("nan")), "eps"),
+        (
+            _change("pool_tokens", "one_row", cu_seqlens=I([0, 2])),
+            r"rise from 0 to 1, not \[0, 2\]",
+        ),
+        (_change("pool_tokens", "one_row", cu_seqlens=I([0, 2, 1])), "rise from 0"),
+        (_change("pool_tokens", "one_row", cu_seqlens=I([0.0, 1.0])), "int32"),
+        (_change("pool_tokens", "one_row", cu_seqlens=I([]).long()), r"\[m \+ 1\]"),
+        (_change("pool_tokens", "one_row", folded_queries=F(4, 63)), r"\[H, 64\]"),
+        (_change("relate_tokens", "text_query", folded_values=F(8, 7, 192)), "divide"),
+        (_change("relate_tokens", "text_query", folded_queries=F(4, 191)), r"\[H, 192\]"),
+        (_change("relate_tokens", "text_query", candidate=I([0, 1, 3])), "less than 3"),
+        (_change("relate_tokens", "text_query", candidate=None), "both or neither"),
+        (_change("relate_tokens", "odd_sizes", candidate=None, query=None), "2 queries"),
+        (_change("splice_features", "one_row", stores=[]), "0 stores"),
+        (_change("splice_features", "one_row", spans=[Span(0, 3, 10, 0, 0, 0, 0)]), "no store has"),
+        (_change("splice_features", "one_row", spans=[Span(1, 0, 1, 0, 0, 0, 0)]), "no store has"),
+        (_change("splice_features", "one_row", spans=[Span(0, 3, 1, 0, 0, 4, 0)]), "slots"),
+        (_change("splice_features", "one_row", spans=[Span(0, 3, 1, 0, 0, 0, 1024)]), "slots"),
+        (_change("splice_features", "one_row", spans=[Span(0, -1, 1, 0, 0, 0, 0)]), "negative"),
+        (_change("splice_features", "one_row", page_size=0), "page_size"),
+        (_change("splice_features", "one_row", dtype=torch.int8), "must be a float"),
+        (_change("paged_attention", "decode", key_pages=F(9, 16, 3, 32)), "value_pages must be"),
+        (_change("paged_attention", "decode", query=F(4, 5, 32)), "do not divide"),
+        (_change("paged_attention", "decode", query=F(4, 4, 32).half()), "float16"),
+        (_change("paged_attention", "decode", kv_lens=I([1, 16, 17, 0])), "count the new rows"),
+        (_change("paged_attention", "decode", kv_lens=I([1, 16, 17, 999])), "kv_lens must be"),
+        (_change("paged_attention", "decode", kv_lens=I([1, 16, 17])), r"\[4\]"),
+        (_change("shared_prefix_attention", "nested", node_rows=I([[3, 1]] * 6)), "ends before"),
+        (_change("shared_prefix_attention", "nested", node_rows=I([[0, 9]] * 6)), "less than 6"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else value,
+)
+def test_refuses_what_it_cannot_do(call, message):
+    op, arguments = call
+    with pytest.raises(ValueError, match=message):
+        getattr(ops, op)(**arguments)
+
+
+def test_a_page_that_is_not_there_is_refused():
+    arguments = arguments_of("paged_attention", "decode")
+    arguments["page_table"][3, 0] = 99
+    with pytest.raises(ValueError, match="page_table must be"):
+        ops.paged_attention(**arguments)
+
+
+class TestAttentionsAgree:
+    def test_one_sequence_each_is_paged_decode(self, variant):
+        arguments = arguments_of("paged_attention", "decode")
+        rows = torch.arange(4)
+        shared = ops.shared_prefix_attention(
+            *(arguments[k] for k in ("query", "key_pages", "value_pages", "page_table", "kv_lens")),
+            torch.stack([rows, rows + 1], 1),
+        )
+        torch.testing.assert_close(shared, ops.paged_attention(**arguments))
+
+    def test_prefill_in_pieces_is_prefill_at_once(self, variant):
+        arguments = arguments_of("paged_attention", "prefill")
+        whole = ops.paged_attention(**arguments)
+        bounds = arguments["cu_seqlens"].tolist()
+        for cut in (1, 16, 32):  # of the second sequence's 33 rows
+            piece = {
+                **arguments,
+                "query": arguments["query"][bounds[1] + cut : bounds[2]],
+                "page_table": arguments["page_table"][1:2],
+                "cu_seqlens": torch.tensor([0, 33 - cut]),
+                "kv_lens": torch.tensor([33]),
+            }
+            torch.testing.assert_close(
+                ops.paged_attention(**piece), whole[bounds[1] + cut : bounds[2]]
+            )
+
+
+class TestSplice:
+    def test_positions_and_slots_of_a_wrapped_picture(self, variant):
+        table, rows = torch.arange(24.0).view(12, 2), -torch.arange(12.0).view(6, 2)
+        pages = torch.tensor([[0, 1], [7, 3]])
+        spans = [
+            Span(0, 5, 1, 20, 0, 1, 3),
+            Span(1, 0, 6, 21, 3, 1, 4),
+            Span(0, 6, 1, 24, 0, 1, 10),
+        ]
+        embeds, positions, slots = ops.splice_features([table, rows], spans, pages, 8)
+        assert torch.equal(embeds, torch.cat([table[5:6], rows, table[6:7]]))
+        assert positions.tolist() == [
+            [20, 21, 21, 21, 21, 21, 21, 24],
+            [20, 21, 21, 21, 22, 22, 22, 24],
+            [20, 21, 22, 23, 21, 22, 23, 24],
+        ]
+        assert slots.tolist() == [59, 60, 61, 62, 63, 24, 25, 26]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+    def test_every_float32_rounds_as_in_pytorch(self, variant, dtype):
+        """Ties, subnormals, overflow, infinities and NaN, through a store of another dtype."""
+        generator = torch.Generator().manual_seed(0)
+        bits = torch.randint(
+            -(2**31), 2**31 - 1, (400, 256), generator=generator, dtype=torch.int32
+        )
+        edges = torch.tensor([0.0, 65519.0, 65520.0, 2.0**-24, 2.0**-25, 2.0**-14, float("inf")])
+        values = torch.cat(
+            [bits.view(torch.float32).flatten(), edges, -edges, torch.tensor([torch.nan])]
+        )
+        halves = torch.arange(2**16).to(torch.int16).view(torch.float16).float()
+        values = torch.cat(
+            [
+                values,
+                halves,
+                torch.nextafter(halves, torch.tensor(torch.inf)),
+                halves * 1.00048828125,
+            ]
+        )
+        store = values[: len(values) // 16 * 16].view(-1, 16)
+        spans = [Span(0, 0, len(store), 0, 0, 0, 0)]
+        pages = torch.zeros(1, len(store), dtype=torch.long)
+        out = ops.splice_features([store], spans, pages, 1, dtype=dtype).embeds
+        torch.testing.assert_close(out, store.to(dtype), rtol=0, atol=0, equal_nan=True)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retrv_kernels import ops, registry
 from retrv_kernels.ragged import quantize
 from retrv_kernels.splice_features.op import Span
 
@@ -51,6 +52,34 @@ TOLERANCE: Mapping[str, Mapping[torch.dtype, float]] = {
     "paged_attention": {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
     "shared_prefix_attention": {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
 }
+
+
+def expected_of(op: str, arguments: Mapping[str, Any]) -> Any:
+    """The reference's result, in float64 where arithmetic can lose anything."""
+    wide = dict(arguments)
+    if op != "splice_features":  # a gather: exact in any dtype
+        for name, value in arguments.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                wide[name] = value.double()
+    with registry.only("reference"):
+        return getattr(ops, op)(**wide)
+
+
+def error_of(out: Any, expected: Any) -> float:
+    """Largest error relative to the largest expected value, over one result or several.
+
+    Infinite where a value is NaN that should not be, or shapes differ: no tolerance lets it pass.
+    """
+    if not isinstance(out, Tensor):
+        return max(map(error_of, out, expected))
+    if out.shape != expected.shape:
+        return float("inf")
+    if out.numel() == 0:
+        return 0.0
+    error, largest = (out.double() - expected.double()).abs().max(), expected.double().abs().max()
+    if error == 0:
+        return 0.0
+    return float(error / largest) if error.isfinite() and largest > 0 else float("inf")
 
 
 def seeded(*numbers: int) -> torch.Generator:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,22 +31,28 @@ class Implementation:
     Args:
         check: whether it can run on a device type ("cpu", "cuda"), and why.
         module: of the op's folder, without the folder.
+        conditional: whether the module's ``accepts``, with the op's arguments, has a say too.
     """
 
     op: str
     name: str
     check: Callable[[str], Availability]
     module: str
+    conditional: bool = False
 
     @functools.cached_property
     def run(self) -> Callable[..., Any]:
         """The function, with the arguments of `torch.ops.retrv_kernels.<op>`, already checked."""
         return getattr(self._loaded, self.op)
 
-    def accepts(self, arguments: Sequence[Any]) -> Availability | None:
-        """Whether it takes these arguments, None where it takes all."""
-        accepts = getattr(self._loaded, "accepts", None)
-        return accepts and accepts(*arguments)
+    def takes(self, device: str, arguments: Sequence[Any] | None) -> Availability:
+        """Whether it can run on a device, with arguments if given, and why."""
+        available = self.check(device)
+        if not available or not self.conditional:
+            return available
+        if arguments is None:
+            return Availability(False, "only for arguments that its operator takes")
+        return self._loaded.accepts(*arguments)
 
     @functools.cached_property
     def _loaded(self) -> Any:
@@ -84,7 +91,7 @@ OPS: Mapping[str, tuple[Implementation, ...]] = {
     "relate_tokens": _implementations("relate_tokens"),
     "splice_features": _implementations("splice_features"),
     "paged_attention": (
-        Implementation("paged_attention", "xformers", gpu.xformers, "xformers_impl"),
+        Implementation("paged_attention", "xformers", gpu.xformers, "xformers_impl", True),
         *_implementations("paged_attention"),
     ),
     "shared_prefix_attention": _implementations("shared_prefix_attention"),
@@ -106,10 +113,7 @@ def choose(op: str, device: str, arguments: Sequence[Any] | None = None) -> Choi
         if only and implementation.name != only:
             passed_over[implementation.name] = f"{OVERRIDE}={only}"
             continue
-        available = implementation.check(device)
-        if available and arguments is not None:
-            available = implementation.accepts(arguments) or available
-        if available:
+        if available := implementation.takes(device, arguments):
             return Choice(op, device, implementation, available.reason, passed_over)
         passed_over[implementation.name] = available.reason
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
@@ -122,6 +126,19 @@ def run(op: str, arguments: Sequence[Any]) -> Any:
     if any(tensor.dtype == torch.float64 for tensor in tensors):
         return OPS[op][-1].run(*arguments)
     return choose(op, tensors[0].device.type, arguments).implementation.run(*arguments)
+
+
+@contextmanager
+def only(name: str) -> Iterator[None]:
+    """Inside, the implementation of this name runs: RETRV_KERNELS for a while."""
+    before = os.environ.get(OVERRIDE)
+    os.environ[OVERRIDE] = name
+    try:
+        yield
+    finally:
+        os.environ.pop(OVERRIDE)
+        if before is not None:
+            os.environ[OVERRIDE] = before
 
 
 def _override(op: str) -> str | None:

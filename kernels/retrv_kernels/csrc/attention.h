@@ -20,10 +20,9 @@ class Attention {
       : cache_(cache),
         scale_(scale),
         capacity_(group > kRows ? group : kRows),
-        stride_(round_up(cache.width, V::kLanes)),
         query_(capacity_ * cache.width),
         scores_(capacity_ * kKeys),
-        sums_(capacity_ * stride_),
+        sums_(capacity_ * cache.width),
         largest_(capacity_),
         total_(capacity_),
         visible_(capacity_ * static_cast<int64_t>(sizeof(int64_t))) {}
@@ -34,7 +33,7 @@ class Attention {
   void add(const T* query, int64_t visible) {
     float* own = query_ + rows_ * cache_.width;
     for (int64_t i = 0; i < cache_.width; ++i) own[i] = scale_ * widen(query[i]);
-    std::memset(sums_ + rows_ * stride_, 0, static_cast<size_t>(stride_) * sizeof(float));
+    std::memset(sums_ + rows_ * cache_.width, 0, static_cast<size_t>(cache_.width) * sizeof(float));
     largest_[rows_] = -__builtin_inff();
     total_[rows_] = 0;
     visible_.as<int64_t>()[rows_++] = visible;
@@ -60,13 +59,13 @@ class Attention {
         weigh(i, seen < 0 ? 0 : seen < count ? seen : count, count);
       }
       multiply<V>(scores_, kKeys, rows_, [&](int64_t j) { return values[j]; }, count, cache_.width,
-                  sums_, stride_, true);
+                  sums_, cache_.width, true);
     }
   }
 
   // Row i's result, 0 where it has seen nothing; `scaled` false leaves it undivided.
   void finish(int64_t i, float* out, bool scaled) {
-    const float* sums = sums_ + i * stride_;
+    const float* sums = sums_ + i * cache_.width;
     const float factor = !scaled ? 1 : total_[i] == 0 ? 0 : 1 / total_[i];
     for (int64_t k = 0; k < cache_.width; ++k) out[k] = sums[k] * factor;
   }
@@ -81,7 +80,7 @@ class Attention {
       const float block = largest_of<V>(scores, seen), before = largest_[i];
       const float largest = block > before ? block : before;
       const float shrink = __builtin_expf(before - largest);
-      if (largest != before) scale<V>(sums_ + i * stride_, stride_, shrink);
+      if (largest != before) scale<V>(sums_ + i * cache_.width, cache_.width, shrink);
       total_[i] = (largest != before ? total_[i] * shrink : total_[i]) +
                   exponentials<V>(scores, seen, largest);
       largest_[i] = largest;
@@ -91,7 +90,7 @@ class Attention {
 
   const PagedCache& cache_;
   float scale_;
-  int64_t capacity_, stride_, rows_ = 0;
+  int64_t capacity_, rows_ = 0;
   Floats query_, scores_, sums_, largest_, total_;
   Scratch visible_;
 };

@@ -35,8 +35,7 @@ inline void in_blocks(int64_t first, int64_t rows, const F& f) {
   }
 }
 
-// c[rows][width] (+)= a[rows][depth] b(depth)[width]. Rows of `c` are ldc apart and have room for a
-// whole number of vectors; what lies behind `width` there becomes a sum of zeros.
+// c[rows][width] (+)= a[rows][depth] b(depth)[width]; rows of `c` are ldc apart.
 template <class V, class B>
 struct Product {
   const float* a;
@@ -63,12 +62,18 @@ struct Product {
     float* out = c + first * ldc + column;
     for (int i = 0; i < kRows; ++i)
       for (int v = 0; v < kVectors; ++v)
-        sums[i][v] = add ? V::load(out + i * ldc + v * V::kLanes) : V::zero();
+        sums[i][v] = !add    ? V::zero()
+                     : kTail ? V::load(out + i * ldc, width - column)
+                             : V::load(out + i * ldc + v * V::kLanes);
     tile<V, kRows, kVectors, kTail>(
         a + first * lda, lda, [&](int64_t k) { return b(k) + column; }, depth, width - column,
         sums);
     for (int i = 0; i < kRows; ++i)
-      for (int v = 0; v < kVectors; ++v) V::store(out + i * ldc + v * V::kLanes, sums[i][v]);
+      for (int v = 0; v < kVectors; ++v)
+        if constexpr (kTail)
+          V::store(out + i * ldc, sums[i][v], width - column);
+        else
+          V::store(out + i * ldc + v * V::kLanes, sums[i][v]);
   }
 };
 
@@ -78,7 +83,8 @@ inline void multiply(const float* a, int64_t lda, int64_t rows, const B& b, int6
   in_blocks<V::kTileRows>(0, rows, Product<V, B>{a, lda, b, depth, width, c, ldc, add});
 }
 
-// out[i * ldo + j] = sum_k a[i * lda + k] * b(j)[k]: products along the rows of both.
+// out[i * ldo + j] = sum_k a[i * lda + k] * b(j)[k]: products along the rows of both. On the way,
+// squares[j] = sum_k b(j)[k]^2, unless that is null.
 template <class V, class B>
 struct Dots {
   const float* a;
@@ -87,6 +93,7 @@ struct Dots {
   int64_t keys, depth;
   float* out;
   int64_t ldo;
+  float* squares;
 
   template <int kRows>
   void operator()(int64_t first) const {
@@ -99,61 +106,53 @@ struct Dots {
     int64_t row;
     template <int kKeys>
     void operator()(int64_t first) const {
-      of.block<kRows, kKeys>(row, first);
+      if (of.squares && row == 0)
+        of.block<kRows, kKeys, true>(row, first);
+      else
+        of.block<kRows, kKeys, false>(row, first);
     }
   };
 
-  template <int kRows, int kKeys>
+  template <int kRows, int kKeys, bool kSquares>
   void block(int64_t row, int64_t first) const {
-    const float* x = a + row * lda;
-    typename V::Register sums[kRows][kKeys];
+    typename V::Register sums[kRows][kKeys], square[kKeys];
     for (auto& of_row : sums)
       for (auto& sum : of_row) sum = V::zero();
-    int64_t k = 0;
-    for (; k + V::kLanes <= depth; k += V::kLanes) {
+    for (auto& sum : square) sum = V::zero();
+    const auto step = [&](const auto& load_key, const auto& load_row) {
       typename V::Register key[kKeys];
-      for (int j = 0; j < kKeys; ++j) key[j] = V::load(b(first + j) + k);
+      for (int j = 0; j < kKeys; ++j) {
+        key[j] = load_key(b(first + j));
+        if constexpr (kSquares) square[j] = V::multiply_add(key[j], key[j], square[j]);
+      }
       for (int i = 0; i < kRows; ++i) {
-        const auto values = V::load(x + i * lda + k);
+        const auto values = load_row(a + (row + i) * lda);
         for (int j = 0; j < kKeys; ++j) sums[i][j] = V::multiply_add(values, key[j], sums[i][j]);
       }
+    };
+    int64_t k = 0;
+    for (; k + V::kLanes <= depth; k += V::kLanes) {
+      const auto load = [k](const auto* values) { return V::load(values + k); };
+      step(load, load);
     }
-    if (k < depth)
-      for (int j = 0; j < kKeys; ++j) {
-        const auto key = V::load(b(first + j) + k, depth - k);
-        for (int i = 0; i < kRows; ++i)
-          sums[i][j] = V::multiply_add(V::load(x + i * lda + k, depth - k), key, sums[i][j]);
-      }
+    if (k < depth) {
+      const auto load = [k, this](const auto* values) { return V::load(values + k, depth - k); };
+      step(load, load);
+    }
     for (int i = 0; i < kRows; ++i)
       for (int j = 0; j < kKeys; ++j) out[(row + i) * ldo + first + j] = V::sum(sums[i][j]);
+    if constexpr (kSquares)
+      for (int j = 0; j < kKeys; ++j) squares[first + j] = V::sum(square[j]);
   }
 };
 
 template <class V, class B>
 inline void dots(const float* a, int64_t lda, int64_t rows, const B& b, int64_t keys,
-                 int64_t depth, float* out, int64_t ldo) {
-  in_blocks<V::kDotRows>(0, rows, Dots<V, B>{a, lda, b, keys, depth, out, ldo});
+                 int64_t depth, float* out, int64_t ldo, float* squares = nullptr) {
+  in_blocks<V::kDotRows>(0, rows, Dots<V, B>{a, lda, b, keys, depth, out, ldo, squares});
 }
 
-template <class V, class T>
-inline float sum_of_squares(const T* row, int64_t width) {
-  constexpr int kChains = 4;  // independent sums, so that one addition need not wait for the last
-  typename V::Register total[kChains];
-  for (auto& chain : total) chain = V::zero();
-  int64_t i = 0;
-  for (; i + kChains * V::kLanes <= width; i += kChains * V::kLanes)
-    for (int chain = 0; chain < kChains; ++chain) {
-      const auto x = V::load(row + i + chain * V::kLanes);
-      total[chain] = V::multiply_add(x, x, total[chain]);
-    }
-  for (; i < width; i += V::kLanes) {
-    const auto x = width - i < V::kLanes ? V::load(row + i, width - i) : V::load(row + i);
-    total[0] = V::multiply_add(x, x, total[0]);
-  }
-  return V::sum(V::add(V::add(total[0], total[1]), V::add(total[2], total[3])));
-}
-
-// x[i] = e^(x[i] - largest) for i < count; the sum is returned. `x` has room for whole vectors.
+// x[i] = e^(x[i] - largest) for i < count; the sum is returned.
 template <class V>
 inline float exponentials(float* x, int64_t count, float largest) {
   const auto shift = V::set(-largest);
@@ -164,12 +163,11 @@ inline float exponentials(float* x, int64_t count, float largest) {
     total = V::add(total, e);
     V::store(x + i, e);
   }
-  float sum = V::sum(total);
   if (i < count) {
-    V::store(x + i, V::exp(V::add(V::load(x + i, count - i), shift)));
-    sum += V::sum(V::load(x + i, count - i));
+    V::store(x + i, V::exp(V::add(V::load(x + i, count - i), shift)), count - i);
+    total = V::add(total, V::load(x + i, count - i));
   }
-  return sum;
+  return V::sum(total);
 }
 
 template <class V>
@@ -188,6 +186,16 @@ inline void scale(float* x, int64_t count, float factor) {
   int64_t i = 0;
   for (; i + V::kLanes <= count; i += V::kLanes) V::store(x + i, V::multiply(V::load(x + i), all));
   for (; i < count; ++i) x[i] *= factor;
+}
+
+// to[i] = factor * from[i].
+template <class V, class T>
+inline void convert(const T* from, float scale, int64_t width, float* to) {
+  const auto factor = V::set(scale);
+  int64_t i = 0;
+  for (; i + V::kLanes <= width; i += V::kLanes)
+    V::store(to + i, V::multiply(V::load(from + i), factor));
+  for (; i < width; ++i) to[i] = scale * widen(from[i]);
 }
 
 // Calls f with `address` as the type that `dtype` says.

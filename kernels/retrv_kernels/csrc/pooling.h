@@ -9,7 +9,7 @@
 namespace retrv {
 namespace {
 
-// out[h] = sum_i softmax_i(f_i x_i . q_h) f_i x_i for rows x_i with factors f_i.
+// out[h] = sum_i softmax_i(f_i x_i . q_h) f_i x_i for rows x_i with factors f_i(|x_i|^2).
 template <class V>
 class Pooling {
  public:
@@ -18,7 +18,7 @@ class Pooling {
   // For items of up to `most` numbers a row.
   Pooling(int64_t heads, int64_t most)
       : heads_(heads),
-        sums_(heads * round_up(most, V::kLanes)),
+        sums_(heads * most),
         weights_(heads * kBlock + V::kLanes),
         largest_(heads),
         total_(heads) {}
@@ -27,19 +27,19 @@ class Pooling {
   void start(const float* queries, int64_t width) {
     queries_ = queries;
     width_ = width;
-    stride_ = round_up(width, V::kLanes);
     for (int64_t h = 0; h < heads_; ++h) {
       largest_[h] = -__builtin_inff();
       total_[h] = 0;
     }
-    std::memset(sums_, 0, static_cast<size_t>(heads_ * stride_) * sizeof(float));
+    std::memset(sums_, 0, static_cast<size_t>(heads_ * width_) * sizeof(float));
   }
 
-  // Adds up to kBlock rows, row(i) their addresses.
-  template <class Row>
-  void add(const Row& row, int64_t count, const float* factors) {
-    float* weights = weights_;
-    dots<V>(queries_, width_, heads_, row, count, width_, weights, kBlock);
+  // Adds up to kBlock rows, row(i) their addresses; factor(i, |x_i|^2) gives their factors.
+  template <class Row, class Factor>
+  void add(const Row& row, int64_t count, const Factor& factor) {
+    float *weights = weights_, factors[kBlock];
+    dots<V>(queries_, width_, heads_, row, count, width_, weights, kBlock, factors);
+    for (int64_t i = 0; i < count; ++i) factors[i] = factor(i, factors[i]);
     for (int64_t h = 0; h < heads_; ++h) {
       float* own = weights + h * kBlock;
       for (int64_t i = 0; i < count; ++i) own[i] *= factors[i];
@@ -48,7 +48,7 @@ class Pooling {
       const float largest = block > before ? block : before;
       if (largest != before) {
         const float shrink = __builtin_expf(before - largest);
-        scale<V>(sums_ + h * stride_, width_, shrink);
+        scale<V>(sums_ + h * width_, width_, shrink);
         total_[h] *= shrink;
         largest_[h] = largest;
       }
@@ -64,13 +64,13 @@ class Pooling {
         total_[h] += weights[h * kBlock + i];
         weights[h * kBlock + i] *= factors[i];
       }
-    multiply<V>(weights, kBlock, heads_, row, count, width_, sums_, stride_, true);
+    multiply<V>(weights, kBlock, heads_, row, count, width_, sums_, width_, true);
   }
 
   // out [heads][width]; zeros where no row was added.
   void finish(float* out) {
     for (int64_t h = 0; h < heads_; ++h) {
-      const float* sums = sums_ + h * stride_;
+      const float* sums = sums_ + h * width_;
       const float inverse = total_[h] == 0 ? 0 : 1 / total_[h];
       for (int64_t i = 0; i < width_; ++i) out[h * width_ + i] = sums[i] * inverse;
     }
@@ -78,7 +78,7 @@ class Pooling {
 
  private:
   const float* queries_ = nullptr;
-  int64_t heads_, width_ = 0, stride_ = 0;
+  int64_t heads_, width_ = 0;
   Floats sums_, weights_, largest_, total_;
 };
 

@@ -108,6 +108,9 @@ struct Simd<Isa::kScalar> {
   }
 
   static void store(float* to, Register value) { std::memcpy(to, value.lane, sizeof value.lane); }
+  static void store(float* to, Register value, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = value.lane[i];
+  }
 
   static Register add(Register a, Register b) {
     for (int i = 0; i < kLanes; ++i) a.lane[i] += b.lane[i];
@@ -195,6 +198,11 @@ struct Simd<Isa::kAvx2> {
   }
 
   static void store(float* to, Register value) { _mm256_storeu_ps(to, value); }
+  static void store(float* to, Register value, int64_t count) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i last = _mm256_set1_epi32(static_cast<int>(count));
+    _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(last, lane), value);
+  }
 
   static Register add(Register a, Register b) { return _mm256_add_ps(a, b); }
   static Register multiply(Register a, Register b) { return _mm256_mul_ps(a, b); }
@@ -270,6 +278,9 @@ struct Simd<Isa::kAvx512> {
   }
 
   static void store(float* to, Register value) { _mm512_storeu_ps(to, value); }
+  static void store(float* to, Register value, int64_t count) {
+    _mm512_mask_storeu_ps(to, first(count), value);
+  }
 
   static Register add(Register a, Register b) { return _mm512_add_ps(a, b); }
   static Register multiply(Register a, Register b) { return _mm512_mul_ps(a, b); }

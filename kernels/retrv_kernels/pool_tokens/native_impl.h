@@ -9,17 +9,14 @@ namespace {
 template <class V, class T>
 void pool_item(const T* rows, const float* scales, int64_t count, int64_t width, float eps,
                Pooling<V>& pooling) {
-  float factors[Pooling<V>::kBlock];
   for (int64_t first = 0; first < count; first += Pooling<V>::kBlock) {
     const int64_t left = count - first;
-    const int64_t block = left < Pooling<V>::kBlock ? left : Pooling<V>::kBlock;
-    const T* own = rows + first * width;
-    for (int64_t i = 0; i < block; ++i) {
-      const float scale = scales ? scales[first + i] : 1.0f;
-      const float mean = scale * scale * sum_of_squares<V>(own + i * width, width) / width;
-      factors[i] = scale / __builtin_sqrtf(mean + eps);
-    }
-    pooling.add([&](int64_t i) { return own + i * width; }, block, factors);
+    const auto row = [&](int64_t i) { return rows + (first + i) * width; };
+    pooling.add(row, left < Pooling<V>::kBlock ? left : Pooling<V>::kBlock,
+                [&](int64_t i, float squares) {
+                  const float scale = scales ? scales[first + i] : 1.0f;
+                  return scale / __builtin_sqrtf(scale * scale * squares / width + eps);
+                });
   }
 }
 

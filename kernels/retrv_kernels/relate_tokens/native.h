@@ -9,22 +9,23 @@ namespace retrv {
 
 // A pair of a candidate and a query, as offsets into the arrays below.
 struct RelatePair {
-  int64_t first, rows;    // the candidate's rows in `keys`
-  int64_t query;          // number of its query
-  int64_t out;            // where its weights begin in `out`
+  int64_t first, rows;  // the candidate's rows in `keys`
+  int64_t query;        // number of its query
+  int64_t out;          // where its weights begin in `out`
 };
 
-// A query, its columns padded to a whole number of kPanel: column e * padded + j is head e, row j.
+// A query of `rows` rows. A value's column is e * rows + j for head e and row j; a row of columns is
+// filled up with zeros to a whole number of kPanel.
 struct RelateQuery {
-  int64_t rows, padded;
-  const float* keys;   // [heads][width / heads][padded], transposed
-  const float* scores; // [pool heads][heads * padded]: the pooling score of each value
-  const float* gram;   // or null: products of values, see relate_tokens/native.py
+  int64_t rows, columns;
+  const float* keys;    // [heads][width / heads][rows], transposed
+  const float* scores;  // [pool heads][columns]: the pooling score of each value
+  const float* gram;    // or null: products of values, see relate_tokens/native.py
 };
 
 inline constexpr int64_t kPanel = 32;
 
-// out[pair] = [pool heads][heads * padded]: how much of each value the pair's token takes.
+// out[pair] = [pool heads][columns]: how much of each value the pair's token takes.
 template <Isa isa>
 void relate_tokens(const void* keys, Dtype dtype, const float* scales, int64_t width,
                    int64_t heads, int64_t pool_heads, const RelateQuery* queries,

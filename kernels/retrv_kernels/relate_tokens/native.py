@@ -19,37 +19,33 @@ PANEL = 32  # relate_tokens/native.h
 
 @dataclass(frozen=True)
 class _Query:
-    """One query as the kernel wants it; columns are head by head, rows padded to panels."""
+    """One query as the kernel wants it: value columns head by head, filled up to whole panels."""
 
     keys: Tensor
     scores: Tensor
     gram: Tensor | None
     values: Tensor
-    padded: int
 
     @classmethod
     def of(cls, keys: Tensor, values: Tensor, queries: Tensor, eps: float | None) -> _Query:
         """From ``keys [q, w]``, ``values [q, E, d]`` and the pooling ``queries [H, d]``."""
-        rows, heads, width = values.shape
-        spare = -rows % PANEL
-        padded = rows + spare
-        keys = nn.functional.pad(keys.unflatten(1, (heads, -1)).permute(1, 2, 0), (0, spare))
-        flat = values.flatten(0, 1)
-        scores = (queries @ flat.T).unflatten(1, (rows, heads)).transpose(1, 2)
-        scores = nn.functional.pad(scores, (0, spare)).flatten(1)
+        heads, width = values.shape[1:]
+        keys = keys.unflatten(1, (heads, -1)).permute(1, 2, 0)
+        values = values.transpose(0, 1).flatten(0, 1)
+        spare = (0, -len(values) % PANEL)
+        scores = nn.functional.pad(queries @ values.T, spare)
         gram = None
         if eps is not None:
-            gram = (flat @ flat.T).view(rows, heads, rows, heads).permute(1, 0, 3, 2)
-            gram = nn.functional.pad(gram, (0, spare, 0, 0, 0, spare)) / width
-            gram = gram.reshape(heads * padded, heads * padded)
+            gram = (values @ values.T).div_(width)
             gram = gram.triu(1).mul_(2).add_(gram.diagonal().diag())
+            gram = nn.functional.pad(gram, (*spare, *spare))
             gram = gram.unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
-        return cls(keys.contiguous(), scores.contiguous(), gram, flat, padded)
+        return cls(keys.contiguous(), scores.contiguous(), gram, values)
 
-    def row(self, rows: int) -> list[int]:
+    def row(self) -> list[int]:
         """As RelateQuery of native.h."""
         addresses = map(native.address, (self.keys, self.scores, self.gram))
-        return [rows, self.padded, *addresses]
+        return [self.keys.shape[2], self.scores.shape[1], *addresses]
 
 
 def relate_tokens(
@@ -84,11 +80,11 @@ def relate_tokens(
         number = int(query[i])
         pairs.append([first, end - first, places[number], total])
         sizes[number] = sizes.get(number, 0) + 1
-        total += pool_heads * relate_heads * asked[number].padded
+        total += asked[number].scores.numel()
     if not pairs:
         return out
     weights = torch.empty(total)
-    table = torch.tensor([q.row(bounds[n + 1] - bounds[n]) for n, q in asked.items()])
+    table = torch.tensor([own.row() for own in asked.values()])
     pair_table = torch.tensor(pairs)
     native.function("relate_tokens")(
         keys.data_ptr(),
@@ -106,11 +102,10 @@ def relate_tokens(
     )
     taken = placed = 0
     for number, own in asked.items():
-        rows, count = bounds[number + 1] - bounds[number], sizes[number]
-        block = weights[taken : taken + count * pool_heads * relate_heads * own.padded]
-        block = block.view(count * pool_heads, relate_heads, own.padded)[..., :rows]
-        tokens = block.transpose(1, 2).flatten(1) @ own.values
+        count, size = sizes[number], own.scores.numel()
+        block = weights[taken : taken + count * size].view(count * pool_heads, -1)
+        tokens = block[:, : len(own.values)] @ own.values
         out[torch.tensor(order[placed : placed + count])] = tokens.view(count, pool_heads, width)
-        taken += count * pool_heads * relate_heads * own.padded
+        taken += count * size
         placed += count
     return out

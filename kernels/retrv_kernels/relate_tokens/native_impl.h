@@ -53,42 +53,40 @@ class Relation {
         heads_(heads),
         depth_(width / heads),
         keys_(kBlock * width),
-        weights_(kBlock * most_columns + V::kLanes) {}
+        weights_(kBlock * most_columns) {}
 
-  // p[i][e * padded + j] = softmax_j(scale_i k_i . q_j) of each head.
+  // p[i][e * query rows + j] = softmax_j(scale_i k_i . q_j) of each head e; returns p.
   template <class T>
-  void attend(const T* keys, const float* scales, int64_t rows, const RelateQuery& query) {
-    const int64_t columns = heads_ * query.padded;
-    float *weights = weights_, *wide = keys_;
-    for (int64_t i = 0; i < rows; ++i) {
-      const float scale = scales ? scales[i] : 1.0f;
-      for (int64_t k = 0; k < width_; ++k)
-        wide[i * width_ + k] = scale * widen(keys[i * width_ + k]);
-    }
+  const float* attend(const T* keys, const float* scales, int64_t rows, const RelateQuery& query) {
+    const float* wide = widened(keys, scales, rows);
+    float* weights = weights_;
     for (int64_t e = 0; e < heads_; ++e) {
-      const float* query_keys = query.keys + e * depth_ * query.padded;
+      const float* query_keys = query.keys + e * depth_ * query.rows;
       multiply<V>(
-          wide + e * depth_, width_, rows,
-          [&](int64_t k) { return query_keys + k * query.padded; }, depth_, query.padded,
-          weights + e * query.padded, columns, false);
+          wide + e * depth_, width_, rows, [&](int64_t k) { return query_keys + k * query.rows; },
+          depth_, query.rows, weights + e * query.rows, query.columns, false);
     }
-    for (int64_t i = 0; i < rows * heads_; ++i) softmax(weights + i * query.padded, query);
+    for (int64_t i = 0; i < rows; ++i) {
+      float* row = weights + i * query.columns;
+      for (int64_t e = 0; e < heads_; ++e) softmax(row + e * query.rows, query.rows);
+      for (int64_t j = heads_ * query.rows; j < query.columns; ++j) row[j] = 0;
+    }
+    return weights;
   }
-
-  // rho_i = 1 / sqrt(p_i G p_i + eps); G comes divided by the width of the values.
-  void norm(int64_t rows, const RelateQuery& query, float eps, float* factors) {
-    const int64_t columns = heads_ * query.padded;
-    in_blocks<V::kTileRows>(0, rows, Quadratic<V>{weights_, columns, query.gram, factors});
-    for (int64_t i = 0; i < rows; ++i) factors[i] = 1 / __builtin_sqrtf(factors[i] + eps);
-  }
-
-  float* weights() { return weights_; }
 
  private:
-  static void softmax(float* x, const RelateQuery& query) {
-    const float total = exponentials<V>(x, query.rows, largest_of<V>(x, query.rows));
-    scale<V>(x, query.rows, 1 / total);
-    for (int64_t j = query.rows; j < query.padded; ++j) x[j] = 0;
+  static void softmax(float* x, int64_t count) {
+    const float total = exponentials<V>(x, count, largest_of<V>(x, count));
+    scale<V>(x, count, 1 / total);
+  }
+
+  const float* widened(const float* keys, const float*, int64_t) { return keys; }
+  template <class T>
+  const float* widened(const T* keys, const float* scales, int64_t rows) {
+    float* wide = keys_;
+    for (int64_t i = 0; i < rows; ++i)
+      convert<V>(keys + i * width_, scales ? scales[i] : 1.0f, width_, wide + i * width_);
+    return wide;
   }
 
   int64_t width_, heads_, depth_;
@@ -96,23 +94,22 @@ class Relation {
 };
 
 template <class V, class T>
-void relate_pair(const T* keys, const float* scales, int64_t width, int64_t heads,
-                 const RelateQuery& query, const RelatePair& pair, float eps,
-                 Relation<V>& relation, Pooling<V>& pooling) {
-  float factors[Relation<V>::kBlock];
-  const int64_t columns = heads * query.padded;
+void relate_pair(const T* keys, const float* scales, int64_t width, const RelateQuery& query,
+                 const RelatePair& pair, float eps, Relation<V>& relation, Pooling<V>& pooling) {
+  float squares[Relation<V>::kBlock];
   for (int64_t first = 0; first < pair.rows; first += Relation<V>::kBlock) {
     const int64_t left = pair.rows - first;
     const int64_t rows = left < Relation<V>::kBlock ? left : Relation<V>::kBlock;
     const int64_t row = pair.first + first;
-    relation.attend(keys + row * width, scales ? scales + row : nullptr, rows, query);
-    for (int64_t i = 0; i < rows; ++i) factors[i] = 1;
-    if (query.gram) relation.norm(rows, query, eps, factors);
-    for (int64_t i = 0; i < rows; i += Pooling<V>::kBlock) {
-      const float* own = relation.weights() + i * columns;
-      const int64_t block = rows - i < Pooling<V>::kBlock ? rows - i : Pooling<V>::kBlock;
-      pooling.add([&](int64_t r) { return own + r * columns; }, block, factors + i);
-    }
+    const float* p = relation.attend(keys + row * width, scales ? scales + row : nullptr, rows, query);
+    if (query.gram)
+      in_blocks<V::kTileRows>(0, rows, Quadratic<V>{p, query.columns, query.gram, squares});
+    for (int64_t i = 0; i < rows; i += Pooling<V>::kBlock)
+      pooling.add([&](int64_t r) { return p + (i + r) * query.columns; },
+                  rows - i < Pooling<V>::kBlock ? rows - i : Pooling<V>::kBlock,
+                  [&](int64_t r, float) {
+                    return query.gram ? 1 / __builtin_sqrtf(squares[i + r] + eps) : 1.0f;
+                  });
   }
 }
 
@@ -125,7 +122,7 @@ void relate_tokens(const void* keys, Dtype dtype, const float* scales, int64_t w
   using V = Simd<isa>;
   int64_t most = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t columns = heads * queries[pairs[i].query].padded;
+    const int64_t columns = queries[pairs[i].query].columns;
     most = columns > most ? columns : most;
   }
   with_dtype(dtype, keys, [&](const auto* rows) {
@@ -136,8 +133,8 @@ void relate_tokens(const void* keys, Dtype dtype, const float* scales, int64_t w
 #pragma omp for schedule(dynamic)
       for (int64_t i = 0; i < count; ++i) {
         const RelateQuery& query = queries[pairs[i].query];
-        pooling.start(query.scores, heads * query.padded);
-        relate_pair(rows, scales, width, heads, query, pairs[i], eps, relation, pooling);
+        pooling.start(query.scores, query.columns);
+        relate_pair(rows, scales, width, query, pairs[i], eps, relation, pooling);
         pooling.finish(out + pairs[i].out);
       }
     }

@@ -18,9 +18,7 @@ def shared_prefix_attention(
     scale: float,
 ) -> Tensor:
     query, keys, values = query.contiguous(), key_pages.contiguous(), value_pages.contiguous()
-    table, lengths, rows = (
-        x.long().contiguous() for x in (page_table, node_lens, node_rows)
-    )
+    table, lengths, rows = (x.long().contiguous() for x in (page_table, node_lens, node_rows))
     _, page_size, kv_heads, width = keys.shape
     out = torch.empty(query.shape)
     native.function("shared_prefix_attention")(

@@ -8,15 +8,6 @@
 namespace retrv {
 namespace {
 
-template <class V, class T>
-void convert(const T* from, float scale, int64_t width, float* to) {
-  const auto factor = V::set(scale);
-  int64_t i = 0;
-  for (; i + V::kLanes <= width; i += V::kLanes)
-    V::store(to + i, V::multiply(V::load(from + i), factor));
-  for (; i < width; ++i) to[i] = scale * widen(from[i]);
-}
-
 template <class V, class T, class Out>
 void convert(const T* from, float scale, int64_t width, Out* to) {
   for (int64_t i = 0; i < width; ++i) narrow(scale * widen(from[i]), to + i);
