@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from retrv_kernels import gpu, native, ops, registry
+from retrv_kernels import gpu, native, ops, ragged, registry
 from retrv_kernels.availability import Availability
 from retrv_kernels.registry import Choice
 
@@ -187,3 +187,22 @@ def test_a_choice_reads_as_a_sentence():
     implementation = registry.OPS["pool_tokens"][-1]
     choice = Choice("op", "cpu", implementation, "plain PyTorch", {"native": "not compiled"})
     assert str(choice) == "op on cpu: reference (plain PyTorch); not native: not compiled"
+
+
+class TestRagged:
+    def test_padded_rows_and_their_gradients_are_those_of_padding_each_item(self):
+        lengths = [3, 1, 0, 4, 2]
+        features, weights = torch.randn(10, 6), torch.randn(5, 4, 6)
+        ours, theirs = (features.clone().requires_grad_() for _ in range(2))
+        rows, mask = ragged.pad_rows(ours, torch.tensor([0, *lengths]).cumsum(0))
+        expected = torch.nn.utils.rnn.pad_sequence(theirs.split(lengths), batch_first=True)
+        assert torch.equal(rows, expected) and mask.sum(1).tolist() == lengths
+        (rows * weights).sum().backward()
+        (expected * weights).sum().backward()
+        assert torch.equal(ours.grad, theirs.grad)
+
+    def test_taken_items_come_in_the_order_asked_for(self):
+        rows, offsets = torch.arange(10)[:, None], torch.tensor([0, 3, 4, 4, 10])
+        taken, bounds = ragged.take_items(rows, offsets, torch.tensor([3, 2, 0, 0]))
+        assert taken[:, 0].tolist() == [4, 5, 6, 7, 8, 9, 0, 1, 2, 0, 1, 2]
+        assert bounds.tolist() == [0, 6, 6, 9, 12]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from retrv_r1.model import icm as module
+from retrv_r1.model import direct
 from retrv_r1.model.config import ICMConfig
 from retrv_r1.model.icm import Attention, InformationCompressor, Pool
 
@@ -146,39 +148,67 @@ def test_a_token_does_not_depend_on_what_it_is_packed_with():
     torch.testing.assert_close(icm.relation(features, offsets, *pair), related)
 
 
+@pytest.mark.parametrize("config", list(CONFIGS.values())[:6], ids=list(CONFIGS)[:6])
+def test_folded_and_direct_form_are_one(config):
+    """Tokens and every gradient."""
+    icm = compressor(config)
+    features, offsets = rows_of([4, 1, 9])
+    pairs = torch.tensor([0, 1, 2, 1]), torch.tensor([1, 2, 0, 1])
+    forms = []
+    for form in ("folded", "direct"):
+        rows = features.clone().requires_grad_()
+        if form == "folded":
+            tokens = torch.cat([icm.pooled(rows, offsets), icm.relation(rows, offsets, *pairs)])
+        else:
+            tokens = [
+                direct.pooled(icm, rows, offsets),
+                direct.relation(icm, rows, offsets, *pairs),
+            ]
+            tokens = torch.cat(tokens)
+        icm.zero_grad()
+        (tokens * torch.arange(1.0, D + 1)).sum().backward()
+        forms.append([tokens, rows.grad, *(p.grad for p in icm.parameters())])
+    torch.testing.assert_close(*forms, rtol=1e-3, atol=1e-3)
+
+
+def test_training_with_either_form_takes_the_same_course(monkeypatch):
+    """Loss curves of a small model, folded against direct."""
+    curves = []
+    for form in ("folded", "direct"):
+        icm = compressor(ICMConfig(relate_dim=8))
+        if form == "direct":
+            monkeypatch.setattr(icm, "pooled", partial(direct.pooled, icm))
+            monkeypatch.setattr(icm, "relation", partial(direct.relation, icm))
+        features, offsets = rows_of([4, 1, 9, 6])
+        goals = torch.randn(2, 4, D, generator=torch.Generator().manual_seed(3))
+        optimizer = torch.optim.AdamW(icm.parameters(), 1e-2)
+        curve = []
+        for _ in range(30):
+            relation = icm.relation(features, offsets, torch.arange(4), torch.tensor([1, 2, 3, 0]))
+            tokens = torch.stack([icm.content(features, offsets), relation])
+            loss = (tokens - goals).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            curve.append(loss.item())
+        curves.append(torch.tensor(curve))
+    assert curves[0][-1] < 0.8 * curves[0][0]
+    torch.testing.assert_close(*curves, rtol=1e-3, atol=0)
+
+
 @torch.no_grad()
-def test_padding_is_never_read(monkeypatch):
-    """Whatever stands in the padding rows, tokens stay the same."""
+def test_int8_keys_change_relation_tokens_a_little():
     icm = compressor(ICMConfig(relate_dim=8))
     features, offsets = rows_of([4, 1, 9])
-    candidate, query = torch.tensor([0, 1, 2, 1]), torch.tensor([1, 2, 0, 1])
-
-    def tokens() -> Tensor:
-        relation = icm.relation(features, offsets, candidate, query)
-        return torch.cat([icm.content(features, offsets), relation])
-
-    expected, pad_rows = tokens(), module.pad_rows
-
-    def poisoned(*args: Tensor) -> tuple[Tensor, Tensor]:
-        rows, mask = pad_rows(*args)
-        noise = 1e4 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(7))
-        return torch.where(mask[..., None], rows, noise), mask
-
-    monkeypatch.setattr(module, "pad_rows", poisoned)
-    assert torch.equal(tokens(), expected)
-
-
-def test_padded_rows_and_their_gradients_are_those_of_padding_each_item():
-    lengths = [3, 1, 4, 2]
-    features, offsets = rows_of(lengths)
-    weights = torch.randn(4, 4, features.shape[-1])
-    ours, theirs = (features.clone().requires_grad_() for _ in range(2))
-    rows, mask = module.pad_rows(ours, offsets)
-    expected = torch.nn.utils.rnn.pad_sequence(theirs.split(lengths), batch_first=True)
-    assert torch.equal(rows, expected) and mask.sum(1).tolist() == lengths
-    (rows * weights).sum().backward()
-    (expected * weights).sum().backward()
-    assert torch.equal(ours.grad, theirs.grad)
+    pairs = torch.tensor([0, 1, 2]), torch.tensor([1, 2, 0])
+    exact = icm.relation(features, offsets, *pairs)
+    icm.int8_keys = True
+    keys, scales = icm.relation_keys(features)
+    assert keys.dtype == torch.int8 and scales.shape == (14,)
+    rounded = icm.relation(features, offsets, *pairs)
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.02
+    with torch.enable_grad():
+        assert icm.relation_keys(features)[0].dtype == torch.float32
 
 
 @torch.no_grad()

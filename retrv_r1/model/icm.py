@@ -1,4 +1,4 @@
-"""The information compression module: a candidate's rows become two tokens (direct form).
+"""The information compression module: a candidate's rows become two tokens.
 
     ATT(Q, K, V) = concat_h softmax((Q W_q)_h (K W_k)_hᵀ / √d_h) (V W_v)_h · W_o
     t_con = ATT₁(e_con, T_c, T_c)
@@ -7,14 +7,14 @@
 
 from Retrv-R1 (arXiv 2510.02745); heads, norms and widths are ours (DESIGN §3). Inputs are
 RMS-normed per row; a final RMSNorm and a learned scale give both tokens the size of ordinary
-embeddings. Two additions, off unless the config asks for them, that a small model needs
-(docs/LOG.md): :class:`Memory` says what a content token resembles, and agreement,
+embeddings. One query row pools many, so ATT₁ needs no keys and values of its rows, and R is never
+formed: this is the folded form, on :mod:`retrv_kernels.ops`; :mod:`retrv_r1.model.direct` is the
+equations as they stand. Two additions, off unless the config asks for them, that a small model
+needs (docs/LOG.md): :class:`Memory` says what a content token resembles, and agreement,
 
     t_rel += W_a (x_c ⊙ x_q),    x = [norm(t_con), code(t_con)],
 
 says how alike candidate and query are, which softmax weights over the query's rows cannot.
-:meth:`InformationCompressor.content` and :meth:`~InformationCompressor.relation` are the seam
-behind which a folded form can stand.
 """
 
 from __future__ import annotations
@@ -22,28 +22,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from retrv_kernels import ops
+from retrv_kernels.ragged import quantize, take_items
 from retrv_r1.model.config import ICMConfig
 
 
-def pad_rows(features: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits packed rows ``[n, d]`` into ``[m, longest, d]`` and the mask of real rows.
-
-    Offsets on the CPU, where their lengths are read, save a wait for the device.
-    """
-    offsets = cu_seqlens.cpu()
-    lengths = offsets.diff()
-    count, longest = len(lengths), int(lengths.max())
-    # One scatter: a copy per item would have a backward of one whole-batch copy per item.
-    owner = torch.arange(count).repeat_interleave(lengths)
-    place = torch.arange(len(features)) + owner * longest - offsets[owner]
-    rows = features.new_zeros(count * longest, features.shape[-1])
-    rows = rows.index_copy(0, place.to(features.device), features).unflatten(0, (count, longest))
-    mask = torch.arange(longest) < lengths[:, None]
-    return rows, mask.to(features.device)
-
-
 class Attention(nn.Module):
-    """ATT of the equation above; queries and keys may be narrower than the values."""
+    """Weights of ATT; queries and keys may be narrower than the values."""
 
     def __init__(self, hidden_size: int, heads: int, qk_dim: int) -> None:
         super().__init__()
@@ -55,18 +40,19 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(hidden_size, hidden_size, bias=False)
         self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, query: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
-        """``query [b, m, d]``, ``rows [b, n, d]``, ``mask [b, n]`` of real rows → ``[b, m, d]``."""
-        q, k, v = (
-            projection(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection, x in (
-                (self.q_proj, query),
-                (self.k_proj, rows),
-                (self.v_proj, rows),
-            )
-        )
-        out = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None, None, :])
-        return self.o_proj(out.transpose(1, 2).flatten(-2))
+    @property
+    def scale(self) -> float:
+        """``1 / √d_h``."""
+        return (self.q_proj.out_features / self.heads) ** -0.5
+
+    def by_head(self, tensor: Tensor, dim: int = -1) -> Tensor:
+        """Splits a dimension into heads and what is one head's."""
+        return tensor.unflatten(dim, (self.heads, -1))
+
+    def folded_values(self, rows: Tensor) -> Tensor:
+        """What row j adds to the result where head e attends to it alone, ``[n, E, d]``."""
+        values = self.by_head(self.v_proj(rows))
+        return torch.einsum("nev,dev->ned", values, self.by_head(self.o_proj.weight))
 
 
 class Pool(nn.Module):
@@ -77,10 +63,21 @@ class Pool(nn.Module):
         self.embedding = nn.Parameter(torch.empty(hidden_size))
         self.attention = Attention(hidden_size, heads, hidden_size)
 
-    def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
-        """``rows [b, n, d]``, already normed → ``[b, d]``."""
-        query = self.embedding.expand(rows.shape[0], 1, -1)
-        return self.attention(query, rows, mask).squeeze(1)
+    def folded_queries(self, norm: nn.Module) -> Tensor:
+        """``q̃_h = W_k,h (e W_q)_h / √d_h``, times the weight of the rows' norm, ``[H, d]``."""
+        attention = self.attention
+        query = attention.by_head(attention.q_proj(self.embedding)) * attention.scale
+        folded = torch.einsum("hk,hkd->hd", query, attention.by_head(attention.k_proj.weight, 0))
+        return folded * norm.weight if isinstance(norm, nn.RMSNorm) else folded
+
+    def token(self, pooled: Tensor, norm: nn.Module) -> Tensor:
+        """Value and output projection of rows pooled by each head, ``[m, H, d]`` → ``[m, d]``."""
+        attention = self.attention
+        pooled = pooled.to(self.embedding.dtype)
+        if isinstance(norm, nn.RMSNorm):
+            pooled = pooled * norm.weight
+        weight = attention.by_head(attention.v_proj.weight, 0)
+        return attention.o_proj(torch.einsum("mhd,hvd->mhv", pooled, weight).flatten(1))
 
 
 class Memory(nn.Module):
@@ -114,11 +111,16 @@ class Memory(nn.Module):
 
 
 class InformationCompressor(nn.Module):
-    """Compresses ragged candidates into content and relation tokens."""
+    """Compresses ragged candidates into content and relation tokens.
+
+    Attributes:
+        int8_keys: round relation keys to int8 where no gradient is needed, as an index stores them.
+    """
 
     def __init__(self, hidden_size: int, config: ICMConfig) -> None:
         super().__init__()
         self.config = config
+        self.int8_keys = False
         relate_dim = config.relate_dim or hidden_size // 4
         self.row_norm = nn.RMSNorm(hidden_size, config.norm_eps)
         self.pool = Pool(hidden_size, config.heads_pool)
@@ -181,8 +183,18 @@ class InformationCompressor(nn.Module):
         Returns:
             ``[m, d]``.
         """
-        rows, mask = pad_rows(self.row_norm(features), cu_seqlens)
-        return self.content_norm(self.pool(rows, mask))
+        queries = self.pool.folded_queries(self.row_norm)
+        pooled = ops.pool_tokens(features, cu_seqlens, queries, eps=self.config.norm_eps)
+        return self.content_norm(self.pool.token(pooled, self.row_norm))
+
+    def relation_keys(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What relation tokens need of candidates' rows ``[n, d]``, whatever the query.
+
+        Returns:
+            ``[n, relate_dim]``, and the rows' scales ``[n]`` where they are int8.
+        """
+        keys = self.relate.q_proj(self.row_norm(features))
+        return quantize(keys) if self.int8_keys and not torch.is_grad_enabled() else (keys, None)
 
     def relation(
         self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
@@ -195,16 +207,27 @@ class InformationCompressor(nn.Module):
         Returns:
             ``[c, d]``.
         """
-        if len(candidate) == 0:
-            return features.new_zeros(0, features.shape[-1])
-        rows, mask = pad_rows(self.row_norm(features), cu_seqlens)
-        query_width = int(mask[query].sum(-1).max())
-        related = self.relate(rows[candidate], rows[query, :query_width], mask[query, :query_width])
+        keys, scales = self.relation_keys(features)
+        asked, place = query.unique(return_inverse=True)
+        rows, offsets = take_items(features, cu_seqlens, asked)
+        rows = self.row_norm(rows)
         pool = self.relation_pool or self.pool
-        token = self.relation_token_norm(pool(self.relation_norm(related), mask[candidate]))
+        pooled = ops.relate_tokens(
+            keys,
+            cu_seqlens,
+            self.relate.k_proj(rows) * self.relate.scale,
+            offsets.to(cu_seqlens.device),
+            self.relate.folded_values(rows),
+            pool.folded_queries(self.relation_norm),
+            candidate,
+            place,
+            scales=scales,
+            eps=self.config.norm_eps if self.config.norm_relation else None,
+        )
+        token = self.relation_token_norm(pool.token(pooled, self.relation_norm))
         if self.agree is None:
             return token
-        compared = self._compared(self.content_norm(self.pool(rows, mask)))
+        compared = self._compared(self.pooled(features, cu_seqlens))
         return token + self.agree(compared[candidate] * compared[query])
 
     def _compared(self, pooled: Tensor) -> Tensor:
