@@ -204,6 +204,9 @@ def evaluate(
     full_tokens: Annotated[
         bool, typer.Option(help="Also rerank from candidates at full length.")
     ] = True,
+    int8_keys: Annotated[
+        bool, typer.Option("--int8-keys", help="Round relation keys to int8, as an index does.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Where the report is written.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -219,6 +222,7 @@ def evaluate(
         limit=limit,
         modes=[mode.value for mode in modes or _Mode],
         full_tokens=full_tokens,
+        int8_keys=int8_keys,
         out=out,
     )
     if as_json:

@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from retrv_r1.eval import calibrate, run
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
+from retrv_r1.model.icm import InformationCompressor
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import TokenIds, train_tokenizer
@@ -143,6 +144,24 @@ def test_every_system_ranks_the_first_stages_best(checkpoint, dataset, tmp_path)
     assert len(lines) == QUERIES * POOL
     again = run(dataset, model=checkpoint, k=(3, 50), out=tmp_path, batch_size=2)
     assert again == report
+
+
+def test_relation_keys_are_rounded_where_that_is_asked_for(
+    checkpoint, dataset, tmp_path, monkeypatch
+):
+    seen = set()
+    keys = InformationCompressor.relation_keys
+
+    def watched(self, features):
+        made = keys(self, features)
+        seen.add(made[0].dtype)
+        return made
+
+    monkeypatch.setattr(InformationCompressor, "relation_keys", watched)
+    options = dict(model=checkpoint, k=(3,), modes=("fast",), full_tokens=False, out=tmp_path)
+    notes = [run(dataset, int8_keys=rounded, **options)["notes"] for rounded in (False, True)]
+    assert seen == {torch.float32, torch.int8}, "kept outcomes of the one are not the other's"
+    assert set(notes[1]) - set(notes[0]) == {"Relation keys were rounded to int8."}
 
 
 def test_calibration_reads_logits_off_scores(checkpoint, dataset, monkeypatch):

@@ -27,6 +27,7 @@ def run(
     out: str | Path | None = None,
     modes: Sequence[Mode] = ("reason", "fast"),
     full_tokens: bool = True,
+    int8_keys: bool = False,
     batch_size: int = 16,
     pool: Pool = "local",
     seed: int = 0,
@@ -46,7 +47,8 @@ def run(
             ``val``, or ``all`` for every test cell.
         limit: queries per cell, drawn by ``seed``; a larger one adds to a smaller one's.
         out: folder of ``report.json``, ``report.md``, ``chart.png``, ``runs/`` and ``outcomes/``.
-        modes, full_tokens, batch_size, pool, seed, device, sampling: see :class:`Settings`.
+        modes, full_tokens, int8_keys, batch_size, pool, seed, device, sampling: see
+            :class:`Settings`.
     Raises:
         EvalError: nothing to evaluate, an option that cannot be, or an unsound ranking.
         CheckpointError: no such model, or it has no first stage.
@@ -57,6 +59,7 @@ def run(
         k=tuple(sorted(set(k))),
         modes=tuple(modes),
         full_tokens=full_tokens,
+        int8_keys=int8_keys,
         limit=limit,
         batch_size=batch_size,
         pool=pool,

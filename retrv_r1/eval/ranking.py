@@ -54,9 +54,12 @@ class Models:
 
     @cached_property
     def reranker(self) -> Reranker:
-        return Reranker.from_pretrained(
+        reranker = Reranker.from_pretrained(
             self.folder, device=self.settings.device, batch_size=self.settings.batch_size
         )
+        if self.settings.int8_keys:
+            reranker.model.icm.int8_keys = True
+        return reranker
 
     @cached_property
     def first_stage(self) -> FirstStage:

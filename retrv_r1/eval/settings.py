@@ -39,6 +39,7 @@ class Settings:
         k: how many of the first stage's best are reranked; each count is a system of its own.
         modes: of ``reason`` and ``fast``.
         full_tokens: rerank from full-length candidates too, the baseline of the compression.
+        int8_keys: round relation keys to int8, as an index stores them.
         limit: queries per cell, drawn by the seed; all when None.
         pool: which candidate pool is searched.
         seed: decides the sample of queries, the order in prompts, and the bootstrap.
@@ -48,6 +49,7 @@ class Settings:
     k: tuple[int, ...] = (10, 50)
     modes: tuple[Mode, ...] = ("reason", "fast")
     full_tokens: bool = True
+    int8_keys: bool = False
     limit: int | None = None
     batch_size: int = 16
     pool: Pool = "local"
@@ -80,6 +82,7 @@ class Settings:
     def ranking_options(self) -> dict[str, Any]:
         """What decides a reranking beside model, data, system and count."""
         return {
+            "int8_keys": self.int8_keys,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "device": self.device,

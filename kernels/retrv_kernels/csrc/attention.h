@@ -13,8 +13,8 @@ namespace {
 template <class V, class T>
 class Attention {
  public:
-  static constexpr int64_t kKeys = 64;   // at a time: with 64 rows of 128 all of it stays in L2
-  static constexpr int64_t kRows = 64;   // in a tile, more only where a group of heads is larger
+  static constexpr int64_t kKeys = 64;  // at a time: with 64 rows of 128 all of it stays in L2
+  static constexpr int64_t kRows = 64;  // in a tile, more only where a group of heads is larger
 
   Attention(const PagedCache& cache, int64_t group, float scale)
       : cache_(cache),
@@ -47,19 +47,22 @@ class Attention {
       const int64_t count = end - first < kKeys ? end - first : kKeys;
       for (int64_t j = 0; j < count; ++j) {
         const int64_t key = first + j;
-        const int64_t slot = pages[key / cache_.page_size] * cache_.page_size + key % cache_.page_size;
+        const int64_t slot =
+            pages[key / cache_.page_size] * cache_.page_size + key % cache_.page_size;
         const int64_t place = (slot * cache_.heads + head) * cache_.width;
         keys[j] = static_cast<const T*>(cache_.keys) + place;
         values[j] = static_cast<const T*>(cache_.values) + place;
       }
-      dots<V>(query_, cache_.width, rows_, [&](int64_t j) { return keys[j]; }, count, cache_.width,
-              scores_, kKeys);
+      dots<V>(
+          query_, cache_.width, rows_, [&](int64_t j) { return keys[j]; }, count, cache_.width,
+          scores_, kKeys);
       for (int64_t i = 0; i < rows_; ++i) {
         const int64_t seen = visible_.as<int64_t>()[i] - first;
         weigh(i, seen < 0 ? 0 : seen < count ? seen : count, count);
       }
-      multiply<V>(scores_, kKeys, rows_, [&](int64_t j) { return values[j]; }, count, cache_.width,
-                  sums_, cache_.width, true);
+      multiply<V>(
+          scores_, kKeys, rows_, [&](int64_t j) { return values[j]; }, count, cache_.width, sums_,
+          cache_.width, true);
     }
   }
 

@@ -55,17 +55,22 @@ void splice_features(int isa, uintptr_t stores, uintptr_t spans, int64_t count, 
                      int threads) {
   static constexpr decltype(&retrv::splice_features<retrv::Isa::kScalar>) kVariants[] =
       RETRV_VARIANTS(retrv::splice_features);
-  kVariants[isa](pointer<const retrv::SpliceStore>(stores),
-                         pointer<const retrv::SpliceSpan>(spans), count, width,
-                         pointer<const int64_t>(page_table), pages, page_size, rows,
-                         static_cast<retrv::Dtype>(dtype), pointer<void>(embeds),
-                         pointer<int64_t>(positions), pointer<int64_t>(slots), threads);
+  kVariants[isa](pointer<const retrv::SpliceStore>(stores), pointer<const retrv::SpliceSpan>(spans),
+                 count, width, pointer<const int64_t>(page_table), pages, page_size, rows,
+                 static_cast<retrv::Dtype>(dtype), pointer<void>(embeds),
+                 pointer<int64_t>(positions), pointer<int64_t>(slots), threads);
 }
 
 retrv::PagedCache cache(uintptr_t keys, uintptr_t values, int dtype, int64_t page_size,
                         int64_t heads, int64_t width, uintptr_t page_table, int64_t most) {
-  return {pointer<const void>(keys), pointer<const void>(values), static_cast<retrv::Dtype>(dtype),
-          page_size, heads, width, pointer<const int64_t>(page_table), most};
+  return {pointer<const void>(keys),
+          pointer<const void>(values),
+          static_cast<retrv::Dtype>(dtype),
+          page_size,
+          heads,
+          width,
+          pointer<const int64_t>(page_table),
+          most};
 }
 
 void paged_attention(int isa, uintptr_t query, int64_t heads, uintptr_t keys, uintptr_t values,

@@ -147,8 +147,8 @@ struct Dots {
 };
 
 template <class V, class B>
-inline void dots(const float* a, int64_t lda, int64_t rows, const B& b, int64_t keys,
-                 int64_t depth, float* out, int64_t ldo, float* squares = nullptr) {
+inline void dots(const float* a, int64_t lda, int64_t rows, const B& b, int64_t keys, int64_t depth,
+                 float* out, int64_t ldo, float* squares = nullptr) {
   in_blocks<V::kDotRows>(0, rows, Dots<V, B>{a, lda, b, keys, depth, out, ldo, squares});
 }
 

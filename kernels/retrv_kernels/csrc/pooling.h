@@ -58,7 +58,8 @@ class Pooling {
       for (int64_t i = 0; i < count; ++i) own[i] -= largest_[h];
     }
     const int64_t used = heads_ * kBlock;
-    for (int64_t i = 0; i < used; i += V::kLanes) V::store(weights + i, V::exp(V::load(weights + i)));
+    for (int64_t i = 0; i < used; i += V::kLanes)
+      V::store(weights + i, V::exp(V::load(weights + i)));
     for (int64_t h = 0; h < heads_; ++h)
       for (int64_t i = 0; i < count; ++i) {
         total_[h] += weights[h * kBlock + i];

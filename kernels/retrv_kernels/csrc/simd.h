@@ -151,19 +151,15 @@ struct Simd<Isa::kScalar> {
   }
 };
 
-// e^r for |r| <= ln(2)/2, within 2 units in the last place: Cephes' polynomial for expf.
-#define RETRV_EXP_POLYNOMIAL(V, r)                                         \
-  V::multiply_add(                                                         \
-      V::multiply_add(                                                     \
-          V::multiply_add(                                                 \
-              V::multiply_add(                                             \
-                  V::multiply_add(V::multiply_add(V::set(1.9875691500e-4f), r, \
-                                                  V::set(1.3981999507e-3f)),   \
-                                  r, V::set(8.3334519073e-3f)),            \
-                  r, V::set(4.1665795894e-2f)),                            \
-              r, V::set(1.6666665459e-1f)),                                \
-          r, V::set(5.0000001201e-1f)),                                    \
-      V::multiply(r, r), V::add(r, V::set(1.0f)))
+// e^r for |r| <= ln(2)/2, within 2 units in the last place: the polynomial of Cephes' expf.
+template <class V, class Register>
+inline Register exp_near_zero(Register r) {
+  Register sum = V::set(1.9875691500e-4f);
+  const float rest[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                        5.0000001201e-1f};
+  for (const float next : rest) sum = V::multiply_add(sum, r, V::set(next));
+  return V::multiply_add(sum, V::multiply(r, r), V::add(r, V::set(1.0f)));
+}
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
@@ -221,8 +217,7 @@ struct Simd<Isa::kAvx2> {
     Register r = multiply_add(n, set(-0.693359375f), clamped);
     r = multiply_add(n, set(2.12194440e-4f), r);
     const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-    const __m256i bits =
-        _mm256_add_epi32(_mm256_castps_si256(RETRV_EXP_POLYNOMIAL(Simd, r)), exponent);
+    const __m256i bits = _mm256_add_epi32(_mm256_castps_si256(exp_near_zero<Simd>(r)), exponent);
     return _mm256_and_ps(kept, _mm256_castsi256_ps(bits));
   }
 
@@ -295,7 +290,7 @@ struct Simd<Isa::kAvx512> {
                                             _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     Register r = multiply_add(n, set(-0.693359375f), clamped);
     r = multiply_add(n, set(2.12194440e-4f), r);
-    return _mm512_scalef_ps(RETRV_EXP_POLYNOMIAL(Simd, r), n);
+    return _mm512_scalef_ps(exp_near_zero<Simd>(r), n);
   }
 
   static float sum(Register value) { return _mm512_reduce_add_ps(value); }
@@ -306,14 +301,10 @@ struct Simd<Isa::kAvx512> {
   static Register widened(__m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
-  static Register widened(__m128i bytes) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-  }
+  static Register widened(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); }
 };
 
 #endif
-
-#undef RETRV_EXP_POLYNOMIAL
 
 }  // namespace
 }  // namespace retrv

@@ -1,3 +1,5 @@
 #include "paged_attention/native_impl.h"
 
-template void retrv::paged_attention<retrv::Isa::kAvx2>(const void*, int64_t, const PagedCache&, const int64_t*, const int64_t*, int64_t, float, float*, int);
+template void retrv::paged_attention<retrv::Isa::kAvx2>(const void*, int64_t, const PagedCache&,
+                                                        const int64_t*, const int64_t*, int64_t,
+                                                        float, float*, int);

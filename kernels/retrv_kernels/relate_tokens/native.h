@@ -14,8 +14,8 @@ struct RelatePair {
   int64_t out;          // where its weights begin in `out`
 };
 
-// A query of `rows` rows. A value's column is e * rows + j for head e and row j; a row of columns is
-// filled up with zeros to a whole number of kPanel.
+// A query of `rows` rows. A value's column is e * rows + j for head e and row j; a row of columns
+// is filled up with zeros to a whole number of kPanel.
 struct RelateQuery {
   int64_t rows, columns;
   const float* keys;    // [heads][width / heads][rows], transposed
@@ -27,8 +27,8 @@ inline constexpr int64_t kPanel = 32;
 
 // out[pair] = [pool heads][columns]: how much of each value the pair's token takes.
 template <Isa isa>
-void relate_tokens(const void* keys, Dtype dtype, const float* scales, int64_t width,
-                   int64_t heads, int64_t pool_heads, const RelateQuery* queries,
-                   const RelatePair* pairs, int64_t count, float eps, float* out, int threads);
+void relate_tokens(const void* keys, Dtype dtype, const float* scales, int64_t width, int64_t heads,
+                   int64_t pool_heads, const RelateQuery* queries, const RelatePair* pairs,
+                   int64_t count, float eps, float* out, int threads);
 
 }  // namespace retrv

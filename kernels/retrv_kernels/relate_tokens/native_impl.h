@@ -101,7 +101,8 @@ void relate_pair(const T* keys, const float* scales, int64_t width, const Relate
     const int64_t left = pair.rows - first;
     const int64_t rows = left < Relation<V>::kBlock ? left : Relation<V>::kBlock;
     const int64_t row = pair.first + first;
-    const float* p = relation.attend(keys + row * width, scales ? scales + row : nullptr, rows, query);
+    const float* p =
+        relation.attend(keys + row * width, scales ? scales + row : nullptr, rows, query);
     if (query.gram)
       in_blocks<V::kTileRows>(0, rows, Quadratic<V>{p, query.columns, query.gram, squares});
     for (int64_t i = 0; i < rows; i += Pooling<V>::kBlock)
@@ -116,9 +117,9 @@ void relate_pair(const T* keys, const float* scales, int64_t width, const Relate
 }  // namespace
 
 template <Isa isa>
-void relate_tokens(const void* keys, Dtype dtype, const float* scales, int64_t width,
-                   int64_t heads, int64_t pool_heads, const RelateQuery* queries,
-                   const RelatePair* pairs, int64_t count, float eps, float* out, int threads) {
+void relate_tokens(const void* keys, Dtype dtype, const float* scales, int64_t width, int64_t heads,
+                   int64_t pool_heads, const RelateQuery* queries, const RelatePair* pairs,
+                   int64_t count, float eps, float* out, int threads) {
   using V = Simd<isa>;
   int64_t most = 0;
   for (int64_t i = 0; i < count; ++i) {

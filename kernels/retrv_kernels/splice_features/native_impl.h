@@ -40,8 +40,8 @@ void splice_rows(const SpliceStore* stores, const SpliceSpan* spans, int64_t cou
       positions[row] = span.position + (span.width ? 0 : k);
       positions[rows + row] = span.position + (span.width ? k / span.width : k);
       positions[2 * rows + row] = span.position + (span.width ? k % span.width : k);
-      slots[row] = page_table[span.sequence * pages + slot / page_size] * page_size +
-                   slot % page_size;
+      slots[row] =
+          page_table[span.sequence * pages + slot / page_size] * page_size + slot % page_size;
     }
   }
 }
