@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 # What of pyproject.toml's optional dependencies the targets below need.
-EXTRAS ?= dev,data,eval
+EXTRAS ?= dev,data,eval,bench,gpu
 # More words for pip. PyTorch's ordinary Linux build brings CUDA along, several GB; for the CPU build
 # name the index that PyTorch's installation page gives: make test PIP_FLAGS='--extra-index-url URL'
 PIP_FLAGS ?=
@@ -19,13 +19,14 @@ NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h')
 
 RUNS := embed pretrain sft
 
-.PHONY: help demo test lint clean data tiny
+.PHONY: help demo test bench lint clean data tiny
 
 help:
 	@echo 'make demo    rank the pictures of examples/demo by a query: make demo QUERY="a red car"'
 	@echo 'make test    install into .venv and run the tests: make test PYTEST_FLAGS="-m slow"'
 	@echo 'make data    build the pictograph benchmark in data/pictographs'
 	@echo 'make tiny    train a checkpoint by the recipe of the shipped one'
+	@echo 'make bench   measure the kernels on this machine: make bench BENCH_FLAGS=--quick'
 	@echo 'make lint    ruff, mypy, and clang-format where there is one'
 	@echo 'make clean   remove what was built, .venv apart'
 
@@ -35,6 +36,9 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+bench: $(INSTALLED)
+	$(BIN)/python -m bench.run --suite kernels $(BENCH_FLAGS)
 
 data: $(INSTALLED)
 	$(BIN)/retrv-r1 data pictographs data/pictographs

@@ -64,28 +64,23 @@ def relate_tokens(
     scales = None if scales is None else scales.contiguous()
     (pool_heads, width), relate_heads = queries.shape, folded_values.shape[1]
     out = torch.zeros(len(candidate), pool_heads, width)
-    offsets, bounds = cu_seqlens.tolist(), cu_queries.tolist()
-    asked: dict[int, _Query] = {}
-    for number in query.unique().tolist():
-        own = slice(bounds[number], bounds[number + 1])
-        if own.stop > own.start:
-            values = folded_values[own].float()
-            asked[number] = _Query.of(query_keys[own].float(), values, queries, eps)
-    places = {number: place for place, number in enumerate(asked)}
-    pairs, sizes, total = [], {}, 0
-    # By query, so that the weights of one query's pairs lie together, as one matrix.
-    order = [i for i in query.argsort(stable=True).tolist() if int(query[i]) in asked]
-    for i in order:
-        first, end = offsets[candidate[i]], offsets[candidate[i] + 1]
-        number = int(query[i])
-        pairs.append([first, end - first, places[number], total])
-        sizes[number] = sizes.get(number, 0) + 1
-        total += asked[number].scores.numel()
-    if not pairs:
+    # By query, so that the weights of one query's pairs lie together, as one matrix; pairs whose
+    # query has no rows stay 0.
+    order = query.argsort(stable=True)
+    order = order[cu_queries.diff()[query[order]] > 0]
+    if len(order) == 0:
         return out
-    weights = torch.empty(total)
-    table = torch.tensor([own.row() for own in asked.values()])
-    pair_table = torch.tensor(pairs)
+    numbers, place, counts = query[order].unique(return_inverse=True, return_counts=True)
+    bounds, asked = cu_queries.tolist(), []
+    for number in numbers.tolist():
+        own = slice(bounds[number], bounds[number + 1])
+        asked.append(_Query.of(query_keys[own].float(), folded_values[own].float(), queries, eps))
+    sizes = torch.tensor([own.scores.numel() for own in asked])
+    begins = sizes[place].cumsum(0) - sizes[place]
+    mine = candidate[order]
+    pairs = torch.stack([cu_seqlens[mine], cu_seqlens.diff()[mine], place, begins], 1).long()
+    table = torch.tensor([own.row() for own in asked])
+    weights = torch.empty(int((sizes * counts).sum()))
     native.function("relate_tokens")(
         keys.data_ptr(),
         native.DTYPES[keys.dtype],
@@ -94,18 +89,16 @@ def relate_tokens(
         relate_heads,
         pool_heads,
         table.data_ptr(),
-        pair_table.data_ptr(),
+        pairs.data_ptr(),
         len(pairs),
         eps or 0.0,
         weights.data_ptr(),
         torch.get_num_threads(),
     )
-    taken = placed = 0
-    for number, own in asked.items():
-        count, size = sizes[number], own.scores.numel()
-        block = weights[taken : taken + count * size].view(count * pool_heads, -1)
-        tokens = block[:, : len(own.values)] @ own.values
-        out[torch.tensor(order[placed : placed + count])] = tokens.view(count, pool_heads, width)
-        taken += count * size
-        placed += count
+    parts = zip(weights.split((sizes * counts).tolist()), counts.tolist(), asked, strict=True)
+    tokens = [
+        part.view(count * pool_heads, -1)[:, : len(own.values)] @ own.values
+        for part, count, own in parts
+    ]
+    out[order] = torch.cat(tokens).unflatten(0, (-1, pool_heads))
     return out
