@@ -190,9 +190,9 @@ def test_a_choice_reads_as_a_sentence():
 
 
 class TestRagged:
-    def test_padded_rows_and_their_gradients_are_those_of_padding_each_item(self):
-        lengths = [3, 1, 0, 4, 2]
-        features, weights = torch.randn(10, 6), torch.randn(5, 4, 6)
+    @pytest.mark.parametrize("lengths", [[3, 1, 0, 4, 2], [4, 4, 4, 4, 4]], ids=str)
+    def test_padded_rows_and_their_gradients_are_those_of_padding_each_item(self, lengths):
+        features, weights = torch.randn(sum(lengths), 6), torch.randn(5, 4, 6)
         ours, theirs = (features.clone().requires_grad_() for _ in range(2))
         rows, mask = ragged.pad_rows(ours, torch.tensor([0, *lengths]).cumsum(0))
         expected = torch.nn.utils.rnn.pad_sequence(theirs.split(lengths), batch_first=True)

@@ -14,6 +14,9 @@ def pad_rows(rows: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     offsets = cu_seqlens.cpu().long()
     lengths = offsets.diff()
     count, longest = len(lengths), int(lengths.max()) if len(lengths) else 0
+    if longest and bool((lengths == longest).all()):  # no padding, so no copy
+        rows = rows.unflatten(0, (count, longest))
+        return rows, torch.ones(count, longest, dtype=torch.bool, device=rows.device)
     # One scatter: a copy per item would have a backward of one whole-batch copy per item.
     owner = torch.arange(count).repeat_interleave(lengths)
     place = torch.arange(len(rows)) + owner * longest - offsets[owner]
