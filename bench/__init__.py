@@ -1,0 +1,1 @@
+"""Benchmarks, run from the checkout's root: ``python -m bench.run --suite kernels``."""

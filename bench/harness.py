@@ -1,0 +1,245 @@
+"""One trial: each implementation is first checked against float64, then all are timed in turns.
+
+    for round in rounds:  for implementation in order rotated by round:  evict caches, time a call
+
+What slows the machine for a while slows all of a round, so ratios are taken within rounds. An
+implementation that fails its check, or that cannot run, is never timed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from pytest_benchmark.stats import Stats
+from torch import Tensor
+from torch.utils.benchmark import timer
+
+Result = Tensor | Sequence[Tensor]
+ROUNDS = (3, 50)
+"""At least and at most, whatever the budget."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way to compute a trial.
+
+    Args:
+        call: computes it, from inputs made beforehand.
+        environment: variables set around each call, such as RETRV_KERNELS.
+        baseline: others are compared with it.
+        optional: may be unable to run, which is then said; of others it is a failure.
+        because: why it is not run here, "" if it is.
+    """
+
+    name: str
+    call: Callable[[], Result]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    baseline: bool = False
+    optional: bool = False
+    because: str = ""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A trial whose inputs are in memory.
+
+    Args:
+        expected: the result in float64, of the same inputs.
+    """
+
+    expected: Callable[[], Result]
+    entries: Sequence[Entry]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Inputs on which implementations are compared.
+
+    Args:
+        shape: sizes by their name.
+        flops, bytes: that the operation needs at least: what bounds its speed.
+        tolerance: largest error, relative to the largest expected value.
+        prepare: makes the inputs; called when the trial's turn comes.
+        plots: sizes in whose sweeps it stands, and "ratios" for the chart of those.
+    """
+
+    op: str
+    name: str
+    dtype: str
+    shape: Mapping[str, int]
+    flops: int
+    bytes: int
+    tolerance: float
+    prepare: Callable[[], Prepared]
+    plots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Trials in the order in which they run, and notes: what is timed and what is left out."""
+
+    trials: Sequence[Trial]
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles over rounds."""
+
+    median: float
+    q1: float
+    q3: float
+    rounds: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        stats = Stats()
+        for sample in samples:
+            stats.update(sample)
+        return cls(stats.median, stats.q1, stats.q3, stats.rounds)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one implementation did in one trial.
+
+    Args:
+        error: largest, relative to the largest expected value; None where there is none.
+        note: why there is no time, empty where there is one.
+        failed: it ran and is wrong, or had to run and could not.
+        seconds: of a call; None unless the check passed.
+        ratios: for each baseline its time divided by this one's, over rounds: above 1 is faster.
+    """
+
+    implementation: str
+    error: float | None = None
+    note: str = ""
+    failed: bool = False
+    seconds: Spread | None = None
+    ratios: Mapping[str, Spread] = field(default_factory=dict)
+
+
+def run(
+    trial: Trial,
+    budget: float,
+    *,
+    rounds: tuple[int, int] = ROUNDS,
+    evict: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = timer,
+) -> list[dict[str, Any]]:
+    """Checks and times every entry of a trial.
+
+    Args:
+        budget: seconds of calls after which no further round starts.
+        rounds: at least and at most.
+        evict: called before every timed call.
+        clock: seconds; waits for the device first.
+
+    Returns:
+        A row for each entry, with the trial's own columns, as JSON values.
+    """
+    torch.compiler.reset()  # or the ninth shape of a peer would run uncompiled without a word
+    prepared = trial.prepare()
+    with torch.no_grad():
+        expected = _tensors(prepared.expected())
+        rows = {entry.name: _check(entry, expected, trial.tolerance) for entry in prepared.entries}
+        sound = [entry for entry in prepared.entries if not rows[entry.name].note]
+        times = _times(sound, budget, rounds, evict, clock)
+    columns = {k: v for k, v in vars(trial).items() if k != "prepare"}
+    columns |= {"shape": dict(trial.shape), "plots": list(trial.plots)}
+    baselines = [entry.name for entry in sound if entry.baseline]
+    return [columns | asdict(_timed(row, times, baselines)) for row in rows.values()]
+
+
+def _check(entry: Entry, expected: Sequence[Tensor], tolerance: float) -> Row:
+    """A row without times; its note is empty if the entry may be timed."""
+    if entry.because:
+        return Row(entry.name, note=entry.because)
+    try:
+        with _environment(entry.environment):
+            found = _tensors(entry.call())
+    except Exception as raised:  # whatever a compiler raises: the row says it
+        reason = f"{type(raised).__name__}: {_first_line(raised)}"
+        return Row(entry.name, note=f"cannot run: {reason}", failed=not entry.optional)
+    error = max(_error(*pair) for pair in zip(found, expected, strict=True))
+    if error <= tolerance:
+        return Row(entry.name, error)
+    if error == float("inf"):  # which JSON has not
+        return Row(entry.name, note="NaN, infinity or another shape", failed=True)
+    return Row(entry.name, error, note=f"error {error:.1e} above {tolerance:.0e}", failed=True)
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest expected value; infinite where there is none."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if expected.numel() == 0:
+        return 0.0
+    difference = (found.double() - expected.double()).abs().max().item()
+    scale = expected.double().abs().max().item() or 1.0
+    return difference / scale if difference == difference else float("inf")
+
+
+def _times(
+    entries: Sequence[Entry],
+    budget: float,
+    rounds: tuple[int, int],
+    evict: Callable[[], None],
+    clock: Callable[[], float],
+) -> dict[str, list[float]]:
+    """Seconds of each entry's calls, one a round; the check was the warm-up."""
+    times: dict[str, list[float]] = {entry.name: [] for entry in entries}
+    spent = 0.0
+    for number in range(rounds[1] if entries else 0):
+        if number >= rounds[0] and spent >= budget:
+            break
+        first = number % len(entries)
+        for entry in (*entries[first:], *entries[:first]):
+            with _environment(entry.environment):
+                evict()
+                start = clock()
+                entry.call()
+                seconds = clock() - start
+            times[entry.name].append(seconds)
+            spent += seconds
+    return times
+
+
+def _timed(row: Row, times: Mapping[str, list[float]], baselines: Sequence[str]) -> Row:
+    own = times.get(row.implementation)
+    if own is None:
+        return row
+    ratios = {
+        name: Spread.of([theirs / ours for theirs, ours in zip(times[name], own, strict=True)])
+        for name in baselines
+        if name != row.implementation
+    }
+    return Row(row.implementation, row.error, seconds=Spread.of(own), ratios=ratios)
+
+
+def _tensors(result: Result) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else ""
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

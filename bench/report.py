@@ -1,0 +1,142 @@
+"""A run's card and rows as JSON values, and the same for a reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+Values = Mapping[str, Any]
+_BOUNDS = {"read": "bytes", "gemm": "flops"}
+
+
+def build(suite: str, card: Values, rows: Sequence[Values], notes: Sequence[str]) -> dict[str, Any]:
+    """The report of a run, with what each row reached of its bound.
+
+    Args:
+        card: of the machine, with ``ceilings`` measured during the run.
+        rows: of :func:`bench.harness.run`.
+    """
+    rows = [{**row, "bound": _bound(row, card["ceilings"])} for row in rows]
+    failed = sum(row["failed"] for row in rows)
+    return {"suite": suite, "card": dict(card), "rows": rows, "notes": [*notes], "failed": failed}
+
+
+def _bound(row: Values, ceilings: Values) -> dict[str, Any] | None:
+    """The ceiling that takes longer, and the fraction of it that the median call reached."""
+    if row["seconds"] is None:
+        return None
+    least = {name: row[amount] / ceilings[name]["median"] for name, amount in _BOUNDS.items()}
+    name = max(least, key=least.__getitem__)
+    return {"name": name, "fraction": least[name] / row["seconds"]["median"]}
+
+
+def render_card(card: Values, console: Console) -> None:
+    """What is known before a run."""
+    cpu = card["cpu"]
+    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    commit = f"{card['commit'] or 'no commit'}{', with changes' if card['dirty'] else ''}"
+    lines = [
+        *([("gpu", card["name"])] if card["device"] == "cuda" else []),
+        ("cpu", f"{cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads used"),
+        ("native", ", ".join(card["isas"]) or "not compiled"),
+        ("memory", f"{card['memory_gib']} GiB, last-level cache {card['cache_mib']} MiB"),
+        ("load", " ".join(map(str, card["load"])) + " at the start, over 1, 5 and 15 minutes"),
+        ("versions", versions),
+        ("commit", commit),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    for name, value in lines:
+        grid.add_row(Text(name, style="cyan"), Text(value, overflow="fold"))
+    console.print(grid)
+    for problem in card["problems"]:
+        console.print(Text(f"problem: {problem}", style="red"))
+
+
+def describe(card: Values) -> str:
+    """The device in a few words."""
+    return card["name"] + ("" if card["device"] != "cpu" else f", {card['cpu']['threads']} threads")
+
+
+def render(report: Values, console: Console) -> None:
+    """Ceilings, a table for each operation, notes."""
+    console.print(Text(_ceilings(report["card"]["ceilings"]), style="bold"))
+    for op in dict.fromkeys(row["op"] for row in report["rows"]):
+        console.print(_table(op, [row for row in report["rows"] if row["op"] == op]))
+    for reason in _without_time(report["rows"]):
+        console.print(f"- {reason}", markup=False, highlight=False)
+    for note in report["notes"]:
+        console.print(f"- {note}", style="dim", markup=False, highlight=False)
+    if report["failed"]:
+        console.print(Text(f"FAILED: {report['failed']}", style="bold red"))
+
+
+def _ceilings(ceilings: Values) -> str:
+    read, gemm = ceilings["read"], ceilings["gemm"]
+    return (
+        f"read {read['median'] / 1e9:.1f} GB/s ({read['q1'] / 1e9:.1f} to {read['q3'] / 1e9:.1f}), "
+        f"float32 products {gemm['median'] / 1e9:.0f} GFLOP/s ({gemm['q1'] / 1e9:.0f} to "
+        f"{gemm['q3'] / 1e9:.0f}): medians and quartiles of {read['rounds']} samples, taken "
+        "before each case and at the end"
+    )
+
+
+def _table(op: str, rows: Sequence[Values]) -> Table:
+    """A line for each case, and below it one for each implementation."""
+    baselines = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
+    table = Table(title=op, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("case, dtype, tolerance", no_wrap=True)
+    for name in ("error", "median", "IQR", "rounds", *(f"× {name}" for name in baselines)):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("of bound", justify="right", no_wrap=True)
+    before = None
+    for row in rows:
+        case = f"{row['name']}, {row['dtype']}, {row['tolerance']:.0e}"
+        if case != before:
+            table.add_row(Text(case, style="cyan"))
+        cells = (f"  {row['implementation']}", *_cells(row, baselines))
+        table.add_row(*map(Text, cells), style="red" if row["failed"] else None)
+        before = case
+    return table
+
+
+def _cells(row: Values, baselines: Sequence[str]) -> Iterator[str]:
+    """Error to bound; a row without times says only what is wrong."""
+    yield "" if row["error"] is None else f"{row['error']:.1e}"
+    seconds, bound = row["seconds"], row["bound"]
+    if seconds is None:
+        yield "FAILED" if row["failed"] else "–"
+        return
+    yield duration(seconds["median"])
+    yield duration(seconds["q3"] - seconds["q1"])
+    yield str(seconds["rounds"])
+    for name in baselines:
+        ratio = row["ratios"].get(name)
+        yield _ratio(ratio) if ratio else ""
+    yield f"{100 * bound['fraction']:.0f} % {bound['name']}"
+
+
+def _ratio(ratio: Values) -> str:
+    return f"{ratio['median']:.3g} ({ratio['q1']:.3g}–{ratio['q3']:.3g})"
+
+
+def _without_time(rows: Sequence[Values]) -> list[str]:
+    """Why rows have no time, each reason once with the cases that it concerns."""
+    cases: dict[str, list[str]] = {}
+    for row in rows:
+        if row["seconds"] is None:
+            reason = f"{row['op']}, {row['implementation']}: {row['note']}"
+            cases.setdefault(reason, []).append(f"{row['name']}, {row['dtype']}")
+    return [f"{reason} ({'; '.join(names)})" for reason, names in cases.items()]
+
+
+def duration(seconds: float) -> str:
+    """With three digits, in s, ms or µs."""
+    for factor, unit in ((1, "s"), (1e3, "ms")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"

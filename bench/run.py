@@ -1,0 +1,119 @@
+"""The command line: a suite's trials one by one, then the tables, then one line of JSON."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench import harness, machine, plots, report
+from bench.harness import Suite
+from bench.suites import kernels
+from retrv_kernels import gpu
+
+
+class Name(StrEnum):
+    kernels = "kernels"
+
+
+SUITES: Mapping[Name, Callable[[str, float, bool], Suite]] = {Name.kernels: kernels.suite}
+BUDGET = {False: 2.0, True: 1.0}
+"""Seconds of calls for a trial, by whether the run is quick."""
+# Of the widest table: in less the numbers would be cut.
+WIDTH = 200
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    suite: Annotated[Name | None, typer.Option(help="What to measure.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few shapes, two to three minutes.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda; cuda where there is one.")] = "",
+    only: Annotated[str, typer.Option(help="Only trials with this text in op or name.")] = "",
+    saved: Annotated[
+        Path | None, typer.Option("--from", help="Show a saved report instead of measuring.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="Save the report here.")] = None,
+    folder: Annotated[Path | None, typer.Option("--plots", help="Draw PNGs here.")] = None,
+) -> None:
+    """Measure a suite: a card, tables, and the report as one line of JSON.
+
+    Exits with 1 where an implementation failed its check.
+    """
+    console = _console()
+    if saved is None and suite is not None:
+        result = measure(suite, _device(device), quick, only, console)
+    elif saved is not None and suite is None:
+        result = json.loads(saved.read_text(encoding="utf-8"))
+        report.render_card(result["card"], console)
+    else:
+        raise typer.BadParameter("give either --suite or --from")
+    report.render(result, console)
+    line = json.dumps(result, ensure_ascii=False, allow_nan=False)
+    if output is not None:
+        output.write_text(line + "\n", encoding="utf-8")
+    if folder is not None:
+        for path in plots.draw(result, folder):
+            console.print(f"drawn: {path}", highlight=False, soft_wrap=True)
+    typer.echo(line)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+def measure(suite: Name, device: str, quick: bool, only: str, console: Console) -> dict[str, Any]:
+    """Runs a suite's trials and reports on them."""
+    if os.environ.get(gpu.INTERPRETER) == "1":
+        raise typer.BadParameter(f"unset {gpu.INTERPRETER}: what Triton interprets has no speed")
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # graph breaks of peers
+    # A pool of compilers would run beside the calls that are timed.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    card = machine.card(device)
+    report.render_card(card, console)
+    probe = machine.Probe(device)
+    probe.measure()
+    made = SUITES[suite](device, probe.ceilings()["gemm"]["median"], quick)
+    trials = [trial for trial in made.trials if only in f"{trial.op} {trial.name}"]
+    if not trials:
+        raise typer.BadParameter(f"no trial has {only!r} in its op or name")
+    rows: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    errors = Console(stderr=True)
+    with Progress(*columns, TimeElapsedColumn(), console=errors, transient=True) as progress:
+        task = progress.add_task("", total=len(trials))
+        for trial in trials:
+            progress.update(task, description=f"{trial.op}: {trial.name}, {trial.dtype}")
+            probe.measure()
+            rows += harness.run(trial, BUDGET[quick], evict=probe.evict)
+            gc.collect()  # a trial's tensors, before the next one's are made
+            progress.advance(task)
+    probe.measure()
+    return report.build(suite, card | {"ceilings": probe.ceilings()}, rows, made.notes)
+
+
+def _device(asked: str) -> str:
+    if asked not in ("", "cpu", "cuda"):
+        raise typer.BadParameter(f"device must be cpu or cuda, not {asked}")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("PyTorch finds no GPU here")
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _console() -> Console:
+    return Console(width=max(Console().width, WIDTH))
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""What is measured: a suite makes the trials of a device."""

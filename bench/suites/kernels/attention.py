@@ -1,0 +1,162 @@
+"""paged_attention and shared_prefix_attention beside PyTorch's attention and each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import peers
+from bench.harness import Entry, Prepared, Trial
+from bench.suites.kernels.entries import (
+    MULTI_HEAD,
+    QWEN_3B,
+    QWEN_7B,
+    TINY,
+    Context,
+    Model,
+    call,
+    moved,
+    ours,
+)
+from retrv_kernels import cases
+from retrv_kernels.cases import TOLERANCE, Case
+
+PAGE = 16
+SEQUENCES = 8
+PREFIX, TAIL = 1024, 64
+# (cached rows, (first sequence, behind the last)); whole pages, so that pages can be listed.
+FLAT = ((PREFIX, (0, SEQUENCES)), *((TAIL, (i, i + 1)) for i in range(SEQUENCES)))
+TREE = (
+    (PREFIX, (0, SEQUENCES)),
+    *((256, (i, i + 4)) for i in (0, 4)),
+    *((64, (i, i + 2)) for i in range(0, SEQUENCES, 2)),
+    *((TAIL, (i, i + 1)) for i in range(SEQUENCES)),
+)
+
+
+def trials(context: Context, quick: bool) -> Iterator[Trial]:
+    """Decode and inspection over a paged cache, then decode over shared prefixes."""
+    models = (TINY, QWEN_3B) if quick else (TINY, QWEN_3B, QWEN_7B, MULTI_HEAD)
+    for model in models:
+        inspected = 17 if model is TINY else 261
+        yield _paged(context, model, "decode", 1, PREFIX + TAIL)
+        yield _paged(context, model, "inspect", inspected, 600 + inspected)
+    for model in models:
+        yield _shared(context, model, "flat", FLAT)
+        yield _shared(context, model, "tree", TREE)
+
+
+def _paged(context: Context, model: Model, kind: str, new: int, cached: int) -> Trial:
+    case = cases.paged_attention(
+        f"{model.name} {kind} {SEQUENCES} × {new} of {cached:,}",
+        [(new, cached)] * SEQUENCES,
+        model.heads,
+        model.d_h,
+        page_size=PAGE,
+    )
+
+    def prepare() -> Prepared:
+        arguments = moved(case.arguments(torch.float32), context.device)
+        gather = partial(_gather, arguments, new, cached)
+        dense = gather()
+        entries = ours(case.op, context.device, partial(call, case.op, arguments), "reference")
+        entries += [
+            Entry("SDPA, gathered", lambda: gather().sdpa(), baseline=True),
+            Entry("SDPA, dense", dense.sdpa, baseline=True),
+            Entry("flex, dense", dense.flex(), optional=True),
+        ]
+        return Prepared(partial(_exact, case.op, arguments), entries)
+
+    return _trial(case, model, SEQUENCES * cached, SEQUENCES * new, prepare, new == 1)
+
+
+def _shared(
+    context: Context, model: Model, kind: str, nodes: Sequence[tuple[int, tuple[int, int]]]
+) -> Trial:
+    length = sum(rows for rows, (first, end) in nodes if first == 0)
+    case = cases.shared_prefix_attention(
+        f"{model.name} {kind} {SEQUENCES} × {length:,}",
+        nodes,
+        SEQUENCES,
+        model.heads,
+        model.d_h,
+        page_size=PAGE,
+    )
+
+    def prepare() -> Prepared:
+        arguments = moved(case.arguments(torch.float32), context.device)
+        same = _own_pages(arguments, nodes, length)
+        dense = _gather(same, 1, length)
+        entries = ours(case.op, context.device, partial(call, case.op, arguments), "reference")
+        for name, paged in (("same pages", same), ("copies", dense.paged(PAGE))):
+            entries.append(_best_paged(context.device, f"paged, {name}", paged))
+        entries.append(Entry("SDPA, dense", dense.sdpa, baseline=True))
+        return Prepared(partial(_exact, case.op, arguments), entries)
+
+    return _trial(case, model, sum(rows for rows, _ in nodes), SEQUENCES, prepare, nodes is FLAT)
+
+
+def _trial(
+    case: Case,
+    model: Model,
+    cached: int,
+    new: int,
+    prepare: Callable[[], Prepared],
+    charted: bool,
+) -> Trial:
+    heads, kv_heads = model.heads
+    return Trial(
+        op=case.op,
+        name=case.name,
+        dtype="float32",
+        shape=case.shape,
+        flops=case.flops,
+        bytes=4 * 2 * model.d_h * (cached * kv_heads + new * heads),
+        tolerance=TOLERANCE[case.op][torch.float32],
+        prepare=prepare,
+        plots=("ratios",) if charted else (),
+    )
+
+
+def _best_paged(device: str, name: str, arguments: Mapping[str, Any]) -> Entry:
+    """paged_attention by its best implementation here, a baseline for the shared one."""
+    run = partial(call, "paged_attention", arguments)
+    best, *_ = ours("paged_attention", device, run, "reference")
+    return Entry(name, run, best.environment, baseline=True, because=best.because)
+
+
+def _own_pages(
+    arguments: Mapping[str, Any], nodes: Sequence[tuple[int, tuple[int, int]]], length: int
+) -> dict[str, Any]:
+    """Arguments of paged_attention: each sequence lists the pages of all its nodes."""
+    table = arguments["page_table"]
+    lists = [
+        torch.cat(
+            [
+                table[number, : rows // PAGE]
+                for number, (rows, (first, end)) in enumerate(nodes)
+                if first <= i < end
+            ]
+        )
+        for i in range(SEQUENCES)
+    ]
+    cache = {name: arguments[name] for name in ("query", "key_pages", "value_pages")}
+    return cache | {
+        "page_table": torch.stack(lists),
+        "cu_seqlens": torch.arange(SEQUENCES + 1, device=table.device).int(),
+        "kv_lens": torch.full((SEQUENCES,), length, device=table.device).int(),
+    }
+
+
+def _gather(arguments: Mapping[str, Any], new: int, cached: int) -> peers.Dense:
+    names = ("query", "key_pages", "value_pages", "page_table")
+    cache = {name: arguments[name] for name in names}
+    return peers.Dense.gather(**cache, new=new, cached=cached)
+
+
+def _exact(op: str, arguments: Mapping[str, Any]) -> Tensor:
+    return call(op, moved(arguments, torch.float64))

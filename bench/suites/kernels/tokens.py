@@ -1,0 +1,273 @@
+"""pool_tokens and relate_tokens alone, and the content and relation tokens that they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import peers
+from bench.harness import Entry, Prepared, Trial
+from bench.suites.kernels.entries import (
+    QWEN_3B,
+    QWEN_7B,
+    TINY,
+    Context,
+    Model,
+    call,
+    compiled,
+    moved,
+    ours,
+)
+from retrv_kernels import cases, registry
+from retrv_kernels.cases import TOLERANCE, Case
+
+EPS = 1e-6
+HEADS = (8, 4)  # of ATT₂ and ATT₁
+# Bytes of float32 rows above which a combination is left out.
+LARGEST = 1.2e9
+# Seconds of a call above which a direct form is left out: four calls are needed at least.
+SLOWEST = 10.0
+# Rows at a time in float64: of all at once the reference would need 8 GB.
+EXACT_ROWS = 2**14
+
+FORMS = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}
+SWEPT = tuple(Model(f"d={d}", d, d // 4, (1, 1)) for d in (192, 768))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Candidates and their rows; rows of a query that they relate to, None to pool alone."""
+
+    model: Model
+    candidates: int = 50
+    rows: int = 256
+    asked: int | None = None
+    norm: bool = True
+    plots: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        asked = "" if self.asked is None else f", {self.asked} asked"
+        norm = "" if self.norm else ", no norm"
+        return f"{self.model.name} {self.candidates} × {self.rows}{asked}{norm}"
+
+    @property
+    def row_width(self) -> int:
+        return self.model.d if self.asked is None else self.model.w
+
+    @property
+    def too_large(self) -> bool:
+        return 4 * self.candidates * self.rows * self.row_width > LARGEST
+
+
+def sizes(quick: bool) -> list[Sizes]:
+    """Of both operations."""
+    make = _quick if quick else _full
+    return [*make(None), *make(64)]
+
+
+def left_out(sizes: Sequence[Sizes]) -> list[str]:
+    """A note for each combination that is too large."""
+    return [
+        f"left out: {one.name}, whose float32 rows are "
+        f"{4 * one.candidates * one.rows * one.row_width / 1e9:.1f} GB"
+        for one in sizes
+        if one.too_large
+    ]
+
+
+def trials(context: Context, sizes: Sequence[Sizes]) -> Iterator[Trial]:
+    """The operation alone in every size; narrower rows, and whole tokens, in plotted ones."""
+    for one in sizes:
+        if one.too_large:
+            continue
+        yield _operation(context, one, "float32")
+        if "ratios" in one.plots:
+            yield _operation(context, one, "float16")
+            yield _operation(context, one, "int8")
+        if one.plots:
+            yield _token(context, one)
+
+
+def _quick(asked: int | None) -> Iterator[Sizes]:
+    yield Sizes(TINY, rows=12, asked=asked and 12, plots=("ratios",))
+    yield Sizes(QWEN_3B, asked=asked, plots=("ratios",))
+
+
+def _full(asked: int | None) -> Iterator[Sizes]:
+    tiny = Sizes(TINY, rows=12, asked=asked and 12)
+    yield from (replace(tiny, candidates=k) for k in (10, 100))
+    yield replace(tiny, plots=("ratios",))
+    for k in (10, 50, 100):
+        for rows in (81, 256, 1280):
+            middle = k == 50 and rows == 256
+            sweeps = {"K": rows == 256, "rows": k == 50, "d": middle, "ratios": middle}
+            plots = tuple(name for name, there in sweeps.items() if there)
+            yield Sizes(QWEN_3B, k, rows, asked, plots=plots)
+    yield from (Sizes(model, asked=asked, plots=("d",)) for model in SWEPT)
+    yield Sizes(QWEN_7B, asked=asked, plots=("d", "ratios"))
+    yield Sizes(QWEN_7B, rows=81, asked=asked)
+    yield Sizes(QWEN_7B, 100, 1280, asked)
+    if asked is not None:
+        yield replace(tiny, asked=8)
+        for model in (QWEN_3B, QWEN_7B):
+            yield Sizes(model, asked=8)
+            yield Sizes(model, asked=8, norm=False)
+            yield Sizes(model, asked=64, norm=False)
+        yield Sizes(QWEN_3B, asked=256)
+
+
+def _case(one: Sizes, form: str) -> Case:
+    lengths, model, int8 = [one.rows] * one.candidates, one.model, form == "int8"
+    if one.asked is None:
+        return cases.pool_tokens(one.name, lengths, model.d, HEADS[1], eps=EPS, int8=int8)
+    return cases.relate_tokens(
+        *(one.name, lengths, [one.asked], model.w, model.d, HEADS),
+        eps=EPS if one.norm else None,
+        int8=int8,
+    )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """ATT₁ with its embedding, ATT₂, and rows of a query."""
+
+    pool: peers.Attention
+    embedding: Tensor
+    relate: peers.Attention
+    asked: Tensor
+
+    @classmethod
+    def random(cls, one: Sizes, device: str) -> Weights:
+        d, generator = one.model.d, cases.seeded(one.model.d)
+        return cls(
+            peers.Attention.random(d, d, HEADS[1], generator).to(device),
+            2 * torch.randn(d, generator=generator).to(device),
+            peers.Attention.random(d, one.model.w, HEADS[0], generator).to(device),
+            torch.randn(one.asked or 0, d, generator=generator).to(device),
+        )
+
+    def folded(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What a case's arguments hold of the weights."""
+        folded = {"folded_queries": self.pool.folded_queries(self.embedding)}
+        if len(self.asked):
+            folded["query_keys"] = self.relate.query_keys(self.asked)
+            folded["folded_values"] = self.relate.folded_values(self.asked)
+        return moved(folded, dtype)
+
+    def arguments(self, case: Case, form: str) -> dict[str, Any]:
+        """The case's arguments, the folded ones of these weights."""
+        arguments = moved(case.arguments(FORMS[form]), str(self.embedding.device))
+        return arguments | self.folded(FORMS[form])
+
+    def direct(self, one: Sizes, arguments: Mapping[str, Any]) -> Callable[[bool], Tensor]:
+        """The token by the paper's equations, by SDPA or not; the query's side is prepared."""
+        if one.asked is None:
+            rows = arguments["features"].unflatten(0, (one.candidates, one.rows))
+            return partial(peers.content_token, self.pool, self.embedding, rows, EPS)
+        rows = arguments["relation_keys"].unflatten(0, (one.candidates, one.rows))
+        query = (arguments["query_keys"], self.asked @ self.relate.w_v)
+        return partial(
+            peers.relation_token,
+            *(self.pool, self.embedding, self.relate, rows, *query, arguments["eps"]),
+        )
+
+
+def _operation(context: Context, one: Sizes, form: str) -> Trial:
+    """The operation alone."""
+    case = _case(one, form)
+
+    def prepare() -> Prepared:
+        arguments = Weights.random(one, context.device).arguments(case, form)
+        entries = ours(case.op, context.device, partial(call, case.op, arguments), "folded")
+        if "ratios" in one.plots and form == "float32":
+            reference = registry.OPS[case.op][-1].run
+            entries.append(compiled("folded", partial(reference, **arguments)))
+        return Prepared(partial(_exact, one, case.op, arguments), entries)
+
+    return Trial(
+        op=case.op,
+        name=case.name,
+        dtype=form,
+        shape=case.shape,
+        flops=case.flops,
+        bytes=_bytes(one, form),
+        tolerance=TOLERANCE[case.op][FORMS[form]],
+        prepare=prepare,
+        plots=one.plots if form == "float32" else (),
+    )
+
+
+def _token(context: Context, one: Sizes) -> Trial:
+    """The whole token: the operation, then ATT₁'s value and output projection."""
+    case, d = _case(one, "float32"), one.model.d
+    projections = 4 if one.asked is None else 6  # FLOPs a row are this times d²
+    seconds = projections * one.candidates * one.rows * d * d / context.rate
+    because = f"left out: a call would take about {seconds:.0f} s" if seconds > SLOWEST else ""
+
+    def prepare() -> Prepared:
+        weights = Weights.random(one, context.device)
+        arguments = weights.arguments(case, "float32")
+        direct = weights.direct(one, arguments)
+
+        def folded() -> Tensor:
+            return weights.pool.project(call(case.op, arguments))
+
+        def expected() -> Tensor:
+            pooled = _exact(one, case.op, arguments)
+            return weights.pool.to(torch.float64).project(pooled)
+
+        entries = ours(case.op, context.device, folded, "folded")
+        entries.append(Entry("direct", lambda: direct(False), baseline=True, because=because))
+        if "ratios" in one.plots:
+            entries.append(Entry("direct, SDPA", lambda: direct(True), because=because))
+            entries.append(compiled("direct", lambda: direct(False), because))
+        return Prepared(expected, entries)
+
+    # The result is H times smaller than the operation's; W_v and W_o are read.
+    extra = 2 * d * d - (HEADS[1] - 1) * one.candidates * d
+    return Trial(
+        op="content token" if one.asked is None else "relation token",
+        name=case.name,
+        dtype="float32",
+        shape=case.shape,
+        flops=case.flops + 4 * one.candidates * d * d,
+        bytes=_bytes(one, "float32") + 4 * extra,
+        tolerance=TOLERANCE[case.op][torch.float32],
+        prepare=prepare,
+        plots=one.plots,
+    )
+
+
+def _exact(one: Sizes, op: str, arguments: Mapping[str, Any]) -> Tensor:
+    """The operation in float64, some candidates at a time."""
+    rows = "features" if one.asked is None else "relation_keys"
+    step = max(1, EXACT_ROWS // one.rows)
+    parts = []
+    for first in range(0, one.candidates, step):
+        count = min(step, one.candidates - first)
+        own = slice(first * one.rows, (first + count) * one.rows)
+        scales = arguments["scales"]
+        part = {
+            rows: arguments[rows][own],
+            "scales": None if scales is None else scales[own],
+            "cu_seqlens": arguments["cu_seqlens"][: count + 1],
+        }
+        if one.asked is not None:
+            part |= {name: arguments[name][:count] for name in ("candidate", "query")}
+        parts.append(call(op, moved({**arguments, **part}, torch.float64)))
+    return torch.cat(parts)
+
+
+def _bytes(one: Sizes, form: str) -> int:
+    """Of rows, their scales, the folded arguments and the result, each once."""
+    d, size = one.model.d, FORMS[form].itemsize
+    row = one.row_width * (1 if form == "int8" else size) + (4 if form == "int8" else 0)
+    query = (one.asked or 0) * (one.model.w + HEADS[0] * d)
+    out = 4 * one.candidates * HEADS[1] * d
+    return one.candidates * one.rows * row + (query + HEADS[1] * d) * size + out

@@ -1,0 +1,326 @@
+"""The benchmark harness: what it may print as a speed, and that peers compute the same."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from bench import harness, peers, plots, report, run
+from bench.harness import Entry, Prepared, Suite, Trial
+from bench.suites import kernels
+from bench.suites.kernels import attention, entries, splice, tokens
+from retrv_kernels import cases, ops, registry
+from retrv_kernels.ops import Span
+
+
+class Clock:
+    """Time that passes only where a call says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def entry(self, name: str, seconds: list[float], value: float = 1.0, **options) -> Entry:
+        """Takes these seconds, one call after another; the first is the check."""
+        left = iter(seconds)
+
+        def call() -> torch.Tensor:
+            self.calls.append(name)
+            self.now += next(left)
+            return torch.full((3,), value)
+
+        return Entry(name, call, **options)
+
+    def evict(self) -> None:
+        self.now += 1000
+        self.calls.append("evict")
+
+
+def trial(*made: Entry, name: str = "case", k: int = 50, op: str = "op") -> Trial:
+    prepared = Prepared(lambda: torch.ones(3, dtype=torch.float64), made)
+    shape, where = {"K": k, "rows": 7, "d": 8}, ("K", "ratios")
+    return Trial(op, name, "float32", shape, 1000, 4000, 1e-5, lambda: prepared, where)
+
+
+def measured(clock: Clock, *made: Entry, budget: float = 0.0, **sizes) -> dict[str, dict]:
+    rows = harness.run(trial(*made, **sizes), budget, evict=clock.evict, clock=lambda: clock.now)
+    return {row["implementation"]: row for row in rows}
+
+
+CARD = {
+    "device": "cpu",
+    "name": "a processor of some name",
+    "cpu": {"name": "a processor of some name", "cores": 2, "threads": 2},
+    "isas": ["scalar"],
+    "load": [0.1, 0.2, 0.3],
+    "memory_gib": 8.0,
+    "cache_mib": 32,
+    "versions": {"torch": "2"},
+    "commit": "0123abcd",
+    "dirty": True,
+    "problems": [],
+    "ceilings": {
+        "read": {"median": 1e3, "q1": 9e2, "q3": 2e3, "rounds": 3},
+        "gemm": {"median": 1e6, "q1": 9e5, "q3": 2e6, "rounds": 3},
+    },
+}
+
+
+@pytest.fixture
+def example() -> dict:
+    """A report of two cases with everything that a row can be."""
+    rows = []
+    for k in (10, 50):
+        clock = Clock()
+        made = (
+            clock.entry("native", [1, 4, 4, 8]),
+            clock.entry("folded", [1, 8, 16, 8], baseline=True),
+            clock.entry("wrong", [1], value=1.1),
+            Entry("slow", lambda: torch.ones(3), because="left out: too slow"),
+        )
+        rows += measured(clock, *made, name=f"K={k}", k=k).values()
+    return report.build("kernels", CARD, rows, ["a note"])
+
+
+def shown(values: dict) -> str:
+    console = Console(width=200, file=io.StringIO())
+    report.render(values, console)
+    return console.file.getvalue()
+
+
+class TestHarness:
+    def test_interleaves_in_rotated_order_with_cold_caches(self):
+        clock = Clock()
+        measured(clock, *(clock.entry(name, [1] * 4) for name in "abc"))
+        assert "".join(clock.calls).replace("evict", ".") == "abc" + ".a.b.c.b.c.a.c.a.b"
+
+    def test_times_neither_the_check_nor_the_eviction(self):
+        clock = Clock()
+        (row,) = measured(clock, clock.entry("a", [500, 1, 2, 3])).values()
+        assert row["seconds"]["median"] == 2
+        assert row["seconds"]["rounds"] == 3
+
+    def test_ratio_is_the_median_of_ratios_within_rounds(self):
+        clock = Clock()
+        rows = measured(
+            clock,
+            clock.entry("a", [1, 1, 10, 4]),
+            clock.entry("base", [1, 4, 20, 4], baseline=True),
+        )
+        assert rows["a"]["ratios"]["base"]["median"] == 2  # of 4, 2, 1; medians give 4 / 4
+        assert rows["base"]["ratios"] == {}
+
+    def test_budget_bounds_rounds_but_three_are_kept(self):
+        clock = Clock()
+        (row,) = measured(clock, clock.entry("a", [1] * 60), budget=10).values()
+        assert row["seconds"]["rounds"] == 10
+        clock = Clock()
+        (row,) = measured(clock, clock.entry("a", [0.1] * 60), budget=10).values()
+        assert row["seconds"]["rounds"] == harness.ROUNDS[1]
+
+    @pytest.mark.parametrize("value", [1.1, float("nan")])
+    def test_a_wrong_result_is_never_timed(self, value):
+        clock = Clock()
+        rows = measured(clock, clock.entry("wrong", [1], value), clock.entry("right", [1] * 4))
+        assert clock.calls.count("wrong") == 1
+        assert rows["wrong"]["failed"] and rows["wrong"]["seconds"] is None
+        assert rows["right"]["seconds"] and not rows["right"]["failed"]
+
+    def test_a_wrong_shape_fails(self):
+        rows = measured(Clock(), Entry("a", lambda: torch.ones(1)))
+        assert rows["a"]["failed"] and rows["a"]["error"] is None
+
+    def test_what_cannot_run_fails_unless_optional(self):
+        def broken() -> torch.Tensor:
+            raise RuntimeError("no compiler\nat all")
+
+        rows = measured(Clock(), Entry("a", broken), Entry("b", broken, optional=True))
+        assert rows["a"]["failed"] and not rows["b"]["failed"]
+        assert rows["b"]["note"] == "cannot run: RuntimeError: no compiler"
+
+    def test_environment_is_set_around_calls_alone(self, monkeypatch):
+        monkeypatch.delenv("RETRV_BENCH_TEST", raising=False)
+        seen = []
+
+        def call() -> torch.Tensor:
+            seen.append(os.environ.get("RETRV_BENCH_TEST"))
+            return torch.ones(3)
+
+        plain, chosen = Entry("a", call), Entry("b", call, {"RETRV_BENCH_TEST": "b"})
+        measured(Clock(), plain, chosen)
+        assert seen.count(None) == seen.count("b") == 4
+        assert "RETRV_BENCH_TEST" not in os.environ
+
+
+class TestReport:
+    def test_failed_and_left_out_rows_show_no_speed(self, example):
+        lines = shown(example).splitlines()
+        assert example["failed"] == 2
+        (wrong, _) = (line.split() for line in lines if line.strip().startswith("wrong"))
+        assert wrong == ["wrong", "1.0e-01", "FAILED"]
+        (slow, _) = (line.split() for line in lines if line.strip().startswith("slow"))
+        assert slow == ["slow", "–"]
+        assert any("left out: too slow" in line for line in lines)
+
+    def test_fraction_is_of_the_ceiling_that_takes_longer(self, example):
+        row = example["rows"][0]
+        assert row["bound"] == {"name": "read", "fraction": 1.0}  # 4000 bytes at 1000 / s in 4 s
+
+    def test_json_round_trip_and_plots(self, example, tmp_path):
+        again = json.loads(json.dumps(example, allow_nan=False))
+        assert again == example
+        assert shown(again) == shown(example)
+        drawn = plots.draw(again, tmp_path / "plots")
+        assert [path.name for path in drawn] == ["op.png", "ratios.png"]
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+    def test_nothing_timed_draws_nothing(self, example, tmp_path):
+        rows = [row for row in example["rows"] if row["seconds"] is None]
+        assert plots.draw({**example, "rows": rows}, tmp_path) == []
+
+
+class TestCommand:
+    @pytest.fixture
+    def invoke(self, monkeypatch) -> Callable:
+        class Probe:
+            def __init__(self, device: str) -> None:
+                pass
+
+            def measure(self) -> None:
+                pass
+
+            def evict(self) -> None:
+                pass
+
+            def ceilings(self) -> dict:
+                return CARD["ceilings"]
+
+        def invoke(*words: str, value: float = 1.0):
+            def suite(device: str, rate: float, quick: bool) -> Suite:
+                entry = Entry("native", lambda: torch.full((3,), value))
+                return Suite([trial(entry)], ["a note"])
+
+            monkeypatch.setattr(run.machine, "Probe", Probe)
+            monkeypatch.setattr(run.machine, "card", lambda device: CARD)
+            monkeypatch.setitem(run.SUITES, "kernels", suite)
+            monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+            return CliRunner().invoke(run.app, list(words))
+
+        return invoke
+
+    def test_last_line_is_the_report(self, invoke, tmp_path):
+        saved = tmp_path / "report.json"
+        done = invoke("--suite", "kernels", "--device", "cpu", "--json", str(saved))
+        assert done.exit_code == 0, done.output
+        last = json.loads(done.stdout.splitlines()[-1])
+        assert last == json.loads(saved.read_text())
+        assert last["rows"][0]["seconds"]["rounds"] == harness.ROUNDS[1]
+        again = invoke("--from", str(saved), "--plots", str(tmp_path))
+        assert again.exit_code == 0, again.output
+        assert json.loads(again.stdout.splitlines()[-1]) == last
+        assert (tmp_path / "ratios.png").exists() is False  # one implementation has no ratio
+
+    @pytest.mark.parametrize("value", [2.0, float("nan")])
+    def test_a_failed_check_exits_with_1(self, invoke, value):
+        done = invoke("--suite", "kernels", "--device", "cpu", value=value)
+        assert done.exit_code == 1
+        assert "FAILED" in done.stdout
+        assert json.loads(done.stdout.splitlines()[-1])["rows"][0]["seconds"] is None
+
+    def test_interpreted_kernels_are_refused(self, invoke, monkeypatch):
+        monkeypatch.setattr(run.gpu, "INTERPRETER", "RETRV_BENCH_TEST")
+        monkeypatch.setenv("RETRV_BENCH_TEST", "1")
+        assert invoke("--suite", "kernels", "--device", "cpu").exit_code == 2
+
+    def test_needs_a_suite_or_a_report(self, invoke):
+        assert invoke().exit_code == 2
+
+
+SMALL = entries.Model("small", 48, 24, (4, 2), 16)
+
+
+class TestPeers:
+    @pytest.mark.parametrize("sdpa", [False, True])
+    @pytest.mark.parametrize("asked, norm", [(None, True), (5, True), (5, False)])
+    def test_direct_tokens_equal_folded_ones(self, asked, norm, sdpa):
+        one = tokens.Sizes(SMALL, 3, 7, asked, norm)
+        weights = tokens.Weights.random(one, "cpu")
+        weights = tokens.Weights(
+            *(weights.pool.to(torch.float64), weights.embedding.double()),
+            *(weights.relate.to(torch.float64), weights.asked.double()),
+        )
+        case = tokens._case(one, "float32")
+        arguments = case.arguments(torch.float64) | weights.folded(torch.float64)
+        folded = weights.pool.project(entries.call(case.op, arguments))
+        direct = weights.direct(one, arguments)(sdpa)
+        torch.testing.assert_close(direct, folded, rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize("new, cached", [(1, 37), (6, 41)])
+    def test_dense_and_copied_pages_equal_paged_attention(self, new, cached):
+        case = cases.paged_attention("x", [(new, cached)] * 3, (4, 2), 16, page_size=8)
+        arguments = case.arguments(torch.float64)
+        expected = ops.paged_attention(**arguments)
+        names = ("query", "key_pages", "value_pages", "page_table")
+        dense = peers.Dense.gather(*(arguments[name] for name in names), new, cached)
+        torch.testing.assert_close(dense.sdpa(), expected)
+        torch.testing.assert_close(ops.paged_attention(**dense.paged(8)), expected)
+
+    def test_plain_splice_equals_the_operation(self):
+        spans = [
+            Span(0, 5, 2, 40, 0, 1, 9),
+            Span(1, 3, 12, 42, 4, 1, 11),
+            Span(1, 0, 3, 0, 0, 0, 0),
+        ]
+        case = cases.splice_features("x", [(12, False), (30, False)], spans, 8)
+        arguments = case.arguments(torch.float32)
+        plain = {name: arguments[name] for name in ("stores", "spans", "page_table", "page_size")}
+        for got, expected in zip(
+            peers.splice(**plain), ops.splice_features(**arguments), strict=True
+        ):
+            torch.testing.assert_close(got.to(expected.dtype), expected, rtol=0, atol=0)
+
+
+class TestKernels:
+    CONTEXT = entries.Context("cpu", 1e11)
+
+    @pytest.mark.parametrize("quick", [True, False])
+    def test_covers_every_op_and_sweeps(self, quick):
+        made = kernels.suite("cpu", 1e11, quick)
+        assert set(registry.OPS) <= {trial.op for trial in made.trials}
+        names = [(trial.op, trial.name, trial.dtype) for trial in made.trials]
+        assert len(set(names)) == len(names)
+        swept = {(trial.op, plot) for trial in made.trials for plot in trial.plots}
+        for op in ("pool_tokens", "relate_tokens", "content token", "relation token"):
+            assert ({(op, plot) for plot in plots.SWEEPS} <= swept) is not quick
+        assert any("left out: 7B 100 × 1280, " in note for note in made.notes) is not quick
+
+    @pytest.mark.parametrize("asked", [None, 5])
+    def test_token_trials_agree_with_float64(self, asked):
+        for one in tokens.trials(self.CONTEXT, [tokens.Sizes(SMALL, 3, 7, asked, plots=("K",))]):
+            self.agrees(one, "folded", *(["direct"] if one.op.endswith(" token") else []))
+
+    def test_a_slow_direct_form_is_left_out_and_says_so(self):
+        sizes = [tokens.Sizes(SMALL, 3, 7, plots=("K",))]
+        *_, token = tokens.trials(entries.Context("cpu", 1.0), sizes)
+        rows = {row["implementation"]: row for row in harness.run(token, 0, rounds=(1, 1))}
+        assert rows["direct"]["note"].startswith("left out: a call would take about")
+        assert rows["direct"]["seconds"] is None and not rows["direct"]["failed"]
+
+    def test_other_trials_agree_with_float64(self):
+        self.agrees(next(splice.trials(self.CONTEXT, True)), "reference", "torch.cat")
+        for kind, nodes in (("flat", attention.FLAT), ("tree", attention.TREE)):
+            shared = attention._shared(self.CONTEXT, SMALL, kind, nodes)
+            self.agrees(shared, "reference", "SDPA, dense")
+
+    @staticmethod
+    def agrees(one: Trial, *names: str) -> None:
+        rows = {row["implementation"]: row for row in harness.run(one, 0, rounds=(1, 1))}
+        for name in names:
+            assert rows[name]["seconds"] and rows[name]["error"] <= one.tolerance, rows[name]
