@@ -14,13 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrv_kernels.triton_common import chunk_of, padded
+from retrv_kernels.triton_common import chunk_of, on_their_device, padded
 
 # 50 items of 256 rows make 200 chunks for 132 multiprocessors, and partial sums of four heads in
 # float32 are an eighth of what a chunk of half-precision rows is.
 CHUNK = 64
 
 
+@on_their_device
 def pool_tokens(
     features: Tensor,
     cu_seqlens: Tensor,
@@ -105,18 +106,20 @@ def _pool_chunks(
     top = tl.full([HEADS], float("-inf"), tl.float32)
     total = tl.zeros([HEADS], tl.float32)
     pooled = tl.zeros([HEADS, WIDTH], tl.float32)
-    for first in range(start, stop, ROWS):
+    rows = (stop - start).to(tl.int32)
+    for first in range(0, rows, ROWS):
         i = first + tl.arange(0, ROWS)
-        there = (i < stop)[:, None] & (c < width)[None, :]
-        x = tl.load(features + i[:, None] * width + c[None, :], there, other=0).to(tl.float32)
+        there = (i < rows)[:, None] & (c < width)[None, :]
+        place = start * width + i[:, None] * width + c[None, :]
+        x = tl.load(features + place, there, other=0).to(tl.float32)
         squares = tl.sum(x * x, 1) / width
         if scales is None:
             factor = tl.rsqrt(squares + eps)
         else:
-            scale = tl.load(scales + i, i < stop, other=0)
+            scale = tl.load(scales + start + i, i < rows, other=0)
             factor = scale * tl.rsqrt(scale * scale * squares + eps)
         scores = tl.sum(x[:, None, :] * query[None, :, :], 2) * factor[:, None]
-        scores = tl.where((i < stop)[:, None], scores, float("-inf"))
+        scores = tl.where((i < rows)[:, None], scores, float("-inf"))
         highest = tl.maximum(top, tl.max(scores, 0))
         kept = tl.exp(top - highest)
         weights = tl.exp(scores - highest[None, :])

@@ -1,0 +1,1 @@
+"""Triton kernels compiled for GPUs that need not be there: `python -m retrv_kernels.aot`."""

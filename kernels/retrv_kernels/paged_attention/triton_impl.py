@@ -1,0 +1,167 @@
+"""One kernel for decode and prefill: a program takes some new rows with all heads of a cache head.
+
+So keys and values are read once for the group, and the group fills the tile of a decode step.
+"""
+
+# mypy: disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from retrv_kernels.triton_common import (
+    attend,
+    chunk_of,
+    dot_type,
+    merged,
+    on_their_device,
+    padded,
+    paged,
+    parts_of,
+    precision,
+    splits,
+    store_part,
+)
+
+
+@on_their_device
+def paged_attention(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens: Tensor,
+    kv_lens: Tensor,
+    scale: float,
+) -> Tensor:
+    (rows, heads, width), sequences = query.shape, len(kv_lens)
+    page_size, kv_heads = key_pages.shape[1:3]
+    query, page_table, cu_seqlens, kv_lens = (
+        tensor.contiguous() for tensor in (query, page_table, cu_seqlens, kv_lens)
+    )
+    key_pages, value_pages = paged(key_pages, value_pages)
+    group = heads // kv_heads
+    tile, block, warps = _configuration(query, group, sequences)
+    chunk = tile // group
+    chunks = rows // chunk + sequences
+    count = splits(chunks * kv_heads, triton.cdiv(page_table.shape[1] * page_size, block))
+    parts, levels = parts_of(query, count)
+    _attend_pages[(chunks, kv_heads, count)](
+        query,
+        key_pages,
+        value_pages,
+        page_table,
+        cu_seqlens,
+        kv_lens,
+        parts,
+        levels,
+        rows,
+        sequences,
+        heads,
+        width,
+        page_table.shape[1],
+        *key_pages.stride()[:3],
+        scale * math.log2(math.e),
+        GROUP=group,
+        PAGE=page_size,
+        CHUNK=chunk,
+        TILE=tile,
+        BLOCK=block,
+        SPLITS=count,
+        WIDTH=padded(width, 16),
+        DOT=dot_type(query),
+        PRECISION=precision(dot_type(query)),
+        num_warps=warps,
+        num_stages=2,
+    )
+    return merged(parts, levels, query.dtype)
+
+
+def _configuration(query: Tensor, group: int, sequences: int) -> tuple[int, int, int]:
+    """Query rows times heads in a tile, cached rows in a step, warps.
+
+    A decode step has no more than a group's heads: the least tile that the tensor cores take. A
+    prefill has as many rows as one likes: 64 is what Hopper's products begin with, and eight warps
+    are what a head of 128 needs not to spill on sm_80 and sm_120. float32 is multiplied on the
+    ordinary cores, from registers, where half of each is what fits.
+    """
+    half, width, decode = query.element_size() == 2, query.shape[2], len(query) <= sequences
+    tile = 16 if decode else 64 if half else 32
+    block = 64 if half and width <= 128 else 32
+    small = width <= 64 or (decode and half and width <= 128)
+    return padded(group, tile), block, 4 if small else 8
+
+
+@triton.jit
+def _attend_pages(
+    query,
+    key_pages,
+    value_pages,
+    page_table,
+    offsets,
+    lengths,
+    parts,
+    levels,
+    rows,
+    sequences,
+    heads,
+    width,
+    most,
+    page_stride,
+    row_stride,
+    head_stride,
+    scale,
+    GROUP: tl.constexpr,
+    PAGE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    head, split = tl.program_id(1), tl.program_id(2)
+    b, start, stop = chunk_of(offsets, sequences, tl.program_id(0), CHUNK)
+    if start >= stop:
+        return
+    m, c = tl.arange(0, TILE), tl.arange(0, WIDTH)
+    row = start + m // GROUP
+    own = (m // GROUP < CHUNK) & (row < stop)
+    place = row * heads + head * GROUP + m % GROUP
+    tile = tl.load(
+        query + place[:, None] * width + c[None, :], own[:, None] & (c < width)[None, :], other=0
+    ).to(DOT)
+    # The last of the cached rows are the new ones; each sees those up to itself.
+    hidden = tl.load(offsets + b + 1).to(tl.int32) - tl.load(lengths + b).to(tl.int32)
+    limits = tl.where(own, (row + 1).to(tl.int32) - hidden, 0)
+    seen = stop.to(tl.int32) - hidden
+    top = tl.full([TILE], float("-inf"), tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    pooled = tl.zeros([TILE, WIDTH], tl.float32)
+    for first in range(split * BLOCK, seen, SPLITS * BLOCK):
+        top, total, pooled = attend(
+            tile,
+            top,
+            total,
+            pooled,
+            key_pages + head * head_stride,
+            value_pages + head * head_stride,
+            page_table + b * most,
+            first,
+            seen,
+            limits,
+            page_stride,
+            row_stride,
+            width,
+            scale,
+            PAGE,
+            BLOCK,
+            WIDTH,
+            PRECISION,
+        )
+    store_part(parts, levels, top, total, pooled, split * rows * heads + place, width, own, WIDTH)

@@ -1,0 +1,167 @@
+"""Three kernels, of which none stores ATT₂'s weights: what they need of them they compute again.
+
+`score_rows` leaves for every candidate row its score under each pooling head, its RMS factor and
+the log-sum-exp of each ATT₂ head; with those, `weigh_queries` can form any block of weights alone
+and sum it over the rows; `combine` multiplies the sums with the folded values.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from retrv_kernels.ragged import wide
+from retrv_kernels.relate_tokens.triton_kernels import combine, score_rows, weigh_queries
+from retrv_kernels.triton_common import dot_type, on_their_device, padded, precision
+
+# Programs of a pair, which take its blocks of rows in turn: as many as 256 rows have blocks of 32.
+# A number that does not depend on the batch, and needs no length on the host.
+PROGRAMS = 8
+
+
+@on_their_device
+def relate_tokens(
+    relation_keys: Tensor,
+    cu_seqlens: Tensor,
+    query_keys: Tensor,
+    cu_queries: Tensor,
+    folded_values: Tensor,
+    folded_queries: Tensor,
+    candidate: Tensor,
+    query: Tensor,
+    scales: Tensor | None,
+    eps: float | None,
+) -> Tensor:
+    keys, query_keys, values, cu_seqlens, cu_queries, candidate, query = (
+        tensor.contiguous()
+        for tensor in (
+            relation_keys,
+            query_keys,
+            folded_values,
+            cu_seqlens,
+            cu_queries,
+            candidate,
+            query,
+        )
+    )
+    scales = None if scales is None else scales.contiguous()
+    (asked, heads, width), pool, pairs = values.shape, len(folded_queries), len(candidate)
+    out = values.new_empty((pairs, pool, width), dtype=torch.float32)
+    if asked == 0 or pairs == 0:
+        return out.zero_()
+    places, rows, longest = _extents(keys, cu_seqlens, cu_queries, candidate, asked)
+    dot = dot_type(keys, query_keys)
+    tile, block, warps = _configuration(dot, longest)
+    blocks = triton.cdiv(longest, block)
+    span = blocks * block  # whole blocks need no mask, which would make 4-byte loads of them
+    relevance = wide(values) @ wide(folded_queries).T
+    products = None if eps is None else _products(values, cu_queries, span)
+    scores, factors = out.new_empty((rows, pool)), out.new_empty(rows)
+    levels, weights = out.new_empty((rows, heads)), out.new_empty((pairs, pool, heads, span))
+    head_width = keys.shape[1] // heads
+    where = (cu_seqlens, cu_queries, candidate, query, places)
+    common = {
+        "ROWS": tile,
+        "BLOCK": block,
+        "POOL": padded(pool, 16),
+        "STEP": min(padded(head_width, 16), 32),
+        "DOT": dot,
+        "PRECISION": precision(dot),
+        "num_warps": warps,
+        "num_stages": 2,
+    }
+    score_rows[(pairs, PROGRAMS)](
+        keys,
+        scales,
+        query_keys,
+        *where,
+        relevance,
+        products,
+        scores,
+        factors,
+        levels,
+        heads,
+        pool,
+        head_width,
+        span,
+        1.0 / width,
+        0.0 if eps is None else eps,
+        PROGRAMS=PROGRAMS,
+        HEADS=padded(heads),
+        **common,
+    )
+    weigh_queries[(pairs, heads * blocks)](
+        keys,
+        scales,
+        query_keys,
+        *where,
+        scores,
+        factors,
+        levels,
+        weights,
+        heads,
+        pool,
+        head_width,
+        span,
+        **common,
+    )
+    columns = min(padded(width, 16), 64)
+    combine[(pairs, triton.cdiv(width, columns))](
+        weights,
+        values,
+        cu_queries,
+        query,
+        out,
+        heads,
+        pool,
+        span,
+        width,
+        POOL=padded(pool, 16),
+        BLOCK=min(block, 32),
+        COLUMNS=columns,
+        PRECISION=precision(dot_type(values)),
+    )
+    return out
+
+
+def _extents(
+    keys: Tensor, cu_seqlens: Tensor, cu_queries: Tensor, candidate: Tensor, asked: int
+) -> tuple[Tensor, int, int]:
+    """Where each pair's rows lie among all pairs', how many those are, rows of the longest query.
+
+    With one query the shapes say it: a candidate's rows lie where its keys do. With several, one
+    wait for the device: what they leave open would multiply the scratch by their number.
+    """
+    if len(cu_queries) == 2:
+        return cu_seqlens[candidate.long()], len(keys), asked
+    ends = cu_seqlens.long().diff()[candidate.long()].cumsum(0)
+    places = torch.cat([ends.new_zeros(1), ends[:-1]])
+    rows, longest = torch.stack([ends[-1], cu_queries.diff().max().long()]).tolist()
+    return places, rows, longest
+
+
+def _products(values: Tensor, cu_queries: Tensor, span: int) -> Tensor:
+    """``G = V Vᵀ`` of each query, ``[g, E · span, E · span]`` float32, 0 behind its last row.
+
+    In float32 also for halves, whose range it can leave. As exact as PyTorch's own products are:
+    `torch.backends.cuda.matmul` can turn them into TF32 (they are not by default).
+    """
+    places = cu_queries[:-1, None] + torch.arange(span, device=values.device)
+    rows = values[places.clamp(max=len(values) - 1)]
+    rows = rows.where((places < cu_queries[1:, None])[..., None, None], 0)
+    rows = wide(rows).transpose(1, 2).flatten(1, 2)
+    return rows @ rows.mT
+
+
+def _configuration(dot: tl.dtype, longest: int) -> tuple[int, int, int]:
+    """Candidate rows and query rows in a block, warps.
+
+    Blocks of query rows are no longer than the longest query, so that a text query of 8 rows is
+    one of 16. float32 is multiplied on the ordinary cores, from registers: half as many rows and
+    twice the warps are what compiles without spills. 32 candidate rows make 400 programs of 50
+    candidates with 256.
+    """
+    single = dot == tl.float32
+    return 32, min(padded(longest, 16), 32 if single else 64), 8 if single else 4

@@ -1,0 +1,178 @@
+"""Some sequences with all heads of a cache head by one program, over every node that covers any.
+
+A node's rows are read once for the sequences of a program, those of 64 query heads; the online
+softmax goes on from node to node, so the tree's partial results never leave the registers. The
+blocks of rows are dealt out among several programs, whose results are merged at the end.
+"""
+
+# mypy: disallow-incomplete-defs=False
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from retrv_kernels.triton_common import (
+    attend,
+    dot_type,
+    merged,
+    on_their_device,
+    padded,
+    paged,
+    parts_of,
+    precision,
+    splits,
+    store_part,
+)
+
+
+@on_their_device
+def shared_prefix_attention(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    node_lens: Tensor,
+    node_rows: Tensor,
+    scale: float,
+) -> Tensor:
+    (rows, heads, width), nodes = query.shape, len(node_lens)
+    page_size, kv_heads = key_pages.shape[1:3]
+    query, page_table, node_lens, node_rows = (
+        tensor.contiguous() for tensor in (query, page_table, node_lens, node_rows)
+    )
+    key_pages, value_pages = paged(key_pages, value_pages)
+    group = heads // kv_heads
+    tile, block, warps = _configuration(query, group)
+    chunk = tile // group
+    chunks = triton.cdiv(rows, chunk)
+    most = nodes * triton.cdiv(page_table.shape[1] * page_size, block)
+    count = splits(chunks * kv_heads, most)
+    parts, levels = parts_of(query, count)
+    _attend_nodes[(chunks, kv_heads, count)](
+        query,
+        key_pages,
+        value_pages,
+        page_table,
+        node_lens,
+        node_rows,
+        parts,
+        levels,
+        rows,
+        nodes,
+        heads,
+        width,
+        page_table.shape[1],
+        *key_pages.stride()[:3],
+        scale * math.log2(math.e),
+        GROUP=group,
+        PAGE=page_size,
+        CHUNK=chunk,
+        TILE=tile,
+        BLOCK=block,
+        SPLITS=count,
+        NODES=padded(max(nodes, 1)),
+        WIDTH=padded(width, 16),
+        DOT=dot_type(query),
+        PRECISION=precision(dot_type(query)),
+        num_warps=warps,
+        num_stages=2,
+    )
+    return merged(parts, levels, query.dtype)
+
+
+def _configuration(query: Tensor, group: int) -> tuple[int, int, int]:
+    """Sequences times heads in a tile, cached rows in a step, warps.
+
+    64 is what Hopper's products begin with; a tile is no larger than what there is to fill it.
+    Eight warps are what a full one of a head of 128 needs not to spill on sm_80 and sm_120.
+    float32 is multiplied on the ordinary cores: from 32 rows on it spills for sm_90.
+    """
+    half, width = query.element_size() == 2, query.shape[2]
+    tile = padded(group, min(padded(len(query) * group, 16), 64 if half else 16))
+    block = 16 if not half else 64 if width <= 128 else 32
+    return tile, block, 8 if width > 128 or (width > 64 and tile > 32) else 4
+
+
+@triton.jit
+def _attend_nodes(
+    query,
+    key_pages,
+    value_pages,
+    page_table,
+    lengths,
+    node_rows,
+    parts,
+    levels,
+    rows,
+    nodes,
+    heads,
+    width,
+    most,
+    page_stride,
+    row_stride,
+    head_stride,
+    scale,
+    GROUP: tl.constexpr,
+    PAGE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLITS: tl.constexpr,
+    NODES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    head, split = tl.program_id(1), tl.program_id(2)
+    start = tl.program_id(0) * CHUNK
+    stop = tl.minimum(start + CHUNK, rows)
+    m, c = tl.arange(0, TILE), tl.arange(0, WIDTH)
+    row = start + m // GROUP
+    own = row < stop
+    place = row * heads + head * GROUP + m % GROUP
+    tile = tl.load(
+        query + place[:, None] * width + c[None, :], own[:, None] & (c < width)[None, :], other=0
+    ).to(DOT)
+    top = tl.full([TILE], float("-inf"), tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    pooled = tl.zeros([TILE, WIDTH], tl.float32)
+    n = tl.arange(0, NODES)
+    begins = tl.load(node_rows + 2 * n, n < nodes, other=0)
+    ends = tl.load(node_rows + 2 * n + 1, n < nodes, other=0)
+    covers = (n < nodes) & (begins < stop) & (ends > start)
+    node = tl.min(tl.where(covers, n, NODES))
+    dealt = 0
+    while node < NODES:
+        length = tl.load(lengths + node).to(tl.int32)
+        covered = (row >= tl.load(node_rows + 2 * node)) & (row < tl.load(node_rows + 2 * node + 1))
+        limits = tl.where(own & covered, length, 0)
+        # Blocks are dealt out in turn across the nodes, so that no program has many more.
+        turn = (split + SPLITS - dealt % SPLITS) % SPLITS
+        for first in range(turn * BLOCK, length, SPLITS * BLOCK):
+            top, total, pooled = attend(
+                tile,
+                top,
+                total,
+                pooled,
+                key_pages + head * head_stride,
+                value_pages + head * head_stride,
+                page_table + node * most,
+                first,
+                length,
+                limits,
+                page_stride,
+                row_stride,
+                width,
+                scale,
+                PAGE,
+                BLOCK,
+                WIDTH,
+                PRECISION,
+            )
+        dealt += tl.cdiv(length, BLOCK)
+        node = tl.min(tl.where(covers & (n > node), n, NODES))
+    store_part(parts, levels, top, total, pooled, split * rows * heads + place, width, own, WIDTH)

@@ -1,0 +1,71 @@
+"""Triton kernels compile without a GPU, and the machine code is what it should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from retrv_kernels import gpu, registry
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != gpu.INTERPRETER}
+    command = [sys.executable, "-m", "retrv_kernels.aot", *arguments]
+    return subprocess.run(
+        command, env=inherited | environment, capture_output=True, text=True, timeout=600
+    )
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    file = tmp_path_factory.mktemp("aot") / "quick.json"
+    ran = run("--quick", "--json", str(file))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "no evidence of speed or correctness" in ran.stdout
+    return json.loads(file.read_text())
+
+
+def test_every_op_compiles_for_both_makers(record):
+    seen = {(kernel["op"], kernel["target"]) for kernel in record["kernels"]}
+    assert seen == {(op, target) for op in registry.OPS for target in ("sm_90", "gfx942")}
+    assert not [kernel for kernel in record["kernels"] if kernel["error"]]
+
+
+def test_nothing_spills_or_takes_too_much(record):
+    for kernel in record["kernels"]:
+        assert kernel["code"]["spills"] == 0, kernel
+        assert kernel["code"]["shared"] <= kernel["limit"], kernel
+        assert kernel["faults"] == []
+
+
+def test_every_kernel_loads_16_bytes_at_once(record):
+    assert {kernel["code"]["load"] for kernel in record["kernels"]} == {16}
+
+
+def test_attention_uses_matrix_products(record):
+    products = {
+        (kernel["op"], kernel["target"]): kernel["code"]["products"]
+        for kernel in record["kernels"]
+        if kernel["kernel"].startswith("attend")
+    }
+    assert products[("paged_attention", "sm_90")] == "mma"  # a decode step: 16 rows
+    assert products[("shared_prefix_attention", "sm_90")] == "wgmma"
+    assert products[("paged_attention", "gfx942")] == "mfma"
+
+
+def test_bytes_moved_are_near_the_least(record):
+    ratios = {one["op"]: one["moved"] / one["least"] for one in record["traffic"]}
+    assert all(1 <= ratio < 2.5 for ratio in ratios.values()), ratios
+    assert ratios["pool_tokens"] < 1.5  # the features are read once
+
+
+def test_refuses_the_interpreter():
+    ran = run("--quick", **{gpu.INTERPRETER: "1"})
+    assert ran.returncode == 2
+    assert "unset" in ran.stderr

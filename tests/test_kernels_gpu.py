@@ -1,0 +1,119 @@
+"""Every implementation for GPUs against float64, on one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from retrv_kernels import ops, registry
+from retrv_kernels.cases import CASES, TOLERANCE
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+def runnable() -> list[tuple[str, str]]:
+    """Ops and the implementations of them that a GPU can run."""
+    if not torch.cuda.is_available():
+        return [(op, "triton") for op in registry.OPS]
+    return [
+        (op, one.name) for op, all_of in registry.OPS.items() for one in all_of if one.check("cuda")
+    ]
+
+
+CHOSEN = [
+    (case, dtype, name)
+    for case in CASES
+    for dtype in case.dtypes
+    for op, name in runnable()
+    if op == case.op
+]
+
+
+@pytest.fixture
+def poisoned():
+    """Fills `torch.empty` with NaN, so that an element that is never written shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1, device="cuda").isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def moved(value, device: str):
+    """Tensors on a device, in lists too."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, list) and any(isinstance(one, torch.Tensor) for one in value):
+        return [moved(one, device) for one in value]
+    return value
+
+
+def widened(value):
+    """A float tensor as float64, which always runs the reference."""
+    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.double() if floats else value
+
+
+def results(op: str, arguments: dict) -> list[torch.Tensor]:
+    out = getattr(ops, op)(**arguments)
+    return [one.cpu() for one in out] if isinstance(out, tuple) else [out.cpu()]
+
+
+@pytest.mark.parametrize(("case", "dtype", "name"), CHOSEN, ids=str)
+def test_agrees_with_float64(case, dtype, name, poisoned, monkeypatch):
+    on_host = case.arguments(dtype)
+    arguments = {key: moved(value, "cuda") for key, value in on_host.items()}
+    kept = copy.deepcopy(arguments)
+    monkeypatch.setenv(registry.OVERRIDE, name)
+    try:
+        found = results(case.op, arguments)
+    except RuntimeError as refusal:
+        if name != "xformers" or "no implementation" not in str(refusal):
+            raise
+        pytest.skip(str(refusal))
+    torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
+    monkeypatch.setenv(registry.OVERRIDE, "reference")
+    # A gather rounds to its dtype and no further: the reference is exact in that dtype.
+    exact = case.op == "splice_features"
+    inputs = on_host if exact else {key: widened(value) for key, value in on_host.items()}
+    for one, expected in zip(found, results(case.op, inputs), strict=True):
+        assert one.shape == expected.shape
+        assert not one.isnan().any()
+        if expected.numel():
+            difference = (one.double() - expected.double()).abs().max()
+            assert difference <= TOLERANCE[case.op][dtype] * expected.double().abs().max()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.small], ids=str)
+def test_is_a_sound_torch_operator(case):
+    """Called as the public function calls it, and then checked with those arguments."""
+    arguments = {key: moved(value, "cuda") for key, value in case.arguments(torch.float32).items()}
+    operator = getattr(torch.ops.retrv_kernels, case.op).default
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.ops.retrv_kernels, case.op, lambda *given: calls.append(given) or operator(*given)
+        )
+        getattr(ops, case.op)(**arguments)
+    torch.library.opcheck(operator, calls[0])
+
+
+@pytest.mark.parametrize("op", list(registry.OPS))
+def test_does_not_wait_for_the_device(op, monkeypatch):
+    """Not where one query is asked; with several, relate_tokens waits once and says why."""
+    monkeypatch.setenv(registry.OVERRIDE, "triton")
+    names = ("ragged", "text_query", "stores", "decode", "nested")
+    case = next(case for case in CASES if case.op == op and case.name in names)
+    arguments = {key: moved(value, "cuda") for key, value in case.arguments(torch.float32).items()}
+    getattr(ops, op)(**arguments)
+    if op == "splice_features":
+        pytest.skip("its list of spans is copied to the device, from memory that can be paged out")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        getattr(ops, op)(**arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,144 @@
+"""Triton kernels against float64, in Triton's interpreter.
+
+The interpreter has to be on before Triton is loaded and replaces its compiler for good, so these
+tests run in a process of their own, which the first of them starts.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from retrv_kernels import gpu, ops, registry
+from retrv_kernels.cases import CASES, TOLERANCE, Case
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
+INTERPRETED = os.environ.get(gpu.INTERPRETER) == "1"
+# The interpreter cuts float32 down to bfloat16 where a GPU rounds: one step of its 8 bits.
+CUT = 2.0**-7
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
+def test_in_a_process_with_the_interpreter():
+    environment = os.environ | {gpu.INTERPRETER: "1", registry.OVERRIDE: "triton"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.fixture
+def poisoned():
+    """Fills `torch.empty` with NaN, so that an element that is never written shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def exact(case: Case, arguments: dict) -> list[torch.Tensor]:
+    """Results of the equation in float64; of splice_features in its dtype, which it only rounds to.
+
+    The public function turns to the reference where a tensor is float64.
+    """
+    if case.op == "splice_features":
+        table = torch.tensor(arguments["spans"]).reshape(-1, 7)
+        rows, stores = int(table[:, 2].sum()), arguments["stores"]
+        reference = registry.OPS[case.op][-1].run
+        return list(
+            reference(
+                stores,
+                arguments["scales"],
+                table,
+                arguments["page_table"],
+                arguments["page_size"],
+                rows,
+                stores[0].dtype,
+            )
+        )
+    wide = {name: widened(value) for name, value in arguments.items()}
+    return [getattr(ops, case.op)(**wide)]
+
+
+def widened(value):
+    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.double() if floats else value
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference, relative to the largest expected value."""
+    assert found.shape == expected.shape
+    if not expected.numel():
+        return 0.0
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
+SMALL = [(case, dtype) for case in CASES if case.small for dtype in case.dtypes]
+
+
+class TestInterpreted:
+    __test__ = INTERPRETED
+
+    @pytest.mark.parametrize(("case", "dtype"), SMALL, ids=str)
+    def test_agrees_with_float64(self, case, dtype, poisoned):
+        arguments = case.arguments(dtype)
+        kept = copy.deepcopy(arguments)
+        assert registry.choose(case.op, "cpu").implementation.name == "triton"
+        found = getattr(ops, case.op)(**arguments)
+        found = list(found) if isinstance(found, tuple) else [found]
+        tolerance = TOLERANCE[case.op][dtype]
+        if case.op == "splice_features" and dtype == torch.bfloat16:
+            tolerance = CUT
+        for one, expected in zip(found, exact(case, arguments), strict=True):
+            assert error(one, expected) <= tolerance
+        torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
+
+    def test_pooling_an_item_does_not_depend_on_the_batch(self):
+        features, queries = torch.randn(300, 40), torch.randn(3, 40)
+        together = ops.pool_tokens(features, torch.tensor([0, 5, 5, 170, 300]), queries)
+        for item, (begin, end) in enumerate(((0, 5), (5, 5), (5, 170), (170, 300))):
+            alone = ops.pool_tokens(features[begin:end], torch.tensor([0, end - begin]), queries)
+            torch.testing.assert_close(together[item], alone[0], rtol=0, atol=0)
+
+    def test_a_pair_does_not_depend_on_the_others(self):
+        keys, asks = torch.randn(50, 16), torch.randn(12, 16)
+        values, queries = torch.randn(12, 2, 24), torch.randn(3, 24)
+        offsets, asked = torch.tensor([0, 40, 50]), torch.tensor([0, 5, 12])
+        pairs = torch.tensor([1, 0, 0]), torch.tensor([1, 1, 0])
+        together = ops.relate_tokens(keys, offsets, asks, asked, values, queries, *pairs, eps=1e-6)
+        alone = ops.relate_tokens(
+            keys[:40], torch.tensor([0, 40]), asks[5:], torch.tensor([0, 7]), values[5:], queries,
+            eps=1e-6,
+        )  # fmt: skip
+        torch.testing.assert_close(together[1], alone[0], rtol=1e-5, atol=1e-6)
+
+    @pytest.mark.parametrize("op", ["paged_attention", "shared_prefix_attention"])
+    def test_attention_does_not_depend_on_splits(self, op, monkeypatch):
+        case = next(one for one in CASES if one.op == op and one.name in ("extend", "nested"))
+        arguments = case.arguments(torch.float32)
+        split = getattr(ops, op)(**arguments)
+        module = sys.modules[f"retrv_kernels.{op}.triton_impl"]
+        counts = []
+        monkeypatch.setattr(module, "splits", lambda *sizes: counts.append(sizes) or 1)
+        torch.testing.assert_close(getattr(ops, op)(**arguments), split, rtol=1e-5, atol=1e-6)
+        assert counts
+
+    def test_caches_that_are_slices_of_one(self):
+        case = next(one for one in CASES if str(one) == "paged_attention-decode")
+        arguments = case.arguments(torch.float32)
+        expected = ops.paged_attention(**arguments)
+        both = torch.stack([arguments["key_pages"], arguments["value_pages"]], dim=1)
+        arguments |= {"key_pages": both[:, 0], "value_pages": both[:, 1]}
+        torch.testing.assert_close(ops.paged_attention(**arguments), expected, rtol=0, atol=0)
+
+    def test_a_query_that_fits_no_tile(self):
+        """More query heads in a group than a tile has rows."""
+        query, cache = torch.randn(2, 20, 8), torch.randn(3, 4, 1, 8)
+        table, lengths = torch.tensor([[0, 1], [2, 0]]), torch.tensor([7, 3])
+        arguments = query, cache, cache, table, torch.tensor([0, 1, 2]), lengths
+        expected = ops.paged_attention(*(a.double() if a.ndim > 2 else a for a in arguments))
+        assert error(ops.paged_attention(*arguments), expected) < 2e-5
