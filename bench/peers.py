@@ -231,7 +231,7 @@ def splice(
     stores: Sequence[Tensor], spans: Sequence[Span], page_table: Tensor, page_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """splice_features as one would write it in PyTorch: a cat of slices, the numbers in one go."""
-    embeds = torch.cat([stores[span.store][span.row : span.row + span.count] for span in spans])
+    embeds = torch.cat([stores[span.store][span.row : span.row + span.length] for span in spans])
     table = torch.tensor(spans, device=page_table.device)
     owner = torch.arange(len(spans), device=table.device).repeat_interleave(table[:, 2])
     _, _, _, position, width, sequence, slot = table[owner].T

@@ -179,6 +179,9 @@ def test_a_conditional_implementation_has_a_say_about_arguments(monkeypatch):
 
 def test_float64_runs_the_reference(monkeypatch):
     monkeypatch.setattr(registry, "choose", None)
+    store, pages = torch.randn(2, 3).double(), torch.zeros(1, 1).long()
+    spliced = ops.splice_features([store], [ops.Span(0, 1, 1, 0, 0, 0, 0)], pages, 1)
+    assert torch.equal(spliced.embeds, store[1:])
     out = ops.pool_tokens(torch.ones(2, 3).double(), OFFSETS, torch.ones(1, 3).double())
     assert out.dtype == torch.float64
 

@@ -231,7 +231,7 @@ def splice_features(
             "scales": [scales for _, scales in made],
         }
 
-    rows = sum(span.count for span in spans)
+    rows = sum(span.length for span in spans)
     return Case(
         "splice_features",
         name,

@@ -61,7 +61,7 @@ def differentiable(op: str, schema: str, inputs: Sequence[str]) -> None:
                 filled[place] = value
             return reference(*filled)
 
-        _, pull = torch.func.vjp(forward, *(arguments[place] for place in floats))
+        pull = torch.func.vjp(forward, *(arguments[place] for place in floats))[1]
         parts = dict(zip(floats, pull(grad), strict=True))
         # int8 rows have no gradient, but an operator must return something in their place.
         return tuple(

@@ -122,10 +122,18 @@ def choose(op: str, device: str, arguments: Sequence[Any] | None = None) -> Choi
 
 def run(op: str, arguments: Sequence[Any]) -> Any:
     """Runs the best implementation on the arguments' device; float64 always runs the reference."""
-    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    tensors = list(_tensors(arguments))
     if any(tensor.dtype == torch.float64 for tensor in tensors):
         return OPS[op][-1].run(*arguments)
     return choose(op, tensors[0].device.type, arguments).implementation.run(*arguments)
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list):
+            yield from _tensors(value)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ struct SpliceStore {
 };
 
 struct SpliceSpan {
-  int64_t store, row, count, position, width, sequence, slot;  // Span of op.py
+  int64_t store, row, length, position, width, sequence, slot;  // Span of op.py
   int64_t out;                                                 // first row in the packed batch
 };
 

@@ -28,8 +28,8 @@ def splice_features(
             for store, scale in zip(kept, kept_scales, strict=True)
         ]
     )
-    counts = spans[:, 2]
-    placed = torch.cat([spans, (counts.cumsum(0) - counts)[:, None]], 1)[counts > 0]
+    lengths = spans[:, 2]
+    placed = torch.cat([spans, (lengths.cumsum(0) - lengths)[:, None]], 1)[lengths > 0]
     pages = page_table.long().contiguous()
     embeds = torch.empty(rows, width, dtype=dtype)
     positions = torch.empty(3, rows, dtype=torch.int64)

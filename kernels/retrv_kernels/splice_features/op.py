@@ -18,7 +18,7 @@ class Span(NamedTuple):
     Args:
         store: which store the rows are in.
         row: the first of them there.
-        count: how many.
+        length: how many.
         position: of the first row, in the sequence.
         width: of the grid whose rows they are, row by row; 0 for text.
         sequence: row of the page table.
@@ -27,7 +27,7 @@ class Span(NamedTuple):
 
     store: int
     row: int
-    count: int
+    length: int
     position: int
     width: int
     sequence: int
@@ -91,7 +91,7 @@ def splice_features(
         raise ValueError(f"page_size must be 1 or more, not {page_size}")
     for i, span in enumerate(spans):
         _check_span(f"spans[{i}]", span, stores, page_table.shape, page_size)
-    rows = sum(span.count for span in spans)
+    rows = sum(span.length for span in spans)
     table = torch.tensor(spans, dtype=torch.int64).reshape(-1, len(Span._fields))
     out = torch.ops.retrv_kernels.splice_features(
         list(stores), list(scales), table.to(page_table.device), page_table, page_size, rows, dtype
@@ -104,9 +104,9 @@ def _check_span(
 ) -> None:
     if min(span) < 0:
         raise ValueError(f"{name} must hold no negative number, not {span}")
-    if span.store >= len(stores) or span.row + span.count > len(stores[span.store]):
+    if span.store >= len(stores) or span.row + span.length > len(stores[span.store]):
         raise ValueError(f"{name} asks for rows that no store has: {span}")
-    if span.sequence >= pages[0] or span.slot + span.count > pages[1] * page_size:
+    if span.sequence >= pages[0] or span.slot + span.length > pages[1] * page_size:
         raise ValueError(f"{name} asks for slots that the page table has not: {span}")
 
 

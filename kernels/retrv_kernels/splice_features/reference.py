@@ -23,11 +23,11 @@ def splice_features(
     embeds = [stores[0].new_empty(0, stores[0].shape[1], dtype=dtype)]
     positions = [torch.empty(3, 0, dtype=torch.int64, device=device)]
     slots = [torch.empty(0, dtype=torch.int64, device=device)]
-    for store, row, count, position, width, sequence, slot in spans.tolist():
-        own, scale = slice(row, row + count), scales[store]
+    for store, row, length, position, width, sequence, slot in spans.tolist():
+        own, scale = slice(row, row + length), scales[store]
         rows_of = dequantize(stores[store][own], None if scale is None else scale[own])
         embeds.append(rows_of.to(dtype))
-        k = torch.arange(count, device=device)
+        k = torch.arange(length, device=device)
         axes = (torch.zeros_like(k), k // width, k % width) if width else (k, k, k)
         positions.append(position + torch.stack(axes))
         places = slot + k
