@@ -16,6 +16,7 @@ from retrv_kernels.availability import Availability
 
 OVERRIDE = "RETRV_KERNELS_ISA"
 ISAS = ("scalar", "avx2", "avx512")  # csrc/isa.h
+LANES = {"scalar": 8, "avx2": 8, "avx512": 16}  # float32 numbers of a vector, csrc/simd.h
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}  # csrc/dtype.h
 
 _NAME = "retrv_kernels._native"

@@ -164,8 +164,9 @@ inline float exponentials(float* x, int64_t count, float largest) {
     V::store(x + i, e);
   }
   if (i < count) {
-    V::store(x + i, V::exp(V::add(V::load(x + i, count - i), shift)), count - i);
-    total = V::add(total, V::load(x + i, count - i));
+    const auto e = V::exp(V::add(V::load(x + i, count - i, -__builtin_inff()), shift));
+    total = V::add(total, e);
+    V::store(x + i, e, count - i);
   }
   return V::sum(total);
 }
@@ -175,9 +176,8 @@ inline float largest_of(const float* x, int64_t count) {
   auto most = V::set(-__builtin_inff());
   int64_t i = 0;
   for (; i + V::kLanes <= count; i += V::kLanes) most = V::maximum(most, V::load(x + i));
-  float largest = V::largest(most);
-  for (; i < count; ++i) largest = x[i] > largest ? x[i] : largest;
-  return largest;
+  if (i < count) most = V::maximum(most, V::load(x + i, count - i, -__builtin_inff()));
+  return V::largest(most);
 }
 
 template <class V>
@@ -185,7 +185,7 @@ inline void scale(float* x, int64_t count, float factor) {
   const auto all = V::set(factor);
   int64_t i = 0;
   for (; i + V::kLanes <= count; i += V::kLanes) V::store(x + i, V::multiply(V::load(x + i), all));
-  for (; i < count; ++i) x[i] *= factor;
+  if (i < count) V::store(x + i, V::multiply(V::load(x + i, count - i), all), count - i);
 }
 
 // to[i] = factor * from[i].

@@ -99,10 +99,10 @@ struct Simd<Isa::kScalar> {
     return value;
   }
 
-  // The first `count` lanes; zeros in the others.
+  // The first `count` lanes; zeros, or another value, in the others.
   template <class T>
-  static Register load(const T* from, int64_t count) {
-    Register value = zero();
+  static Register load(const T* from, int64_t count, float rest = 0) {
+    Register value = set(rest);
     for (int64_t i = 0; i < count; ++i) value.lane[i] = widen(from[i]);
     return value;
   }
@@ -192,12 +192,14 @@ struct Simd<Isa::kAvx2> {
     for (int64_t i = 0; i < count; ++i) padded[i] = from[i];
     return load(padded);
   }
+  static Register load(const float* from, int64_t count, float rest = 0) {
+    const __m256i own = first(count);
+    return _mm256_blendv_ps(set(rest), _mm256_maskload_ps(from, own), _mm256_castsi256_ps(own));
+  }
 
   static void store(float* to, Register value) { _mm256_storeu_ps(to, value); }
   static void store(float* to, Register value, int64_t count) {
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i last = _mm256_set1_epi32(static_cast<int>(count));
-    _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(last, lane), value);
+    _mm256_maskstore_ps(to, first(count), value);
   }
 
   static Register add(Register a, Register b) { return _mm256_add_ps(a, b); }
@@ -232,6 +234,12 @@ struct Simd<Isa::kAvx2> {
     four = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
   }
+
+ private:
+  static __m256i first(int64_t count) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane);
+  }
 };
 
 #endif
@@ -259,8 +267,8 @@ struct Simd<Isa::kAvx512> {
     return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }
 
-  static Register load(const float* from, int64_t count) {
-    return _mm512_maskz_loadu_ps(first(count), from);
+  static Register load(const float* from, int64_t count, float rest = 0) {
+    return _mm512_mask_loadu_ps(set(rest), first(count), from);
   }
   static Register load(const Half* from, int64_t count) {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(count), from));

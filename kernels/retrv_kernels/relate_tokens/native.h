@@ -14,11 +14,12 @@ struct RelatePair {
   int64_t out;          // where its weights begin in `out`
 };
 
-// A query of `rows` rows. A value's column is e * rows + j for head e and row j; a row of columns
-// is filled up with zeros to a whole number of kPanel.
+// A query. Each head's columns are filled up from `rows` to `padded`, whole vectors, and all heads'
+// to `columns`, whole panels: column e * padded + j is head e and row j. In what is filled up, keys
+// are zeros, weights too.
 struct RelateQuery {
-  int64_t rows, columns;
-  const float* keys;    // [heads][width / heads][rows], transposed
+  int64_t rows, padded, columns;
+  const float* keys;    // [heads][width / heads][padded], transposed
   const float* scores;  // [pool heads][columns]: the pooling score of each value
   const float* gram;    // or null: products of values, see relate_tokens/native.py
 };

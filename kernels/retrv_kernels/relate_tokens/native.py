@@ -19,8 +19,13 @@ PANEL = 32  # relate_tokens/native.h
 
 @dataclass(frozen=True)
 class _Query:
-    """One query as the kernel wants it: value columns head by head, filled up to whole panels."""
+    """One query as the kernel wants it: value columns head by head, filled up with zeros.
 
+    Each head's to whole vectors, since vectors in part cost AVX-512 twice the time, and all to
+    whole panels. ``values`` are row by row: to bring 4 MB into another order costs 1 ms.
+    """
+
+    rows: int
     keys: Tensor
     scores: Tensor
     gram: Tensor | None
@@ -29,23 +34,33 @@ class _Query:
     @classmethod
     def of(cls, keys: Tensor, values: Tensor, queries: Tensor, eps: float | None) -> _Query:
         """From ``keys [q, w]``, ``values [q, E, d]`` and the pooling ``queries [H, d]``."""
-        heads, width = values.shape[1:]
-        keys = keys.unflatten(1, (heads, -1)).permute(1, 2, 0)
-        values = values.transpose(0, 1).flatten(0, 1)
-        spare = (0, -len(values) % PANEL)
-        scores = nn.functional.pad(queries @ values.T, spare)
+        rows, heads, width = values.shape
+        pad, spare = nn.functional.pad, (0, -rows % native.LANES[native.isa()])
+        panel = (0, -heads * (rows + spare[1]) % PANEL)
+        keys = pad(keys.unflatten(1, (heads, -1)).permute(1, 2, 0), spare).contiguous()
+        values = values.flatten(0, 1)
+        scores = (queries @ values.T).unflatten(1, (rows, heads)).transpose(1, 2)
+        scores = pad(pad(scores, spare).flatten(1), panel).contiguous()
         gram = None
         if eps is not None:
             gram = (values @ values.T).div_(width)
+            gram = gram.view(rows, heads, rows, heads).permute(1, 0, 3, 2)
+            gram = pad(gram, (*spare, 0, 0, *spare)).flatten(2).flatten(0, 1)
             gram = gram.triu(1).mul_(2).add_(gram.diagonal().diag())
-            gram = nn.functional.pad(gram, (*spare, *spare))
+            gram = pad(gram, (*panel, *panel))
             gram = gram.unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
-        return cls(keys.contiguous(), scores.contiguous(), gram, values)
+        return cls(rows, keys, scores, gram, values)
 
     def row(self) -> list[int]:
         """As RelateQuery of native.h."""
         addresses = map(native.address, (self.keys, self.scores, self.gram))
-        return [self.keys.shape[2], self.scores.shape[1], *addresses]
+        return [self.rows, self.keys.shape[2], self.scores.shape[1], *addresses]
+
+    def tokens(self, weights: Tensor) -> Tensor:
+        """The kernel's weights of some pairs' heads, ``[c · H, columns]``, times the values."""
+        heads, padded = len(self.keys), self.keys.shape[2]
+        used = weights[:, : heads * padded].unflatten(1, (heads, padded))[..., : self.rows]
+        return used.transpose(1, 2).flatten(1) @ self.values
 
 
 def relate_tokens(
@@ -96,9 +111,8 @@ def relate_tokens(
         torch.get_num_threads(),
     )
     parts = zip(weights.split((sizes * counts).tolist()), counts.tolist(), asked, strict=True)
-    tokens = [
-        part.view(count * pool_heads, -1)[:, : len(own.values)] @ own.values
-        for part, count, own in parts
-    ]
+    tokens = [own.tokens(part.view(count * pool_heads, -1)) for part, count, own in parts]
+    if len(asked) == 1 and len(order) == len(candidate):  # in order: no copy of 2 MB
+        return tokens[0].unflatten(0, (-1, pool_heads))
     out[order] = torch.cat(tokens).unflatten(0, (-1, pool_heads))
     return out

@@ -55,21 +55,29 @@ class Relation {
         keys_(kBlock * width),
         weights_(kBlock * most_columns) {}
 
-  // p[i][e * query rows + j] = softmax_j(scale_i k_i . q_j) of each head e; returns p.
+  // p[i][column] = softmax_j(scale_i k_i . q_j) of each head; returns p.
   template <class T>
   const float* attend(const T* keys, const float* scales, int64_t rows, const RelateQuery& query) {
     const float* wide = widened(keys, scales, rows);
     float* weights = weights_;
     for (int64_t e = 0; e < heads_; ++e) {
-      const float* query_keys = query.keys + e * depth_ * query.rows;
+      const float* query_keys = query.keys + e * depth_ * query.padded;
       multiply<V>(
-          wide + e * depth_, width_, rows, [&](int64_t k) { return query_keys + k * query.rows; },
-          depth_, query.rows, weights + e * query.rows, query.columns, false);
+          wide + e * depth_, width_, rows, [&](int64_t k) { return query_keys + k * query.padded; },
+          depth_, query.padded, weights + e * query.padded, query.columns, false);
     }
+    float hidden[V::kLanes];  // added to a head's last vector
+    const int64_t last = query.padded - V::kLanes;
+    for (int64_t i = 0; i < V::kLanes; ++i)
+      hidden[i] = last + i < query.rows ? 0 : -__builtin_inff();
     for (int64_t i = 0; i < rows; ++i) {
       float* row = weights + i * query.columns;
-      for (int64_t e = 0; e < heads_; ++e) softmax(row + e * query.rows, query.rows);
-      for (int64_t j = heads_ * query.rows; j < query.columns; ++j) row[j] = 0;
+      for (int64_t e = 0; e < heads_; ++e) {
+        float* own = row + e * query.padded;
+        V::store(own + last, V::add(V::load(own + last), V::load(hidden)));
+        softmax(own, query.padded);
+      }
+      for (int64_t j = heads_ * query.padded; j < query.columns; ++j) row[j] = 0;
     }
     return weights;
   }
