@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,8 @@ def paged_attention(
     checks.shape("page_table", page_table, len(cu_seqlens) - 1, "most")
     checks.shape("kv_lens", kv_lens, len(cu_seqlens) - 1)
     check_pages("kv_lens", kv_lens, page_table, key_pages)
-    if checks.readable(kv_lens) and bool((kv_lens < cu_seqlens.diff()).any()):
+    cached, bounds = checks.values(kv_lens), checks.values(cu_seqlens)
+    if cached is not None and bounds is not None and (cached < bounds[1:] - bounds[:-1]).any():
         raise ValueError("kv_lens must count the new rows too: one is less than they are")
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return torch.ops.retrv_kernels.paged_attention(
@@ -75,11 +77,12 @@ def check_cache(query: Tensor, key_pages: Tensor, value_pages: Tensor, page_tabl
 
 def check_pages(name: str, lengths: Tensor, page_table: Tensor, pages: Tensor) -> None:
     """Raises ValueError unless the page table has pages of the cache for all of ``lengths``."""
-    most = page_table.shape[1] * pages.shape[1]
-    checks.indices(name, lengths, most + 1)
-    if checks.readable(lengths):
-        used = torch.arange(page_table.shape[1]) * pages.shape[1] < lengths[:, None]
-        checks.indices("page_table", page_table[used], len(pages))
+    page_size = pages.shape[1]
+    checks.indices(name, lengths, page_table.shape[1] * page_size + 1)
+    found, table = checks.values(lengths), checks.values(page_table)
+    if found is not None and table is not None:
+        used = np.arange(0, table.shape[1] * page_size, page_size) < found[:, None]
+        checks.within("page_table", table[used], len(pages))
 
 
 def _fake(query, key_pages, value_pages, page_table, cu_seqlens, kv_lens, scale):

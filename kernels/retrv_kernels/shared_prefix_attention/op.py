@@ -50,7 +50,8 @@ def shared_prefix_attention(
     check_pages("node_lens", node_lens, page_table, key_pages)
     checks.shape("node_rows", node_rows, nodes, 2)
     checks.indices("node_rows", node_rows, len(query) + 1)
-    if checks.readable(node_rows) and bool((node_rows[:, 0] > node_rows[:, 1]).any()):
+    ranges = checks.values(node_rows)
+    if ranges is not None and (ranges[:, 0] > ranges[:, 1]).any():
         raise ValueError(
             "node_rows must be [first, behind the last], and one ends before it begins"
         )
