@@ -139,8 +139,13 @@ struct Dots {
       const auto load = [k, this](const auto* values) { return V::load(values + k, depth - k); };
       step(load, load);
     }
-    for (int i = 0; i < kRows; ++i)
-      for (int j = 0; j < kKeys; ++j) out[(row + i) * ldo + first + j] = V::sum(sums[i][j]);
+    for (int i = 0; i < kRows; ++i) {
+      float* own = out + (row + i) * ldo + first;
+      if constexpr (kKeys == 4)
+        V::sums(sums[i], own);
+      else
+        for (int j = 0; j < kKeys; ++j) own[j] = V::sum(sums[i][j]);
+    }
     if constexpr (kSquares)
       for (int j = 0; j < kKeys; ++j) squares[first + j] = V::sum(square[j]);
   }

@@ -144,6 +144,11 @@ struct Simd<Isa::kScalar> {
     return value.lane[0];
   }
 
+  // out[i] = sum(values[i]): together for a third of what four sums cost.
+  static void sums(const Register (&values)[4], float* out) {
+    for (int i = 0; i < 4; ++i) out[i] = sum(values[i]);
+  }
+
   static float largest(Register value) {
     for (int i = 1; i < kLanes; ++i)
       if (value.lane[i] > value.lane[0]) value.lane[0] = value.lane[i];
@@ -229,6 +234,17 @@ struct Simd<Isa::kAvx2> {
     return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
   }
 
+  static void sums(const Register (&values)[4], float* out) {
+    const auto pairs = [](Register a, Register b) {
+      return add(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    };
+    const __m256d ab = _mm256_castps_pd(pairs(values[0], values[1]));
+    const __m256d cd = _mm256_castps_pd(pairs(values[2], values[3]));
+    const Register all = add(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+                             _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+  }
+
   static float largest(Register value) {
     __m128 four = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     four = _mm_max_ps(four, _mm_movehl_ps(four, four));
@@ -302,6 +318,19 @@ struct Simd<Isa::kAvx512> {
   }
 
   static float sum(Register value) { return _mm512_reduce_add_ps(value); }
+  static void sums(const Register (&values)[4], float* out) {
+    const auto pairs = [](Register a, Register b) {
+      return add(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    };
+    const __m512d ab = _mm512_castps_pd(pairs(values[0], values[1]));
+    const __m512d cd = _mm512_castps_pd(pairs(values[2], values[3]));
+    const Register all = add(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    const __m256 half =
+        _mm256_add_ps(_mm512_castps512_ps256(all),
+                      _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(all), 1)));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+  }
   static float largest(Register value) { return _mm512_reduce_max_ps(value); }
 
  private:
