@@ -52,6 +52,9 @@ class Attention {
         const int64_t place = (slot * cache_.heads + head) * cache_.width;
         keys[j] = static_cast<const T*>(cache_.keys) + place;
         values[j] = static_cast<const T*>(cache_.values) + place;
+        // They are wanted after the keys: rows of a head lie apart, which no prefetcher foresees.
+        for (int64_t k = 0; k < cache_.width; k += 64 / static_cast<int64_t>(sizeof(T)))
+          __builtin_prefetch(values[j] + k);
       }
       dots<V>(
           query_, cache_.width, rows_, [&](int64_t j) { return keys[j]; }, count, cache_.width,
