@@ -249,8 +249,8 @@ def _cache(
     count = sum(needed) + 1
     order = torch.randperm(count, generator=generator).int()
     table = torch.full((len(lengths), max(needed, default=0) + 1), count - 1, dtype=torch.int32)
-    shape = (2, count, page_size, heads, width)
-    pages = torch.full(shape, torch.nan)
+    # A head's rows of a page lie together in memory: see paged_attention.
+    pages = torch.full((2, count, heads, page_size, width), torch.nan).transpose(2, 3)
     taken = 0
     for i, length in enumerate(lengths):
         own = order[taken : taken + needed[i]]

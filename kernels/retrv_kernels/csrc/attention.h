@@ -43,18 +43,20 @@ class Attention {
   void attend(const int64_t* pages, int64_t head, int64_t first, int64_t end) {
     const T* keys[kKeys];
     const T* values[kKeys];
+    const auto place = [&](int64_t key) {
+      return pages[key / cache_.page_size] * cache_.page_stride +
+             key % cache_.page_size * cache_.row_stride + head * cache_.head_stride;
+    };
     for (; first < end; first += kKeys) {
       const int64_t count = end - first < kKeys ? end - first : kKeys;
       for (int64_t j = 0; j < count; ++j) {
-        const int64_t key = first + j;
-        const int64_t slot =
-            pages[key / cache_.page_size] * cache_.page_size + key % cache_.page_size;
-        const int64_t place = (slot * cache_.heads + head) * cache_.width;
-        keys[j] = static_cast<const T*>(cache_.keys) + place;
-        values[j] = static_cast<const T*>(cache_.values) + place;
-        // They are wanted after the keys: rows of a head lie apart, which no prefetcher foresees.
-        for (int64_t k = 0; k < cache_.width; k += 64 / static_cast<int64_t>(sizeof(T)))
-          __builtin_prefetch(values[j] + k);
+        keys[j] = static_cast<const T*>(cache_.keys) + place(first + j);
+        values[j] = static_cast<const T*>(cache_.values) + place(first + j);
+        // This block's values and the next one's keys are wanted later: pages lie anywhere, which
+        // no prefetcher foresees.
+        prefetch(values[j]);
+        if (first + j + kKeys < end)
+          prefetch(static_cast<const T*>(cache_.keys) + place(first + j + kKeys));
       }
       dots<V>(
           query_, cache_.width, rows_, [&](int64_t j) { return keys[j]; }, count, cache_.width,
@@ -79,6 +81,11 @@ class Attention {
   float total(int64_t i) { return total_[i]; }
 
  private:
+  void prefetch(const T* row) {
+    for (int64_t k = 0; k < cache_.width; k += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(row + k, 0, 2);
+  }
+
   // Scores become weights: of the keys that row i sees; 0 for the others.
   void weigh(int64_t i, int64_t seen, int64_t count) {
     float* scores = scores_ + i * kKeys;

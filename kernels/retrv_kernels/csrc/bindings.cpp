@@ -61,39 +61,26 @@ void splice_features(int isa, uintptr_t stores, uintptr_t spans, int64_t count, 
                  pointer<int64_t>(positions), pointer<int64_t>(slots), threads);
 }
 
-retrv::PagedCache cache(uintptr_t keys, uintptr_t values, int dtype, int64_t page_size,
-                        int64_t heads, int64_t width, uintptr_t page_table, int64_t most) {
-  return {pointer<const void>(keys),
-          pointer<const void>(values),
-          static_cast<retrv::Dtype>(dtype),
-          page_size,
-          heads,
-          width,
-          pointer<const int64_t>(page_table),
-          most};
+// As `address` of paged_attention/native.py lays it out.
+const retrv::PagedCache& cache(uintptr_t address) {
+  return *pointer<const retrv::PagedCache>(address);
 }
 
-void paged_attention(int isa, uintptr_t query, int64_t heads, uintptr_t keys, uintptr_t values,
-                     int dtype, int64_t page_size, int64_t kv_heads, int64_t width,
-                     uintptr_t page_table, int64_t most, uintptr_t offsets, uintptr_t lengths,
-                     int64_t sequences, float scale, uintptr_t out, int threads) {
+void paged_attention(int isa, uintptr_t query, int64_t heads, uintptr_t paged, uintptr_t offsets,
+                     uintptr_t lengths, int64_t sequences, float scale, uintptr_t out,
+                     int threads) {
   static constexpr decltype(&retrv::paged_attention<retrv::Isa::kScalar>) kVariants[] =
       RETRV_VARIANTS(retrv::paged_attention);
-  kVariants[isa](pointer<const void>(query), heads,
-                 cache(keys, values, dtype, page_size, kv_heads, width, page_table, most),
-                 pointer<const int64_t>(offsets), pointer<const int64_t>(lengths), sequences, scale,
-                 pointer<float>(out), threads);
+  kVariants[isa](pointer<const void>(query), heads, cache(paged), pointer<const int64_t>(offsets),
+                 pointer<const int64_t>(lengths), sequences, scale, pointer<float>(out), threads);
 }
 
-void shared_prefix_attention(int isa, uintptr_t query, int64_t rows, int64_t heads, uintptr_t keys,
-                             uintptr_t values, int dtype, int64_t page_size, int64_t kv_heads,
-                             int64_t width, uintptr_t page_table, int64_t most, uintptr_t lengths,
-                             uintptr_t node_rows, int64_t nodes, float scale, uintptr_t out,
-                             int threads) {
+void shared_prefix_attention(int isa, uintptr_t query, int64_t rows, int64_t heads, uintptr_t paged,
+                             uintptr_t lengths, uintptr_t node_rows, int64_t nodes, float scale,
+                             uintptr_t out, int threads) {
   static constexpr decltype(&retrv::shared_prefix_attention<retrv::Isa::kScalar>) kVariants[] =
       RETRV_VARIANTS(retrv::shared_prefix_attention);
-  kVariants[isa](pointer<const void>(query), rows, heads,
-                 cache(keys, values, dtype, page_size, kv_heads, width, page_table, most),
+  kVariants[isa](pointer<const void>(query), rows, heads, cache(paged),
                  pointer<const int64_t>(lengths), pointer<const int64_t>(node_rows), nodes, scale,
                  pointer<float>(out), threads);
 }

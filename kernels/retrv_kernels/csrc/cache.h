@@ -2,17 +2,16 @@
 
 #include <cstdint>
 
-#include "csrc/dtype.h"
-
 namespace retrv {
 
-// Keys and values in pages, [pages][page_size][heads][width] each, and the page list of each
-// sequence or node, `most` entries apart.
+// Keys and values in pages, [pages][page_size][heads][width] each with strides of its own in
+// numbers, and the page list of each sequence or node, `most` entries apart.
 struct PagedCache {
   const void* keys;
   const void* values;
-  Dtype dtype;
+  int64_t dtype;  // a Dtype
   int64_t page_size, heads, width;
+  int64_t page_stride, row_stride, head_stride;
   const int64_t* page_table;
   int64_t most;
 };

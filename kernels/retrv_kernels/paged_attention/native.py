@@ -17,21 +17,15 @@ def paged_attention(
     kv_lens: Tensor,
     scale: float,
 ) -> Tensor:
-    query, keys, values = query.contiguous(), key_pages.contiguous(), value_pages.contiguous()
+    query = query.contiguous()
     table, offsets, lengths = (x.long().contiguous() for x in (page_table, cu_seqlens, kv_lens))
-    _, page_size, kv_heads, width = keys.shape
+    keys, values = alike(key_pages, value_pages)
+    cache = cache_of(keys, values, table)
     out = torch.empty(query.shape)
     native.function("paged_attention")(
         query.data_ptr(),
         query.shape[1],
-        keys.data_ptr(),
-        values.data_ptr(),
-        native.DTYPES[keys.dtype],
-        page_size,
-        kv_heads,
-        width,
-        table.data_ptr(),
-        table.shape[1],
+        cache.data_ptr(),
         offsets.data_ptr(),
         lengths.data_ptr(),
         len(lengths),
@@ -40,3 +34,25 @@ def paged_attention(
         torch.get_num_threads(),
     )
     return out.to(query.dtype)
+
+
+def alike(key_pages: Tensor, value_pages: Tensor) -> tuple[Tensor, Tensor]:
+    """The two caches with equal strides and columns next to one another; copied only if not."""
+    if key_pages.stride() == value_pages.stride() and key_pages.stride(3) == 1:
+        return key_pages, value_pages
+    return key_pages.contiguous(), value_pages.contiguous()
+
+
+def cache_of(keys: Tensor, values: Tensor, page_table: Tensor) -> Tensor:
+    """As PagedCache of csrc/cache.h; it holds addresses: keep the tensors while it is used."""
+    return torch.tensor(
+        [
+            keys.data_ptr(),
+            values.data_ptr(),
+            native.DTYPES[keys.dtype],
+            *keys.shape[1:],
+            *keys.stride()[:3],
+            page_table.data_ptr(),
+            page_table.shape[1],
+        ]
+    )

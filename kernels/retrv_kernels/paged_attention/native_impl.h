@@ -47,7 +47,7 @@ template <Isa isa>
 void paged_attention(const void* query, int64_t heads, const PagedCache& cache,
                      const int64_t* offsets, const int64_t* lengths, int64_t sequences, float scale,
                      float* out, int threads) {
-  with_dtype(cache.dtype, query, [&](const auto* rows) {
+  with_dtype(static_cast<Dtype>(cache.dtype), query, [&](const auto* rows) {
     attend_new_rows<Simd<isa>>(rows, heads, cache, offsets, lengths, sequences, scale, out,
                                threads);
   });

@@ -29,7 +29,8 @@ def paged_attention(
     Args:
         query: new rows of all sequences, ``[n, H, d_h]``, float32, float16 or bfloat16.
         key_pages, value_pages: the cache, ``[pages, page size, H_kv, d_h]``, the query's dtype;
-            H_kv divides H, query head h reads cache head ``h // (H / H_kv)``.
+            H_kv divides H, query head h reads cache head ``h // (H / H_kv)``. Any strides that the
+            two have in common; a view of ``[pages, H_kv, page size, d_h]`` is read fastest.
         page_table: pages of each sequence in order, ``[b, most]`` integers; entries beyond a
             sequence's rows are not read.
         cu_seqlens: offsets of the sequences' new rows, ``[b + 1]`` integers.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import native
+from retrv_kernels.paged_attention.native import alike, cache_of
 
 
 def shared_prefix_attention(
@@ -17,22 +18,15 @@ def shared_prefix_attention(
     node_rows: Tensor,
     scale: float,
 ) -> Tensor:
-    query, keys, values = query.contiguous(), key_pages.contiguous(), value_pages.contiguous()
+    query = query.contiguous()
     table, lengths, rows = (x.long().contiguous() for x in (page_table, node_lens, node_rows))
-    _, page_size, kv_heads, width = keys.shape
+    keys, values = alike(key_pages, value_pages)
+    cache = cache_of(keys, values, table)
     out = torch.empty(query.shape)
     native.function("shared_prefix_attention")(
         query.data_ptr(),
-        query.shape[0],
-        query.shape[1],
-        keys.data_ptr(),
-        values.data_ptr(),
-        native.DTYPES[keys.dtype],
-        page_size,
-        kv_heads,
-        width,
-        table.data_ptr(),
-        table.shape[1],
+        *query.shape[:2],
+        cache.data_ptr(),
         lengths.data_ptr(),
         rows.data_ptr(),
         len(lengths),

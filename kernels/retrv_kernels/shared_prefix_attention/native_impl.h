@@ -121,7 +121,7 @@ void shared_prefix_attention(const void* query, int64_t rows, int64_t heads,
                              const PagedCache& cache, const int64_t* lengths,
                              const int64_t* node_rows, int64_t nodes, float scale, float* out,
                              int threads) {
-  with_dtype(cache.dtype, query, [&](const auto* values) {
+  with_dtype(static_cast<Dtype>(cache.dtype), query, [&](const auto* values) {
     attend_tree<Simd<isa>>(values, rows, heads, cache, Nodes{lengths, node_rows, nodes}, scale, out,
                            threads);
   });
