@@ -9,15 +9,17 @@ implementation that fails its check, or that cannot run, is never timed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from pytest_benchmark.stats import Stats
 from torch import Tensor
 from torch.utils.benchmark import timer
+
+from retrv_kernels.cases import error_of
 
 Result = Tensor | Sequence[Tensor]
 ROUNDS = (3, 50)
@@ -161,28 +163,17 @@ def _check(entry: Entry, expected: Sequence[Tensor], tolerance: float) -> Row:
     if entry.because:
         return Row(entry.name, note=entry.because)
     try:
-        with _environment(entry.environment):
+        with patch.dict(os.environ, entry.environment):
             found = _tensors(entry.call())
     except Exception as raised:  # whatever a compiler raises: the row says it
         reason = f"{type(raised).__name__}: {_first_line(raised)}"
         return Row(entry.name, note=f"cannot run: {reason}", failed=not entry.optional)
-    error = max(_error(*pair) for pair in zip(found, expected, strict=True))
+    error = error_of(found, expected)
     if error <= tolerance:
         return Row(entry.name, error)
     if error == float("inf"):  # which JSON has not
         return Row(entry.name, note="NaN, infinity or another shape", failed=True)
     return Row(entry.name, error, note=f"error {error:.1e} above {tolerance:.0e}", failed=True)
-
-
-def _error(found: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest expected value; infinite where there is none."""
-    if found.shape != expected.shape:
-        return float("inf")
-    if expected.numel() == 0:
-        return 0.0
-    difference = (found.double() - expected.double()).abs().max().item()
-    scale = expected.double().abs().max().item() or 1.0
-    return difference / scale if difference == difference else float("inf")
 
 
 def _times(
@@ -200,7 +191,7 @@ def _times(
             break
         first = number % len(entries)
         for entry in (*entries[first:], *entries[:first]):
-            with _environment(entry.environment):
+            with patch.dict(os.environ, entry.environment):
                 evict()
                 start = clock()
                 entry.call()
@@ -229,17 +220,3 @@ def _tensors(result: Result) -> list[Tensor]:
 def _first_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else ""
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -1,134 +1,45 @@
-"""What the operations are compared with: the paper's equations and PyTorch's own attention.
-
-    ATT(Q, K, V) = concat_h softmax((Q W_q)_h (K W_k)_hᵀ / √d_h) (V W_v)_h · W_o
-
-The direct forms project every row, as the equations stand; the folded arguments of our operations
-come from the same weights, so that both compute the same token and the check proves it.
-"""
+"""What the operations are compared with: the paper's equations and PyTorch's own attention."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retrv_kernels.ops import Span
+from retrv_r1.model import direct
+from retrv_r1.model.icm import Attention, Pool
 
 
-@dataclass(frozen=True)
-class Attention:
-    """Weights of ATT; they multiply from the right.
-
-    Args:
-        w_q, w_k: ``[d, w]``.
-        w_v, w_o: ``[d, d]``.
-    """
-
-    w_q: Tensor
-    w_k: Tensor
-    w_v: Tensor
-    w_o: Tensor
-    heads: int
-
-    @classmethod
-    def random(
-        cls, width: int, key_width: int, heads: int, generator: torch.Generator
-    ) -> Attention:
-        """Rows of size 1 keep their size."""
-
-        def random(out: int) -> Tensor:
-            return torch.randn(width, out, generator=generator) * width**-0.5
-
-        return cls(random(key_width), random(key_width), random(width), random(width), heads)
-
-    def to(self, to: str | torch.dtype) -> Attention:
-        """As ``Tensor.to``."""
-        weights = {name: getattr(self, name).to(to) for name in ("w_q", "w_k", "w_v", "w_o")}
-        return replace(self, **weights)
-
-    def folded_queries(self, embedding: Tensor) -> Tensor:
-        """``q̃_h = W_k,h (e W_q)_h / √d_h`` of ``e [d]``, ``[H, d]``."""
-        query = (embedding @ self.w_q).unflatten(0, (self.heads, -1))
-        keys = self.w_k.unflatten(1, (self.heads, -1))
-        return torch.einsum("dhe,he->hd", keys, query) / query.shape[-1] ** 0.5
-
-    def query_keys(self, rows: Tensor) -> Tensor:
-        """Keys of a query's rows ``[q, d]``, divided by √d_h, ``[q, w]``."""
-        return rows @ self.w_k / (self.w_k.shape[1] / self.heads) ** 0.5
-
-    def folded_values(self, rows: Tensor) -> Tensor:
-        """``(T_q W_v)_h W_o,h`` of rows ``[q, d]``, ``[q, H, d]``."""
-        values = (rows @ self.w_v).unflatten(-1, (self.heads, -1))
-        return torch.einsum("qhe,hed->qhd", values, self.w_o.unflatten(0, (self.heads, -1)))
-
-    def project(self, pooled: Tensor) -> Tensor:
-        """Value and output projection of rows that each head has pooled, ``[m, H, d]`` → [m, d]."""
-        values = torch.einsum("mhd,dhe->mhe", pooled, self.w_v.unflatten(1, (self.heads, -1)))
-        return values.flatten(1) @ self.w_o
-
-
-def content_token(
-    att: Attention, embedding: Tensor, rows: Tensor, eps: float, sdpa: bool
-) -> Tensor:
-    """``ATT(e, T_c, T_c)`` of RMS-normed rows ``[m, n, d]``, ``[m, d]``.
-
-    Args:
-        sdpa: by PyTorch's fused attention instead of products and a softmax.
-    """
-    rows = nn.functional.rms_norm(rows, rows.shape[-1:], eps=eps)
-    query = (embedding @ att.w_q).expand(len(rows), 1, -1)
-    pooled = attend(query, rows @ att.w_k, rows @ att.w_v, att.heads, sdpa)
-    return (pooled @ att.w_o).squeeze(1)
+def content_token(pool: Pool, rows: Tensor, eps: float, fused: bool) -> Tensor:
+    """``ATT₁(e, T_c, T_c)`` of RMS-normed rows ``[m, n, d]``, ``[m, d]``."""
+    return direct.pool(pool, nn.functional.rms_norm(rows, rows.shape[-1:], eps=eps), None, fused)
 
 
 def relation_token(
-    pool: Attention,
-    embedding: Tensor,
+    pool: Pool,
     relate: Attention,
     relation_keys: Tensor,
     query_keys: Tensor,
     query_values: Tensor,
     eps: float | None,
-    sdpa: bool,
+    fused: bool,
 ) -> Tensor:
     """``ATT₁(e, R, R)`` with ``R = ATT₂(T_c, T_q, T_q)`` formed, ``[m, d]``.
 
     Args:
         relation_keys: ``T_c W_q`` of ATT₂, ``[m, n, w]``.
-        query_keys: as :meth:`Attention.query_keys`.
-        query_values: ``T_q W_v`` of ATT₂, ``[q, d]``.
+        query_keys, query_values: ``T_q W_k`` and ``T_q W_v`` of ATT₂, ``[q, w]`` and ``[q, d]``.
         eps: of R's norm; None for no norm.
     """
     keys, values = (x.expand(len(relation_keys), -1, -1) for x in (query_keys, query_values))
-    related = attend(relation_keys, keys, values, relate.heads, sdpa, scale=1.0) @ relate.w_o
+    related = relate.o_proj(direct.weigh(relate, relation_keys, keys, values, None, fused))
     if eps is not None:
         related = nn.functional.rms_norm(related, related.shape[-1:], eps=eps)
-    query = (embedding @ pool.w_q).expand(len(related), 1, -1)
-    pooled = attend(query, related @ pool.w_k, related @ pool.w_v, pool.heads, sdpa)
-    return (pooled @ pool.w_o).squeeze(1)
-
-
-def attend(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    heads: int,
-    sdpa: bool,
-    scale: float | None = None,
-) -> Tensor:
-    """``query [m, n, w]``, ``keys [m, k, w]``, ``values [m, k, d]`` → ``[m, n, d]``."""
-    query, keys, values = (
-        x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, keys, values)
-    )
-    if sdpa:
-        out = nn.functional.scaled_dot_product_attention(query, keys, values, scale=scale)
-    else:
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        out = (query @ keys.transpose(2, 3) * scale).softmax(-1) @ values
-    return out.transpose(1, 2).flatten(2)
+    return direct.pool(pool, related, None, fused)
 
 
 @dataclass(frozen=True)

@@ -253,12 +253,11 @@ class TestPeers:
         one = tokens.Sizes(SMALL, 3, 7, asked, norm)
         weights = tokens.Weights.random(one, "cpu")
         weights = tokens.Weights(
-            *(weights.pool.to(torch.float64), weights.embedding.double()),
-            *(weights.relate.to(torch.float64), weights.asked.double()),
+            weights.pool.double(), weights.relate.double(), weights.asked.double()
         )
         case = tokens._case(one, "float32")
         arguments = case.arguments(torch.float64) | weights.folded(torch.float64)
-        folded = weights.pool.project(entries.call(case.op, arguments))
+        folded = weights.token(entries.call(case.op, arguments))
         direct = weights.direct(one, arguments)(sdpa)
         torch.testing.assert_close(direct, folded, rtol=1e-10, atol=1e-12)
 

@@ -18,15 +18,6 @@ OFFSETS = torch.tensor([0, 2])
 requires_native = pytest.mark.skipif(native.find() is None, reason="native kernels not compiled")
 
 
-def test_an_override_holds_inside_alone(monkeypatch):
-    for before in (None, "native"):
-        if before:
-            monkeypatch.setenv(registry.OVERRIDE, before)
-        with registry.only("reference"):
-            assert os.environ[registry.OVERRIDE] == "reference"
-        assert os.environ.get(registry.OVERRIDE) == before
-
-
 def chosen(device: str = "cpu") -> set[str]:
     return {choice.implementation.name for choice in ops.explain(device)}
 

@@ -11,7 +11,6 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,19 +133,6 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list):
             yield from _tensors(value)
-
-
-@contextmanager
-def only(name: str) -> Iterator[None]:
-    """Inside, the implementation of this name runs: RETRV_KERNELS for a while."""
-    before = os.environ.get(OVERRIDE)
-    os.environ[OVERRIDE] = name
-    try:
-        yield
-    finally:
-        os.environ.pop(OVERRIDE)
-        if before is not None:
-            os.environ[OVERRIDE] = before
 
 
 def _override(op: str) -> str | None:

@@ -11,24 +11,39 @@ from retrv_kernels.ragged import pad_rows
 from retrv_r1.model.icm import Attention, InformationCompressor, Pool
 
 
-def attend(attention: Attention, query: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
+def weigh(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, fused: bool
+) -> Tensor:
+    """Projected ``q [b, m, w]``, ``k [b, n, w]``, ``v [b, n, d]`` to what the heads see.
+
+    Args:
+        mask: of real rows, ``[b, n]``; None if all are.
+        fused: by PyTorch's attention instead of products and a softmax.
+    Returns:
+        ``[b, m, d]``, before the output projection.
+    """
+    q, k, v = (attention.by_head(x).transpose(1, 2) for x in (q, k, v))
+    seen = None if mask is None else mask[:, None, None, :]
+    if fused:
+        out = nn.functional.scaled_dot_product_attention(q, k, v, seen)
+    else:
+        scores = q @ k.transpose(2, 3) * attention.scale
+        out = (scores if seen is None else scores.masked_fill(~seen, float("-inf"))).softmax(-1) @ v
+    return out.transpose(1, 2).flatten(2)
+
+
+def attend(
+    attention: Attention, query: Tensor, rows: Tensor, mask: Tensor | None, fused: bool = True
+) -> Tensor:
     """ATT of ``query [b, m, d]`` over ``rows [b, n, d]``, real where ``mask [b, n]`` is true."""
-    q, k, v = (
-        attention.by_head(projection(x)).transpose(1, 2)
-        for projection, x in (
-            (attention.q_proj, query),
-            (attention.k_proj, rows),
-            (attention.v_proj, rows),
-        )
-    )
-    out = nn.functional.scaled_dot_product_attention(q, k, v, mask[:, None, None, :])
-    return attention.o_proj(out.transpose(1, 2).flatten(-2))
+    q, k, v = attention.q_proj(query), attention.k_proj(rows), attention.v_proj(rows)
+    return attention.o_proj(weigh(attention, q, k, v, mask, fused))
 
 
-def pool(module: Pool, rows: Tensor, mask: Tensor) -> Tensor:
+def pool(module: Pool, rows: Tensor, mask: Tensor | None, fused: bool = True) -> Tensor:
     """ATT₁ over its embedding: ``rows [b, n, d]``, already normed → ``[b, d]``."""
     query = module.embedding.expand(rows.shape[0], 1, -1)
-    return attend(module.attention, query, rows, mask).squeeze(1)
+    return attend(module.attention, query, rows, mask, fused).squeeze(1)
 
 
 def pooled(icm: InformationCompressor, features: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import peers
 from bench.harness import Entry, Prepared, Trial
@@ -25,6 +26,7 @@ from bench.suites.kernels.entries import (
 )
 from retrv_kernels import cases, registry
 from retrv_kernels.cases import TOLERANCE, Case
+from retrv_r1.model.icm import Attention, Pool
 
 EPS = 1e-6
 HEADS = (8, 4)  # of ATT₂ and ATT₁
@@ -137,45 +139,49 @@ def _case(one: Sizes, form: str) -> Case:
 class Weights:
     """ATT₁ with its embedding, ATT₂, and rows of a query."""
 
-    pool: peers.Attention
-    embedding: Tensor
-    relate: peers.Attention
+    pool: Pool
+    relate: Attention
     asked: Tensor
 
     @classmethod
     def random(cls, one: Sizes, device: str) -> Weights:
+        """Rows of size 1 keep their size."""
         d, generator = one.model.d, cases.seeded(one.model.d)
-        return cls(
-            peers.Attention.random(d, d, HEADS[1], generator).to(device),
-            2 * torch.randn(d, generator=generator).to(device),
-            peers.Attention.random(d, one.model.w, HEADS[0], generator).to(device),
-            torch.randn(one.asked or 0, d, generator=generator).to(device),
-        )
+        pool, relate = Pool(d, HEADS[1]), Attention(d, HEADS[0], one.model.w)
+        for weight in (*pool.attention.parameters(), *relate.parameters()):
+            nn.init.normal_(weight, std=d**-0.5, generator=generator)
+        nn.init.normal_(pool.embedding, std=2, generator=generator)
+        asked = torch.randn(one.asked or 0, d, generator=generator).to(device)
+        return cls(pool.to(device), relate.to(device), asked)
 
+    @torch.no_grad()
     def folded(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """What a case's arguments hold of the weights."""
-        folded = {"folded_queries": self.pool.folded_queries(self.embedding)}
+        folded = {"folded_queries": self.pool.folded_queries(nn.Identity())}
         if len(self.asked):
-            folded["query_keys"] = self.relate.query_keys(self.asked)
+            folded["query_keys"] = self.relate.k_proj(self.asked) * self.relate.scale
             folded["folded_values"] = self.relate.folded_values(self.asked)
         return moved(folded, dtype)
 
     def arguments(self, case: Case, form: str) -> dict[str, Any]:
         """The case's arguments, the folded ones of these weights."""
-        arguments = moved(case.arguments(FORMS[form]), str(self.embedding.device))
+        arguments = moved(case.arguments(FORMS[form]), str(self.asked.device))
         return arguments | self.folded(FORMS[form])
 
+    def token(self, pooled: Tensor) -> Tensor:
+        """Value and output projection of what the heads have pooled, in its dtype."""
+        pool = self.pool if pooled.dtype == torch.float32 else copy.deepcopy(self.pool).double()
+        return pool.token(pooled, nn.Identity())
+
+    @torch.no_grad()
     def direct(self, one: Sizes, arguments: Mapping[str, Any]) -> Callable[[bool], Tensor]:
         """The token by the paper's equations, by SDPA or not; the query's side is prepared."""
         if one.asked is None:
             rows = arguments["features"].unflatten(0, (one.candidates, one.rows))
-            return partial(peers.content_token, self.pool, self.embedding, rows, EPS)
+            return partial(peers.content_token, self.pool, rows, EPS)
         rows = arguments["relation_keys"].unflatten(0, (one.candidates, one.rows))
-        query = (arguments["query_keys"], self.asked @ self.relate.w_v)
-        return partial(
-            peers.relation_token,
-            *(self.pool, self.embedding, self.relate, rows, *query, arguments["eps"]),
-        )
+        query = (self.relate.k_proj(self.asked), self.relate.v_proj(self.asked))
+        return partial(peers.relation_token, self.pool, self.relate, rows, *query, arguments["eps"])
 
 
 def _operation(context: Context, one: Sizes, form: str) -> Trial:
@@ -216,11 +222,10 @@ def _token(context: Context, one: Sizes) -> Trial:
         direct = weights.direct(one, arguments)
 
         def folded() -> Tensor:
-            return weights.pool.project(call(case.op, arguments))
+            return weights.token(call(case.op, arguments))
 
         def expected() -> Tensor:
-            pooled = _exact(one, case.op, arguments)
-            return weights.pool.to(torch.float64).project(pooled)
+            return weights.token(_exact(one, case.op, arguments))
 
         entries = ours(case.op, context.device, folded, "folded")
         entries.append(Entry("direct", lambda: direct(False), baseline=True, because=because))
