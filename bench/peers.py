@@ -121,10 +121,13 @@ class Dense:
         batch, _, cached, _ = self.keys.shape
         pages = -(-cached // page_size)
         pad = pages * page_size - cached
-        key_pages, value_pages = (
-            nn.functional.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, pad))
-            .unflatten(1, (pages, page_size))
+        key_pages, value_pages = (  # in memory a head's rows of a page lie together, as in cases
+            nn.functional.pad(x, (0, 0, 0, pad))
+            .unflatten(2, (pages, page_size))
+            .transpose(1, 2)
             .flatten(0, 1)
+            .contiguous()
+            .transpose(1, 2)
             for x in (self.keys, self.values)
         )
         device, new = self.query.device, self.query.shape[2]

@@ -120,7 +120,7 @@ def _full(asked: int | None) -> Iterator[Sizes]:
         for model in (QWEN_3B, QWEN_7B):
             yield Sizes(model, asked=8)
             yield Sizes(model, asked=8, norm=False)
-            yield Sizes(model, asked=64, norm=False)
+            yield Sizes(model, asked=64, norm=False, plots=("ratios",))
         yield Sizes(QWEN_3B, asked=256)
 
 
