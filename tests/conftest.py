@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ from retrv_r1.train.sampling import ListSampler, Vectors
 PATCH, MERGE = 8, 2
 # Weights well above the usual 0.02, so that a wrong row, mask or position changes logits visibly.
 SPREAD = 0.15
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fills `torch.empty` with NaN, so that an element that is never written shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

@@ -26,15 +26,6 @@ def variant(request, monkeypatch):
     monkeypatch.setenv(native.OVERRIDE, isa)
 
 
-@pytest.fixture
-def poisoned():
-    """Fills `torch.empty` with NaN, so that an element that is never written shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def arguments_of(op: str, name: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     (case,) = (case for case in CASES if (case.op, case.name) == (op, name))
     return case.arguments(dtype)

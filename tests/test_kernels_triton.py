@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from retrv_kernels import gpu, ops, registry
-from retrv_kernels.cases import CASES, TOLERANCE, Case
+from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
 INTERPRETED = os.environ.get(gpu.INTERPRETER) == "1"
@@ -31,52 +31,6 @@ def test_in_a_process_with_the_interpreter():
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-@pytest.fixture
-def poisoned():
-    """Fills `torch.empty` with NaN, so that an element that is never written shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(1).isnan()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def exact(case: Case, arguments: dict) -> list[torch.Tensor]:
-    """Results of the equation in float64; of splice_features in its dtype, which it only rounds to.
-
-    The public function turns to the reference where a tensor is float64.
-    """
-    if case.op == "splice_features":
-        table = torch.tensor(arguments["spans"]).reshape(-1, 7)
-        rows, stores = int(table[:, 2].sum()), arguments["stores"]
-        reference = registry.OPS[case.op][-1].run
-        return list(
-            reference(
-                stores,
-                arguments["scales"],
-                table,
-                arguments["page_table"],
-                arguments["page_size"],
-                rows,
-                stores[0].dtype,
-            )
-        )
-    wide = {name: widened(value) for name, value in arguments.items()}
-    return [getattr(ops, case.op)(**wide)]
-
-
-def widened(value):
-    floats = isinstance(value, torch.Tensor) and value.is_floating_point()
-    return value.double() if floats else value
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference, relative to the largest expected value."""
-    assert found.shape == expected.shape
-    if not expected.numel():
-        return 0.0
-    return float((found.double() - expected).abs().max() / expected.abs().max())
-
-
 SMALL = [(case, dtype) for case in CASES if case.small for dtype in case.dtypes]
 
 
@@ -88,13 +42,10 @@ class TestInterpreted:
         arguments = case.arguments(dtype)
         kept = copy.deepcopy(arguments)
         assert registry.choose(case.op, "cpu").implementation.name == "triton"
+        cut = case.op == "splice_features" and dtype == torch.bfloat16
         found = getattr(ops, case.op)(**arguments)
-        found = list(found) if isinstance(found, tuple) else [found]
-        tolerance = TOLERANCE[case.op][dtype]
-        if case.op == "splice_features" and dtype == torch.bfloat16:
-            tolerance = CUT
-        for one, expected in zip(found, exact(case, arguments), strict=True):
-            assert error(one, expected) <= tolerance
+        error = error_of(found, expected_of(case.op, arguments))
+        assert error <= (CUT if cut else TOLERANCE[case.op][dtype])
         torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
 
     def test_pooling_an_item_does_not_depend_on_the_batch(self):
@@ -141,4 +92,4 @@ class TestInterpreted:
         table, lengths = torch.tensor([[0, 1], [2, 0]]), torch.tensor([7, 3])
         arguments = query, cache, cache, table, torch.tensor([0, 1, 2]), lengths
         expected = ops.paged_attention(*(a.double() if a.ndim > 2 else a for a in arguments))
-        assert error(ops.paged_attention(*arguments), expected) < 2e-5
+        assert error_of(ops.paged_attention(*arguments), expected) < 2e-5
