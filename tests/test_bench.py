@@ -16,7 +16,7 @@ from bench import harness, peers, plots, report, run
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites import kernels
 from bench.suites.kernels import attention, entries, splice, tokens
-from retrv_kernels import cases, ops, registry
+from retrv_kernels import cases, gpu, native, ops, registry
 from retrv_kernels.ops import Span
 
 
@@ -321,5 +321,17 @@ class TestKernels:
     @staticmethod
     def agrees(one: Trial, *names: str) -> None:
         rows = {row["implementation"]: row for row in harness.run(one, 0, rounds=(1, 1))}
+        assert not any(row["failed"] for row in rows.values()), rows
         for name in names:
             assert rows[name]["seconds"] and rows[name]["error"] <= one.tolerance, rows[name]
+
+    @pytest.mark.parametrize("device, best", [("cuda", "triton"), ("cpu", "reference")])
+    def test_the_paged_baseline_is_one_that_takes_every_call(self, monkeypatch, device, best):
+        monkeypatch.setattr(gpu, "_version", lambda package: "9.9")
+        monkeypatch.setattr(native, "find", lambda: None)
+        native.isas.cache_clear()
+        try:
+            entry = attention._best_paged(device, "paged", {})
+        finally:
+            native.isas.cache_clear()
+        assert entry.environment[registry.OVERRIDE] == best and entry.baseline

@@ -73,7 +73,7 @@ def test_triton_is_chosen_on_a_gpu(monkeypatch):
     assert chosen("cuda") == {"triton"}
     choice = registry.choose("paged_attention", "cuda")
     assert choice.because == "triton 9.9"
-    assert choice.passed_over == {"xformers": "only for arguments that its operator takes"}
+    assert choice.passed_over == {}
 
 
 def test_override_takes_the_named_implementation(monkeypatch):
@@ -175,6 +175,15 @@ def test_float64_runs_the_reference(monkeypatch):
     assert torch.equal(spliced.embeds, store[1:])
     out = ops.pool_tokens(torch.ones(2, 3).double(), OFFSETS, torch.ones(1, 3).double())
     assert out.dtype == torch.float64
+
+
+@requires_native
+def test_constants_are_those_of_the_compiled_module():
+    from retrv_kernels.relate_tokens import native as relate
+
+    module = native.find()
+    assert [native.LANES[isa] for isa in native.ISAS] == module.LANES
+    assert relate.PANEL == module.PANEL
 
 
 def test_a_choice_reads_as_a_sentence():

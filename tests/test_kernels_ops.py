@@ -40,6 +40,8 @@ def test_agrees_with_float64(case: Case, dtype: torch.dtype, variant, poisoned):
     kept = copy.deepcopy(arguments)
     out = getattr(ops, case.op)(**arguments)
     assert error_of(out, expected_of(case.op, arguments)) <= TOLERANCE[case.op][dtype]
+    first = out[0] if isinstance(out, tuple) else out
+    assert first.dtype == (torch.float32 if case.op.endswith("_tokens") else dtype)
     torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
 
 
@@ -49,6 +51,8 @@ def test_the_error_sees_a_wrong_a_missing_and_a_misshapen_value():
     assert error_of(torch.tensor([1.0, torch.nan]), expected) == float("inf")
     assert error_of(torch.tensor([1.0]), expected) == float("inf")
     assert error_of((expected, expected + 1), (expected, expected)) == 0.25
+    with pytest.raises(ValueError, match="argument 2 is longer"):
+        error_of((expected,), (expected, expected))
     assert error_of(torch.zeros(2), torch.zeros(2)) == 0
     assert error_of(torch.ones(2), torch.zeros(2)) == float("inf")
 
@@ -69,9 +73,16 @@ def test_is_a_sound_torch_operator(case: Case, monkeypatch):
     torch.library.opcheck(getattr(torch.ops.retrv_kernels, case.op).default, called[0])
 
 
-@pytest.mark.parametrize("op", ["pool_tokens", "relate_tokens", "paged_attention"])
-def test_result_does_not_depend_on_threads(op: str, variant):
-    name = {"pool_tokens": "ragged", "relate_tokens": "text_query", "paged_attention": "extend"}[op]
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        ("pool_tokens", "ragged"),
+        ("relate_tokens", "text_query"),
+        ("paged_attention", "extend"),
+        ("shared_prefix_attention", "nested"),
+    ],
+)
+def test_result_does_not_depend_on_threads(op: str, name: str, variant):
     arguments, function = arguments_of(op, name), getattr(ops, op)
     threads = torch.get_num_threads()
     many = function(**arguments)
@@ -107,6 +118,28 @@ def test_views_that_are_not_contiguous_or_aligned(variant):
         strided = torch.stack([tensor, tensor], -1)[..., 0]
         out = ops.paged_attention(**{**arguments, name: strided})
         torch.testing.assert_close(out, expected)
+
+
+def test_int32_numbers_do_as_well(variant):
+    for op, name in (("pool_tokens", "ragged"), ("relate_tokens", "chosen_pairs")):
+        arguments = arguments_of(op, name)
+        narrow = {
+            k: v.int() if isinstance(v, Tensor) and v.dtype == torch.int64 else v
+            for k, v in arguments.items()
+        }
+        function = getattr(ops, op)
+        torch.testing.assert_close(function(**narrow), function(**arguments), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_values_that_cancel_have_a_norm(variant, seed):
+    """Their square is 0, and rounding may leave it below: no NaN comes of it."""
+    generator = torch.Generator().manual_seed(seed)
+    values = 10 * torch.randn(3, 1, 256, generator=generator)
+    values[2] = -values[0] - values[1]
+    zeros, bounds = torch.zeros(3, 4), torch.tensor([0, 3])
+    out = ops.relate_tokens(zeros, bounds, zeros, bounds, values, torch.randn(2, 256), eps=1e-6)
+    assert out.isfinite().all()
 
 
 def test_nan_stays_in_its_item(variant):
@@ -213,6 +246,25 @@ class TestCompiles:
         out, expected = compiled(arguments), function(**arguments)
         torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
+    def test_values_are_checked_in_compiled_calls_too(self):
+        arguments = arguments_of("pool_tokens", "one_row")
+        compiled = torch.compile(
+            lambda a: ops.pool_tokens(**a), fullgraph=True, backend="aot_eager", dynamic=True
+        )
+        compiled(arguments)
+        with pytest.raises(ValueError, match="rise from 0"):
+            compiled({**arguments, "cu_seqlens": torch.tensor([0, 10**9])})
+
+    def test_exports(self):
+        class Module(torch.nn.Module):
+            def forward(self, features, offsets, queries):
+                return ops.pool_tokens(features, offsets, queries)
+
+        arguments = arguments_of("pool_tokens", "ragged")
+        inputs = tuple(arguments[k] for k in ("features", "cu_seqlens", "folded_queries"))
+        exported = torch.export.export(Module(), inputs)
+        torch.testing.assert_close(exported.module()(*inputs), ops.pool_tokens(*inputs))
+
     @pytest.mark.slow
     def test_with_inductor(self):
         arguments = arguments_of("pool_tokens", "ragged")
@@ -246,6 +298,12 @@ def _change(op: str, name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
         (_change("pool_tokens", "one_row", cu_seqlens=I([0.0, 1.0])), "int32"),
         (_change("pool_tokens", "one_row", cu_seqlens=I([]).long()), r"\[m \+ 1\]"),
         (_change("pool_tokens", "one_row", folded_queries=F(4, 63)), r"\[H, 64\]"),
+        (_change("pool_tokens", "one_row", folded_queries=F(0, 64)), "H > 0"),
+        (_change("pool_tokens", "one_row", folded_queries=F(4, 64).double()), "float64 or none"),
+        (_change("pool_tokens", "one_row", cu_seqlens=I([0, 1]).to("meta")), "cu_seqlens.to"),
+        (_change("relate_tokens", "text_query", folded_queries=F(0, 192)), "H > 0"),
+        (_change("paged_attention", "decode", query=F(4, 0, 32)), "must be heads"),
+        (_change("paged_attention", "decode", query=F(4, 4, 32).requires_grad_()), "no gradient"),
         (_change("relate_tokens", "text_query", folded_values=F(8, 7, 192)), "divide"),
         (_change("relate_tokens", "text_query", folded_queries=F(4, 191)), r"\[H, 192\]"),
         (_change("relate_tokens", "text_query", candidate=I([0, 1, 3])), "less than 3"),
@@ -258,7 +316,8 @@ def _change(op: str, name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
         (_change("splice_features", "one_row", spans=[Span(0, 3, 1, 0, 0, 0, 1024)]), "slots"),
         (_change("splice_features", "one_row", spans=[Span(0, -1, 1, 0, 0, 0, 0)]), "negative"),
         (_change("splice_features", "one_row", page_size=0), "page_size"),
-        (_change("splice_features", "one_row", dtype=torch.int8), "must be a float"),
+        (_change("splice_features", "one_row", dtype=torch.int8), "say a float dtype="),
+        (_change("splice_features", "one_row", stores=[F(12, 7).requires_grad_()]), "no gradient"),
         (_change("paged_attention", "decode", key_pages=F(9, 16, 3, 32)), "value_pages must be"),
         (_change("paged_attention", "decode", query=F(4, 5, 32)), "do not divide"),
         (_change("paged_attention", "decode", query=F(4, 4, 32).half()), "float16"),

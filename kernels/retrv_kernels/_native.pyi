@@ -3,6 +3,9 @@
 Arguments named as tensors are addresses of their first values, 0 for none.
 """
 
+LANES: list[int]
+PANEL: int
+
 def isas() -> list[int]: ...
 def pool_tokens(
     isa: int,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+OVERRIDE = "RETRV_KERNELS"  # names the implementation to use
+
 
 @dataclass(frozen=True)
 class Availability:

@@ -73,7 +73,7 @@ def error_of(out: Any, expected: Any) -> float:
     Infinite where a value is NaN that should not be, or shapes differ: no tolerance lets it pass.
     """
     if not isinstance(out, Tensor):
-        return max(map(error_of, out, expected))
+        return max(error_of(*pair) for pair in zip(out, expected, strict=True))
     if out.shape != expected.shape:
         return float("inf")
     if out.numel() == 0:
@@ -373,6 +373,7 @@ CASES: tuple[Case, ...] = (
     pool_tokens("candidates_200", [1 + 7 * i % 13 for i in range(200)], 48),
     pool_tokens("magnitude_1e4", [7, 30], 96, magnitude=1e4, small=True),
     pool_tokens("below_eps", [7, 3], 96, magnitude=1e-3, eps=1e-5, small=True),
+    pool_tokens("eps_0", [7, 30, 1], 96, eps=0.0, small=True),
     pool_tokens("int8", [7, 30, 1], 200, int8=True, small=True),
     pool_tokens("ragged", [81, 1, 256, 37], 320, small=True),
     relate_tokens("no_pairs", [3, 4], [5], 16, 40, pairs=[], small=True),

@@ -1,7 +1,9 @@
 """Checks that several ops share: what reaches an implementation is sound.
 
-Values are read only on CPUs: there it costs next to nothing and stands between a caller's mistake
-and a native kernel that reads past the end; on a GPU it would wait for the device.
+Shapes, dtypes and devices are checked by the public functions; values inside the operators, so
+that compiled calls are checked too, and only on CPUs: there it costs next to nothing and stands
+between a caller's mistake and a native kernel that reads past the end; on a GPU it would wait for
+the device.
 """
 
 from __future__ import annotations
@@ -48,11 +50,15 @@ def rows(name: str, tensor: Tensor, scales: Tensor | None) -> None:
     dtype(f"scales of {name}", scales, (torch.float32, torch.float64))
 
 
-def offsets(name: str, tensor: Tensor, total: int) -> None:
-    """Raises ValueError unless ``tensor`` [m + 1] rises from 0 to ``total``."""
+def offsets(name: str, tensor: Tensor) -> None:
+    """Raises ValueError unless ``tensor`` is [m + 1] integers."""
     if tensor.ndim != 1 or len(tensor) == 0:
         raise ValueError(f"{name} must be [m + 1], not {list(tensor.shape)}")
     dtype(name, tensor, INTEGERS)
+
+
+def rising(name: str, tensor: Tensor, total: int) -> None:
+    """Raises ValueError unless ``tensor`` rises from 0 to ``total``."""
     found = values(tensor)
     if found is not None and (
         found[0] != 0 or found[-1] != total or (found[1:] < found[:-1]).any()
@@ -62,7 +68,6 @@ def offsets(name: str, tensor: Tensor, total: int) -> None:
 
 def indices(name: str, tensor: Tensor, below: int) -> None:
     """Raises ValueError unless all of ``tensor`` is in [0, below)."""
-    dtype(name, tensor, INTEGERS)
     found = values(tensor)
     if found is not None:
         within(name, found, below)
@@ -74,20 +79,39 @@ def within(name: str, found: np.ndarray, below: int) -> None:
         raise ValueError(f"{name} must be 0 or more and less than {below}, not {brief(found)}")
 
 
-def finite(name: str, value: float) -> None:
+def not_negative(name: str, value: float) -> None:
     """Raises ValueError unless ``value`` is 0 or more."""
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} must be 0 or more, not {value}")
 
 
+def together(**tensors: Tensor | None) -> None:
+    """Raises ValueError unless tensors are on one device, and float64 all or none of the floats."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    first, one = next(iter(given.items()))
+    for name, tensor in given.items():
+        if tensor.device != one.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} and {first} on {one.device}: "
+                f"give {name}.to({first}.device)"
+            )
+    wide = {t.dtype == torch.float64 for t in given.values() if t.is_floating_point()}
+    if len(wide) == 2:
+        raise ValueError(f"of {', '.join(given)} either all floats are float64 or none")
+
+
+def detached(*tensors: Tensor | None) -> None:
+    """Raises ValueError where a gradient is wanted of an op that has none."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise ValueError("this op has no gradient: call it under torch.no_grad(), or detach()")
+
+
 def values(tensor: Tensor) -> np.ndarray | None:
-    """What a tensor holds, where it can be looked at for nothing: on a CPU, and not compiling.
+    """What a tensor holds, where it can be looked at for nothing: on a CPU.
 
     By numpy, whose calls on a few numbers take 1 µs where PyTorch's take 3.
     """
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
-        return None
-    return tensor.detach().numpy()
+    return tensor.detach().numpy() if tensor.device.type == "cpu" else None
 
 
 def brief(found: np.ndarray) -> str:

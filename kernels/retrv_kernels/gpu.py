@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 
-from retrv_kernels.availability import Availability
+from retrv_kernels.availability import OVERRIDE, Availability
 
 INTERPRETER = "TRITON_INTERPRET"
 
@@ -25,8 +25,8 @@ def triton(device: str) -> Availability:
         return Availability(False, f"for GPUs, not for {device}")
     if device == "cpu" and os.environ.get(INTERPRETER) != "1":
         return Availability(False, f"for GPUs; on a CPU only interpreted, with {INTERPRETER}=1")
-    if device == "cpu" and os.environ.get("RETRV_KERNELS") != "triton":
-        return Availability(False, "on a CPU only interpreted, where RETRV_KERNELS=triton asks")
+    if device == "cpu" and os.environ.get(OVERRIDE) != "triton":
+        return Availability(False, f"on a CPU only interpreted, where {OVERRIDE}=triton asks")
     return _installed("triton", "gpu", ", interpreted" if device == "cpu" else "")
 
 

@@ -13,19 +13,23 @@ from retrv_kernels import registry
 NAMESPACE = "retrv_kernels"
 
 
-def register(op: str, schema: str, fake: Callable[..., Any]) -> None:
+def register(op: str, schema: str, fake: Callable[..., Any], check: Callable[..., None]) -> None:
     """Defines ``torch.ops.retrv_kernels.<op>``, which runs what the registry chooses.
 
     Args:
         schema: arguments and results in PyTorch's schema language.
         fake: makes empty results of the right shape, dtype and device from the arguments.
+        check: raises ValueError for arguments whose values do not fit.
     """
     name = f"{NAMESPACE}::{op}"
     # The plain interface rather than `custom_op`: 10 µs a call against 18 on 8 x 64 rows.
     torch.library.define(name, schema)
-    torch.library.impl(name, "CompositeExplicitAutograd")(
-        lambda *arguments: registry.run(op, arguments)
-    )
+
+    @torch.library.impl(name, "CompositeExplicitAutograd")
+    def _(*arguments: Any) -> Any:
+        check(*arguments)
+        return registry.run(op, arguments)
+
     torch.library.register_fake(name)(fake)
 
 

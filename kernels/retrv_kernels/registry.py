@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import gpu, native
-from retrv_kernels.availability import Availability
+from retrv_kernels.availability import OVERRIDE, Availability
 
-OVERRIDE = "RETRV_KERNELS"
+__all__ = ["OPS", "OVERRIDE", "Choice", "Implementation", "choose", "run"]
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,11 @@ OPS: Mapping[str, tuple[Implementation, ...]] = {
     "pool_tokens": _implementations("pool_tokens"),
     "relate_tokens": _implementations("relate_tokens"),
     "splice_features": _implementations("splice_features"),
+    # xFormers' operator stands behind Triton until both have been measured on a GPU.
     "paged_attention": (
+        *_implementations("paged_attention")[:1],
         Implementation("paged_attention", "xformers", gpu.xformers, "xformers_impl", True),
-        *_implementations("paged_attention"),
+        *_implementations("paged_attention")[1:],
     ),
     "shared_prefix_attention": _implementations("shared_prefix_attention"),
 }
@@ -122,7 +124,9 @@ def choose(op: str, device: str, arguments: Sequence[Any] | None = None) -> Choi
 def run(op: str, arguments: Sequence[Any]) -> Any:
     """Runs the best implementation on the arguments' device; float64 always runs the reference."""
     tensors = list(_tensors(arguments))
-    if any(tensor.dtype == torch.float64 for tensor in tensors):
+    dtypes = [tensor.dtype for tensor in tensors]
+    dtypes += [argument for argument in arguments if isinstance(argument, torch.dtype)]
+    if torch.float64 in dtypes:
         return OPS[op][-1].run(*arguments)
     return choose(op, tensors[0].device.type, arguments).implementation.run(*arguments)
 

@@ -76,13 +76,6 @@ def precision(dtype: tl.dtype) -> str:
     return "ieee" if dtype == tl.float32 else "tf32"
 
 
-def paged(key_pages: Tensor, value_pages: Tensor) -> tuple[Tensor, Tensor]:
-    """The two caches with equal strides and columns next to one another; copied only if not."""
-    if key_pages.stride() == value_pages.stride() and key_pages.stride(3) == 1:
-        return key_pages, value_pages
-    return key_pages.contiguous(), value_pages.contiguous()
-
-
 def splits(programs: int, most: int) -> int:
     """Among how many programs to split cached rows: two for each of an H100's multiprocessors.
 

@@ -183,8 +183,8 @@ class InformationCompressor(nn.Module):
         Returns:
             ``[m, d]``.
         """
-        queries = self.pool.folded_queries(self.row_norm)
-        pooled = ops.pool_tokens(features, cu_seqlens, queries, eps=self.config.norm_eps)
+        queries, offsets = self.pool.folded_queries(self.row_norm), cu_seqlens.to(features.device)
+        pooled = ops.pool_tokens(features, offsets, queries, eps=self.config.norm_eps)
         return self.content_norm(self.pool.token(pooled, self.row_norm))
 
     def relation_keys(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -208,6 +208,9 @@ class InformationCompressor(nn.Module):
             ``[c, d]``.
         """
         keys, scales = self.relation_keys(features)
+        cu_seqlens, candidate, query = (
+            x.to(features.device) for x in (cu_seqlens, candidate, query)
+        )
         asked, place = query.unique(return_inverse=True)
         rows, offsets = take_items(features, cu_seqlens, asked)
         rows = self.row_norm(rows)

@@ -6,6 +6,7 @@
 #include "csrc/cache.h"
 #include "csrc/matmul.h"
 #include "csrc/scratch.h"
+#include "csrc/vectors.h"
 
 namespace retrv {
 namespace {

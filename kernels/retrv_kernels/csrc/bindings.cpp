@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <iterator>
 
 #include "csrc/isa.h"
 #include "paged_attention/native.h"
@@ -61,7 +62,7 @@ void splice_features(int isa, uintptr_t stores, uintptr_t spans, int64_t count, 
                  pointer<int64_t>(positions), pointer<int64_t>(slots), threads);
 }
 
-// As `address` of paged_attention/native.py lays it out.
+// As `cache_of` of paged_attention/native.py lays it out.
 const retrv::PagedCache& cache(uintptr_t address) {
   return *pointer<const retrv::PagedCache>(address);
 }
@@ -90,6 +91,8 @@ void shared_prefix_attention(int isa, uintptr_t query, int64_t rows, int64_t hea
 NB_MODULE(_native, m) {
   const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
   m.def("isas", &isas);
+  m.attr("LANES") = std::vector<int>(std::begin(retrv::kLanesOf), std::end(retrv::kLanesOf));
+  m.attr("PANEL") = retrv::kPanel;
   m.def("pool_tokens", &pool_tokens, unlocked);
   m.def("relate_tokens", &relate_tokens, unlocked);
   m.def("splice_features", &splice_features, unlocked);

@@ -15,4 +15,22 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+namespace {
+
+// Calls f with `address` as the type that `dtype` says.
+template <class F>
+inline void with_dtype(Dtype dtype, const void* address, const F& f) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return f(static_cast<const float*>(address));
+    case Dtype::kFloat16:
+      return f(static_cast<const Half*>(address));
+    case Dtype::kBFloat16:
+      return f(static_cast<const BFloat16*>(address));
+    case Dtype::kInt8:
+      return f(static_cast<const int8_t*>(address));
+  }
+}
+
+}  // namespace
 }  // namespace retrv

@@ -8,6 +8,9 @@ namespace retrv {
 // Weakest first, in the order of ISAS in native.py.
 enum class Isa : int { kScalar, kAvx2, kAvx512 };
 
+// Float32 numbers of a vector, by Isa.
+inline constexpr int kLanesOf[] = {8, 8, 16};
+
 // The instruction sets that were compiled in and that this processor and system can run.
 std::vector<Isa> runnable_isas();
 

@@ -5,6 +5,7 @@
 
 #include "csrc/matmul.h"
 #include "csrc/scratch.h"
+#include "csrc/vectors.h"
 
 namespace retrv {
 namespace {

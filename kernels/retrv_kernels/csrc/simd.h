@@ -77,7 +77,7 @@ struct Simd;
 // Eight lanes in a plain array, which the compiler keeps in the baseline's registers (SSE2, NEON).
 template <>
 struct Simd<Isa::kScalar> {
-  static constexpr int64_t kLanes = 8;
+  static constexpr int64_t kLanes = kLanesOf[static_cast<int>(Isa::kScalar)];
   static constexpr int kTileRows = 2, kTileVectors = 1;  // of a matrix product, in matmul.h
   static constexpr int kDotRows = 1, kDotKeys = 2;       // of products along rows
   struct Register {
@@ -170,7 +170,7 @@ inline Register exp_near_zero(Register r) {
 
 template <>
 struct Simd<Isa::kAvx2> {
-  static constexpr int64_t kLanes = 8;
+  static constexpr int64_t kLanes = kLanesOf[static_cast<int>(Isa::kAvx2)];
   static constexpr int kTileRows = 4, kTileVectors = 2;  // 8 sums, as many as are in flight
   static constexpr int kDotRows = 2, kDotKeys = 4;       // 8 sums, 4 keys, 1 row: 13
   using Register = __m256;
@@ -264,7 +264,7 @@ struct Simd<Isa::kAvx2> {
 
 template <>
 struct Simd<Isa::kAvx512> {
-  static constexpr int64_t kLanes = 16;
+  static constexpr int64_t kLanes = kLanesOf[static_cast<int>(Isa::kAvx512)];
   static constexpr int kTileRows = 8, kTileVectors = 2;  // 16 sums of 32 registers
   static constexpr int kDotRows = 4, kDotKeys = 4;
   using Register = __m512;

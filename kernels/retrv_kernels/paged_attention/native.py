@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import native
+from retrv_kernels.paged_attention.layout import alike
 
 
 def paged_attention(
@@ -34,13 +35,6 @@ def paged_attention(
         torch.get_num_threads(),
     )
     return out.to(query.dtype)
-
-
-def alike(key_pages: Tensor, value_pages: Tensor) -> tuple[Tensor, Tensor]:
-    """The two caches with equal strides and columns next to one another; copied only if not."""
-    if key_pages.stride() == value_pages.stride() and key_pages.stride(3) == 1:
-        return key_pages, value_pages
-    return key_pages.contiguous(), value_pages.contiguous()
 
 
 def cache_of(keys: Tensor, values: Tensor, page_table: Tensor) -> Tensor:

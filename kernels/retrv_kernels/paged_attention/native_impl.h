@@ -21,7 +21,7 @@ void attend_new_rows(const T* query, int64_t heads, const PagedCache& cache, con
   {
     Attention<V, T> attention(cache, group, scale);
     int64_t s = 0;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(monotonic : dynamic)
     for (int64_t task = 0; task < tiles[sequences] * cache.heads; ++task) {
       const int64_t tile = task / cache.heads, head = task % cache.heads;
       while (tiles[s + 1] <= tile) ++s;  // a thread's tasks come in rising order

@@ -38,7 +38,7 @@ def paged_attention(
         scale: of the scores; 1/√d_h if None.
 
     Returns:
-        ``[n, H, d_h]`` in the query's dtype, accumulated in float32.
+        ``[n, H, d_h]`` in the query's dtype, accumulated in float32. Not differentiable.
 
     Raises:
         ValueError: shapes or dtypes that do not fit; on a CPU also offsets, lengths and pages.
@@ -46,13 +46,11 @@ def paged_attention(
     Source: PagedAttention (Kwon et al. 2023), with FlashAttention's online softmax (Dao 2023).
     """
     check_cache(query, key_pages, value_pages, page_table)
-    checks.offsets("cu_seqlens", cu_seqlens, len(query))
+    checks.offsets("cu_seqlens", cu_seqlens)
     checks.shape("page_table", page_table, len(cu_seqlens) - 1, "most")
     checks.shape("kv_lens", kv_lens, len(cu_seqlens) - 1)
-    check_pages("kv_lens", kv_lens, page_table, key_pages)
-    cached, bounds = checks.values(kv_lens), checks.values(cu_seqlens)
-    if cached is not None and bounds is not None and (cached < bounds[1:] - bounds[:-1]).any():
-        raise ValueError("kv_lens must count the new rows too: one is less than they are")
+    checks.dtype("kv_lens", kv_lens, checks.INTEGERS)
+    checks.together(query=query, cu_seqlens=cu_seqlens, kv_lens=kv_lens)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return torch.ops.retrv_kernels.paged_attention(
         query, key_pages, value_pages, page_table, cu_seqlens, kv_lens, scale
@@ -67,13 +65,18 @@ def check_cache(query: Tensor, key_pages: Tensor, value_pages: Tensor, page_tabl
     checks.shape("value_pages", value_pages, *key_pages.shape)
     checks.dtype("key_pages", key_pages, (query.dtype,))
     checks.dtype("value_pages", value_pages, (query.dtype,))
-    if 0 in key_pages.shape[1:] or query.shape[1] % key_pages.shape[2]:
+    if 0 in key_pages.shape[1:] or query.shape[1] == 0:
+        raise ValueError("there must be heads, and pages must have rows of some width")
+    if query.shape[1] % key_pages.shape[2]:
         raise ValueError(
-            f"{key_pages.shape[2]} cache heads do not divide {query.shape[1]} query heads, "
-            "or a page is empty"
+            f"{key_pages.shape[2]} cache heads do not divide {query.shape[1]} query heads"
         )
     checks.shape("page_table", page_table, "b", "most")
     checks.dtype("page_table", page_table, checks.INTEGERS)
+    checks.together(
+        query=query, key_pages=key_pages, value_pages=value_pages, page_table=page_table
+    )
+    checks.detached(query, key_pages, value_pages)
 
 
 def check_pages(name: str, lengths: Tensor, page_table: Tensor, pages: Tensor) -> None:
@@ -86,6 +89,14 @@ def check_pages(name: str, lengths: Tensor, page_table: Tensor, pages: Tensor) -
         checks.within("page_table", table[used], len(pages))
 
 
+def _check(query, key_pages, value_pages, page_table, cu_seqlens, kv_lens, scale):
+    checks.rising("cu_seqlens", cu_seqlens, len(query))
+    check_pages("kv_lens", kv_lens, page_table, key_pages)
+    cached, bounds = checks.values(kv_lens), checks.values(cu_seqlens)
+    if cached is not None and bounds is not None and (cached < bounds[1:] - bounds[:-1]).any():
+        raise ValueError("kv_lens must count the new rows too: one is less than they are")
+
+
 def _fake(query, key_pages, value_pages, page_table, cu_seqlens, kv_lens, scale):
     return query.new_empty(query.shape)
 
@@ -95,4 +106,5 @@ register(
     "(Tensor query, Tensor key_pages, Tensor value_pages, Tensor page_table, Tensor cu_seqlens, "
     "Tensor kv_lens, float scale) -> Tensor",
     _fake,
+    _check,
 )

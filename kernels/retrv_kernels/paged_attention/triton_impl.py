@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from retrv_kernels.paged_attention.layout import alike
 from retrv_kernels.triton_common import (
     attend,
     chunk_of,
@@ -20,7 +21,6 @@ from retrv_kernels.triton_common import (
     merged,
     on_their_device,
     padded,
-    paged,
     parts_of,
     precision,
     splits,
@@ -43,7 +43,7 @@ def paged_attention(
     query, page_table, cu_seqlens, kv_lens = (
         tensor.contiguous() for tensor in (query, page_table, cu_seqlens, kv_lens)
     )
-    key_pages, value_pages = paged(key_pages, value_pages)
+    key_pages, value_pages = alike(key_pages, value_pages)
     group = heads // kv_heads
     tile, block, warps = _configuration(query, group, sequences)
     chunk = tile // group

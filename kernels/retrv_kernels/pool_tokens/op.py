@@ -42,18 +42,27 @@ def pool_tokens(
     Source: Retrv-R1 (arXiv 2510.02745), its attention over one query row rearranged.
     """
     checks.rows("features", features, scales)
-    checks.offsets("cu_seqlens", cu_seqlens, len(features))
+    checks.offsets("cu_seqlens", cu_seqlens)
     checks.shape("folded_queries", folded_queries, "H", features.shape[1])
     checks.dtype("folded_queries", folded_queries, checks.FLOATS)
-    checks.finite("eps", eps)
+    if len(folded_queries) == 0:
+        raise ValueError("folded_queries must be [H, d] with H > 0")
+    checks.together(
+        features=features, cu_seqlens=cu_seqlens, folded_queries=folded_queries, scales=scales
+    )
+    checks.not_negative("eps", eps)
     return torch.ops.retrv_kernels.pool_tokens(features, cu_seqlens, folded_queries, scales, eps)
 
 
 def _fake(features, cu_seqlens, folded_queries, scales, eps):
     size = (cu_seqlens.shape[0] - 1, *folded_queries.shape)
-    return features.new_empty(size, dtype=accumulated(features))
+    return features.new_empty(size, dtype=accumulated(folded_queries))
+
+
+def _check(features, cu_seqlens, folded_queries, scales, eps):
+    checks.rising("cu_seqlens", cu_seqlens, len(features))
 
 
 _ARGUMENTS = "Tensor features, Tensor cu_seqlens, Tensor folded_queries, Tensor? scales, float eps"
-register("pool_tokens", f"({_ARGUMENTS}) -> Tensor", _fake)
+register("pool_tokens", f"({_ARGUMENTS}) -> Tensor", _fake, _check)
 differentiable("pool_tokens", _ARGUMENTS, ("features", "folded_queries"))

@@ -118,6 +118,7 @@ def _pool_chunks(
         else:
             scale = tl.load(scales + start + i, i < rows, other=0)
             factor = scale * tl.rsqrt(scale * scale * squares + eps)
+        factor = tl.where(i < rows, factor, 0)  # of a row that is not there: infinite without eps
         scores = tl.sum(x[:, None, :] * query[None, :, :], 2) * factor[:, None]
         scores = tl.where((i < rows)[:, None], scores, float("-inf"))
         highest = tl.maximum(top, tl.max(scores, 0))

@@ -1,8 +1,8 @@
 """One read of the relation keys; pairs spread over torch's threads.
 
 The kernel gives, for each pair, how much of every value its token takes; a matrix product per
-query turns them into tokens. The norm's quadratic form costs rows · (E·q)² operations, half of
-that by its symmetry.
+query turns them into tokens. The norm's quadratic form costs (E·q)² floating-point operations a
+candidate row, by its symmetry.
 """
 
 from __future__ import annotations

@@ -117,7 +117,10 @@ void relate_pair(const T* keys, const float* scales, int64_t width, const Relate
       pooling.add([&](int64_t r) { return p + (i + r) * query.columns; },
                   rows - i < Pooling<V>::kBlock ? rows - i : Pooling<V>::kBlock,
                   [&](int64_t r, float) {
-                    return query.gram ? 1 / __builtin_sqrtf(squares[i + r] + eps) : 1.0f;
+                    if (!query.gram) return 1.0f;
+                    // Where values cancel, rounding may leave a square a little below 0.
+                    const float square = squares[i + r] < 0 ? 0 : squares[i + r];
+                    return 1 / __builtin_sqrtf(square + eps);
                   });
   }
 }

@@ -29,7 +29,7 @@ def relate_tokens(
 
     for candidate rows i, query rows j, heads e of ATT₂ and h of ATT₁. The score is
     ``ρᵢ Σₑⱼ pᵢₑⱼ (q̃ₕ·Vⱼₑ)``. With ``eps``, ``ρᵢ = 1 / √(|Rᵢ|²/d + eps)`` is RMSNorm's factor,
-    exact by the quadratic form ``|Rᵢ|² = pᵢ (V Vᵀ) pᵢ``; without, it is 1.
+    by the quadratic form ``|Rᵢ|² = pᵢ (V Vᵀ) pᵢ``, exact but for rounding; without, it is 1.
 
     Args:
         relation_keys: rows of all candidates, ``[n, w]``, float32, float16 or bfloat16; or int8
@@ -54,9 +54,9 @@ def relate_tokens(
     Source: Retrv-R1 (arXiv 2510.02745), its two attentions rearranged.
     """
     checks.rows("relation_keys", relation_keys, scales)
-    checks.offsets("cu_seqlens", cu_seqlens, len(relation_keys))
+    checks.offsets("cu_seqlens", cu_seqlens)
     checks.shape("query_keys", query_keys, "q", relation_keys.shape[1])
-    checks.offsets("cu_queries", cu_queries, len(query_keys))
+    checks.offsets("cu_queries", cu_queries)
     checks.shape("folded_values", folded_values, len(query_keys), "E", "d")
     heads, width = folded_values.shape[1:]
     if heads == 0 or width == 0 or relation_keys.shape[1] % heads:
@@ -65,6 +65,8 @@ def relate_tokens(
             f"{relation_keys.shape[1]} and d > 0, not {list(folded_values.shape)}"
         )
     checks.shape("folded_queries", folded_queries, "H", width)
+    if len(folded_queries) == 0:
+        raise ValueError("folded_queries must be [H, d] with H > 0")
     for name, floats in (
         ("query_keys", query_keys),
         ("folded_values", folded_values),
@@ -80,10 +82,21 @@ def relate_tokens(
         raise ValueError("candidate and query belong together: give both or neither")
     checks.shape("candidate", candidate, "c")
     checks.shape("query", query, len(candidate))
-    checks.indices("candidate", candidate, len(cu_seqlens) - 1)
-    checks.indices("query", query, len(cu_queries) - 1)
+    checks.dtype("candidate", candidate, checks.INTEGERS)
+    checks.dtype("query", query, checks.INTEGERS)
+    checks.together(
+        relation_keys=relation_keys,
+        cu_seqlens=cu_seqlens,
+        query_keys=query_keys,
+        cu_queries=cu_queries,
+        folded_values=folded_values,
+        folded_queries=folded_queries,
+        candidate=candidate,
+        query=query,
+        scales=scales,
+    )
     if eps is not None:
-        checks.finite("eps", eps)
+        checks.not_negative("eps", eps)
     return torch.ops.retrv_kernels.relate_tokens(
         relation_keys,
         cu_seqlens,
@@ -99,7 +112,14 @@ def relate_tokens(
 
 
 def _fake(keys, cu_seqlens, query_keys, cu_queries, values, queries, candidate, query, scales, eps):
-    return keys.new_empty((candidate.shape[0], *queries.shape), dtype=accumulated(keys))
+    return keys.new_empty((candidate.shape[0], *queries.shape), dtype=accumulated(values))
+
+
+def _check(keys, cu_seqlens, query_keys, cu_queries, values, queries, candidate, query, *_):
+    checks.rising("cu_seqlens", cu_seqlens, len(keys))
+    checks.rising("cu_queries", cu_queries, len(query_keys))
+    checks.indices("candidate", candidate, len(cu_seqlens) - 1)
+    checks.indices("query", query, len(cu_queries) - 1)
 
 
 _ARGUMENTS = (
@@ -107,7 +127,7 @@ _ARGUMENTS = (
     "Tensor folded_values, Tensor folded_queries, Tensor candidate, Tensor query, "
     "Tensor? scales, float? eps"
 )
-register("relate_tokens", f"({_ARGUMENTS}) -> Tensor", _fake)
+register("relate_tokens", f"({_ARGUMENTS}) -> Tensor", _fake, _check)
 differentiable(
     "relate_tokens",
     _ARGUMENTS,

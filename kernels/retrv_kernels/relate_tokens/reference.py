@@ -44,5 +44,6 @@ def _one_query(
     values = values.transpose(0, 1).flatten(0, 1)
     if eps is not None:
         squares = ((weights @ (values @ values.T)) * weights).sum(-1, keepdim=True)
-        weights = weights * (squares / values.shape[-1] + eps).rsqrt()
+        # Where values cancel, rounding may leave a sum of squares a little below 0.
+        weights = weights * (squares.clamp(min=0) / values.shape[-1] + eps).rsqrt()
     return pool_rows(weights @ (values @ queries.T), weights, mask) @ values

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import native
-from retrv_kernels.paged_attention.native import alike, cache_of
+from retrv_kernels.paged_attention.layout import alike
+from retrv_kernels.paged_attention.native import cache_of
 
 
 def shared_prefix_attention(

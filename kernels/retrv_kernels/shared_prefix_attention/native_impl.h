@@ -99,7 +99,7 @@ void attend_tree(const T* query, int64_t rows, int64_t heads, const PagedCache& 
   {
     Attention<V, T> attention(cache, group, scale);
     int64_t node = 0;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(monotonic : dynamic)
     for (int64_t task = 0; task < first_task[nodes.count]; ++task) {
       while (first_task[node + 1] <= task) ++node;  // a thread's tasks come in rising order
       const int64_t own = task - first_task[node], chunk = own / cache.heads % nodes.chunks(node);

@@ -37,6 +37,7 @@ def shared_prefix_attention(
 
     Returns:
         ``[b, H, d_h]`` in the query's dtype, accumulated in float32; 0 where no node covers a row.
+        Not differentiable.
 
     Raises:
         ValueError: shapes or dtypes that do not fit; on a CPU also lengths, ranges and pages.
@@ -47,18 +48,22 @@ def shared_prefix_attention(
     check_cache(query, key_pages, value_pages, page_table)
     nodes = len(page_table)
     checks.shape("node_lens", node_lens, nodes)
-    check_pages("node_lens", node_lens, page_table, key_pages)
     checks.shape("node_rows", node_rows, nodes, 2)
-    checks.indices("node_rows", node_rows, len(query) + 1)
-    ranges = checks.values(node_rows)
-    if ranges is not None and (ranges[:, 0] > ranges[:, 1]).any():
-        raise ValueError(
-            "node_rows must be [first, behind the last], and one ends before it begins"
-        )
+    checks.dtype("node_lens", node_lens, checks.INTEGERS)
+    checks.dtype("node_rows", node_rows, checks.INTEGERS)
+    checks.together(query=query, node_lens=node_lens, node_rows=node_rows)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return torch.ops.retrv_kernels.shared_prefix_attention(
         query, key_pages, value_pages, page_table, node_lens, node_rows, scale
     )
+
+
+def _check(query, key_pages, value_pages, page_table, node_lens, node_rows, scale):
+    check_pages("node_lens", node_lens, page_table, key_pages)
+    checks.indices("node_rows", node_rows, len(query) + 1)
+    ranges = checks.values(node_rows)
+    if ranges is not None and (ranges[:, 0] > ranges[:, 1]).any():
+        raise ValueError("node_rows must be [first, behind the last]: one ends before it begins")
 
 
 def _fake(query, key_pages, value_pages, page_table, node_lens, node_rows, scale):
@@ -70,4 +75,5 @@ register(
     "(Tensor query, Tensor key_pages, Tensor value_pages, Tensor page_table, Tensor node_lens, "
     "Tensor node_rows, float scale) -> Tensor",
     _fake,
+    _check,
 )

@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from retrv_kernels.paged_attention.layout import alike
 from retrv_kernels.triton_common import (
     attend,
     dot_type,
     merged,
     on_their_device,
     padded,
-    paged,
     parts_of,
     precision,
     splits,
@@ -44,7 +44,7 @@ def shared_prefix_attention(
     query, page_table, node_lens, node_rows = (
         tensor.contiguous() for tensor in (query, page_table, node_lens, node_rows)
     )
-    key_pages, value_pages = paged(key_pages, value_pages)
+    key_pages, value_pages = alike(key_pages, value_pages)
     group = heads // kv_heads
     tile, block, warps = _configuration(query, group)
     chunk = tile // group

@@ -2,15 +2,18 @@
 
 #include <type_traits>
 
-#include "csrc/matmul.h"
+#include "csrc/vectors.h"
 #include "splice_features/native.h"
 
 namespace retrv {
 namespace {
 
 template <class V, class T, class Out>
-void convert(const T* from, float scale, int64_t width, Out* to) {
-  for (int64_t i = 0; i < width; ++i) narrow(scale * widen(from[i]), to + i);
+void converted(const T* from, float scale, int64_t width, Out* to) {
+  if constexpr (std::is_same_v<Out, float>)
+    convert<V>(from, scale, width, to);
+  else
+    for (int64_t i = 0; i < width; ++i) narrow(scale * widen(from[i]), to + i);
 }
 
 template <class V, class Out>
@@ -20,7 +23,7 @@ void splice_row(const SpliceStore& store, int64_t row, int64_t width, Dtype dtyp
     if (static_cast<Dtype>(store.dtype) == dtype)
       std::memcpy(to, from, static_cast<size_t>(width) * sizeof *to);
     else
-      convert<V>(from, store.scales ? store.scales[row] : 1.0f, width, to);
+      converted<V>(from, store.scales ? store.scales[row] : 1.0f, width, to);
   });
 }
 

@@ -62,7 +62,7 @@ def splice_features(
     An inspected candidate is a few spans: wrapper tokens are rows of the embedding table, which is
     a store like any other, and the candidate's features are rows of theirs. Row k of a span stands
     at position ``p + (k, k, k)`` where it is text and ``p + (0, k // width, k % width)`` where it
-    is a picture (Qwen-VL's M-RoPE).
+    is a picture (Qwen-VL's M-RoPE). Not differentiable.
 
     Args:
         stores: ``[rows, d]`` each, float32, float16, bfloat16, or int8 with scales; at most 16.
@@ -84,13 +84,17 @@ def splice_features(
         checks.shape(f"stores[{i}]", store, "rows", width)
     dtype = stores[0].dtype if dtype is None else dtype
     if dtype not in checks.FLOATS:
-        raise ValueError(f"dtype of the embeddings must be a float, not {dtype}")
+        raise ValueError(f"say a float dtype=, {dtype} is none")
     checks.shape("page_table", page_table, "b", "pages")
     checks.dtype("page_table", page_table, checks.INTEGERS)
     if page_size < 1:
         raise ValueError(f"page_size must be 1 or more, not {page_size}")
     for i, span in enumerate(spans):
         _check_span(f"spans[{i}]", span, stores, page_table.shape, page_size)
+    given: dict[str, Tensor | None] = {f"stores[{i}]": s for i, s in enumerate(stores)}
+    given |= {f"scales[{i}]": scale for i, scale in enumerate(scales)}
+    checks.together(**given, page_table=page_table)
+    checks.detached(*stores)
     rows = sum(span.length for span in spans)
     table = torch.tensor(spans, dtype=torch.int64).reshape(-1, len(Span._fields))
     out = torch.ops.retrv_kernels.splice_features(
@@ -110,6 +114,10 @@ def _check_span(
         raise ValueError(f"{name} asks for slots that the page table has not: {span}")
 
 
+def _check(stores, scales, spans, page_table, page_size, rows, dtype):
+    """Nothing: the spans, which decide what is read, were checked as numbers."""
+
+
 def _fake(stores, scales, spans, page_table, page_size, rows, dtype):
     return (
         stores[0].new_empty((rows, stores[0].shape[1]), dtype=dtype),
@@ -123,4 +131,5 @@ register(
     "(Tensor[] stores, Tensor?[] scales, Tensor spans, Tensor page_table, int page_size, "
     "SymInt rows, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
     _fake,
+    _check,
 )
