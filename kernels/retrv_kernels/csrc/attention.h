@@ -48,6 +48,8 @@ class Attention {
       return pages[key / cache_.page_size] * cache_.page_stride +
              key % cache_.page_size * cache_.row_stride + head * cache_.head_stride;
     };
+    for (int64_t key = first; key < end && key < first + kKeys; ++key)
+      prefetch(static_cast<const T*>(cache_.keys) + place(key));
     for (; first < end; first += kKeys) {
       const int64_t count = end - first < kKeys ? end - first : kKeys;
       for (int64_t j = 0; j < count; ++j) {
