@@ -314,10 +314,10 @@ def test_eval_passes_its_options_on(monkeypatch):
     stand_in(monkeypatch, "retrv_r1.eval", run=evaluate, render=render)
     assert run("eval", "set", "--k", "5, 20", "--limit", "7").stdout == "0 cells\n"
     options = {"model": "tiny", "k": (5, 20), "split": "all", "limit": 7, "out": None}
-    systems = {"modes": ["reason", "fast"], "full_tokens": True}
+    systems = {"modes": ["reason", "fast"], "full_tokens": True, "int8_keys": False}
     assert seen == [("set", options | systems)]
     arguments = ("--split", "unseen", "--out", "o", "--model", "m", "--json")
-    arguments += ("--mode", "fast", "--no-full-tokens")
+    arguments += ("--mode", "fast", "--no-full-tokens", "--int8-keys")
     assert json.loads(run("eval", "set", *arguments).stdout) == {"cells": []}
     assert seen[1][1] == {
         "model": "m",
@@ -326,6 +326,7 @@ def test_eval_passes_its_options_on(monkeypatch):
         "limit": None,
         "modes": ["fast"],
         "full_tokens": False,
+        "int8_keys": True,
         "out": Path("o"),
     }
 
