@@ -16,7 +16,7 @@ from bench import harness, peers, plots, report, run
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites import kernels
 from bench.suites.kernels import attention, entries, splice, tokens
-from retrv_kernels import cases, gpu, native, ops, registry
+from retrv_kernels import gpu, inputs, native, ops, registry
 from retrv_kernels.ops import Span
 
 
@@ -263,7 +263,7 @@ class TestPeers:
 
     @pytest.mark.parametrize("new, cached", [(1, 37), (6, 41)])
     def test_dense_and_copied_pages_equal_paged_attention(self, new, cached):
-        case = cases.paged_attention("x", [(new, cached)] * 3, (4, 2), 16, page_size=8)
+        case = inputs.paged_attention("x", [(new, cached)] * 3, (4, 2), 16, page_size=8)
         arguments = case.arguments(torch.float64)
         expected = ops.paged_attention(**arguments)
         names = ("query", "key_pages", "value_pages", "page_table")
@@ -277,7 +277,7 @@ class TestPeers:
             Span(1, 3, 12, 42, 4, 1, 11),
             Span(1, 0, 3, 0, 0, 0, 0),
         ]
-        case = cases.splice_features("x", [(12, False), (30, False)], spans, 8)
+        case = inputs.splice_features("x", [(12, False), (30, False)], spans, 8)
         arguments = case.arguments(torch.float32)
         plain = {name: arguments[name] for name in ("stores", "spans", "page_table", "page_size")}
         for got, expected in zip(

@@ -177,15 +177,6 @@ def test_float64_runs_the_reference(monkeypatch):
     assert out.dtype == torch.float64
 
 
-@requires_native
-def test_constants_are_those_of_the_compiled_module():
-    from retrv_kernels.relate_tokens import native as relate
-
-    module = native.find()
-    assert [native.LANES[isa] for isa in native.ISAS] == module.LANES
-    assert relate.PANEL == module.PANEL
-
-
 def test_a_choice_reads_as_a_sentence():
     implementation = registry.OPS["pool_tokens"][-1]
     choice = Choice("op", "cpu", implementation, "plain PyTorch", {"native": "not compiled"})

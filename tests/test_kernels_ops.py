@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import native, ops, ragged, registry
-from retrv_kernels.cases import CASES, TOLERANCE, Case, error_of, expected_of
+from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, named
+from retrv_kernels.inputs import Case
 from retrv_kernels.ops import Span
 
 
@@ -24,11 +25,11 @@ def variant(request, monkeypatch):
     name, isa = request.param
     monkeypatch.setenv(registry.OVERRIDE, name)
     monkeypatch.setenv(native.OVERRIDE, isa)
+    return name
 
 
-def arguments_of(op: str, name: str, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    (case,) = (case for case in CASES if (case.op, case.name) == (op, name))
-    return case.arguments(dtype)
+def arguments_of(op: str, name: str) -> dict[str, Any]:
+    return named(op, name).arguments(torch.float32)
 
 
 PAIRS = [(case, dtype) for case in CASES for dtype in case.dtypes]
@@ -91,7 +92,9 @@ def test_result_does_not_depend_on_threads(op: str, name: str, variant):
         one = function(**arguments)
     finally:
         torch.set_num_threads(threads)
-    torch.testing.assert_close(one, many, rtol=1e-5, atol=1e-6)
+    if variant == "native" and op != "relate_tokens":  # which ends in PyTorch's own product
+        assert torch.equal(one, many)
+    assert error_of(one, many) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -158,9 +161,7 @@ def test_int8_rows_are_what_their_scales_make_of_them(variant):
     assert (restored - features).abs().max() <= scales.max() / 2 + 1e-6
     offsets, queries = torch.tensor([0, 11, 30]), torch.randn(4, 64) / 4
     out = ops.pool_tokens(quantized, offsets, queries, scales=scales)
-    torch.testing.assert_close(
-        out, ops.pool_tokens(restored, offsets, queries), rtol=1e-4, atol=1e-5
-    )
+    assert error_of(out, ops.pool_tokens(restored, offsets, queries)) < 2e-6
     zero, scales = ragged.quantize(torch.zeros(2, 5))
     assert zero.eq(0).all() and scales.eq(0).all()
 
@@ -270,76 +271,6 @@ class TestCompiles:
         arguments = arguments_of("pool_tokens", "ragged")
         compiled = torch.compile(lambda a: ops.pool_tokens(**a) + 1, fullgraph=True)
         torch.testing.assert_close(compiled(arguments), ops.pool_tokens(**arguments) + 1)
-
-
-F, I = torch.ones, torch.tensor  # noqa: E741
-
-
-def _change(op: str, name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
-    return op, {**arguments_of(op, name), **changes}
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (_change("pool_tokens", "one_row", features=F(3)), r"features must be \[n, d\]"),
-        (_change("pool_tokens", "one_row", features=F(3, 0)), "d > 0"),
-        (_change("pool_tokens", "one_row", features=F(1, 64).int()), "int32"),
-        (_change("pool_tokens", "one_row", features=F(1, 64).char()), "scale for each row"),
-        (_change("pool_tokens", "one_row", scales=F(1)), "int8"),
-        (_change("pool_tokens", "int8", scales=F(3)), "scales of features must be"),
-        (_change("pool_tokens", "one_row", eps=-1.0), "eps"),
-        (_change("pool_tokens", "one_row", eps=float("nan")), "eps"),
-        (
-            _change("pool_tokens", "one_row", cu_seqlens=I([0, 2])),
-            r"rise from 0 to 1, not \[0, 2\]",
-        ),
-        (_change("pool_tokens", "one_row", cu_seqlens=I([0, 2, 1])), "rise from 0"),
-        (_change("pool_tokens", "one_row", cu_seqlens=I([0.0, 1.0])), "int32"),
-        (_change("pool_tokens", "one_row", cu_seqlens=I([]).long()), r"\[m \+ 1\]"),
-        (_change("pool_tokens", "one_row", folded_queries=F(4, 63)), r"\[H, 64\]"),
-        (_change("pool_tokens", "one_row", folded_queries=F(0, 64)), "H > 0"),
-        (_change("pool_tokens", "one_row", folded_queries=F(4, 64).double()), "float64 or none"),
-        (_change("pool_tokens", "one_row", cu_seqlens=I([0, 1]).to("meta")), "cu_seqlens.to"),
-        (_change("relate_tokens", "text_query", folded_queries=F(0, 192)), "H > 0"),
-        (_change("paged_attention", "decode", query=F(4, 0, 32)), "must be heads"),
-        (_change("paged_attention", "decode", query=F(4, 4, 32).requires_grad_()), "no gradient"),
-        (_change("relate_tokens", "text_query", folded_values=F(8, 7, 192)), "divide"),
-        (_change("relate_tokens", "text_query", folded_queries=F(4, 191)), r"\[H, 192\]"),
-        (_change("relate_tokens", "text_query", candidate=I([0, 1, 3])), "less than 3"),
-        (_change("relate_tokens", "text_query", candidate=None), "both or neither"),
-        (_change("relate_tokens", "odd_sizes", candidate=None, query=None), "2 queries"),
-        (_change("splice_features", "one_row", stores=[]), "0 stores"),
-        (_change("splice_features", "one_row", spans=[Span(0, 3, 10, 0, 0, 0, 0)]), "no store has"),
-        (_change("splice_features", "one_row", spans=[Span(1, 0, 1, 0, 0, 0, 0)]), "no store has"),
-        (_change("splice_features", "one_row", spans=[Span(0, 3, 1, 0, 0, 4, 0)]), "slots"),
-        (_change("splice_features", "one_row", spans=[Span(0, 3, 1, 0, 0, 0, 1024)]), "slots"),
-        (_change("splice_features", "one_row", spans=[Span(0, -1, 1, 0, 0, 0, 0)]), "negative"),
-        (_change("splice_features", "one_row", page_size=0), "page_size"),
-        (_change("splice_features", "one_row", dtype=torch.int8), "say a float dtype="),
-        (_change("splice_features", "one_row", stores=[F(12, 7).requires_grad_()]), "no gradient"),
-        (_change("paged_attention", "decode", key_pages=F(9, 16, 3, 32)), "value_pages must be"),
-        (_change("paged_attention", "decode", query=F(4, 5, 32)), "do not divide"),
-        (_change("paged_attention", "decode", query=F(4, 4, 32).half()), "float16"),
-        (_change("paged_attention", "decode", kv_lens=I([1, 16, 17, 0])), "count the new rows"),
-        (_change("paged_attention", "decode", kv_lens=I([1, 16, 17, 999])), "kv_lens must be"),
-        (_change("paged_attention", "decode", kv_lens=I([1, 16, 17])), r"\[4\]"),
-        (_change("shared_prefix_attention", "nested", node_rows=I([[3, 1]] * 6)), "ends before"),
-        (_change("shared_prefix_attention", "nested", node_rows=I([[0, 9]] * 6)), "less than 6"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else value,
-)
-def test_refuses_what_it_cannot_do(call, message):
-    op, arguments = call
-    with pytest.raises(ValueError, match=message):
-        getattr(ops, op)(**arguments)
-
-
-def test_a_page_that_is_not_there_is_refused():
-    arguments = arguments_of("paged_attention", "decode")
-    arguments["page_table"][3, 0] = 99
-    with pytest.raises(ValueError, match="page_table must be"):
-        ops.paged_attention(**arguments)
 
 
 class TestAttentionsAgree:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from retrv_kernels import gpu, ops, registry
-from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of
+from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, named
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
 INTERPRETED = os.environ.get(gpu.INTERPRETER) == "1"
@@ -65,22 +65,21 @@ class TestInterpreted:
             keys[:40], torch.tensor([0, 40]), asks[5:], torch.tensor([0, 7]), values[5:], queries,
             eps=1e-6,
         )  # fmt: skip
-        torch.testing.assert_close(together[1], alone[0], rtol=1e-5, atol=1e-6)
+        assert error_of(together[1], alone[0]) < 2e-6
 
     @pytest.mark.parametrize("op", ["paged_attention", "shared_prefix_attention"])
     def test_attention_does_not_depend_on_splits(self, op, monkeypatch):
-        case = next(one for one in CASES if one.op == op and one.name in ("extend", "nested"))
-        arguments = case.arguments(torch.float32)
+        name = {"paged_attention": "extend", "shared_prefix_attention": "nested"}[op]
+        arguments = named(op, name).arguments(torch.float32)
         split = getattr(ops, op)(**arguments)
         module = sys.modules[f"retrv_kernels.{op}.triton_impl"]
         counts = []
         monkeypatch.setattr(module, "splits", lambda *sizes: counts.append(sizes) or 1)
-        torch.testing.assert_close(getattr(ops, op)(**arguments), split, rtol=1e-5, atol=1e-6)
+        assert error_of(getattr(ops, op)(**arguments), split) < 2e-6
         assert counts
 
     def test_caches_that_are_slices_of_one(self):
-        case = next(one for one in CASES if str(one) == "paged_attention-decode")
-        arguments = case.arguments(torch.float32)
+        arguments = named("paged_attention", "decode").arguments(torch.float32)
         expected = ops.paged_attention(**arguments)
         both = torch.stack([arguments["key_pages"], arguments["value_pages"]], dim=1)
         arguments |= {"key_pages": both[:, 0], "value_pages": both[:, 1]}

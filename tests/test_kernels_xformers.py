@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from retrv_kernels import ops
-from retrv_kernels.cases import CASES
+from retrv_kernels.cases import CASES, error_of
 
 pytest.importorskip(
     "xformers", reason="xformers is not installed: pip install 'retrv-r1[xformers]'"
@@ -89,4 +89,4 @@ def test_gathers_what_the_mask_expects(case, monkeypatch):
     monkeypatch.setattr(fmha, "memory_efficient_attention_forward", plain)
     monkeypatch.setattr(fmha.flash.FwOp, "not_supported_reasons", lambda inputs: [])
     out = xformers_impl.paged_attention(*given.values(), given["query"].shape[-1] ** -0.5)
-    torch.testing.assert_close(out, expected.float(), rtol=1e-4, atol=1e-5)
+    assert error_of(out, expected) < 2e-6

@@ -109,7 +109,7 @@ def detached(*tensors: Tensor | None) -> None:
 def values(tensor: Tensor) -> np.ndarray | None:
     """What a tensor holds, where it can be looked at for nothing: on a CPU.
 
-    By numpy, whose calls on a few numbers take 1 µs where PyTorch's take 3.
+    By numpy, whose calls on a few numbers are cheaper than PyTorch's (docs/LOG.md).
     """
     return tensor.detach().numpy() if tensor.device.type == "cpu" else None
 

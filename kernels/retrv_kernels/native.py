@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import torch  # first, so that the module finds torch's OpenMP runtime loaded and shares its threads
 
@@ -16,7 +17,6 @@ from retrv_kernels.availability import Availability
 
 OVERRIDE = "RETRV_KERNELS_ISA"
 ISAS = ("scalar", "avx2", "avx512")  # csrc/isa.h
-LANES = {"scalar": 8, "avx2": 8, "avx512": 16}  # float32 numbers of a vector, csrc/simd.h
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}  # csrc/dtype.h
 
 _NAME = "retrv_kernels._native"
@@ -63,10 +63,24 @@ def function(op: str) -> Callable[..., None]:
     Raises:
         ImportError: the module was compiled before the op was written.
     """
+    return partial(constant(op), ISAS.index(isa()))
+
+
+def constant(name: str) -> Any:
+    """What the compiled module has by a name.
+
+    Raises:
+        ImportError: the module is older than that.
+    """
     try:
-        return partial(getattr(find(), op), ISAS.index(isa()))
+        return getattr(find(), name)
     except AttributeError:
-        raise ImportError(f"{_NAME} is older than the sources: no {op}; reinstall it") from None
+        raise ImportError(f"{_NAME} is older than the sources: no {name}; reinstall it") from None
+
+
+def lanes() -> int:
+    """Float32 numbers in a vector of the instruction set in use."""
+    return constant("LANES")[ISAS.index(isa())]
 
 
 def address(tensor: torch.Tensor | None) -> int:

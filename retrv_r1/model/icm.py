@@ -63,19 +63,19 @@ class Pool(nn.Module):
         self.embedding = nn.Parameter(torch.empty(hidden_size))
         self.attention = Attention(hidden_size, heads, hidden_size)
 
-    def folded_queries(self, norm: nn.Module) -> Tensor:
+    def folded_queries(self, norm: Tensor | None) -> Tensor:
         """``q̃_h = W_k,h (e W_q)_h / √d_h``, times the weight of the rows' norm, ``[H, d]``."""
         attention = self.attention
         query = attention.by_head(attention.q_proj(self.embedding)) * attention.scale
         folded = torch.einsum("hk,hkd->hd", query, attention.by_head(attention.k_proj.weight, 0))
-        return folded * norm.weight if isinstance(norm, nn.RMSNorm) else folded
+        return folded if norm is None else folded * norm
 
-    def token(self, pooled: Tensor, norm: nn.Module) -> Tensor:
+    def token(self, pooled: Tensor, norm: Tensor | None) -> Tensor:
         """Value and output projection of rows pooled by each head, ``[m, H, d]`` → ``[m, d]``."""
         attention = self.attention
         pooled = pooled.to(self.embedding.dtype)
-        if isinstance(norm, nn.RMSNorm):
-            pooled = pooled * norm.weight
+        if norm is not None:
+            pooled = pooled * norm
         weight = attention.by_head(attention.v_proj.weight, 0)
         return attention.o_proj(torch.einsum("mhd,hvd->mhv", pooled, weight).flatten(1))
 
@@ -183,9 +183,12 @@ class InformationCompressor(nn.Module):
         Returns:
             ``[m, d]``.
         """
-        queries, offsets = self.pool.folded_queries(self.row_norm), cu_seqlens.to(features.device)
+        queries, offsets = (
+            self.pool.folded_queries(self.row_norm.weight),
+            cu_seqlens.to(features.device),
+        )
         pooled = ops.pool_tokens(features, offsets, queries, eps=self.config.norm_eps)
-        return self.content_norm(self.pool.token(pooled, self.row_norm))
+        return self.content_norm(self.pool.token(pooled, self.row_norm.weight))
 
     def relation_keys(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         """What relation tokens need of candidates' rows ``[n, d]``, whatever the query.
@@ -215,19 +218,20 @@ class InformationCompressor(nn.Module):
         rows, offsets = take_items(features, cu_seqlens, asked)
         rows = self.row_norm(rows)
         pool = self.relation_pool or self.pool
+        norm = self.relation_norm.weight if isinstance(self.relation_norm, nn.RMSNorm) else None
         pooled = ops.relate_tokens(
             keys,
             cu_seqlens,
             self.relate.k_proj(rows) * self.relate.scale,
             offsets.to(cu_seqlens.device),
             self.relate.folded_values(rows),
-            pool.folded_queries(self.relation_norm),
+            pool.folded_queries(norm),
             candidate,
             place,
             scales=scales,
-            eps=self.config.norm_eps if self.config.norm_relation else None,
+            eps=None if norm is None else self.config.norm_eps,
         )
-        token = self.relation_token_norm(pool.token(pooled, self.relation_norm))
+        token = self.relation_token_norm(pool.token(pooled, norm))
         if self.agree is None:
             return token
         compared = self._compared(self.pooled(features, cu_seqlens))

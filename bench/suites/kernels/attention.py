@@ -22,8 +22,9 @@ from bench.suites.kernels.entries import (
     moved,
     ours,
 )
-from retrv_kernels import cases
-from retrv_kernels.cases import TOLERANCE, Case
+from retrv_kernels import inputs
+from retrv_kernels.cases import TOLERANCE
+from retrv_kernels.inputs import Case
 
 PAGE = 16
 SEQUENCES = 8
@@ -51,7 +52,7 @@ def trials(context: Context, quick: bool) -> Iterator[Trial]:
 
 
 def _paged(context: Context, model: Model, kind: str, new: int, cached: int) -> Trial:
-    case = cases.paged_attention(
+    case = inputs.paged_attention(
         f"{model.name} {kind} {SEQUENCES} × {new} of {cached:,}",
         [(new, cached)] * SEQUENCES,
         model.heads,
@@ -78,7 +79,7 @@ def _shared(
     context: Context, model: Model, kind: str, nodes: Sequence[tuple[int, tuple[int, int]]]
 ) -> Trial:
     length = sum(rows for rows, (first, end) in nodes if first == 0)
-    case = cases.shared_prefix_attention(
+    case = inputs.shared_prefix_attention(
         f"{model.name} {kind} {SEQUENCES} × {length:,}",
         nodes,
         SEQUENCES,

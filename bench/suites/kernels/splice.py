@@ -10,7 +10,7 @@ import torch
 from bench import peers
 from bench.harness import Entry, Prepared, Trial
 from bench.suites.kernels.entries import QWEN_3B, QWEN_7B, TINY, Context, Model, moved, ours
-from retrv_kernels import cases, ops
+from retrv_kernels import inputs, ops
 from retrv_kernels.cases import TOLERANCE
 from retrv_kernels.ops import Span
 
@@ -37,7 +37,7 @@ def _trial(context: Context, model: Model, rows: int, width: int) -> Trial:
             Span(1, first, rows, inside, width, i, inside),
             Span(0, 900 + i, 2, inside + rows // width, 0, i, last),
         ]
-    case = cases.splice_features(
+    case = inputs.splice_features(
         f"{model.name} {sequences} × {rows}",
         [(WORDS, False), (candidates * rows, False)],
         spans,

@@ -24,8 +24,9 @@ from bench.suites.kernels.entries import (
     moved,
     ours,
 )
-from retrv_kernels import cases, registry
-from retrv_kernels.cases import TOLERANCE, Case
+from retrv_kernels import inputs, registry
+from retrv_kernels.cases import TOLERANCE
+from retrv_kernels.inputs import Case
 from retrv_r1.model.icm import Attention, Pool
 
 EPS = 1e-6
@@ -127,8 +128,8 @@ def _full(asked: int | None) -> Iterator[Sizes]:
 def _case(one: Sizes, form: str) -> Case:
     lengths, model, int8 = [one.rows] * one.candidates, one.model, form == "int8"
     if one.asked is None:
-        return cases.pool_tokens(one.name, lengths, model.d, HEADS[1], eps=EPS, int8=int8)
-    return cases.relate_tokens(
+        return inputs.pool_tokens(one.name, lengths, model.d, HEADS[1], eps=EPS, int8=int8)
+    return inputs.relate_tokens(
         *(one.name, lengths, [one.asked], model.w, model.d, HEADS),
         eps=EPS if one.norm else None,
         int8=int8,
@@ -146,7 +147,7 @@ class Weights:
     @classmethod
     def random(cls, one: Sizes, device: str) -> Weights:
         """Rows of size 1 keep their size."""
-        d, generator = one.model.d, cases.seeded(one.model.d)
+        d, generator = one.model.d, inputs.seeded(one.model.d)
         pool, relate = Pool(d, HEADS[1]), Attention(d, HEADS[0], one.model.w)
         for weight in (*pool.attention.parameters(), *relate.parameters()):
             nn.init.normal_(weight, std=d**-0.5, generator=generator)
@@ -157,7 +158,7 @@ class Weights:
     @torch.no_grad()
     def folded(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """What a case's arguments hold of the weights."""
-        folded = {"folded_queries": self.pool.folded_queries(nn.Identity())}
+        folded = {"folded_queries": self.pool.folded_queries(None)}
         if len(self.asked):
             folded["query_keys"] = self.relate.k_proj(self.asked) * self.relate.scale
             folded["folded_values"] = self.relate.folded_values(self.asked)
@@ -171,7 +172,7 @@ class Weights:
     def token(self, pooled: Tensor) -> Tensor:
         """Value and output projection of what the heads have pooled, in its dtype."""
         pool = self.pool if pooled.dtype == torch.float32 else copy.deepcopy(self.pool).double()
-        return pool.token(pooled, nn.Identity())
+        return pool.token(pooled, None)
 
     @torch.no_grad()
     def direct(self, one: Sizes, arguments: Mapping[str, Any]) -> Callable[[bool], Tensor]:

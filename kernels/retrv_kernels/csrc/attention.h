@@ -95,11 +95,13 @@ class Attention {
     if (seen > 0) {
       const float block = largest_of<V>(scores, seen), before = largest_[i];
       const float largest = block > before ? block : before;
-      const float shrink = __builtin_expf(before - largest);
-      if (largest != before) scale<V>(sums_ + i * cache_.width, cache_.width, shrink);
-      total_[i] = (largest != before ? total_[i] * shrink : total_[i]) +
-                  exponentials<V>(scores, seen, largest);
-      largest_[i] = largest;
+      if (largest != before) {
+        const float shrink = __builtin_expf(before - largest);
+        scale<V>(sums_ + i * cache_.width, cache_.width, shrink);
+        total_[i] *= shrink;
+        largest_[i] = largest;
+      }
+      total_[i] += exponentials<V>(scores, seen, largest);
     }
     for (int64_t j = seen; j < count; ++j) scores[j] = 0;
   }

@@ -8,7 +8,7 @@ namespace retrv {
 namespace {
 
 // sums[i][v] += sum_k a[i * lda + k] * b(k)[v * lanes], for k < depth. `b` gives a row's address.
-// The last vector of a row is read up to `tail` lanes, all of them if that is 0.
+// With kTail the last vector of a row has `tail` lanes.
 template <class V, int kRows, int kVectors, bool kTail, class B>
 inline void tile(const float* a, int64_t lda, const B& b, int64_t depth, int64_t tail,
                  typename V::Register (&sums)[kRows][kVectors]) {
@@ -26,7 +26,8 @@ inline void tile(const float* a, int64_t lda, const B& b, int64_t depth, int64_t
   }
 }
 
-// Calls f(first, integral constant of rows) for all rows in blocks of kRows and a smaller rest.
+// Calls f.operator()<n>(first) for all rows: blocks of n = kRows, the rest in blocks of half and
+// less.
 template <int kRows, class F>
 inline void in_blocks(int64_t first, int64_t rows, const F& f) {
   for (; rows - first >= kRows; first += kRows) f.template operator()<kRows>(first);

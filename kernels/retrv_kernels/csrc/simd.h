@@ -44,8 +44,6 @@ inline float widen(Half value) {
   return from_bits(to_bits(rebiased) | infinite | sign);
 }
 
-inline void narrow(float value, float* out) { *out = value; }
-
 // Round to nearest, ties to even.
 inline void narrow(float value, BFloat16* out) {
   const uint32_t bits = to_bits(value);
@@ -144,7 +142,7 @@ struct Simd<Isa::kScalar> {
     return value.lane[0];
   }
 
-  // out[i] = sum(values[i]): together for a third of what four sums cost.
+  // out[i] = sum(values[i]), together.
   static void sums(const Register (&values)[4], float* out) {
     for (int i = 0; i < 4; ++i) out[i] = sum(values[i]);
   }

@@ -16,7 +16,7 @@ from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
 from retrv_kernels.availability import Availability
 from retrv_kernels.paged_attention.reference import cached
 
-# Best first.
+# In the order in which they are asked.
 OPERATORS = (fmha.flash.FwOp, fmha.cutlass.FwOp)
 
 
@@ -33,7 +33,7 @@ def accepts(
     if query.dtype not in (torch.float16, torch.bfloat16):
         return Availability(False, f"its {query.dtype} products may be rounded to TF32")
     if len(query) <= len(kv_lens):
-        return Availability(False, "a decode step is faster where the pages lie")
+        return Availability(False, "a decode step would gather every page for a few rows")
     # The lengths are not read: an operator asks for the mask's kind and the tensors' shapes.
     rows = key_pages.select(1, 0)
     inputs = _inputs(

@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from retrv_kernels import native
 
-PANEL = 32  # relate_tokens/native.h
-
 
 @dataclass(frozen=True)
 class _Query:
     """One query as the kernel wants it: value columns head by head, filled up with zeros.
 
     Each head's to whole vectors, since vectors in part cost AVX-512 twice the time, and all to
-    whole panels. ``values`` are row by row: to bring 4 MB into another order costs 1 ms.
+    whole panels. ``values`` stay row by row: they are megabytes, the weights are not.
     """
 
     rows: int
@@ -35,20 +33,21 @@ class _Query:
     def of(cls, keys: Tensor, values: Tensor, queries: Tensor, eps: float | None) -> _Query:
         """From ``keys [q, w]``, ``values [q, E, d]`` and the pooling ``queries [H, d]``."""
         rows, heads, width = values.shape
-        pad, spare = nn.functional.pad, (0, -rows % native.LANES[native.isa()])
-        panel = (0, -heads * (rows + spare[1]) % PANEL)
+        pad, spare = nn.functional.pad, (0, -rows % native.lanes())
+        panel = native.constant("PANEL")
+        filled = (0, -heads * (rows + spare[1]) % panel)
         keys = pad(keys.unflatten(1, (heads, -1)).permute(1, 2, 0), spare).contiguous()
         values = values.flatten(0, 1)
         scores = (queries @ values.T).unflatten(1, (rows, heads)).transpose(1, 2)
-        scores = pad(pad(scores, spare).flatten(1), panel).contiguous()
+        scores = pad(pad(scores, spare).flatten(1), filled).contiguous()
         gram = None
         if eps is not None:
             gram = (values @ values.T).div_(width)
             gram = gram.view(rows, heads, rows, heads).permute(1, 0, 3, 2)
             gram = pad(gram, (*spare, 0, 0, *spare)).flatten(2).flatten(0, 1)
             gram = gram.triu(1).mul_(2).add_(gram.diagonal().diag())
-            gram = pad(gram, (*panel, *panel))
-            gram = gram.unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
+            gram = pad(gram, (*filled, *filled))
+            gram = gram.unflatten(1, (-1, panel)).transpose(0, 1).contiguous()
         return cls(rows, keys, scores, gram, values)
 
     def row(self) -> list[int]:

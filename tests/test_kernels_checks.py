@@ -1,0 +1,81 @@
+"""What the ops refuse, and in which words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from retrv_kernels import ops
+from retrv_kernels.cases import named
+from retrv_kernels.ops import Span
+
+F, I = torch.ones, torch.tensor  # noqa: E741
+
+
+def _change(op: str, name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
+    return op, {**named(op, name).arguments(torch.float32), **changes}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (_change("pool_tokens", "one_row", features=F(3)), r"features must be \[n, d\]"),
+        (_change("pool_tokens", "one_row", features=F(3, 0)), "d > 0"),
+        (_change("pool_tokens", "one_row", features=F(1, 64).int()), "int32"),
+        (_change("pool_tokens", "one_row", features=F(1, 64).char()), "scale for each row"),
+        (_change("pool_tokens", "one_row", scales=F(1)), "int8"),
+        (_change("pool_tokens", "int8", scales=F(3)), "scales of features must be"),
+        (_change("pool_tokens", "one_row", eps=-1.0), "eps"),
+        (_change("pool_tokens", "one_row", eps=float("nan")), "eps"),
+        (
+            _change("pool_tokens", "one_row", cu_seqlens=I([0, 2])),
+            r"rise from 0 to 1, not \[0, 2\]",
+        ),
+        (_change("pool_tokens", "one_row", cu_seqlens=I([0, 2, 1])), "rise from 0"),
+        (_change("pool_tokens", "one_row", cu_seqlens=I([0.0, 1.0])), "int32"),
+        (_change("pool_tokens", "one_row", cu_seqlens=I([]).long()), r"\[m \+ 1\]"),
+        (_change("pool_tokens", "one_row", folded_queries=F(4, 63)), r"\[H, 64\]"),
+        (_change("pool_tokens", "one_row", folded_queries=F(0, 64)), "H > 0"),
+        (_change("pool_tokens", "one_row", folded_queries=F(4, 64).double()), "float64 or none"),
+        (_change("pool_tokens", "one_row", cu_seqlens=I([0, 1]).to("meta")), "cu_seqlens.to"),
+        (_change("relate_tokens", "text_query", folded_queries=F(0, 192)), "H > 0"),
+        (_change("paged_attention", "decode", query=F(4, 0, 32)), "must be heads"),
+        (_change("paged_attention", "decode", query=F(4, 4, 32).requires_grad_()), "no gradient"),
+        (_change("relate_tokens", "text_query", folded_values=F(8, 7, 192)), "divide"),
+        (_change("relate_tokens", "text_query", folded_queries=F(4, 191)), r"\[H, 192\]"),
+        (_change("relate_tokens", "text_query", candidate=I([0, 1, 3])), "less than 3"),
+        (_change("relate_tokens", "text_query", candidate=None), "both or neither"),
+        (_change("relate_tokens", "odd_sizes", candidate=None, query=None), "2 queries"),
+        (_change("splice_features", "one_row", stores=[]), "0 stores"),
+        (_change("splice_features", "one_row", spans=[Span(0, 3, 10, 0, 0, 0, 0)]), "no store has"),
+        (_change("splice_features", "one_row", spans=[Span(1, 0, 1, 0, 0, 0, 0)]), "no store has"),
+        (_change("splice_features", "one_row", spans=[Span(0, 3, 1, 0, 0, 4, 0)]), "slots"),
+        (_change("splice_features", "one_row", spans=[Span(0, 3, 1, 0, 0, 0, 1024)]), "slots"),
+        (_change("splice_features", "one_row", spans=[Span(0, -1, 1, 0, 0, 0, 0)]), "negative"),
+        (_change("splice_features", "one_row", page_size=0), "page_size"),
+        (_change("splice_features", "one_row", dtype=torch.int8), "say a float dtype="),
+        (_change("splice_features", "one_row", stores=[F(12, 7).requires_grad_()]), "no gradient"),
+        (_change("paged_attention", "decode", key_pages=F(9, 16, 3, 32)), "value_pages must be"),
+        (_change("paged_attention", "decode", query=F(4, 5, 32)), "do not divide"),
+        (_change("paged_attention", "decode", query=F(4, 4, 32).half()), "float16"),
+        (_change("paged_attention", "decode", kv_lens=I([1, 16, 17, 0])), "count the new rows"),
+        (_change("paged_attention", "decode", kv_lens=I([1, 16, 17, 999])), "kv_lens must be"),
+        (_change("paged_attention", "decode", kv_lens=I([1, 16, 17])), r"\[4\]"),
+        (_change("shared_prefix_attention", "nested", node_rows=I([[3, 1]] * 6)), "ends before"),
+        (_change("shared_prefix_attention", "nested", node_rows=I([[0, 9]] * 6)), "less than 6"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else value,
+)
+def test_refuses_what_it_cannot_do(call, message):
+    op, arguments = call
+    with pytest.raises(ValueError, match=message):
+        getattr(ops, op)(**arguments)
+
+
+def test_a_page_that_is_not_there_is_refused():
+    arguments = named("paged_attention", "decode").arguments(torch.float32)
+    arguments["page_table"][3, 0] = 99
+    with pytest.raises(ValueError, match="page_table must be"):
+        ops.paged_attention(**arguments)
