@@ -57,7 +57,8 @@ def error_of(out: Any, expected: Any) -> float:
         return float("inf")
     if out.numel() == 0:
         return 0.0
-    error, largest = (out.double() - expected.double()).abs().max(), expected.double().abs().max()
+    exact = expected.detach().double()
+    error, largest = (out.detach().double() - exact).abs().max(), exact.abs().max()
     if error == 0:
         return 0.0
     return float(error / largest) if error.isfinite() and largest > 0 else float("inf")
