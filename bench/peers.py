@@ -148,11 +148,12 @@ def splice(
     embeds = torch.cat([stores[span.store][span.row : span.row + span.length] for span in spans])
     table = torch.tensor(spans, device=page_table.device)
     owner = torch.arange(len(spans), device=table.device).repeat_interleave(table[:, 2])
-    _, _, _, position, width, sequence, slot = table[owner].T
-    k = torch.arange(len(owner), device=table.device) - (table[:, 2].cumsum(0) - table[:, 2])[owner]
+    _, _, _, position, width, sequence, slot, start = table[owner].T
+    i = torch.arange(len(owner), device=table.device) - (table[:, 2].cumsum(0) - table[:, 2])[owner]
+    k = start + i
     across = width.clamp(min=1)
     grid = torch.stack([torch.zeros_like(k), k // across, k % across])
-    places = slot + k
+    places = slot + i
     pages = page_table[sequence, places // page_size]
     return (
         embeds,

@@ -276,6 +276,7 @@ class TestPeers:
             Span(0, 5, 2, 40, 0, 1, 9),
             Span(1, 3, 12, 42, 4, 1, 11),
             Span(1, 0, 3, 0, 0, 0, 0),
+            Span(1, 8, 4, 42, 4, 0, 5, 5),
         ]
         case = inputs.splice_features("x", [(12, False), (30, False)], spans, 8)
         arguments = case.arguments(torch.float32)

@@ -168,6 +168,20 @@ def test_a_conditional_implementation_has_a_say_about_arguments(monkeypatch):
     assert registry.choose("pool_tokens", "cpu").implementation.name == "reference"
 
 
+def test_a_picture_cut_anywhere_is_spliced_as_the_whole():
+    store, pages = torch.randn(20, 3), torch.tensor([[3, 0, 2]])
+    whole = ops.splice_features([store], [ops.Span(0, 4, 12, 30, 4, 0, 7)], pages, 8)
+    for cut in (1, 4, 7):
+        parts = [
+            ops.Span(0, 4, cut, 30, 4, 0, 7),
+            ops.Span(0, 4 + cut, 12 - cut, 30, 4, 0, 7 + cut, cut),
+        ]
+        for got, expected in zip(
+            ops.splice_features([store], parts, pages, 8), whole, strict=True
+        ):
+            assert torch.equal(got, expected)
+
+
 def test_float64_runs_the_reference(monkeypatch):
     monkeypatch.setattr(registry, "choose", None)
     store, pages = torch.randn(2, 3).double(), torch.zeros(1, 1).long()

@@ -73,6 +73,12 @@ _WRAPPED = (
     Span(2, 0, 9, 8, 3, 0, 16),
     Span(0, 9, 3, 11, 0, 0, 25),
 )
+_CUT = (
+    Span(1, 3, 5, 41, 4, 2, 31),
+    Span(1, 8, 1, 41, 4, 2, 36, 5),
+    Span(1, 9, 6, 41, 4, 2, 37, 6),
+    Span(0, 2, 3, 7, 0, 1, 20, 4),
+)
 _NESTED = ((37, (0, 5)), (20, (0, 3)), (33, (3, 5)), (1, (0, 1)), (16, (1, 2)), (5, (2, 3)))
 
 CASES: tuple[Case, ...] = (
@@ -105,6 +111,7 @@ CASES: tuple[Case, ...] = (
     splice_features("no_spans", [(12, False)], [], 40, small=True),
     splice_features("one_row", [(12, False)], [Span(0, 3, 1, 9, 0, 1, 700)], 7, small=True),
     splice_features("stores", [(12, False), (30, False), (9, True)], _WRAPPED, 33, small=True),
+    splice_features("cut_spans", [(12, False), (30, False)], _CUT, 33, small=True),
     splice_features(
         "wide", [(12, False), (300, True), (9, False)], _WRAPPED, 2048, page_size=5, small=True
     ),

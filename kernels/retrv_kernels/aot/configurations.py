@@ -105,7 +105,7 @@ def _splice(name: str, width: int, quick: bool = False) -> Configuration:
         _meta(*inspected, dtype=BYTE),
     ]
     scales = [None, None, _meta(inspected[0], dtype=SINGLE)]
-    spans, table = _meta(40, 7), _meta(4, 264, dtype=torch.int32)
+    spans, table = _meta(40, 8), _meta(4, 264, dtype=torch.int32)
     arguments = stores, scales, spans, table, 16, rows, HALF
     gathered = rows * width * HALF.itemsize
     # Rows of the result, their three positions and their slot.

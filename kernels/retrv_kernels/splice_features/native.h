@@ -15,8 +15,8 @@ struct SpliceStore {
 };
 
 struct SpliceSpan {
-  int64_t store, row, length, position, width, sequence, slot;  // Span of op.py
-  int64_t out;                                                  // first row in the packed batch
+  int64_t store, row, length, position, width, sequence, slot, start;  // Span of op.py
+  int64_t out;  // first row in the packed batch
 };
 
 // op.py's gather; page_table [sequences][pages], embeds [rows][width] of `dtype`, positions

@@ -38,8 +38,8 @@ void splice_rows(const SpliceStore* stores, const SpliceSpan* spans, int64_t cou
     for (int64_t row = 0; row < rows; ++row) {
       while (s + 1 < count && spans[s + 1].out <= row) ++s;  // a thread's rows rise
       const SpliceSpan& span = spans[s];
-      const int64_t k = row - span.out, slot = span.slot + k;
-      splice_row<V>(stores[span.store], span.row + k, width, dtype, embeds + row * width);
+      const int64_t i = row - span.out, k = span.start + i, slot = span.slot + i;
+      splice_row<V>(stores[span.store], span.row + i, width, dtype, embeds + row * width);
       positions[row] = span.position + (span.width ? 0 : k);
       positions[rows + row] = span.position + (span.width ? k / span.width : k);
       positions[2 * rows + row] = span.position + (span.width ? k % span.width : k);

@@ -19,10 +19,11 @@ class Span(NamedTuple):
         store: which store the rows are in.
         row: the first of them there.
         length: how many.
-        position: of the first row, in the sequence.
+        position: of the first row of the text or picture, in the sequence.
         width: of the grid whose rows they are, row by row; 0 for text.
         sequence: row of the page table.
         slot: number of cached rows before the first one, in the sequence.
+        start: number of the first row within its text or picture, which may be cut anywhere.
     """
 
     store: int
@@ -32,6 +33,7 @@ class Span(NamedTuple):
     width: int
     sequence: int
     slot: int
+    start: int = 0
 
 
 class Splice(NamedTuple):
@@ -60,8 +62,8 @@ def splice_features(
     """Gathers rows of feature stores into one packed prefill batch, for many sequences at once.
 
     An inspected candidate is a few spans: wrapper tokens are rows of the embedding table, which is
-    a store like any other, and the candidate's features are rows of theirs. Row k of a span stands
-    at position ``p + (k, k, k)`` where it is text and ``p + (0, k // width, k % width)`` where it
+    a store like any other, and the candidate's features are rows of theirs. Row ``k - start`` of a
+    span stands at position ``p + (k, k, k)`` where it is text and ``p + (0, k // width, k % width)`` where it
     is a picture (Qwen-VL's M-RoPE). Not differentiable.
 
     Args:

@@ -72,13 +72,13 @@ def _splice(
     span, begin, total = 0, number * 0, number * 0
     for first in range(0, count, 256):
         i = first + tl.arange(0, 256)
-        counts = tl.load(spans + i * 7 + 2, i < count, other=0)
+        counts = tl.load(spans + i * 8 + 2, i < count, other=0)
         ends = total + tl.cumsum(counts, 0)
         before = (ends <= number) & (i < count)
         span += tl.sum(before.to(tl.int32))
         begin = tl.maximum(begin, tl.max(tl.where(before, ends, 0)))
         total += tl.sum(counts)
-    spans += span * 7
+    spans += span * 8
     k = number - begin
     row = tl.load(spans + 1) + k
     store = tl.load(spans)
@@ -95,10 +95,11 @@ def _splice(
                 tl.store(embeds + number * width + c, x.to(embeds.dtype.element_ty), c < width)
     position, grid = tl.load(spans + 3), tl.load(spans + 4)
     divisor = tl.maximum(grid, 1)
+    place = tl.load(spans + 6) + k
+    k += tl.load(spans + 7)
     picture = grid > 0
     tl.store(positions + number, position + tl.where(picture, 0, k))
     tl.store(positions + rows + number, position + tl.where(picture, k // divisor, k))
     tl.store(positions + 2 * rows + number, position + tl.where(picture, k % divisor, k))
-    place = tl.load(spans + 6) + k
     page = tl.load(page_table + tl.load(spans + 5) * pages + place // PAGE).to(tl.int64)
     tl.store(slots + number, page * PAGE + place % PAGE)
