@@ -3,71 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from engine_doubles import (
+    ANSWER,
+    END,
+    END_ANSWER,
+    END_LOOK,
+    END_THINK,
+    GOOD,
+    LABELS,
+    LOOK,
+    NAMES,
+    PROMPT,
+    SPAN,
+    STRANGE,
+    THINK,
+    WORD,
+    Scripted,
+    Steered,
+    names_of,
+    real_requests,
+    request,
+)
 from torch import Tensor
-from transformers import DynamicCache
 
-from retrv_engine import Output, PlainEngine, Request, RowSpan, Sampling, Vocabulary, plain
-
-THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END = range(1, 8)
-WORD, OTHER, STRANGE = 30, 31, 32
-LABELS = (20, 21, 22, 23)
-NAMES = Vocabulary(THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END)
-SIZE = 40
-PROMPT, SPAN = 1000, 2000  # ids of the scripted model's prompt rows and of inspected rows
-
-
-@dataclass
-class Scripted:
-    """Wants the tokens of a plan, one per token written; remembers all rows and positions.
-
-    An embedding is the token's id. The first row of a prompt says which plan is meant. Where the
-    wanted token is not permitted, ``END_THINK`` is the next best.
-    """
-
-    plans: dict[int, list[int]]
-    seen: dict[int, list[tuple[int, tuple[int, ...]]]] = field(default_factory=dict)
-    calls: list[tuple[int, ...]] = field(default_factory=list)
-
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        return ids[..., None].float()
-
-    def decode(
-        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: DynamicCache
-    ) -> Tensor:
-        rows = torch.cat([embeds, positions.permute(1, 2, 0).float()], -1)[:, None]
-        rows, _ = cache.update(rows, rows, 0)
-        assert attention_mask.shape == rows[:, 0, :, 0].shape
-        assert attention_mask[:, -1].all(), "the last row is always a real one"
-        self.calls.append(tuple(embeds.shape[:2]))
-        logits = torch.zeros(len(embeds), SIZE)
-        for b, (row, mask) in enumerate(zip(rows[:, 0], attention_mask.bool(), strict=True)):
-            history = [(int(r[0]), tuple(int(p) for p in r[1:])) for r in row[mask]]
-            self.seen[history[0][0]] = history
-            written = sum(i < PROMPT for i, _ in history)
-            plan = self.plans[history[0][0]]
-            logits[b, END_THINK] = 5.0
-            logits[b, plan[min(written, len(plan) - 1)]] = 10.0
-        return logits
-
-
-def request(number: int = 0, length: int = 3, candidates: int = 3, **values) -> Request:
-    """A prompt of ``length`` rows; candidate k is k + 2 rows in full, advancing by 2."""
-    ids = torch.tensor([PROMPT + number, *[PROMPT + 900] * (length - 1)])
-    spans = [
-        RowSpan(
-            torch.tensor([[float(SPAN + 10 * number + k)]] * (k + 2)),
-            torch.tensor([[0] * (k + 2), list(range(k + 2)), list(range(k + 2))]),
-            2,
-        )
-        for k in range(candidates)
-    ]
-    prompt = RowSpan(ids[:, None].float(), torch.arange(length).expand(3, -1), length)
-    return Request(prompt, LABELS[:candidates], spans, **values)
+from retrv_engine import FeatureRows, Output, PlainEngine, Request, Sampling, Vocabulary, plain
+from retrv_engine.request import length_of
 
 
 def run(plan: list[int], **values) -> tuple[Output, list[tuple[int, tuple[int, ...]]]]:
@@ -76,13 +41,10 @@ def run(plan: list[int], **values) -> tuple[Output, list[tuple[int, tuple[int, .
     return output, model.seen[PROMPT]
 
 
-GOOD = [THINK, WORD, LOOK, LABELS[1], END_LOOK, OTHER, END_THINK, ANSWER, LABELS[2], END_ANSWER]
-
-
 def test_a_request_writes_its_protocol_and_splices_what_it_inspects():
     output, rows = run(GOOD)
     assert list(output.tokens) == GOOD
-    assert (output.answer, output.inspected, output.inspected_rows) == (2, (1,), 3)
+    assert (output.answer, output.inspected, output.inspected_rows) == (2, (1,), 4)
     assert output.well_formed
     assert output.label_logits.tolist() == [0.0, 0.0, 10.0]
     at = {"prompt": 0, "tokens": 3, "span": 8, "after": 10}
@@ -91,9 +53,9 @@ def test_a_request_writes_its_protocol_and_splices_what_it_inspects():
         (PROMPT + 900, (1, 1, 1)),
         (PROMPT + 900, (2, 2, 2)),
         *((t, (at["tokens"] + i,) * 3) for i, t in enumerate(GOOD[:5])),
-        # Relative grid positions, from where the span stands.
-        *((SPAN + 1, (at["span"], at["span"] + i, at["span"] + i)) for i in range(3)),
-        # The span advances by two, not by its three rows.
+        # Grid positions, from where the span stands.
+        *((SPAN + 1, (at["span"], at["span"] + y, at["span"] + x)) for y in (0, 1) for x in (0, 1)),
+        # The span advances by two, not by its four rows.
         *((t, (at["after"] + i,) * 3) for i, t in enumerate(GOOD[5:8])),
     ]
 
@@ -101,8 +63,8 @@ def test_a_request_writes_its_protocol_and_splices_what_it_inspects():
 def test_the_rows_of_a_span_are_fed_in_one_step():
     model = Scripted({PROMPT: GOOD})
     PlainEngine(model, NAMES).generate([request()])
-    # prompt and <think>; word; look; label, end of look and span; word; </think>; <answer>
-    assert model.calls == [(1, 4), (1, 1), (1, 1), (1, 5), (1, 1), (1, 1), (1, 1)]
+    # prompt and <think>; word; look; label, end of look and span; word; </think> and <answer>
+    assert model.calls == [(1, 4), (1, 1), (1, 1), (1, 6), (1, 1), (1, 2)]
 
 
 def test_fast_mode_answers_at_once():
@@ -144,7 +106,7 @@ def test_a_candidate_is_inspected_at_most_once():
     assert sorted(output.inspected) == [0, 1] and output.inspected[0] == 0
     assert not output.well_formed, "it asked for the same candidate again"
     assert [i for i, _ in rows].count(SPAN) == 2, "candidate 0 has two rows, spliced in once"
-    assert output.inspected_rows == 2 + 3
+    assert output.inspected_rows == 2 + 4
 
 
 @pytest.mark.parametrize("limit, candidates, looks", [(0, 3, 0), (1, 3, 1), (4, 2, 2), (4, 3, 3)])
@@ -197,84 +159,84 @@ def test_no_requests_and_bad_ones():
     with pytest.raises(ValueError, match="batch_size"):
         PlainEngine(Scripted({}), NAMES, batch_size=0)
     with pytest.raises(ValueError, match="at least one candidate"):
-        request(candidates=0)
+        replace(request(), labels=())
     with pytest.raises(ValueError, match="full rows of every candidate"):
         replace(request(), inspections=())
-    assert not replace(request(), inspections=(), reason=False).reason
+    with pytest.raises(ValueError, match="full rows of every candidate"):
+        replace(request(), source=None)
+    assert not replace(request(), inspections=(), source=None, reason=False).reason
+
+
+def test_what_a_feature_source_raises_is_raised():
+    one = request()
+    one.source.bad.add(1)
+    with pytest.raises(OSError, match="cannot read"):
+        PlainEngine(Scripted({PROMPT: GOOD}), NAMES).generate([one])
+
+
+def test_candidates_that_are_wanted_together_are_loaded_together():
+    shared = request().source
+    requests = [replace(request(n), source=shared) for n in range(3)]
+    look = [THINK, LOOK, LABELS[1], END_LOOK, END_THINK, ANSWER, LABELS[0]]
+    plans = {PROMPT: look, PROMPT + 1: look, PROMPT + 2: [THINK, LOOK, LABELS[2], *look[3:]]}
+    PlainEngine(Scripted(plans), NAMES).generate(requests)
+    assert shared.calls == [[1, 2]]
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"length": 5}, "a table of 4"),
+        ({"length": 0}, "a table of 4"),
+        ({"first": -1}, "a table of 4"),
+        ({"width": 3}, "no grid of width 3"),
+        ({"key": 2**63}, "63 bits"),
+    ],
+)
+def test_feature_rows_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        FeatureRows(torch.zeros(4, 2), **{"first": 0, "length": 4, "key": 1} | values)
 
 
 # The real model, which has to attend to exactly the rows that a plain forward would see.
 
 
-class Eager:
-    """A model that likes to inspect and comes to an end; every logit row it gives is finite."""
-
-    def __init__(self, model, vocabulary: Vocabulary) -> None:
-        self.model, self.vocabulary = model, vocabulary
-
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        return self.model.embed_tokens(ids)
-
-    def steer(self, logits: Tensor) -> Tensor:
-        bias = torch.zeros(logits.shape[-1])
-        bias[self.vocabulary.inspect_start] = 4.0
-        bias[self.vocabulary.think_end] = 1.0
-        return logits + bias
-
-    def decode(self, *args) -> Tensor:
-        logits = self.model.decode(*args)
-        assert torch.isfinite(logits).all()
-        return self.steer(logits)
-
-
 @pytest.fixture(scope="module")
 def names(processor) -> Vocabulary:
-    t = processor.tokens
-    return Vocabulary(
-        *(t.think_start, t.think_end, t.answer_start, t.answer_end),
-        *(t.inspect_start, t.inspect_end, t.im_end),
-    )
+    return names_of(processor)
 
 
 @pytest.fixture(scope="module")
-def requests(model, processor) -> list[Request]:
-    """Prompts of 3 to 40 rows with 2 to 6 candidates of 1 to 20 rows."""
-    generator = torch.Generator().manual_seed(0)
-
-    def span(rows: int) -> RowSpan:
-        embeds = 0.15 * torch.randn(rows, 64, generator=generator)
-        positions = torch.randint(0, rows, (3, rows), generator=generator).sort().values
-        return RowSpan(embeds, positions, rows)
-
-    made = []
-    for number, (length, count) in enumerate([(40, 6), (3, 2), (17, 4), (25, 3), (8, 5)]):
-        prompt = span(length)
-        made.append(
-            Request(
-                replace(prompt, positions=torch.arange(length).expand(3, -1)),
-                processor.tokens.labels[:count],
-                [span(int(n)) for n in torch.randint(1, 21, (count,), generator=generator)],
-                sampling=Sampling(max_reasoning_tokens=12 + 5 * number, seed=number),
-            )
-        )
-    return made
+def requests(processor) -> list[Request]:
+    return real_requests(processor.tokens.labels)
 
 
 @torch.inference_mode()
 def plain_logits(model, names: Vocabulary, one: Request, output: Output) -> Tensor:
     """Logits after every written token, from one uncached pass over the whole sequence."""
-    embeds, positions, at = [one.prompt.embeds], [one.prompt.positions], one.prompt.advance
-    ends, looked, rows = [], iter(output.inspected), len(one.prompt)
+    pieces, ends, looked = list(one.prompt), [], iter(output.inspected)
     for token in output.tokens:
-        embeds.append(model.embed_tokens(torch.tensor([token])))
-        positions.append(torch.full((3, 1), at))
-        at, rows = at + 1, rows + 1
+        pieces.append(token)
         if token == names.inspect_end:
-            span = one.inspections[next(looked)]
-            embeds.append(span.embeds)
-            positions.append(span.positions + at)
-            at, rows = at + span.advance, rows + len(span)
-        ends.append(rows - 1)
+            pieces += one.source.pieces[next(looked)]
+        ends.append(length_of(pieces) - 1)
+    embeds, positions, at = [], [], 0
+    for piece in pieces:
+        if isinstance(piece, int):
+            embeds.append(model.embed_tokens(torch.tensor([piece])))
+            positions.append(torch.full((3, 1), at))
+            at += 1
+            continue
+        embeds.append(piece.rows)
+        if not piece.width:
+            positions.append(torch.arange(piece.length).expand(3, -1) + at)
+            at += piece.length
+            continue
+        height = piece.length // piece.width
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(piece.width), indexing="ij")
+        grid = torch.stack([torch.zeros_like(x), y, x]).flatten(1)
+        positions.append(grid + at)
+        at += max(height, piece.width)
     hidden = model.language_model(
         inputs_embeds=torch.cat(embeds)[None], position_ids=torch.cat(positions, 1)[:, None]
     ).last_hidden_state
@@ -303,13 +265,13 @@ def test_cached_steps_equal_one_plain_pass_over_the_final_sequence(
     model, names, requests, temperature
 ):
     requests = [replace(r, sampling=replace(r.sampling, temperature=temperature)) for r in requests]
-    engine = PlainEngine(Eager(model, names), names, batch_size=len(requests))
+    engine = PlainEngine(Steered(model, names), names, batch_size=len(requests))
     outputs = engine.generate(requests)
-    assert sum(len(output.inspected) for output in outputs) >= 6, "inspections must happen"
+    assert sum(len(output.inspected) for output in outputs) >= 4, "inspections must happen"
     assert len({len(output.tokens) for output in outputs}) > 2, "lengths must differ"
     for one, output in zip(requests, outputs, strict=True):
         tokens = output.tokens
-        logits = Eager(model, names).steer(plain_logits(model, names, one, output))
+        logits = Steered(model, names).steer(plain_logits(model, names, one, output))
         due = tokens.index(names.answer_start)
         expected = logits[due, torch.tensor(one.labels)]
         torch.testing.assert_close(output.label_logits, expected, atol=1e-4, rtol=1e-4)
@@ -330,7 +292,7 @@ def test_a_batch_writes_what_each_request_writes_alone(model, names, requests, t
         replace(r, sampling=replace(r.sampling, temperature=temperature, top_p=0.95))
         for r in requests
     ]
-    eager = Eager(model, names)
+    eager = Steered(model, names)
     alone = [PlainEngine(eager, names).generate([one])[0] for one in requests]
     assert sum(len(output.inspected) for output in alone) >= 5
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
@@ -357,7 +319,7 @@ def test_padding_rows_are_never_read(model, names, requests, monkeypatch):
         positions[:, present == 0] = 77
         return embeds, positions, present
 
-    eager = Eager(model, names)
+    eager = Steered(model, names)
     expected = PlainEngine(eager, names).generate(requests)
     monkeypatch.setattr(plain, "_pad_left", poisoned)
     for output, other in zip(expected, PlainEngine(eager, names).generate(requests), strict=True):
@@ -367,7 +329,7 @@ def test_padding_rows_are_never_read(model, names, requests, monkeypatch):
 
 
 def test_sampling_follows_its_seed_alone(model, names, requests):
-    eager = Eager(model, names)
+    eager = Steered(model, names)
 
     def tokens(seeds: list[int]) -> list[tuple[int, ...]]:
         chosen = [

@@ -8,6 +8,7 @@ the left, and padded columns stay masked for good. Positions are explicit, so pa
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as List
 from dataclasses import replace
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from retrv_engine.request import LanguageModel, Output, Request, RowSpan, Vocabulary
+from retrv_engine.request import LanguageModel, Output, Piece, Request, Vocabulary, load_distinct
 from retrv_engine.sequence import Sequence
+from retrv_engine.weights import load_weights
 
 
 class PlainEngine:
@@ -38,59 +40,82 @@ class PlainEngine:
             outputs += self._batch(requests[start : start + self.batch_size])
         return outputs
 
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Puts new values into the model's parameters, by name; ValueError as of other engines."""
+        load_weights(self.model, weights)
+
     def _batch(self, requests: List[Request]) -> list[Output]:
         sequences = [Sequence(request, self.vocabulary) for request in requests]
-        cursors = [0] * len(sequences)
+        cursors, computed = [0] * len(sequences), [0] * len(sequences)
         active = list(range(len(sequences)))
         cache = DynamicCache()
         mask: Tensor | None = None
         started = time.perf_counter()
         first = 0.0
         while active:
-            chunks = [self._rows(sequences[i], cursors[i]) for i in active]
-            for i, chunk in zip(active, chunks, strict=True):
-                cursors[i] += chunk.advance
+            chunks = []
+            for i in active:
+                embeds, positions, cursors[i] = self._rows(sequences[i].take_pending(), cursors[i])
+                chunks.append((embeds, positions))
+                computed[i] += len(embeds)
             embeds, positions, present = _pad_left(chunks)
             mask = present if mask is None else torch.cat([mask, present], 1)
-            logits = self.model.decode(embeds, positions, mask, cache)
+            last = max(sequences[i].due for i in active)
+            logits = self.model.decode(embeds, positions, mask, cache, last)
             first = first or time.perf_counter() - started
-            for i, row in zip(active, logits, strict=True):
-                sequences[i].advance(row)
+            for i, rows in zip(active, logits, strict=True):
+                sequences[i].advance(rows[-sequences[i].due :])
+            _splice([sequences[i] for i in active])
             keep = [n for n, i in enumerate(active) if not sequences[i].done]
             if len(keep) < len(active) and keep:
-                rows = torch.tensor(keep, device=mask.device)
-                cache.batch_select_indices(rows)
-                mask = mask[rows]
+                left = torch.tensor(keep, device=mask.device)
+                cache.batch_select_indices(left)
+                mask = mask[left]
             active = [active[n] for n in keep]
         total = time.perf_counter() - started
         timings = {"prefill": first, "decode": total - first}
-        return [replace(s.output(), timings=timings) for s in sequences]
+        return [
+            replace(sequence.output(), timings=timings, computed_rows=rows)
+            for sequence, rows in zip(sequences, computed, strict=True)
+        ]
 
-    def _rows(self, sequence: Sequence, cursor: int) -> RowSpan:
-        """Everything a sequence wants to feed next, at absolute positions."""
-        embeds, positions, start = [], [], cursor
-        for piece in sequence.pending:
+    def _rows(self, pieces: List[Piece], cursor: int) -> tuple[Tensor, Tensor, int]:
+        """Embeddings ``[l, d]``, absolute positions ``[3, l]``, and the position behind."""
+        embeds, positions = [], []
+        for piece in pieces:
             if isinstance(piece, int):
                 embeds.append(self.model.embed_tokens(torch.tensor([piece])))
                 positions.append(torch.full((3, 1), cursor))
                 cursor += 1
-            else:
-                embeds.append(piece.embeds)
-                positions.append(piece.positions + cursor)
-                cursor += piece.advance
-        sequence.pending.clear()
-        return RowSpan(torch.cat(embeds), torch.cat(positions, 1), cursor - start)
+                continue
+            embeds.append(piece.rows)
+            k = torch.arange(piece.length)
+            grid = [0 * k, k // piece.width, k % piece.width] if piece.width else [k, k, k]
+            positions.append(torch.stack(grid) + cursor)
+            cursor += piece.advance
+        return torch.cat(embeds), torch.cat(positions, 1), cursor
 
 
-def _pad_left(chunks: List[RowSpan]) -> tuple[Tensor, Tensor, Tensor]:
+def _splice(sequences: List[Sequence]) -> None:
+    """Gives every sequence the candidate that it wants."""
+    pieces = load_distinct([s.wanted for s in sequences if s.wanted is not None])
+    for sequence in sequences:
+        if sequence.wanted is not None:
+            found = pieces[sequence.wanted]
+            if isinstance(found, Exception):
+                raise found
+            sequence.splice(found)
+
+
+def _pad_left(chunks: List[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """``embeds [b, l, d]``, ``positions [3, b, l]`` and the mask of real rows ``[b, l]``."""
-    longest = max(len(chunk) for chunk in chunks)
-    first = chunks[0].embeds
+    longest = max(len(embeds) for embeds, _ in chunks)
+    first = chunks[0][0]
     embeds = first.new_zeros(len(chunks), longest, first.shape[-1])
     positions = torch.zeros(3, len(chunks), longest, dtype=torch.long, device=first.device)
     present = torch.zeros(len(chunks), longest, dtype=torch.long, device=first.device)
-    for b, chunk in enumerate(chunks):
-        embeds[b, longest - len(chunk) :] = chunk.embeds
-        positions[:, b, longest - len(chunk) :] = chunk.positions
-        present[b, longest - len(chunk) :] = 1
+    for b, (rows, places) in enumerate(chunks):
+        embeds[b, longest - len(rows) :] = rows
+        positions[:, b, longest - len(rows) :] = places
+        present[b, longest - len(rows) :] = 1
     return embeds, positions, present

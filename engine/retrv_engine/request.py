@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class LanguageModel(Protocol):
@@ -19,9 +19,9 @@ class LanguageModel(Protocol):
         ...
 
     def decode(
-        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Any
+        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Any, last: int
     ) -> Tensor:
-        """Logits ``[b, vocabulary]`` of the last row, given new rows.
+        """Logits ``[b, last, vocabulary]`` of the last rows, given new rows.
 
         Args:
             embeds: ``[b, l, d]``.
@@ -30,6 +30,8 @@ class LanguageModel(Protocol):
             cache: a transformers ``Cache``, extended in place.
         """
         ...
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,59 @@ class Vocabulary:
     end: int
 
 
-@dataclass(frozen=True)
-class RowSpan:
-    """Rows for the language model.
+@dataclass(frozen=True, eq=False)
+class FeatureRows:
+    """Consecutive rows of a table that stand in a sequence: a picture's, or compressed tokens.
 
-    Attributes:
-        embeds: ``[l, d]``.
-        positions: ``[3, l]``; for a span that is spliced in, relative to where it starts.
-        advance: how far the position moves on behind the span.
+    Args:
+        table: ``[n, d]``, in the dtype of the embeddings.
+        first: the first of the rows there.
+        length: how many.
+        key: hash of what they hold, 63 bits: rows of one key are the same rows. It covers what they
+            were made of and the weights that made them.
+        width: of the grid, for Qwen-VL's M-RoPE positions; 0 for text positions.
     """
 
-    embeds: Tensor
-    positions: Tensor
-    advance: int
+    table: Tensor
+    first: int
+    length: int
+    key: int
+    width: int = 0
 
-    def __len__(self) -> int:
-        return len(self.embeds)
+    def __post_init__(self) -> None:
+        if self.length < 1 or not 0 <= self.first <= len(self.table) - self.length:
+            raise ValueError(
+                f"rows {self.first} to {self.first + self.length} of a table of {len(self.table)}"
+            )
+        if self.width and self.length % self.width:
+            raise ValueError(f"{self.length} rows are no grid of width {self.width}")
+        if not 0 <= self.key < 2**63:
+            raise ValueError("a key has 63 bits")
+
+    @property
+    def rows(self) -> Tensor:
+        """``[length, d]``."""
+        return self.table[self.first : self.first + self.length]
+
+    @property
+    def advance(self) -> int:
+        """How far the position moves on behind the rows."""
+        return max(self.width, self.length // self.width) if self.width else self.length
+
+
+Piece: TypeAlias = int | FeatureRows
+"""What sequences are made of: a token, or rows that stand where a token's embedding would."""
+
+
+class FeatureSource(Protocol):
+    """Where the full rows of inspected candidates come from."""
+
+    def load(self, names: Sequence[Hashable]) -> Sequence[Sequence[Piece]]:
+        """The pieces that each named candidate is spliced in as, encoded together if need be.
+
+        Engines call it once a step with the distinct candidates that any sequence asked for.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -93,17 +132,19 @@ class Request:
     """One prompt over labelled candidates.
 
     Args:
-        prompt: all rows of the prompt; positions start at 0.
+        prompt: all pieces of the prompt; positions start at 0.
         labels: label token of each candidate, in order.
-        inspections: rows of each candidate at full length, spliced in when it is inspected.
+        inspections: name of each candidate at ``source``, for when it is inspected.
+        source: gives the candidates' full rows.
         reason: think first, or answer at once (fast mode).
         banned: tokens that have no place in this request's reasoning: what prompts are built of,
             labels that stand for none of its candidates.
     """
 
-    prompt: RowSpan
+    prompt: Sequence[Piece]
     labels: Sequence[int]
-    inspections: Sequence[RowSpan] = ()
+    inspections: Sequence[Hashable] = ()
+    source: FeatureSource | None = None
     reason: bool = True
     sampling: Sampling = field(default_factory=Sampling)
     banned: Sequence[int] = ()
@@ -111,7 +152,7 @@ class Request:
     def __post_init__(self) -> None:
         if not self.labels:
             raise ValueError("a request needs at least one candidate")
-        if self.reason and len(self.inspections) != len(self.labels):
+        if self.reason and (len(self.inspections) != len(self.labels) or self.source is None):
             raise ValueError("a reasoning request needs the full rows of every candidate")
 
 
@@ -129,6 +170,11 @@ class Output:
             likeliest token was a permitted one. Closing tags behind a label are always forced.
         logprobs: log-probability of each token under the distribution it was taken from; 0.0
             where it was forced.
+        prompt_rows: rows of the prompt.
+        cached_rows: rows that were found in the cache instead of being computed.
+        computed_rows: rows that went through the model.
+        timings: seconds of a phase in which the request took part: ``queue``, ``prefill``,
+            ``decode``, ``inspection``.
     """
 
     tokens: Sequence[int]
@@ -138,7 +184,40 @@ class Output:
     inspected_rows: int
     well_formed: bool
     logprobs: Sequence[float]
+    prompt_rows: int = 0
+    cached_rows: int = 0
+    computed_rows: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
+
+
+def length_of(pieces: Sequence[Piece]) -> int:
+    """Rows of ``pieces``."""
+    return sum(1 if isinstance(piece, int) else piece.length for piece in pieces)
+
+
+def load_distinct(
+    wanted: Sequence[tuple[FeatureSource, Hashable]],
+) -> dict[tuple[FeatureSource, Hashable], Sequence[Piece] | Exception]:
+    """Pieces of wanted candidates: each source is asked once, for each distinct name once.
+
+    Where a source fails it is asked name by name, so that only those fail which have to.
+    """
+    found: dict[tuple[FeatureSource, Hashable], Sequence[Piece] | Exception] = {}
+    for source in dict.fromkeys(source for source, _ in wanted):
+        names = list(dict.fromkeys(name for other, name in wanted if other is source))
+        try:
+            loaded: Sequence[Sequence[Piece] | Exception] = source.load(names)
+        except Exception:
+            loaded = [_load_one(source, name) for name in names]
+        found |= {(source, name): one for name, one in zip(names, loaded, strict=True)}
+    return found
+
+
+def _load_one(source: FeatureSource, name: Hashable) -> Sequence[Piece] | Exception:
+    try:
+        return source.load([name])[0]
+    except Exception as error:  # handed to the request that asked
+        return error
 
 
 def generator_for(sampling: Sampling) -> torch.Generator:

@@ -5,24 +5,40 @@ The protocol of a reasoning request:
     <think> … [<inspection-index-start> label <inspection-index-end> rows] … </think>
     <answer> label </answer>
 
-Opening tags and everything that can have only one form are forced and cost no choice; labels are
-constrained to the request's candidates; a candidate is inspected at most once.
+Opening tags and everything that can have only one form are forced and cost no pass of their own;
+labels are constrained to the request's candidates; a candidate is inspected at most once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from retrv_engine.request import Output, Request, RowSpan, Vocabulary, generator_for
+from retrv_engine.request import (
+    FeatureSource,
+    Output,
+    Piece,
+    Request,
+    Vocabulary,
+    generator_for,
+    length_of,
+)
 from retrv_engine.sampler import choose
 
 
 @dataclass
 class Sequence:
-    """State of a running request; ``pending`` are the rows it wants to feed next."""
+    """State of a running request.
+
+    Attributes:
+        pending: the pieces that it wants to feed next.
+        due: of how many of the last rows it wants the logits then.
+        wanted: the candidate that has to be spliced in before anything else, or None.
+    """
 
     request: Request
     vocabulary: Vocabulary
@@ -32,21 +48,21 @@ class Sequence:
     inspected_rows: int = 0
     well_formed: bool = True
     label_logits: Tensor | None = None
-    pending: list[int | RowSpan] = field(default_factory=list)
+    pending: list[Piece] = field(default_factory=list)
+    due: int = 1
+    wanted: tuple[FeatureSource, Hashable] | None = None
 
     def __post_init__(self) -> None:
-        self.generator = generator_for(self.request.sampling)
-        self.pending = [self.request.prompt]
-        opening = self.vocabulary.think_start if self.request.reason else None
-        self._force(self.vocabulary.answer_start if opening is None else opening)
+        names, request = self.vocabulary, self.request
+        self.generator = generator_for(request.sampling)
+        self.pending = list(request.prompt)
+        self._never = [names.answer_start, names.answer_end, names.think_start, names.inspect_end]
+        self._never += [names.end, *request.banned]
+        self._force(names.think_start if request.reason else names.answer_start)
 
     @property
     def done(self) -> bool:
         return self.label_logits is not None
-
-    @property
-    def last(self) -> int:
-        return self.tokens[-1]
 
     def _take(self, token: int, logprob: float) -> None:
         self.tokens.append(token)
@@ -56,31 +72,47 @@ class Sequence:
     def _force(self, token: int) -> None:
         self._take(token, 0.0)
 
+    def take_pending(self) -> list[Piece]:
+        """The pieces to feed; ``pending`` is empty afterwards."""
+        pieces, self.pending = self.pending, []
+        return pieces
+
     def advance(self, logits: Tensor) -> None:
-        """Takes the next token from ``logits [vocabulary]`` and everything that follows from it."""
-        if self.last == self.vocabulary.answer_start:
-            self._answer(logits)
-        elif self.last == self.vocabulary.inspect_start:
-            self._inspect(logits)
-        elif self.last == self.vocabulary.think_end:
-            self.well_formed &= int(logits.argmax()) == self.vocabulary.answer_start
-            self._force(self.vocabulary.answer_start)
+        """Takes the next token and everything that follows from it.
+
+        Args:
+            logits: of the last ``due`` rows that were fed, ``[due, vocabulary]``.
+        """
+        last = self.tokens[-1]
+        if self.due == 2:  # behind </think>, where <answer> was forced
+            self.well_formed &= int(logits[0].argmax()) == self.vocabulary.answer_start
+        self.due = 1
+        if last == self.vocabulary.answer_start:
+            self._answer(logits[-1])
+        elif last == self.vocabulary.inspect_start:
+            self._inspect(logits[-1])
         else:
-            self._think(logits)
+            self._think(logits[-1])
+
+    def splice(self, pieces: List[Piece]) -> None:
+        """Takes the rows of the wanted candidate."""
+        self.wanted = None
+        self.inspected_rows += length_of(pieces)
+        self.pending += pieces
 
     def _think(self, logits: Tensor) -> None:
         sampling, names = self.request.sampling, self.vocabulary
         if len(self.tokens) >= sampling.max_reasoning_tokens:
             self.well_formed = False
             self._force(names.think_end)
-            return
-        banned = [names.answer_start, names.answer_end, names.think_start, names.inspect_end]
-        banned += [names.end, *self.request.banned]
-        self.well_formed &= int(logits.argmax()) not in banned
-        spent = len(self.inspected) >= min(sampling.max_inspections, len(self.request.labels))
-        if spent:
-            banned.append(names.inspect_start)
-        self._take(*self._choose(logits, None, banned))
+        else:
+            self.well_formed &= int(logits.argmax()) not in self._never
+            spent = len(self.inspected) >= min(sampling.max_inspections, len(self.request.labels))
+            banned = [*self._never, names.inspect_start] if spent else self._never
+            self._take(*self._choose(logits, None, banned))
+        if self.tokens[-1] == names.think_end:
+            self._force(names.answer_start)
+            self.due = 2
 
     def _inspect(self, logits: Tensor) -> None:
         labels = self.request.labels
@@ -90,10 +122,9 @@ class Sequence:
         self._take(token, logprob)
         self._force(self.vocabulary.inspect_end)
         candidate = list(labels).index(token)
-        span = self.request.inspections[candidate]
         self.inspected.append(candidate)
-        self.inspected_rows += len(span)
-        self.pending.append(span)
+        assert self.request.source is not None
+        self.wanted = self.request.source, self.request.inspections[candidate]
 
     def _answer(self, logits: Tensor) -> None:
         labels = list(self.request.labels)
@@ -119,4 +150,5 @@ class Sequence:
             inspected_rows=self.inspected_rows,
             well_formed=self.well_formed,
             logprobs=tuple(self.logprobs),
+            prompt_rows=length_of(self.request.prompt),
         )

@@ -139,9 +139,9 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
         return self.get_input_embeddings()(ids.to(self.device))
 
     def decode(
-        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Cache
+        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Cache, last: int
     ) -> Tensor:
-        """Logits of the last row of ``embeds [b, l, d]`` (the engines' protocol)."""
+        """Logits of the ``last`` rows of ``embeds [b, l, d]`` (the engines' protocol)."""
         out = self.language_model(
             inputs_embeds=embeds,
             position_ids=positions.to(embeds.device),
@@ -149,7 +149,7 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
             past_key_values=cache,
             use_cache=True,
         )
-        return self.get_output_embeddings()(out.last_hidden_state[:, -1])
+        return self.get_output_embeddings()(out.last_hidden_state[:, -last:])
 
     def forward(
         self,

@@ -1,0 +1,197 @@
+"""Our attention behind transformers' attention interface.
+
+transformers hands a layer's queries, keys and values to a function that was registered under a
+name. This one writes keys and values into the layer's pages, and lets the new rows attend to what
+their sequences have there: those that decode read a prefix that they share once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from retrv_engine.pages import pages_of
+from retrv_engine.radix import common
+from retrv_engine.scheduler import Extend
+from retrv_kernels.ops import paged_attention, shared_prefix_attention
+
+NAME = "retrv_paged"
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """Keys and values of all layers, ``[layers, 2, pages, H_kv, page size, d_h]``."""
+
+    values: Tensor
+
+    def layer(self, number: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer as kernels take them, ``[pages, page size, H_kv, d_h]``."""
+        keys, values = self.values[number].transpose(2, 3)
+        return keys, values
+
+    def copy(self, source: int, target: int, rows: int) -> None:
+        """Copies the first rows of a page to another, in all layers."""
+        self.values[:, :, target, :, :rows] = self.values[:, :, source, :, :rows]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Cached rows of sequences that decode, as ``shared_prefix_attention`` takes them."""
+
+    page_table: Tensor
+    lengths: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Where the rows of a step stand, in packed order: first those of sequences with a single row.
+
+    Attributes:
+        order: which of the planned extends comes where.
+        singles: sequences with one row.
+        tree: of the singles; None where they share nothing.
+        page_table, cu_seqlens, kv_lens: of all sequences, as ``paged_attention`` takes them.
+        logits: the rows whose logits are wanted, in the order in which the extends were planned.
+        slots: page and offset of each row, once it has been placed.
+    """
+
+    order: Sequence[int]
+    singles: int
+    tree: Tree | None
+    page_table: Tensor
+    cu_seqlens: Tensor
+    kv_lens: Tensor
+    logits: Tensor
+    cache: PagedCache | None = None
+    slots: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def of(cls, extends: Sequence[Extend], page_size: int, device: torch.device) -> Batch:
+        """Arranges a step."""
+        number = range(len(extends))
+        order = sorted(
+            number, key=lambda i: (extends[i].stop - extends[i].first > 1, extends[i].job.pages)
+        )
+        arranged = [extends[i] for i in order]
+        singles = sum(stop - first == 1 for _, first, stop in extends)
+        pages = [job.pages[: pages_of(stop, page_size)] for job, _, stop in arranged]
+        lengths = [stop for _, _, stop in arranged]
+        starts, wanted = [0], {}
+        for i, extend in zip(order, arranged, strict=True):
+            starts.append(starts[-1] + extend.stop - extend.first)
+            wanted[i] = range(starts[-1] - extend.logits, starts[-1])
+        rows = [row for i in number for row in wanted[i]]
+        return cls(
+            order=order,
+            singles=singles,
+            tree=_tree(pages[:singles], lengths[:singles], page_size, device),
+            page_table=_padded(pages, device),
+            cu_seqlens=torch.tensor(starts, device=device),
+            kv_lens=torch.tensor(lengths, device=device),
+            logits=torch.tensor(rows, dtype=torch.long, device=device),
+        )
+
+    def place(self, cache: PagedCache, slots: Tensor) -> Batch:
+        """The batch with the place of each row, ``slots [n]``, in a cache."""
+        size = cache.values.shape[4]
+        return replace(self, cache=cache, slots=(slots // size, slots % size))
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Keeps new rows ``[n, H_kv, d_h]`` of a layer and lets ``query [n, H, d_h]`` attend."""
+        assert self.cache is not None and self.slots is not None
+        keys, values = self.cache.layer(layer)
+        keys[self.slots] = key
+        values[self.slots] = value
+        apart = self.singles if self.tree is not None else 0
+        parts = []
+        if self.tree is not None:
+            tree = self.tree
+            parts.append(
+                shared_prefix_attention(
+                    query[:apart],
+                    keys,
+                    values,
+                    tree.page_table,
+                    tree.lengths,
+                    tree.rows,
+                    scale=scale,
+                )
+            )
+        if apart < len(self.kv_lens):
+            parts.append(
+                paged_attention(
+                    query[apart:],
+                    keys,
+                    values,
+                    self.page_table[apart:],
+                    self.cu_seqlens[apart:] - apart,
+                    self.kv_lens[apart:],
+                    scale=scale,
+                )
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _tree(
+    pages: Sequence[Sequence[int]], lengths: Sequence[int], page_size: int, device: torch.device
+) -> Tree | None:
+    """Stretches of pages that neighbours share; ``pages`` are sorted, lengths end in own pages."""
+    nodes: list[tuple[Sequence[int], int, int, int]] = []
+
+    def divide(first: int, stop: int, depth: int) -> None:
+        if stop - first == 1:
+            own = pages[first][depth:]
+            nodes.append((own, lengths[first] - depth * page_size, first, stop))
+            return
+        # Sorted: what the first and the last share, all share.
+        shared = common(pages[first], pages[stop - 1])
+        if shared > depth:
+            stretch = pages[first][depth:shared]
+            nodes.append((stretch, (shared - depth) * page_size, first, stop))
+        start = first
+        for i in range(first + 1, stop + 1):
+            if i == stop or pages[i][shared] != pages[start][shared]:
+                divide(start, i, shared)
+                start = i
+
+    if pages:
+        divide(0, len(pages), 0)
+    if len(nodes) == len(pages):  # nobody shares anything
+        return None
+    return Tree(
+        _padded([node[0] for node in nodes], device),
+        torch.tensor([node[1] for node in nodes], device=device),
+        torch.tensor([node[2:] for node in nodes], device=device),
+    )
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Rows of unequal length as one tensor; what is added is never read."""
+    most = max(map(len, rows), default=0)
+    return torch.tensor([[*row, *[0] * (most - len(row))] for row in rows], device=device)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    retrv_batch: Batch,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """``query [1, H, n, d_h]``, ``key``, ``value [1, H_kv, n, d_h]`` → ``[1, n, H, d_h]``."""
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    return retrv_batch.attend(layer, query, key, value, scaling)[None], None
+
+
+def register() -> None:
+    """Makes the attention known to transformers."""
+    ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)

@@ -1,0 +1,193 @@
+"""The contract of an engine; every backend keeps it and passes the same tests.
+
+*Deterministic.* A greedy request gives the same tokens alone, batched with strangers, with a cold
+and with a warm cache, and after preemption, up to rounding: where the logits of two tokens are
+closer than float32 can tell, either may be taken. A sampled request follows its own seed, whatever
+runs beside it.
+
+*Raised.* ``submit`` raises ValueError for a request that is wrong in itself and
+:class:`RequestTooLarge` for a prompt that cannot fit. Everything later is raised by the handle:
+what a feature source raised, :class:`RequestTooLarge`, :class:`DeadlineExceeded`, and
+``concurrent.futures.CancelledError`` after ``cancel``. One request's error touches no other. An
+error of the model itself fails all that run, and leaves an empty, usable engine.
+
+*Freed.* A request's pages stay cached when it ends, held by nobody, until their space is needed;
+those of a cancelled one are let go before the next step computes anything. ``flush`` forgets what
+nobody holds, ``load_weights`` everything.
+
+*Threads.* All methods may be called from any thread. Steps are taken by one thread at a time: by
+the engine's own after ``start`` (or the first ``await``), else by whoever waits for a result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from retrv_engine.request import Output, Piece, Request
+
+T = TypeVar("T")
+
+
+class RequestTooLarge(ValueError):
+    """A request that would not fit if it had the whole cache for itself."""
+
+
+class DeadlineExceeded(TimeoutError):
+    """A request that was not done in time."""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine has done since it was made, and what it holds.
+
+    Attributes:
+        finished, cancelled, failed: requests that ended so; ``running`` and ``waiting`` do not yet.
+        computed_rows: rows that went through the model; ``cached_rows`` were found instead.
+        written_tokens: tokens of all requests, forced ones too.
+        inspections: candidates spliced in; ``loaded`` of them were asked of a feature source.
+        preempted: times that a request gave its pages up.
+        evicted_pages: pages that were forgotten for want of space.
+        pages, free_pages, cached_pages: of the key-value cache; the rest belongs to requests alone.
+        seconds: by phase of a step: ``schedule``, ``run``, ``sample``, ``inspect``.
+    """
+
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    running: int = 0
+    waiting: int = 0
+    steps: int = 0
+    computed_rows: int = 0
+    cached_rows: int = 0
+    written_tokens: int = 0
+    inspections: int = 0
+    loaded: int = 0
+    preempted: int = 0
+    evicted_pages: int = 0
+    pages: int = 0
+    free_pages: int = 0
+    cached_pages: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of rows that were found in the cache."""
+        return self.cached_rows / max(1, self.cached_rows + self.computed_rows)
+
+
+class Handle(Generic[T]):
+    """A request that was submitted: wait for it, follow it, await it, cancel it.
+
+    Args:
+        drive: makes progress until a condition holds or so many seconds have passed.
+        start: makes the engine go on by itself.
+    """
+
+    def __init__(
+        self,
+        drive: Callable[[Callable[[], bool], float | None], None],
+        start: Callable[[], object],
+    ) -> None:
+        self.future: Future[T] = Future()
+        self._drive, self._start = drive, start
+        self._news: SimpleQueue[Sequence[int]] = SimpleQueue()
+
+    def done(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self.future.done()
+
+    def result(self, timeout: float | None = None) -> T:
+        """What came of it.
+
+        Raises:
+            TimeoutError: it takes longer than ``timeout`` seconds; it goes on.
+        """
+        self._drive(self.future.done, timeout)
+        return self.future.result(timeout=0)
+
+    def cancel(self) -> bool:
+        """Ends it; False if it had ended already."""
+        return self.future.cancel()
+
+    def tokens(self) -> Iterator[int]:
+        """Its tokens as they are written, once; raises what ``result`` would."""
+        while True:
+            self._drive(lambda: not self._news.empty() or self.future.done(), None)
+            while not self._news.empty():
+                yield from self._news.get()
+            if self.future.done() and self._news.empty():
+                self.future.result(timeout=0)
+                return
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        self._start()
+        tokens = self.tokens()
+        while (token := await asyncio.to_thread(next, tokens, None)) is not None:
+            yield token
+
+    def __await__(self) -> Generator[Any, None, T]:
+        self._start()
+        return asyncio.wrap_future(self.future).__await__()
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Hands on tokens; for engines."""
+        self._news.put(tokens)
+
+
+class Engine(Protocol):
+    """See the module's docstring for what all of it has in common."""
+
+    def submit(
+        self, request: Request, *, priority: int = 0, deadline: float | None = None
+    ) -> Handle[Output]:
+        """Queues a request.
+
+        Args:
+            priority: higher ones are served first, and give their pages up last.
+            deadline: seconds from now after which it is given up.
+        """
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        """Outputs of ``requests``, in their order; where one fails the rest is cancelled."""
+        ...
+
+    def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:
+        """Log-probability of each of ``tokens`` behind the prompt and those before it."""
+        ...
+
+    def step(self) -> bool:
+        """Makes progress once; False if there was nothing to do."""
+        ...
+
+    def start(self) -> None:
+        """Goes on in a thread of its own from now on."""
+        ...
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Puts new values into the model's parameters, by name, and forgets all cached rows.
+
+        Requests that run keep what they have written and go on under the new weights; feature rows
+        that were made under the old ones stay as they are in them.
+
+        Raises:
+            ValueError: a name or a shape that the model has not; nothing is changed then.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Forgets all cached rows that no request holds."""
+        ...
+
+    def stats(self) -> Stats: ...
+
+    def close(self) -> None:
+        """Cancels everything and ends the thread."""
+        ...

@@ -1,0 +1,330 @@
+"""The embedded engine: a continuous batch over a paged, radix-cached key-value cache.
+
+step = schedule → run → take what came of it
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as List
+from concurrent.futures import InvalidStateError
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from retrv_engine.base import DeadlineExceeded, Handle, Stats
+from retrv_engine.config import EngineConfig
+from retrv_engine.pages import PagePool
+from retrv_engine.request import Output, Piece, Request, Vocabulary, load_distinct
+from retrv_engine.runner import Decoder, ModelRunner, Runner
+from retrv_engine.scheduler import Extend, Job, Scheduler
+from retrv_engine.scoring import Scoring
+from retrv_engine.sequence import Sequence
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class LocalEngine:
+    """Serves requests with a model in this process; see :mod:`retrv_engine.base`.
+
+    Args:
+        model: its weights are shared, not copied, and the module itself is left as it is.
+        runner: what computes; of the model when None.
+    """
+
+    def __init__(
+        self,
+        model: Decoder | None,
+        vocabulary: Vocabulary,
+        config: EngineConfig | None = None,
+        *,
+        runner: Runner | None = None,
+    ) -> None:
+        self.vocabulary, self.config = vocabulary, config or EngineConfig()
+        if runner is None:
+            if model is None:
+                raise ValueError("an engine needs a model, or what runs one")
+            runner = ModelRunner(model, self.config)
+        self.runner = runner
+        self.scheduler = Scheduler(
+            PagePool(runner.pages, self.config.page_size), self.config, runner.copy
+        )
+        self._numbers = itertools.count()
+        self._inbox: deque[Job] = deque()
+        self._turn = threading.RLock()  # held while a step is taken
+        self._news = threading.Condition()  # something was submitted, or a step was taken
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._counts: Counter[str] = Counter()
+        self._seconds = dict.fromkeys(("schedule", "run", "sample", "inspect"), 0.0)
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # What callers do.
+
+    def submit(
+        self, request: Request, *, priority: int = 0, deadline: float | None = None
+    ) -> Handle[Output]:
+        """See :meth:`retrv_engine.base.Engine.submit`."""
+        return self._submit(Sequence(request, self.vocabulary), priority, deadline)
+
+    def generate(self, requests: List[Request]) -> list[Output]:
+        """See :meth:`retrv_engine.base.Engine.generate`."""
+        handles = [self.submit(request) for request in requests]
+        try:
+            return [handle.result() for handle in handles]
+        finally:
+            for handle in handles:
+                handle.cancel()
+
+    def score(self, prompt: List[Piece], tokens: List[int]) -> list[float]:
+        """See :meth:`retrv_engine.base.Engine.score`."""
+        handle: Handle[list[float]] = self._submit(Scoring(prompt, tokens), 0, None)
+        return handle.result()
+
+    def start(self) -> None:
+        """See :meth:`retrv_engine.base.Engine.start`."""
+        with self._news:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._serve, name="retrv-engine")
+                self._thread.daemon = True
+                self._thread.start()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """See :meth:`retrv_engine.base.Engine.load_weights`."""
+        with self._turn:
+            self.runner.load_weights(weights)
+            self._drop_cache()
+
+    def flush(self) -> None:
+        """See :meth:`retrv_engine.base.Engine.flush`."""
+        with self._turn:
+            tree = self.scheduler.tree
+            self.scheduler.pool.give(tree.evict(tree.evictable))
+
+    def stats(self) -> Stats:
+        """See :class:`retrv_engine.base.Stats`."""
+        with self._turn:
+            scheduler = self.scheduler
+            return Stats(
+                **self._counts,
+                running=len(scheduler.running),
+                waiting=len(scheduler.waiting) + len(self._inbox),
+                preempted=scheduler.preempted,
+                evicted_pages=scheduler.tree.evicted,
+                pages=scheduler.pool.count,
+                free_pages=len(scheduler.pool),
+                cached_pages=scheduler.tree.size,
+                seconds=dict(self._seconds),
+            )
+
+    def check(self) -> None:
+        """Raises AssertionError unless all invariants of pages and tree hold."""
+        with self._turn:
+            self.scheduler.check()
+
+    def close(self) -> None:
+        """See :meth:`retrv_engine.base.Engine.close`."""
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._turn:
+            jobs = [*self.scheduler.running, *self.scheduler.waiting, *self._inbox]
+            for job in jobs:
+                job.handle.cancel()
+            self._collect()
+
+    # A step.
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """See :meth:`retrv_engine.base.Engine.step`."""
+        with self._turn:
+            self._collect()
+            began = time.perf_counter()
+            extends = self.scheduler.schedule()
+            self._reject()
+            if not extends:
+                return bool(self.scheduler.waiting)
+            ran = time.perf_counter()
+            self._seconds["schedule"] += ran - began
+            phases = [_phase(extend) for extend in extends]
+            try:
+                logits = self.runner.run(extends)
+            except Exception as error:
+                self._fail_all(error)
+                return True
+            sampled = time.perf_counter()
+            self._seconds["run"] += sampled - ran
+            asking = self._take(extends, logits)
+            spliced = time.perf_counter()
+            self._seconds["sample"] += spliced - sampled
+            self._splice(asking)
+            now = time.perf_counter()
+            self._seconds["inspect"] += now - spliced
+            self._count(extends, phases, now - began, now)
+        with self._news:
+            self._news.notify_all()
+        return True
+
+    def _collect(self) -> None:
+        """Takes new requests in, and those out that were cancelled or are late."""
+        while self._inbox:
+            self.scheduler.waiting.append(self._inbox.popleft())
+        now = time.perf_counter()
+        for job in [*self.scheduler.running, *self.scheduler.waiting]:
+            if job.handle.future.cancelled():
+                self.scheduler.remove(job)
+                self._counts["cancelled"] += 1
+            elif job.deadline is not None and now > job.deadline:
+                self.scheduler.remove(job)
+                seconds = job.deadline - job.submitted
+                self._end(job, DeadlineExceeded(f"not done in {seconds:.3g} s"))
+
+    def _take(self, extends: List[Extend], logits: Tensor) -> list[Job]:
+        """Lets every sequence choose from its logits; those that want to inspect are returned."""
+        row, asking = 0, []
+        for extend in extends:
+            job = extend.job
+            if extend.logits:
+                job.logits.append(logits[row : row + extend.logits])
+                row += extend.logits
+            job.cached = extend.stop
+            if not job.writing:
+                self.scheduler.store(job)
+            if job.left:
+                continue
+            job.writing = True
+            job.sequence.advance(torch.cat(job.logits))
+            job.logits.clear()
+            job.context.extend(job.sequence.take_pending())
+            job.handle.add(job.sequence.tokens[job.reported :])
+            job.reported = len(job.sequence.tokens)
+            if job.sequence.wanted is not None:
+                asking.append(job)
+        return asking
+
+    def _splice(self, asking: List[Job]) -> None:
+        """Gives sequences the candidates that they asked for: each is loaded once for all."""
+        wanted = [job.sequence.wanted for job in asking]
+        pieces = load_distinct([one for one in wanted if one is not None])
+        self._counts["inspections"] += len(asking)
+        self._counts["loaded"] += len(pieces)
+        for job, one in zip(asking, wanted, strict=True):
+            found = pieces[one]  # type: ignore[index]
+            if isinstance(found, Exception):
+                self.scheduler.remove(job)
+                self._end(job, found)
+            else:
+                job.sequence.splice(found)
+                job.context.extend(job.sequence.take_pending())
+
+    def _count(self, extends: List[Extend], phases: List[str], seconds: float, now: float) -> None:
+        """Keeps the books of a step, and hands out what is done."""
+        self._counts["steps"] += 1
+        for (job, first, stop), phase in zip(extends, phases, strict=True):
+            self._counts["computed_rows"] += stop - first
+            job.computed += stop - first
+            if not job.timings:
+                job.timings["queue"] = max(0.0, now - seconds - job.submitted)
+            job.timings[phase] = job.timings.get(phase, 0.0) + seconds
+            if job.sequence.done and job in self.scheduler.running:
+                self.scheduler.remove(job)
+                self._end(job, None)
+
+    def _end(self, job: Job, error: Exception | None) -> None:
+        """Tells a job's handle how it ended."""
+        self._counts["failed" if error else "finished"] += 1
+        self._counts["cached_rows"] += job.found
+        self._counts["written_tokens"] += len(job.sequence.tokens)
+        result: Any = None if error else job.sequence.output()
+        if isinstance(result, Output):
+            timings = dict(job.timings)
+            result = replace(
+                result, cached_rows=job.found, computed_rows=job.computed, timings=timings
+            )
+        try:
+            if error:
+                job.handle.future.set_exception(error)
+            else:
+                job.handle.future.set_result(result)
+        except InvalidStateError:  # cancelled this moment
+            logger.debug("request %d was cancelled when it was done", job.number)
+
+    def _reject(self) -> None:
+        for job, error in self.scheduler.rejected:
+            self._end(job, error)
+        self.scheduler.rejected.clear()
+
+    def _fail_all(self, error: Exception) -> None:
+        """After an error of the model: nobody knows what is in the pages."""
+        for job in list(self.scheduler.running):
+            self.scheduler.remove(job, keep=False)
+            self._end(job, error)
+        self._drop_cache()
+        with self._news:
+            self._news.notify_all()
+
+    def _drop_cache(self) -> None:
+        for job in list(self.scheduler.running):
+            self.scheduler.preempt(job, keep=False)
+        self.scheduler.pool.give(self.scheduler.tree.flush())
+
+    # Who takes the steps.
+
+    def _submit(self, sequence: Any, priority: int, deadline: float | None) -> Handle:
+        handle: Handle = Handle(self._drive, self.start)
+        now = time.perf_counter()
+        late = None if deadline is None else now + deadline
+        job = Job(sequence, handle, next(self._numbers), now, priority, late)
+        job.context.extend(sequence.take_pending())
+        self.scheduler.check_size(job)
+        with self._news:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._inbox.append(job)
+            self._news.notify_all()
+        return handle
+
+    def _serve(self) -> None:
+        """The engine's own thread."""
+        while not self._closed:
+            if not self.step():
+                with self._news:
+                    self._news.wait_for(lambda: self._inbox or self._closed)
+
+    def _drive(self, reached: Callable[[], bool], timeout: float | None) -> None:
+        """Makes progress until a condition holds; raises TimeoutError after ``timeout`` seconds."""
+        end = None if timeout is None else time.perf_counter() + timeout
+        while not reached():
+            if end is not None and time.perf_counter() > end:
+                raise TimeoutError(f"not done in {timeout:.3g} s; it goes on")
+            if self._thread is None and self._turn.acquire(blocking=False):
+                try:
+                    self.step()
+                finally:
+                    self._turn.release()
+            else:
+                with self._news:
+                    self._news.wait(0.05)
+
+
+def _phase(extend: Extend) -> str:
+    """What a job does with its rows; more than </think> and <answer> are an inspection's."""
+    if not extend.job.writing:
+        return "prefill"
+    return "inspection" if extend.stop - extend.first > 2 else "decode"

@@ -1,0 +1,245 @@
+"""Models, runners and requests that the engines' tests share."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from retrv_engine import (
+    EngineConfig,
+    FeatureRows,
+    LocalEngine,
+    Output,
+    Piece,
+    Request,
+    Sampling,
+    Vocabulary,
+)
+from retrv_engine.scheduler import Extend
+
+THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END = range(1, 8)
+WORD, OTHER, STRANGE = 30, 31, 32
+LABELS = (20, 21, 22, 23)
+NAMES = Vocabulary(THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END)
+SIZE = 40
+PROMPT, SPAN = 1000, 2000  # tokens of the scripted model's prompts, contents of inspected rows
+GOOD = [THINK, WORD, LOOK, LABELS[1], END_LOOK, OTHER, END_THINK, ANSWER, LABELS[2], END_ANSWER]
+
+
+@dataclass
+class Source:
+    """A feature source that remembers what it was asked for; names in ``bad`` raise."""
+
+    pieces: dict[Hashable, Sequence[Piece]]
+    bad: set[Hashable] = field(default_factory=set)
+    calls: list[list[Hashable]] = field(default_factory=list)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def load(self, names: Sequence[Hashable]) -> list[Sequence[Piece]]:
+        self.calls.append(list(names))
+        if broken := self.bad.intersection(names):
+            raise OSError(f"cannot read {sorted(map(str, broken))}")
+        return [self.pieces[name] for name in names]
+
+
+@dataclass
+class Scripted:
+    """Wants the tokens of a plan, one per token written; remembers all rows and positions.
+
+    An embedding is the token's id. The first row of a prompt says which plan is meant. Where the
+    wanted token is not permitted, ``END_THINK`` is the next best.
+    """
+
+    plans: dict[int, list[int]]
+    seen: dict[int, list[tuple[int, tuple[int, ...]]]] = field(default_factory=dict)
+    calls: list[tuple[int, ...]] = field(default_factory=list)
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return ids[..., None].float()
+
+    def decode(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention_mask: Tensor,
+        cache: DynamicCache,
+        last: int,
+    ) -> Tensor:
+        rows = torch.cat([embeds, positions.permute(1, 2, 0).float()], -1)[:, None]
+        rows, _ = cache.update(rows, rows, 0)
+        assert attention_mask.shape == rows[:, 0, :, 0].shape
+        assert attention_mask[:, -1].all(), "the last row is always a real one"
+        self.calls.append(tuple(embeds.shape[:2]))
+        logits = torch.zeros(len(embeds), last, SIZE)
+        for b, (row, mask) in enumerate(zip(rows[:, 0], attention_mask.bool(), strict=True)):
+            history = [(int(r[0]), tuple(int(p) for p in r[1:])) for r in row[mask]]
+            self.seen[history[0][0]] = history
+            for n in range(last):
+                if (stop := len(history) - last + n + 1) < 1:
+                    continue
+                written = sum(i < PROMPT for i, _ in history[:stop])
+                plan = self.plans[history[0][0]]
+                logits[b, n, END_THINK] = 5.0
+                logits[b, n, plan[min(written, len(plan) - 1)]] = 10.0
+        return logits
+
+
+def request(number: int = 0, length: int = 3, candidates: int = 3, **values: Any) -> Request:
+    """A prompt of ``length`` rows; candidate k is a grid of 2 by k + 1 rows in full."""
+    pieces = {
+        k: [FeatureRows(torch.full((2 * k + 2, 1), SPAN + 10.0 * number + k), 0, 2 * k + 2, k, 2)]
+        for k in range(candidates)
+    }
+    prompt = [PROMPT + number, *[PROMPT + 900] * (length - 1)]
+    return Request(prompt, LABELS[:candidates], range(candidates), Source(pieces), **values)
+
+
+def names_of(processor: Any) -> Vocabulary:
+    """The steering tokens of a real model's vocabulary."""
+    t = processor.tokens
+    return Vocabulary(
+        *(t.think_start, t.think_end, t.answer_start, t.answer_end),
+        *(t.inspect_start, t.inspect_end, t.im_end),
+    )
+
+
+def real_requests(labels: Sequence[int], width: int = 64, seed: int = 0) -> list[Request]:
+    """Prompts of 3 to 40 rows with 2 to 6 candidates of 2 to 26 rows, for a model of some width."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(count: int, grid: int = 0) -> FeatureRows:
+        table = 0.15 * torch.randn(count, width, generator=generator)
+        key = int(torch.randint(2**62, (1,), generator=generator))
+        return FeatureRows(table, 0, count, key, grid)
+
+    made = []
+    for number, (length, count) in enumerate([(40, 6), (3, 2), (17, 4), (25, 3), (8, 5)]):
+        sizes = torch.randint(1, 6, (count, 2), generator=generator).tolist()
+        source = Source({k: [rows(h * w, w), 9 + k] for k, (h, w) in enumerate(sizes)})
+        made.append(
+            Request(
+                [rows(length)],
+                labels[:count],
+                range(count),
+                source,
+                sampling=Sampling(max_reasoning_tokens=12 + 5 * number, seed=number),
+            )
+        )
+    return made
+
+
+class Steered:
+    """A real model that likes to inspect and comes to an end, for both engines.
+
+    Its logits must be finite wherever they are asked for.
+    """
+
+    def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
+        self.model, self.vocabulary = model, vocabulary
+        self.embed_tokens = model.embed_tokens
+        self.language_model = model.language_model
+        self.get_input_embeddings = model.get_input_embeddings
+        self.named_parameters = model.named_parameters
+
+    def get_output_embeddings(self) -> Any:
+        return lambda hidden: self.steer(self.model.get_output_embeddings()(hidden))
+
+    def steer(self, logits: Tensor) -> Tensor:
+        bias = torch.zeros(logits.shape[-1])
+        bias[self.vocabulary.inspect_start] = 4.0
+        bias[self.vocabulary.think_end] = 1.0
+        return logits + bias
+
+    def decode(self, *args: Any) -> Tensor:
+        logits = self.model.decode(*args)
+        assert torch.isfinite(logits[:, -1]).all()
+        return self.steer(logits)
+
+
+class Ledger:
+    """A runner whose cache holds each row's key, and whose logits depend on all rows before.
+
+    It reads what it needs through the pages alone, so a wrong page, a wrong prefix or a row that
+    was overwritten is found at once.
+    """
+
+    def __init__(self, pages: int, size: int) -> None:
+        self.pages, self.size, self.weights = pages, size, 0
+        self.rows = torch.full((pages, size), -7, dtype=torch.long)
+        self.steps: list[list[tuple[int, int]]] = []
+        self.broken = False
+
+    def copy(self, source: int, target: int, rows: int) -> None:
+        self.rows[target, :rows] = self.rows[source, :rows]
+
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        self.weights = weights.get("version", 0)
+
+    def run(self, extends: list[Extend]) -> Tensor:
+        if self.broken:
+            raise MemoryError("the model broke")
+        self.steps.append([(job.number, stop - first) for job, first, stop in extends])
+        logits = []
+        for extend in extends:
+            job, first, stop = extend
+            keys = [key ^ self.weights for key in job.context.keys[:stop]]
+            for row in range(first, stop):
+                self.rows[job.pages[row // self.size], row % self.size] = keys[row]
+            kept = self.rows[job.pages[: -(-stop // self.size)]].flatten()[:stop].tolist()
+            assert kept == keys
+            logits += [self._of(keys[: row + 1]) for row in range(stop - extend.logits, stop)]
+        return torch.stack(logits) if logits else torch.empty(0, SIZE)
+
+    @staticmethod
+    def _of(keys: list[int]) -> Tensor:
+        generator = torch.Generator().manual_seed(hash(tuple(keys)) % 2**62)
+        logits = torch.rand(SIZE, generator=generator)
+        logits[LOOK] += 0.5
+        logits[END_THINK] += 0.4
+        return logits
+
+
+def ledger(pages: int = 1000, **values: Any) -> LocalEngine:
+    """An engine over a ledger."""
+    config = EngineConfig(**{"page_size": 4} | values)
+    return LocalEngine(None, NAMES, config, runner=Ledger(pages, config.page_size))
+
+
+CANDIDATES = Source(
+    {n: [9, FeatureRows(torch.zeros(12, 1), 0, 4 + 2 * (n % 3), n, 2), 10] for n in range(16)}
+)
+
+
+def made(seed: int, **values: Any) -> Request:
+    """A request whose prompt begins as some others do."""
+    rng = random.Random(seed)
+    family = rng.randint(0, 3)
+    prompt: list[Any] = [
+        11 + (family * 7 + i * (family + 1)) % 9 for i in range(rng.randint(1, 60))
+    ]
+    if rng.random() < 0.4:
+        prompt.append(FeatureRows(torch.zeros(30, 1), 0, 12, 77 + family, 4))
+    if rng.random() < 0.1:
+        return Request(prompt, LABELS, reason=False)
+    sampling = Sampling(
+        max_reasoning_tokens=30,
+        max_inspections=3,
+        temperature=rng.choice([0.0, 1.0]),
+        seed=seed % 7,
+    )
+    names = [family * 4 + k for k in range(4)]
+    return Request(prompt, LABELS, names, CANDIDATES, sampling=sampling, **values)
+
+
+def alone(request: Request) -> Output:
+    """What a request gives in an engine of its own."""
+    (output,) = ledger(radix=False).generate([request])
+    return output

@@ -1,0 +1,221 @@
+"""The correctness chain: the embedded engine writes what the plain one does, token for token."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from engine_doubles import NAMES, Steered, names_of, real_requests
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen3VLConfig
+
+from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request
+from retrv_engine.runner import twin
+
+
+@pytest.fixture(scope="module")
+def steered(model, processor) -> Steered:
+    return Steered(model, names_of(processor))
+
+
+@pytest.fixture(scope="module")
+def requests(processor) -> list[Request]:
+    made = real_requests(processor.tokens.labels)
+    again = [replace(r, sampling=replace(r.sampling, temperature=1.2, top_p=0.9)) for r in made]
+    return [*made, *again, *(replace(r, reason=False) for r in made)]
+
+
+@pytest.fixture(scope="module")
+def expected(steered, requests) -> list[Output]:
+    outputs = [PlainEngine(steered, steered.vocabulary).generate([one])[0] for one in requests]
+    assert sum(len(output.inspected) for output in outputs) >= 8
+    return outputs
+
+
+def same(found: list[Output], expected: list[Output]) -> None:
+    """Token for token, and log-probabilities within 1e-4."""
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens == other.tokens
+        assert (one.answer, one.inspected, one.inspected_rows, one.well_formed) == (
+            other.answer,
+            other.inspected,
+            other.inspected_rows,
+            other.well_formed,
+        )
+        torch.testing.assert_close(one.label_logits, other.label_logits, atol=1e-4, rtol=1e-4)
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+SETTINGS = {
+    "default": {},
+    "small chunks": {"chunk_rows": 7, "page_size": 3},
+    "a page a row": {"page_size": 1, "max_sequences": 4},
+    "no radix": {"radix": False},
+    "one at a time": {"max_sequences": 1},
+}
+
+
+@pytest.mark.parametrize("values", SETTINGS.values(), ids=SETTINGS)
+def test_tokens_are_those_of_the_plain_engine(steered, requests, expected, values):
+    engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22, **values))
+    for one, output in zip(requests, expected, strict=True):  # alone, cold or half warm
+        same(engine.generate([one]), [output])
+    same(engine.generate(requests), expected)  # with strangers, warm
+    order = random.Random(1).sample(range(len(requests)), len(requests))
+    engine.flush()
+    same(engine.generate([requests[i] for i in order]), [expected[i] for i in order])
+    engine.check()
+
+
+def test_tokens_survive_a_cache_that_is_much_too_small(steered, requests, expected):
+    """Pages run out all the time: evicted, preempted, computed again."""
+    row = 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, width, bytes
+    engine = LocalEngine(
+        steered, steered.vocabulary, EngineConfig(cache_bytes=220 * row, page_size=4)
+    )
+    for _ in range(2):
+        same(engine.generate(requests), expected)
+        engine.check()
+    assert engine.stats().preempted > 5 and engine.stats().evicted_pages > 50
+
+
+def test_unwritten_memory_is_never_read(steered, requests, expected, poisoned):
+    engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**20))
+    assert engine.runner.cache.values.isnan().all()
+    same(engine.generate(requests), expected)
+
+
+def test_the_model_is_left_as_it_is(model, steered, requests):
+    before = model.language_model.config._attn_implementation
+    engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**20))
+    assert model.language_model.config._attn_implementation == before
+    own, shared = engine.runner.decoder.parameters(), model.language_model.parameters()
+    assert all(a is b for a, b in zip(own, shared, strict=True)), "weights are not copied"
+    module = twin(model.language_model)
+    assert module is not model.language_model and module.config is not model.language_model.config
+
+
+def test_new_weights_take_effect(make_model, processor, requests):
+    names = names_of(processor)
+    model, other = (Steered(make_model(seed), names) for seed in (0, 1))
+    engine = LocalEngine(model, names, EngineConfig(cache_bytes=2**22))
+    plain = PlainEngine(other, names)
+    chosen = requests[:3]
+    same(engine.generate(chosen), PlainEngine(model, names).generate(chosen))
+    engine.load_weights({name: p.data for name, p in other.named_parameters()})
+    same(engine.generate(chosen), plain.generate(chosen))
+    with pytest.raises(ValueError, match="no parameter 'nonsense'"):
+        engine.load_weights({"nonsense": torch.zeros(1)})
+    with pytest.raises(ValueError, match="is of shape"):
+        engine.load_weights({next(iter(dict(other.named_parameters()))): torch.zeros(1)})
+    same(engine.generate(chosen), plain.generate(chosen))
+
+
+def test_scores_are_those_of_one_plain_pass(model, steered, requests):
+    engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22, chunk_rows=8))
+    prompt, tokens = [11, 12, *requests[0].prompt], [40, 41, 42, 43, 44, 45]
+    for _ in range(2):
+        found = engine.score(prompt, tokens)
+        rows = requests[0].prompt[0].rows
+        ids = model.embed_tokens(torch.tensor([11, 12])), model.embed_tokens(torch.tensor(tokens))
+        with torch.inference_mode():
+            hidden = model.language_model(
+                inputs_embeds=torch.cat([ids[0], rows, ids[1]])[None]
+            ).last_hidden_state
+            logits = steered.steer(model.get_output_embeddings()(hidden[0]))
+        logprobs = logits.log_softmax(-1)[len(rows) + 1 : -1]
+        chosen = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        assert found == pytest.approx(chosen.tolist(), abs=1e-4)
+    assert engine.stats().cached_rows == len(rows) + 2 - 1, "the rest gives logits"
+    with pytest.raises(ValueError, match="at least one token"):
+        engine.score(prompt, [])
+
+
+TEXT = dict(
+    vocab_size=300,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    initializer_range=0.15,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=0,
+)
+ROPE = dict(rope_type="default", rope_theta=10000.0)
+VISION = dict(depth=1, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64)
+FAMILIES = {
+    "qwen2.5-vl": Qwen2_5_VLConfig(
+        text_config=TEXT | {"rope_parameters": ROPE | {"mrope_section": [2, 3, 3]}},
+        vision_config=VISION,
+        tie_word_embeddings=True,
+    ),
+    "qwen3-vl": Qwen3VLConfig(
+        text_config=TEXT | {"head_dim": 24, "rope_parameters": ROPE | {"mrope_section": [4, 4, 4]}},
+        vision_config=VISION | {"deepstack_visual_indexes": []},
+        tie_word_embeddings=True,
+    ),
+    "a layer pair of qwen2.5-vl-3b": Qwen2_5_VLConfig(
+        text_config=TEXT
+        | dict(hidden_size=2048, intermediate_size=11008, num_attention_heads=16)
+        | dict(initializer_range=0.02, max_window_layers=36)
+        | {"rope_parameters": ROPE | {"rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
+        vision_config=VISION | {"out_hidden_size": 2048},
+        tie_word_embeddings=True,
+    ),
+}
+
+
+class Backbone:
+    """A model of transformers as engines want one."""
+
+    def __init__(self, config: Any) -> None:
+        torch.manual_seed(0)
+        self.model = AutoModelForImageTextToText.from_config(config).eval()
+        self.language_model = self.model.model.language_model
+        self.get_input_embeddings = self.model.get_input_embeddings
+        self.get_output_embeddings = self.model.get_output_embeddings
+        self.embed_tokens = self.get_input_embeddings()
+        self.named_parameters = self.model.named_parameters
+
+    def decode(self, embeds, positions, attention_mask, cache, last) -> Tensor:
+        out = self.language_model(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return self.get_output_embeddings()(out.last_hidden_state[:, -last:])
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_language_models_of_both_families(config):
+    """Grids of pictures inside, so that M-RoPE positions matter."""
+    backbone = Steered(Backbone(config), NAMES)
+    made = real_requests(tuple(range(20, 60)), config.text_config.hidden_size)
+    picture = real_requests((0,) * 9, config.text_config.hidden_size, 5)[0].source.pieces[0]
+    made = [replace(one, prompt=[12, *picture, *one.prompt]) for one in made]
+    expected = [PlainEngine(backbone, NAMES).generate([one])[0] for one in made]
+    assert sum(len(output.inspected) for output in expected) >= 3
+    engine = LocalEngine(
+        backbone, NAMES, EngineConfig(cache_bytes=2**24, chunk_rows=16, page_size=4)
+    )
+    for _ in range(2):
+        same(engine.generate(made), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_writes_what_the_cpu_does(make_model, processor):
+    names = names_of(processor)
+    made = real_requests(processor.tokens.labels)
+    expected = PlainEngine(Steered(make_model(), names), names).generate(made)
+    model = Steered(make_model().to("cuda"), names)
+    engine = LocalEngine(model, names, EngineConfig(cache_bytes=2**24))
+    found = engine.generate(made)
+    assert [output.tokens for output in found] == [output.tokens for output in expected]

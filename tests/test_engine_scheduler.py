@@ -1,0 +1,299 @@
+"""Who runs when and in which pages, with a runner that checks every row it reads."""
+
+from __future__ import annotations
+
+import random
+import time
+from concurrent.futures import CancelledError
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from engine_doubles import (
+    CANDIDATES,
+    LABELS,
+    LOOK,
+    NAMES,
+    SIZE,
+    Ledger,
+    Source,
+    alone,
+    ledger,
+    made,
+)
+from torch import Tensor
+
+from retrv_engine import (
+    DeadlineExceeded,
+    EngineConfig,
+    FeatureRows,
+    LocalEngine,
+    Output,
+    Request,
+    RequestTooLarge,
+    Sampling,
+)
+from retrv_engine.context import Context
+
+
+def test_soak():
+    """2,000 requests with cancellations, inspections, flushes; invariants after every step."""
+    rng = random.Random(0)
+    engine = ledger(60, max_sequences=6, chunk_rows=16)
+    handles = []
+    for number in range(2000):
+        handles.append(
+            (number % 300, engine.submit(made(number % 300), priority=rng.randint(0, 2)))
+        )
+        for _ in range(rng.randint(0, 6)):
+            engine.step()
+            engine.check()
+        if rng.random() < 0.1:
+            handles[-rng.randint(1, min(8, len(handles)))][1].cancel()
+        if rng.random() < 0.02:
+            engine.flush()
+        if rng.random() < 0.01:
+            engine.load_weights({})
+    while engine.step():
+        engine.check()
+    engine.check()
+    stats = engine.stats()
+    assert stats.finished + stats.cancelled == 2000 and stats.failed == 0
+    assert stats.cancelled > 50 and stats.preempted > 100 and stats.inspections > 1000
+    assert stats.free_pages + stats.cached_pages == stats.pages
+    engine.flush()
+    assert engine.stats().free_pages == stats.pages, "a page leaked"
+    expected: dict[int, Output] = {}
+    for seed, handle in handles:
+        if handle.future.cancelled():
+            continue
+        if seed not in expected:
+            expected[seed] = alone(made(seed))
+        assert handle.result().tokens == expected[seed].tokens
+        assert handle.result().inspected == expected[seed].inspected
+
+
+def test_a_second_identical_request_computes_the_last_row_of_its_prompt_alone():
+    engine = ledger(radix=True)
+    request = replace(made(3), sampling=Sampling(max_reasoning_tokens=3, max_inspections=0))
+    first, second = engine.generate([request]) + engine.generate([request])
+    rows = first.prompt_rows + 1  # and <think>
+    assert first.cached_rows == 0 and second.cached_rows == rows - 1
+    assert first.computed_rows - second.computed_rows == rows - 1
+    assert first.tokens == second.tokens
+
+
+def test_one_changed_candidate_costs_itself_and_what_follows():
+    """Fifty candidates of a label and two tokens; number 30 is another one."""
+    table = torch.zeros(100, 1)
+
+    def prompt(changed: int | None) -> list[Any]:
+        pieces: list[Any] = [11] * 37
+        for k in range(50):
+            key = 10**6 if k == changed else 100 + 2 * k
+            pieces += [20, FeatureRows(table, 2 * k, 1, key), FeatureRows(table, 2 * k, 1, key + 1)]
+        return [*pieces, 12, 13]
+
+    engine = ledger()
+    requests = [Request(prompt(changed), LABELS, reason=False) for changed in (None, 30)]
+    engine.generate(requests[:1])
+    (output,) = engine.generate(requests[1:])
+    assert output.cached_rows == 37 + 3 * 30 + 1, "up to the label of the changed one"
+    assert output.computed_rows == output.prompt_rows + 1 - output.cached_rows
+
+
+def test_a_group_computes_its_prompt_once():
+    engine = ledger(max_sequences=8)
+    request = replace(made(3), sampling=Sampling(1.0, max_reasoning_tokens=9, max_inspections=0))
+    group = [replace(request, sampling=replace(request.sampling, seed=n)) for n in range(8)]
+    outputs = engine.generate(group)
+    rows = outputs[0].prompt_rows + 1
+    assert [output.cached_rows for output in outputs] == [0, *[rows - 1] * 7]
+    assert len({output.tokens for output in outputs}) > 4
+    assert [output.tokens for output in outputs] == [alone(one).tokens for one in group]
+
+
+def test_pointwise_prompts_compute_their_query_once():
+    engine = ledger(max_sequences=50)
+    query = [11] * 30
+    prompts = [[*query, FeatureRows(torch.zeros(9, 1), 0, 9, k, 3), 12] for k in range(50)]
+    outputs = engine.generate([Request(prompt, LABELS, reason=False) for prompt in prompts])
+    assert [output.cached_rows for output in outputs] == [0, *[30] * 49]
+    assert engine.stats().computed_rows == 30 + 50 * 11
+
+
+def test_an_inspection_computes_its_rows_and_nothing_again():
+    engine = ledger()
+    output = next(o for o in map(lambda n: engine.generate([made(n)])[0], range(50)) if o.inspected)
+    # Every token but the last two is fed: the answer's label and its closing tag.
+    assert output.cached_rows + output.computed_rows == (
+        output.prompt_rows + len(output.tokens) - 2 + output.inspected_rows
+    )
+
+
+def test_wanted_candidates_are_loaded_together_and_once():
+    source = Source(CANDIDATES.pieces)
+    engine = ledger(max_sequences=8)
+    request = replace(made(3), source=source, inspections=range(4))
+    (first,) = engine.generate([request])
+    source.calls.clear()
+    engine.generate([request] * 8)  # all find the prompt in the cache, and so go on in step
+    assert source.calls == [[candidate] for candidate in first.inspected]
+    assert len(first.inspected) > 1 and engine.stats().inspections == 9 * len(first.inspected)
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one():
+    engine = ledger(chunk_rows=16, max_sequences=4)
+    long = engine.submit(Request([11] * 400, LABELS, reason=False))
+    engine.step()
+    short = engine.submit(Request([12] * 20, LABELS, reason=False))
+    for _ in range(4):
+        engine.step()
+    assert short.done() and not long.done()
+    steps = engine.runner.steps
+    assert all(dict(step)[0] >= 8 for step in steps), "and the long one gets half of every step"
+    long.result()
+
+
+def test_decoding_goes_on_while_a_prompt_is_read():
+    engine = ledger(chunk_rows=8)
+    writing = engine.submit(Request([11, 12], LABELS, range(4), CANDIDATES))
+    engine.step()
+    engine.submit(Request([13] * 100, LABELS, reason=False))
+    engine.step()
+    assert {number for number, _ in engine.runner.steps[-1]} == {0, 1}
+    writing.result()
+
+
+def test_higher_priorities_go_first_and_push_others_out():
+    engine = ledger(40, max_sequences=2)
+    low = [engine.submit(Request([11 + n] * 30, LABELS, range(4), CANDIDATES)) for n in range(2)]
+    engine.step()
+    high = engine.submit(Request([15] * 30, LABELS, reason=False), priority=1)
+    while not high.done():
+        engine.step()
+        engine.check()
+    assert not any(handle.done() for handle in low) and engine.stats().preempted == 1
+    for handle in low:
+        handle.result()
+
+
+def test_a_prompt_that_cannot_fit_is_refused_and_one_that_fits_alone_is_served():
+    engine = ledger(10)
+    with pytest.raises(RequestTooLarge, match="cache of 40 rows; raise the engine's cache_bytes"):
+        engine.submit(Request([11] * 40, LABELS, reason=False))
+    fits = [Request([n] * 39, LABELS, reason=False) for n in (11, 12, 13)]
+    assert len(engine.generate(fits)) == 3
+    engine.check()
+
+
+class Looking(Ledger):
+    """Inspects as long as it may."""
+
+    @staticmethod
+    def _of(keys: list[int]) -> Tensor:
+        return torch.arange(SIZE).eq(LOOK).float()
+
+
+def test_what_outgrows_the_cache_fails_alone():
+    engine = LocalEngine(None, NAMES, EngineConfig(page_size=4), runner=Looking(10, 4))
+    source = Source({k: [FeatureRows(torch.zeros(60, 1), 0, 60, k)] for k in range(4)})
+    big = engine.submit(Request([11] * 9, LABELS, range(4), source))
+    small = [engine.submit(Request([12 + n] * 9, LABELS, reason=False)) for n in range(3)]
+    assert len([handle.result() for handle in small]) == 3
+    with pytest.raises(RequestTooLarge, match="73 rows does not fit"):
+        big.result()
+    engine.check()
+    engine.flush()
+    assert engine.stats().free_pages == 10
+
+
+def test_cancelled_requests_give_their_pages_back_at_the_next_step():
+    engine = ledger(radix=False)
+    handle = engine.submit(Request([11] * 50, LABELS, range(4), CANDIDATES))
+    engine.step()
+    assert engine.stats().free_pages < 1000
+    assert handle.cancel() and not engine.step()
+    assert engine.stats().free_pages == 1000 and engine.stats().cancelled == 1
+    with pytest.raises(CancelledError):
+        handle.result()
+    assert not handle.cancel() or handle.future.cancelled()
+
+
+def test_deadlines():
+    engine = ledger()
+    late = engine.submit(made(3), deadline=0.0)
+    kept = engine.submit(made(4), deadline=60.0)
+    time.sleep(0.01)
+    with pytest.raises(DeadlineExceeded, match="not done in"):
+        late.result()
+    assert kept.result().tokens == alone(made(4)).tokens
+    assert engine.stats().failed == 1
+
+
+def test_an_error_of_a_source_fails_only_who_asked():
+    bad = Source(CANDIDATES.pieces, bad={0, 1, 2, 3})
+    engine = ledger(max_sequences=8)
+    looks = [n for n in range(40) if alone(made(n)).inspected][:3]
+    broken = engine.submit(replace(made(looks[0]), source=bad, inspections=range(4)))
+    fine = [engine.submit(made(n)) for n in looks[1:]]
+    assert [h.result().tokens for h in fine] == [alone(made(n)).tokens for n in looks[1:]]
+    with pytest.raises(OSError, match="cannot read"):
+        broken.result()
+    engine.check()
+
+
+def test_an_error_of_the_model_fails_what_runs_and_leaves_a_usable_engine():
+    engine = ledger()
+    first = engine.submit(made(3))
+    engine.step()
+    engine.runner.broken = True
+    with pytest.raises(MemoryError, match="the model broke"):
+        first.result()
+    engine.runner.broken = False
+    engine.check()
+    assert engine.stats().free_pages == engine.stats().pages
+    assert engine.generate([made(3)])[0].tokens == alone(made(3)).tokens
+
+
+def test_new_weights_leave_nothing_of_the_old_ones():
+    engine = ledger(max_sequences=4)
+    running = engine.submit(made(3))
+    for _ in range(3):
+        engine.step()
+    engine.load_weights({"version": 5})
+    engine.check()
+    assert engine.stats().cached_pages == 0
+    running.result()  # the ledger would find a row of the old version
+    fresh = ledger(radix=False)
+    fresh.load_weights({"version": 5})
+    assert engine.generate([made(4)])[0].tokens == fresh.generate([made(4)])[0].tokens
+
+
+def test_stretches_cut_pieces_anywhere():
+    context, table = Context(), torch.zeros(20, 1)
+    context.extend([5, FeatureRows(table, 3, 12, 99, 4), 6, FeatureRows(table, 15, 3, 7)])
+    assert len(context) == 17 and context.position == 1 + 4 + 1 + 3
+    for first in range(17):
+        for stop in range(first + 1, 18):
+            rows = []
+            for piece in context.stretches(first, stop):
+                at = piece.row if piece.table is None else 100 + piece.row
+                rows += [at] * piece.length if piece.table is None else range(at, at + piece.length)
+            assert rows == [5, *range(103, 115), 6, *range(115, 118)][first:stop]
+    assert len(set(context.keys)) == 17 and context.keys[0] == 5 and context.keys[13] == 6
+    assert all(key < 0 for key in context.keys[1:13])
+
+
+@pytest.mark.parametrize(
+    "values", [{"page_size": 0}, {"max_sequences": 0}, {"chunk_rows": 0}, {"cache_bytes": 0}]
+)
+def test_settings_that_cannot_be_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        EngineConfig(**values)
+
+
+def test_an_engine_needs_a_model():
+    with pytest.raises(ValueError, match="needs a model"):
+        LocalEngine(None, NAMES)
