@@ -176,9 +176,7 @@ def test_a_picture_cut_anywhere_is_spliced_as_the_whole():
             ops.Span(0, 4, cut, 30, 4, 0, 7),
             ops.Span(0, 4 + cut, 12 - cut, 30, 4, 0, 7 + cut, cut),
         ]
-        for got, expected in zip(
-            ops.splice_features([store], parts, pages, 8), whole, strict=True
-        ):
+        for got, expected in zip(ops.splice_features([store], parts, pages, 8), whole, strict=True):
             assert torch.equal(got, expected)
 
 

@@ -62,9 +62,9 @@ def splice_features(
     """Gathers rows of feature stores into one packed prefill batch, for many sequences at once.
 
     An inspected candidate is a few spans: wrapper tokens are rows of the embedding table, which is
-    a store like any other, and the candidate's features are rows of theirs. Row ``k - start`` of a
-    span stands at position ``p + (k, k, k)`` where it is text and ``p + (0, k // width, k % width)`` where it
-    is a picture (Qwen-VL's M-RoPE). Not differentiable.
+    a store like any other, and the candidate's features are rows of theirs. Row i of a span stands
+    at slot ``slot + i`` and, with k = start + i, at position ``p + (k, k, k)`` where it is text and
+    ``p + (0, k // width, k % width)`` where it is a picture (Qwen-VL's M-RoPE). Not differentiable.
 
     Args:
         stores: ``[rows, d]`` each, float32, float16, bfloat16, or int8 with scales; at most 16.
