@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 # What of pyproject.toml's optional dependencies the targets below need.
-EXTRAS ?= dev,data,eval,bench,gpu
+EXTRAS ?= cache,dev,data,eval,bench,gpu
 # More words for pip. PyTorch's ordinary Linux build brings CUDA along, several GB; for the CPU build
 # name the index that PyTorch's installation page gives: make test PIP_FLAGS='--extra-index-url URL'
 PIP_FLAGS ?=

@@ -23,6 +23,11 @@ class _Mode(StrEnum):
     fast = "fast"
 
 
+class _Engine(StrEnum):
+    local = "local"
+    plain = "plain"
+
+
 class _Stage(StrEnum):
     embed = "embed"
     pretrain = "pretrain"
@@ -97,13 +102,34 @@ def rerank(
     instruction: Annotated[
         str | None, typer.Option(metavar="TEXT", help="How the task is put.")
     ] = None,
+    engine: Annotated[
+        _Engine,
+        typer.Option(help="local: cached, continuous batches; plain: straight transformers."),
+    ] = _Engine.local,
+    votes: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Sample N chains of thought that vote.")
+    ] = 1,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep features of items here for the next run."),
+    ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Say what it took, and what caches gave.")
+    ] = False,
     as_json: _Json = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a page to this file as well.")
     ] = None,
 ) -> None:
     """Rank candidates for a query, best first."""
-    from retrv_r1.report import print_ranking, render_html, to_response, write_html
+    from retrv_r1.report import (
+        print_ranking,
+        print_stats,
+        render_html,
+        to_response,
+        to_stats,
+        write_html,
+    )
     from retrv_r1.sources import read_candidates
 
     asked = _query(query, image)
@@ -118,13 +144,18 @@ def rerank(
         from retrv_r1.reranker import Reranker
 
         logging.disable_progress_bar()  # the spinner says it, and stderr is for errors
-        reranker = Reranker.from_pretrained(model)
-    with status(f"ranking {len(items)} candidates"):
-        results = reranker.rank(asked, items, top_k=top, mode=mode.value, instruction=instruction)
+        reranker = Reranker.from_pretrained(model, engine=engine.value, cache=cache)
+    with status(f"ranking {len(items)} candidates"), usage_errors():
+        results = reranker.rank(
+            asked, items, top_k=top, mode=mode.value, instruction=instruction, votes=votes
+        )
+    took = to_stats(results, *reranker.stats()) if stats else None
     if as_json:
-        print_json(to_response(results))
+        print_json(to_response(results) | ({} if took is None else {"stats": took}))
     else:
         print_ranking(results, stdout(), candidates=len(items))
+        if took is not None:
+            print_stats(results, took, stdout())
     if html is not None:
         write_html(render_html(results, candidates=items), html)
 

@@ -34,6 +34,7 @@ EXTRA_USES = {
     "data": "build the pictograph data set",
     "eval": "compute retrieval metrics",
     "train": "train the model",
+    "cache": "keep features of items on disk",
     "serve": "serve over HTTP",
     "sglang": "generate with SGLang",
     "gpu": "run Triton kernels",

@@ -10,13 +10,14 @@ a picture in full take Qwen-VL's M-RoPE grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from retrv_engine import FeatureRows, Piece
 from retrv_r1.model.processing import EncodedItem
 from retrv_r1.model.tokens import TokenIds, encode_template, encode_text
 
@@ -30,12 +31,14 @@ class Rows:
         refs: row of the model's table that stands there, -1 for the token's own embedding.
         positions: (t, h, w) position of each row.
         next_position: position of the row that would follow.
+        grids: (h, w) of the pictures, by the row where each begins.
     """
 
     ids: list[int] = field(default_factory=list)
     refs: list[int] = field(default_factory=list)
     positions: list[tuple[int, int, int]] = field(default_factory=list)
     next_position: int = 0
+    grids: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,6 +55,7 @@ class Rows:
     def add_grid(self, token: int, first_ref: int, grid: tuple[int, int]) -> Rows:
         """Appends a picture's rows, ``h·w`` of them, at M-RoPE grid positions."""
         start, (height, width) = self.next_position, grid
+        self.grids[len(self.ids)] = grid
         self.ids.extend([token] * (height * width))
         self.refs.extend(range(first_ref, first_ref + height * width))
         self.positions.extend(
@@ -59,6 +63,26 @@ class Rows:
         )
         self.next_position = start + max(height, width)
         return self
+
+    def pieces(self, place: Callable[[int], tuple[Tensor, int, int]]) -> list[Piece]:
+        """The rows as engines take them.
+
+        Args:
+            place: table, row and key (as of ``FeatureRows``) of what a reference names.
+        """
+        pieces: list[Piece] = []
+        row = 0
+        while row < len(self.ids):
+            if self.refs[row] < 0:
+                pieces.append(self.ids[row])
+                row += 1
+                continue
+            height, width = self.grids.get(row, (1, 0))
+            table, first, key = place(self.refs[row])
+            length = height * max(1, width)
+            pieces.append(FeatureRows(table, first, length, key, width))
+            row += length
+        return pieces
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """``ids [l]``, ``refs [l]``, ``positions [3, l]``."""
@@ -108,6 +132,10 @@ class PromptBuilder:
         self.tokens = TokenIds.of(tokenizer)
         self.default_instruction = prompts["instruction"]
         self._parts = {k: encode_template(tokenizer, v) for k, v in prompts.items()}
+        yes, no = (encode_text(tokenizer, prompts[word])[0] for word in ("yes", "no"))
+        if yes == no:
+            raise ValueError("the prompts' yes and no begin with the same token")
+        self.verdicts = (yes, no)
 
     def full_item(self, rows: Rows, layout: TableLayout, item: int) -> Rows:
         """Appends an item at full length: wrapped picture rows, then its text."""
@@ -129,12 +157,22 @@ class PromptBuilder:
         self, layout: TableLayout, query: int, instruction: str | None = None
     ) -> Rows:
         """System, instruction and query: the prefix that a query's prompts share."""
-        rows = Rows().add(self._parts["before_instruction"])
-        rows.add(encode_text(self.tokenizer, instruction or self.default_instruction))
-        rows.add(self._parts["before_query"])
-        self.full_item(rows, layout, query)
+        rows = self._query(layout, query, instruction)
         rows.add([self.tokens.content], [layout.content(query)])
         return rows.add(self._parts["before_candidates"])
+
+    def _query(self, layout: TableLayout, query: int, instruction: str | None) -> Rows:
+        """System, instruction and query in full."""
+        rows = Rows().add(self._parts["before_instruction"])
+        rows.add(encode_text(self.tokenizer, instruction or self.default_instruction))
+        return self.full_item(rows.add(self._parts["before_query"]), layout, query)
+
+    def pointwise(
+        self, layout: TableLayout, query: int, item: int, *, instruction: str | None = None
+    ) -> Rows:
+        """The prompt that asks whether one item, at full length, matches the query."""
+        rows = self._query(layout, query, instruction).add(self._parts["before_candidate"])
+        return self.full_item(rows, layout, item).add(self._parts["after_candidate"])
 
     def description(self, layout: TableLayout, item: int, *, full_tokens: bool) -> Rows:
         """The prompt that asks what an item shows, from all its rows or its content token."""

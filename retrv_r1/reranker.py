@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from retrv_engine import Output, PlainEngine, Request, RowSpan, Sampling, Vocabulary
+from retrv_engine import (
+    EngineConfig,
+    LocalEngine,
+    Output,
+    PlainEngine,
+    Sampling,
+    Stats,
+    Vocabulary,
+)
 from retrv_r1.checkpoint import load_checkpoint
-from retrv_r1.features import FeatureEncoder, Features, pack_features
+from retrv_r1.features import FeatureEncoder, FeatureStats
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import MAX_CANDIDATES
-from retrv_r1.prompts import PromptBuilder, Rows, TableLayout
-from retrv_r1.scoring import merge_windows, rank_labels
+from retrv_r1.reasoning import reasoning_text
+from retrv_r1.requests import EncodedItem, Prepared, Reading, RequestBuilder
+from retrv_r1.scoring import merge_windows, rank_labels, rank_verdicts, vote
 from retrv_r1.types import (
     Item,
     ItemError,
@@ -29,8 +38,10 @@ from retrv_r1.types import (
     RankedResults,
     TokenCounts,
 )
+from retrv_r1.windows import Windows
 
-Reading = Literal["compressed", "full"]
+EngineName = Literal["local", "plain"]
+VOTING_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
@@ -43,64 +54,32 @@ class Query:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    request: Request
-    prompt_rows: int
-    candidate_rows: int
+class _Plan:
+    """How a window is ranked."""
+
+    mode: Mode
+    reading: Reading
+    sampling: Sampling
+    votes: int = 1
 
 
 @dataclass(frozen=True)
 class _Ranked:
-    """One window's outcome: candidate numbers with scores, and what the engine said."""
+    """A window's outcome: candidate numbers with scores, the output that won, and what all took."""
 
     order: list[tuple[int, float]]
     output: Output
-    prepared: _Prepared
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """Items and features of a request: the query first, then the candidates."""
-
-    items: list[Item]
-    features: list[Features]
-    seconds: float
+    tokens: TokenCounts
 
 
 class _Job:
-    """A request on its way through the windows.
+    """A query on its way: its items, the windows of its list, and what it took so far."""
 
-    Attributes:
-        order: candidate numbers, the order so far.
-        start: where the current window begins.
-        tail: candidates behind the windows still to come, with scores.
-    """
-
-    def __init__(self, query: Query, encoded: _Encoded, window: int) -> None:
-        self.query, self.encoded, self.window = query, encoded, window
-        self.order = list(range(len(encoded.items) - 1))
-        self.start = max(0, len(self.order) - window)
-        self.tail: list[tuple[int, float]] = []
-        self.compression_seconds = 0.0
-
-    @property
-    def sliding(self) -> bool:
-        """Whether the current window is not the last one."""
-        return self.start > 0
-
-    @property
-    def current(self) -> list[int]:
-        """Candidate numbers of the current window."""
-        return self.order[self.start : self.start + self.window]
-
-    def slide(self, ranked: list[tuple[int, float]]) -> None:
-        """Takes a window's ranking and moves half a window towards the start."""
-        stop = self.start + self.window
-        self.order[self.start : stop] = [candidate for candidate, _ in ranked]
-        following = max(0, self.start - self.window // 2)
-        left_behind = following + self.window - self.start
-        self.tail = merge_windows(ranked[left_behind:], self.tail)
-        self.start = following
+    def __init__(self, query: Query, encoded: list[EncodedItem], window: int) -> None:
+        self.instruction = query.instruction
+        self.query, self.candidates = encoded[0], encoded[1:]
+        self.windows = Windows(len(self.candidates), window)
+        self.timings: dict[str, float] = {}
 
 
 class Reranker:
@@ -111,6 +90,10 @@ class Reranker:
             slides from the end of the list to its start by half its size, in fast mode, so that
             the best reach the last window, which is ranked in the mode asked for.
         batch_size: requests that the engine runs together.
+        engine: ``"local"``, with a radix-cached continuous batch, or ``"plain"``, straight through
+            transformers.
+        config: of the local engine; ``batch_size`` has no say then.
+        cache: a directory that keeps features of items from one run to the next.
     """
 
     def __init__(
@@ -121,12 +104,18 @@ class Reranker:
         name: str = "",
         window: int = 50,
         batch_size: int = 16,
+        engine: EngineName = "local",
+        config: EngineConfig | None = None,
+        cache: str | Path | None = None,
     ) -> None:
         if not 2 <= window <= MAX_CANDIDATES:
             raise ValueError(f"window must be between 2 and {MAX_CANDIDATES}, got {window}")
+        if engine not in get_args(EngineName):
+            raise ValueError(f"engine must be 'local' or 'plain', got {engine!r}")
         self.model, self.processor, self.name, self.window = model.eval(), processor, name, window
-        self.builder = PromptBuilder(processor.tokenizer, model.config.prompts)
-        self.encoder = FeatureEncoder(model, processor)
+        directory = None if cache is None else Path(cache)
+        self.encoder = FeatureEncoder(model, processor, directory=directory)
+        self.builder = RequestBuilder(model, processor, self.encoder)
         tokens = processor.tokens
         vocabulary = Vocabulary(
             think_start=tokens.think_start,
@@ -137,12 +126,12 @@ class Reranker:
             inspect_end=tokens.inspect_end,
             end=tokens.im_end,
         )
-        self._silent = {tokens.inspect_start, tokens.inspect_end}
-        added = processor.tokenizer.added_tokens_decoder.items()
-        special = {number for number, token in added if token.special}
-        # What prompts are built of has no place in a chain of thought.
-        self._structure = sorted(special - set(tokens.labels) - self._silent - {tokens.think_end})
-        self.engine = PlainEngine(model, vocabulary, batch_size)
+        self.engine: LocalEngine | PlainEngine
+        if engine == "plain":
+            self.engine = PlainEngine(model, vocabulary, batch_size)
+        else:
+            config = config or EngineConfig(max_sequences=batch_size)
+            self.engine = LocalEngine(model, vocabulary, config)
 
     @classmethod
     def from_pretrained(
@@ -151,18 +140,17 @@ class Reranker:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
-        window: int = 50,
-        batch_size: int = 16,
+        **options: Any,
     ) -> Reranker:
         """Loads ``"tiny"`` (shipped), a directory, or a hub id.
 
+        Args:
+            options: ``window``, ``batch_size``, ``engine``, ``config`` and ``cache``, as above.
         Raises:
             CheckpointError: nothing usable is there; the message says what to do.
         """
         model, processor = load_checkpoint(name, dtype)
-        return cls(
-            model.to(device), processor, name=str(name), window=window, batch_size=batch_size
-        )
+        return cls(model.to(device), processor, name=str(name), **options)
 
     def rank(
         self,
@@ -174,6 +162,7 @@ class Reranker:
         instruction: str | None = None,
         reading: Reading = "compressed",
         sampling: Sampling | None = None,
+        votes: int = 1,
     ) -> RankedResults:
         """Ranks ``candidates`` for ``query``, best first.
 
@@ -182,15 +171,20 @@ class Reranker:
             mode: ``"reason"`` thinks and inspects, ``"fast"`` reads the answer off the prompt.
             instruction: how the task is put; the checkpoint's own wording when None.
             reading: ``"full"`` reads every candidate at full length (the baseline without
-                compression).
+                compression), ``"pointwise"`` so and each in a prompt of its own (fast mode only;
+                a checkpoint must have been trained for the question).
             sampling: by default greedy, with as many inspections as the checkpoint's config says.
+            votes: chains of thought that are sampled; the answer is what most of them say, scores
+                are means over them. They need a temperature, 0.7 by default.
         Raises:
             ItemError: an item that cannot be used; the message names it.
         """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
         request = Query(query, candidates, instruction)
-        (result,) = self.rank_batch([request], mode=mode, reading=reading, sampling=sampling)
+        (result,) = self.rank_batch(
+            [request], mode=mode, reading=reading, sampling=sampling, votes=votes
+        )
         return result if top_k is None else replace(result, ranking=result.ranking[:top_k])
 
     @torch.inference_mode()
@@ -201,145 +195,149 @@ class Reranker:
         mode: Mode = "reason",
         reading: Reading = "compressed",
         sampling: Sampling | None = None,
+        votes: int = 1,
     ) -> list[RankedResults]:
         """Ranks several queries; those with lists of one window run in the engine together."""
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be 'reason' or 'fast', got {mode!r}")
-        if reading not in get_args(Reading):
-            raise ValueError(f"reading must be 'compressed' or 'full', got {reading!r}")
-        sampling = sampling or Sampling(max_inspections=self.model.config.max_inspections)
-        jobs = [_Job(query, self._encode(query), self.window) for query in queries]
-        while waiting := [job for job in jobs if job.sliding]:
-            ranked = self._run(waiting, "fast", reading, Sampling())
-            for job, window in zip(waiting, ranked, strict=True):
-                job.slide(window.order)
-        jobs_with_items = [job for job in jobs if job.order]
-        last = self._run(jobs_with_items, mode, reading, sampling)
+        plan = self._plan(mode, reading, sampling, votes)
+        window = MAX_CANDIDATES**2 if reading == "pointwise" else self.window
+        jobs = [self._encode(query, window) for query in queries]
+        while waiting := [job for job in jobs if job.windows.sliding]:
+            ranked = self._run(waiting, _Plan("fast", reading, Sampling()))
+            for job, one in zip(waiting, ranked, strict=True):
+                job.windows.slide(one.order)
+        jobs_with_items = [job for job in jobs if job.candidates]
+        last = self._run(jobs_with_items, plan)
         outcome = dict(zip(map(id, jobs_with_items), last, strict=True))
         return [self._result(job, outcome.get(id(job)), mode) for job in jobs]
 
-    def _encode(self, query: Query) -> _Encoded:
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Puts new values into the model's parameters, and forgets what the old ones made.
+
+        Raises:
+            ValueError: a name or a shape that the model has not; nothing is changed then.
+        """
+        self.engine.load_weights(weights)
+        self.encoder.clear()
+
+    def stats(self) -> tuple[Stats | None, FeatureStats]:
+        """What the engine has done, None for the plain one, and what the feature cache has."""
+        engine = self.engine.stats() if isinstance(self.engine, LocalEngine) else None
+        return engine, self.encoder.stats()
+
+    def _plan(self, mode: Mode, reading: Reading, sampling: Sampling | None, votes: int) -> _Plan:
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be 'reason' or 'fast', got {mode!r}")
+        if reading not in get_args(Reading):
+            options = ", ".join(map(repr, get_args(Reading)))
+            raise ValueError(f"reading must be one of {options}, got {reading!r}")
+        if reading == "pointwise" and mode != "fast":
+            raise ValueError('pointwise reading has no reasoning: say mode="fast"')
+        if votes < 1:
+            raise ValueError(f"votes must be at least 1, got {votes}")
+        if votes > 1 and mode == "fast":
+            raise ValueError('fast mode has nothing to vote on: say mode="reason"')
+        if sampling is None:
+            temperature = VOTING_TEMPERATURE if votes > 1 else 0.0
+            limit = self.model.config.max_inspections
+            sampling = Sampling(temperature=temperature, max_inspections=limit)
+        elif votes > 1 and sampling.temperature == 0:
+            raise ValueError("votes of greedy sampling are all the same: give a temperature")
+        return _Plan(mode, reading, sampling, votes)
+
+    def _encode(self, query: Query, window: int) -> _Job:
         started = time.perf_counter()
         items = _items(query)
         features = self.encoder.encode(items)
-        return _Encoded(items, features, time.perf_counter() - started)
+        encoded = [EncodedItem(*pair) for pair in zip(items, features, strict=True)]
+        job = _Job(query, encoded, window)
+        job.timings["features"] = time.perf_counter() - started
+        job.timings["compression"] = 0.0
+        return job
 
-    def _run(
-        self, jobs: Sequence[_Job], mode: Mode, reading: Reading, sampling: Sampling
-    ) -> list[_Ranked]:
+    def _run(self, jobs: Sequence[_Job], plan: _Plan) -> list[_Ranked]:
         """Ranks the current window of every job."""
         prepared = []
         for job in jobs:
             started = time.perf_counter()
-            prepared.append(self._prepare(job, mode, reading, sampling))
-            job.compression_seconds += time.perf_counter() - started
-        outputs = self.engine.generate([p.request for p in prepared])
-        temperature = self.model.config.score_temperature
+            prepared.append(self._prepare(job, plan))
+            job.timings["compression"] += time.perf_counter() - started
+        outputs = iter(self.engine.generate([p.request for many in prepared for p in many]))
+        combine = self._pointwise if plan.reading == "pointwise" else self._listwise
         ranked = []
-        for job, output, ready in zip(jobs, outputs, prepared, strict=True):
-            order = rank_labels(output.label_logits, output.answer, temperature)
-            order = [(job.order[job.start + k], score) for k, score in order]
-            ranked.append(_Ranked(order, output, ready))
+        for job, many in zip(jobs, prepared, strict=True):
+            one = combine(many, [next(outputs) for _ in many])
+            current = job.windows.current
+            ranked.append(replace(one, order=[(current[k], score) for k, score in one.order]))
         return ranked
 
-    def _prepare(self, job: _Job, mode: Mode, reading: Reading, sampling: Sampling) -> _Prepared:
-        """Prompt and inspection rows of a job's current window."""
-        chosen = [job.encoded.features[0]]
-        chosen += [job.encoded.features[1 + c] for c in job.current]
-        layout = TableLayout.of([f.item for f in chosen])
-        features, offsets = pack_features(chosen)
-        count = len(chosen) - 1
-        if reading == "compressed":
-            candidates = torch.arange(1, count + 1)
-            content = self.model.icm.content(features, offsets)
-            relation = self.model.icm.relation(
-                features, offsets, candidates, torch.zeros_like(candidates)
-            )
-            table = torch.cat([features, content, relation])
-        else:
-            own = offsets[:2]
-            table = torch.cat([features, self.model.icm.content(features[: own[1]], own)])
-        numbers = range(1, count + 1)
-        prompt = self.builder.listwise(
-            layout,
-            0,
-            numbers,
-            range(count),
-            instruction=job.query.instruction,
-            full_tokens=reading == "full",
+    def _prepare(self, job: _Job, plan: _Plan) -> list[Prepared]:
+        """The requests of a job's current window."""
+        chosen = [job.candidates[number] for number in job.windows.current]
+        if plan.reading == "pointwise":
+            return self.builder.pointwise(job.query, chosen, instruction=job.instruction)
+        one = self.builder.listwise(
+            job.query,
+            chosen,
+            reason=plan.mode == "reason",
+            full_tokens=plan.reading == "full",
+            instruction=job.instruction,
+            sampling=plan.sampling,
         )
-        bare = self.builder.listwise(layout, 0, (), (), instruction=job.query.instruction)
-        spans: Sequence[RowSpan] = ()
-        if mode == "reason":
-            full = [self.builder.full_item(Rows(), layout, number) for number in numbers]
-            spans = [self._span(rows, table) for rows in full]
-        request = Request(
-            prompt=self._span(prompt, table),
-            labels=self.processor.tokens.labels[:count],
-            inspections=spans,
-            reason=mode == "reason",
-            sampling=sampling,
-            banned=(*self._structure, *self.processor.tokens.labels[count:]),
-        )
-        return _Prepared(request, len(prompt), len(prompt) - len(bare))
+        seeds = range(plan.sampling.seed, plan.sampling.seed + plan.votes)
+        samplings = [replace(plan.sampling, seed=seed) for seed in seeds]
+        return [replace(one, request=replace(one.request, sampling=own)) for own in samplings]
 
-    def _span(self, rows: Rows, table: torch.Tensor) -> RowSpan:
-        ids, refs, positions = rows.tensors()
-        device = self.model.device
-        embeds = self.model.embed(ids.to(device), refs.to(device), table)
-        return RowSpan(embeds, positions, rows.next_position)
+    def _listwise(self, prepared: Sequence[Prepared], outputs: Sequence[Output]) -> _Ranked:
+        """The outcome of one prompt, or of the votes on it."""
+        winner, logits = vote(outputs)
+        order = rank_labels(logits, winner.answer, self.model.config.score_temperature)
+        one = prepared[0]
+        return _Ranked(order, winner, _tokens(outputs, one.prompt_rows, one.candidate_rows))
+
+    def _pointwise(self, prepared: Sequence[Prepared], outputs: Sequence[Output]) -> _Ranked:
+        """The outcome of a prompt for each candidate."""
+        order = rank_verdicts([output.label_logits for output in outputs])
+        best = replace(outputs[order[0][0]], answer=order[0][0])
+        rows = (sum(one.prompt_rows for one in prepared), sum(o.candidate_rows for o in prepared))
+        return _Ranked(order, best, _tokens(outputs, *rows))
 
     def _result(self, job: _Job, last: _Ranked | None, mode: Mode) -> RankedResults:
-        query, *items = job.encoded.items
+        query = job.query.item
         if last is None:
             return RankedResults(query, None, (), mode=mode, model=self.name)
-        output, current = last.output, job.current
+        output, current = last.output, job.windows.current
         inspected = tuple(current[k] for k in output.inspected)
-        order = merge_windows(last.order, job.tail)
-        ranking = tuple(RankedItem(c, score, items[c], c in inspected) for c, score in order)
-        ready = last.prepared
+        order = merge_windows(last.order, job.windows.tail)
         return RankedResults(
             query=query,
             answer=current[output.answer],
-            ranking=ranking,
-            reasoning=self._reasoning(output, current),
+            ranking=tuple(
+                RankedItem(number, score, job.candidates[number].item, number in inspected)
+                for number, score in order
+            ),
+            reasoning=reasoning_text(self.processor, output.tokens, current),
             inspected=inspected,
             mode=mode,
             model=self.name,
             well_formed=output.well_formed,
-            timings={
-                "features": job.encoded.seconds,
-                "compression": job.compression_seconds,
-                **output.timings,
-            },
-            tokens=TokenCounts(
-                prompt=ready.prompt_rows,
-                candidates=ready.candidate_rows,
-                inspected=output.inspected_rows,
-                generated=len(output.tokens),
-            ),
+            timings={**job.timings, **output.timings},
+            tokens=last.tokens,
         )
 
-    def _reasoning(self, output: Output, current: Sequence[int]) -> str:
-        """The text between the think tags, labels as ``[index + 1]`` of the caller's list."""
-        tokens = self.processor.tokens
-        if tokens.think_end not in output.tokens:
-            return ""
-        thought = output.tokens[1 : list(output.tokens).index(tokens.think_end)]
-        number = {label: current[k] for k, label in enumerate(tokens.labels[: len(current)])}
-        parts: list[str] = []
-        plain: list[int] = []
-        for token in (*thought, None):
-            if token is not None and token not in number and token not in self._silent:
-                plain.append(token)
-                continue
-            parts.append(self.processor.tokenizer.decode(plain))
-            plain = []
-            if token in number:
-                parts.append(f" [{number[token] + 1}]")
-            elif token == tokens.inspect_start:
-                parts.append(" inspect")
-        return re.sub(r" {2,}", " ", "".join(parts)).strip()
+
+def _tokens(outputs: Sequence[Output], prompt: int, candidates: int) -> TokenCounts:
+    """What all outputs of a window took."""
+
+    def total(count: Callable[[Output], int]) -> int:
+        return sum(map(count, outputs))
+
+    return TokenCounts(
+        prompt=prompt,
+        candidates=candidates,
+        inspected=total(lambda output: output.inspected_rows),
+        generated=total(lambda output: len(output.tokens)),
+        cached=total(lambda output: output.cached_rows),
+    )
 
 
 def _items(query: Query) -> list[Item]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from retrv_engine import Output
 
 
 def rank_labels(logits: Tensor, answer: int, temperature: float) -> list[tuple[int, float]]:
@@ -24,6 +27,36 @@ def rank_labels(logits: Tensor, answer: int, temperature: float) -> list[tuple[i
     order.remove(answer)
     best = float(scores.max())
     return [(answer, best), *((k, float(scores[k])) for k in order)]
+
+
+def vote(outputs: Sequence[Output]) -> tuple[Output, Tensor]:
+    """The output that wins among samples of one request, and label logits of all together.
+
+    The answer is what most of them say; of equally many, the one with the largest mean probability.
+    The winner is the first output that says it.
+
+    Returns:
+        The winner, and the logarithms of the labels' mean probabilities, ``[k]``; of a single
+        output its logits as they are.
+    """
+    if len(outputs) == 1:
+        return outputs[0], outputs[0].label_logits
+    chances = torch.stack([output.label_logits.double().softmax(-1) for output in outputs]).mean(0)
+    said = Counter(output.answer for output in outputs)
+    answer = max(said, key=lambda label: (said[label], float(chances[label])))
+    winner = next(output for output in outputs if output.answer == answer)
+    return winner, chances.log()
+
+
+def rank_verdicts(logits: Sequence[Tensor]) -> list[tuple[int, float]]:
+    """Candidates with scores, best first, by the chance of "yes" against "no".
+
+    Args:
+        logits: of the two, for each candidate, ``[2]``.
+    """
+    margins = torch.stack([yes_no[0] - yes_no[1] for yes_no in logits]).double()
+    order = torch.argsort(margins, descending=True, stable=True).tolist()
+    return [(k, float(margins[k].sigmoid())) for k in order]
 
 
 def merge_windows(

@@ -83,12 +83,21 @@ class RankedItem:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Rows that entered the language model, and tokens it wrote."""
+    """Rows that a language model read, and tokens it wrote.
+
+    Args:
+        prompt: rows of the prompt; of all prompts together where each candidate has its own.
+        candidates: of them those of the candidates.
+        inspected: rows of inspected candidates.
+        generated: tokens written.
+        cached: of all rows those that the engine had in its cache, and did not compute.
+    """
 
     prompt: int = 0
     candidates: int = 0
     inspected: int = 0
     generated: int = 0
+    cached: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from retrv_engine import Stats
 from retrv_r1 import __version__
 from retrv_r1.cli import app
+from retrv_r1.features import FeatureStats
 from retrv_r1.images import load_image
 from retrv_r1.types import (
     CheckpointError,
@@ -33,9 +35,15 @@ class WordReranker:
     """Ranks by how many of the query's words a candidate's id or text has."""
 
     calls: list[dict] = []  # noqa: RUF012
+    loaded: dict = {}  # noqa: RUF012
+
+    def stats(self) -> tuple[Stats, FeatureStats]:
+        engine = Stats(finished=1, computed_rows=30, cached_rows=10, pages=8, free_pages=5)
+        return engine, FeatureStats(ram_hits=1, encoded=3)
 
     @classmethod
-    def from_pretrained(cls, name: str) -> WordReranker:
+    def from_pretrained(cls, name: str, *, engine: str, cache: Path | None) -> WordReranker:
+        cls.loaded = {"engine": engine, "cache": cache}
         if name == "missing":
             raise CheckpointError("there is no model called missing;\nname a directory")
         return cls()
@@ -48,8 +56,12 @@ class WordReranker:
         top_k: int | None = None,
         mode: Mode = "reason",
         instruction: str | None = None,
+        votes: int = 1,
     ) -> RankedResults:
+        if votes > 1 and mode == "fast":
+            raise ValueError("fast mode has nothing to vote on")
         self.calls.append({"top_k": top_k, "mode": mode, "instruction": instruction})
+        self.calls[-1]["votes"] = votes
         asked, items = Item.of(query), [Item.of(value) for value in candidates]
         for item in (asked, *items):
             if item.image is not None:
@@ -112,7 +124,22 @@ def test_ranking_reasoning_and_cost_are_printed(folder):
 
 def test_options_reach_the_model(folder, reranker):
     run("rerank", "red", "pictures", "--top", "2", "--mode", "fast", "--instruction", "pick")
-    assert reranker.calls == [{"top_k": 2, "mode": "fast", "instruction": "pick"}]
+    assert reranker.calls == [{"top_k": 2, "mode": "fast", "instruction": "pick", "votes": 1}]
+    assert reranker.loaded == {"engine": "local", "cache": None}
+    run("rerank", "red", "pictures", "--engine", "plain", "--cache", "kept", "--votes", "3")
+    assert reranker.calls[-1]["votes"] == 3
+    assert reranker.loaded == {"engine": "plain", "cache": Path("kept")}
+    refused = run("rerank", "red", "pictures", "--mode", "fast", "--votes", "3")
+    assert refused.exit_code == 2 and "nothing to vote on" in refused.stderr
+
+
+def test_stats_say_what_it_took(folder):
+    table = run("rerank", "red", "pictures", "--stats").stdout
+    assert "rows found cached" in table and "25 %" in table and "3 of 8" not in table
+    stats = json.loads(run("rerank", "red", "pictures", "--stats", "--json").stdout)["stats"]
+    assert stats["timings"] == {"features": 0.01, "decode": 0.02}
+    assert stats["engine"]["hit_rate"] == 0.25 and stats["features"]["hit_rate"] == 0.25
+    assert stats["tokens"]["prompt"] == 30
 
 
 def test_json_is_the_response_form_and_nothing_else(folder):
@@ -125,6 +152,7 @@ def test_json_is_the_response_form_and_nothing_else(folder):
         "prompt_tokens": 35,
         "completion_tokens": 9,
         "total_tokens": 44,
+        "cached_tokens": 0,
     }
     assert response["retrv"]["answer"] == 2 and response["retrv"]["inspected"] == [2]
     assert result.stderr == ""

@@ -39,7 +39,7 @@ def test_a_reranker_loaded_from_disk_ranks_as_the_one_in_memory(model, processor
     expected = Reranker(model, processor).rank("a bird", candidates)
     for name in (checkpoint, str(checkpoint)):
         loaded = Reranker.from_pretrained(name, window=7, batch_size=3)
-        assert (loaded.window, loaded.engine.batch_size) == (7, 3)
+        assert (loaded.window, loaded.engine.config.max_sequences) == (7, 3)
         assert loaded.rank("a bird", candidates).ranking == expected.ranking
     low = Reranker.from_pretrained(checkpoint, dtype=torch.bfloat16)
     assert low.model.dtype == torch.bfloat16

@@ -13,8 +13,8 @@ from retrv_engine import Output, Request, Sampling
 from retrv_r1.features import FeatureEncoder, pack_features
 from retrv_r1.prompts import TableLayout
 from retrv_r1.reranker import Query, Reranker
-from retrv_r1.scoring import merge_windows, rank_labels
-from retrv_r1.types import Item, ItemError, RankedResults
+from retrv_r1.scoring import merge_windows, rank_labels, vote
+from retrv_r1.types import Item, ItemError, RankedItem, RankedResults
 
 SHORT = Sampling(max_reasoning_tokens=12)
 
@@ -43,17 +43,16 @@ class Oracle:
         features, offsets = pack_features(FeatureEncoder(model, reranker.processor).encode(items))
         with torch.inference_mode():
             self.content = model.icm.content(features, offsets)
-            self.labels = model.embed_tokens(torch.tensor(self.tokens.labels))
         self.worth, self.windows = worth, []
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Request) -> Output:
-        rows, found = request.prompt.embeds, []
-        for label in self.labels[: len(request.labels)]:
-            (at,) = (rows == label).all(-1).nonzero().flatten().tolist()
-            found.append(int((self.content - rows[at + 1]).abs().sum(-1).argmin()))
+        prompt, found = list(request.prompt), []
+        for label in request.labels:
+            content = prompt[prompt.index(label) + 1]
+            found.append(int((self.content - content.rows).abs().sum(-1).argmin()))
         self.windows.append((found, request.reason))
         logits = self.worth[found]
         answer = int(logits.argmax())
@@ -97,6 +96,13 @@ def check(result: RankedResults, count: int) -> None:
     assert {line.index for line in result if line.inspected} == set(result.inspected)
 
 
+def same(found: Sequence[RankedItem], expected: Sequence[RankedItem]) -> None:
+    """The same ranking; what a cache gives may differ by rounding."""
+    assert [line.index for line in found] == [line.index for line in expected]
+    scores = [line.score for line in expected]
+    assert [line.score for line in found] == pytest.approx(scores, abs=1e-6)
+
+
 @pytest.mark.parametrize("mode", ["fast", "reason"])
 @pytest.mark.parametrize("reading", ["compressed", "full"])
 def test_mixed_candidates_come_back_ranked(reranker, mixed, picture, mode, reading):
@@ -108,7 +114,8 @@ def test_mixed_candidates_come_back_ranked(reranker, mixed, picture, mode, readi
         rows = result.tokens.candidates
         full = sum(len(f.rows) + 2 * bool(f.item.rows) for f in reranker.encoder.encode(mixed))
         assert rows == (3 * len(mixed) if reading == "compressed" else full + len(mixed))
-        assert set(result.timings) == {"features", "compression", "prefill", "decode"}
+        phases = {"features", "compression", "queue", "prefill"}
+        assert phases <= set(result.timings) <= phases | {"decode", "inspection"}
 
 
 def test_nothing_to_rank(reranker):
@@ -181,26 +188,31 @@ def test_duplicates_are_ranked_each_and_read_once(reranker, mixed, monkeypatch):
     check(result, 4)
     assert len(encoded) == 3
     again = reranker.rank("q", [mixed[5], mixed[0], mixed[5], mixed[0]], mode="fast")
-    assert again.ranking == result.ranking and len(encoded) == 3
+    same(again.ranking, result.ranking)
+    assert len(encoded) == 3
 
 
 def test_candidates_may_be_any_iterable(reranker):
     expected = reranker.rank("q", ["a", "b", "c"], mode="fast")
-    assert reranker.rank("q", iter("abc"), mode="fast").ranking == expected.ranking
-    assert reranker.rank("q", ("a", "b", "c"), mode="fast").ranking == expected.ranking
+    for candidates in (iter("abc"), ("a", "b", "c")):
+        same(reranker.rank("q", candidates, mode="fast").ranking, expected.ranking)
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 9, 100])
 def test_top_k_is_the_start_of_the_whole_ranking(reranker, mixed, top_k):
     whole = reranker.rank("q", mixed, mode="fast")
     part = reranker.rank("q", mixed, mode="fast", top_k=top_k)
-    assert part.ranking == whole.ranking[:top_k]
+    same(part.ranking, whole.ranking[:top_k])
 
 
 BAD = {
     "top_k": ({"top_k": 0}, "top_k"),
     "mode": ({"mode": "slow"}, "mode must be"),
     "reading": ({"reading": "short"}, "reading must be"),
+    "pointwise reasoning": ({"reading": "pointwise"}, 'say mode="fast"'),
+    "votes": ({"votes": 0}, "votes must be"),
+    "fast votes": ({"votes": 2, "mode": "fast"}, "nothing to vote on"),
+    "greedy votes": ({"votes": 2, "sampling": SHORT}, "give a temperature"),
 }
 
 
@@ -208,6 +220,96 @@ BAD = {
 def test_bad_options_are_refused(reranker, options, message):
     with pytest.raises(ValueError, match=message):
         reranker.rank("q", ["a", "b"], **options)
+
+
+def test_engines_that_there_are_not_are_refused(model, processor):
+    with pytest.raises(ValueError, match="engine must be 'local' or 'plain'"):
+        Reranker(model, processor, engine="fastest")
+
+
+@pytest.mark.parametrize("reading", ["compressed", "full", "pointwise"])
+@pytest.mark.parametrize("mode", ["fast", "reason"])
+def test_both_engines_say_the_same(model, processor, mixed, picture, mode, reading):
+    if reading == "pointwise" and mode == "reason":
+        pytest.skip("pointwise reading has no reasoning")
+    local, plain = (Reranker(model, processor, engine=name) for name in ("local", "plain"))
+    queries = [
+        Query("a red apple", mixed),
+        Query(picture(40), mixed[2:7]),
+        Query("a", distinct_texts(60)),
+    ]
+    for sampling in (SHORT, replace(SHORT, temperature=1.5, seed=3, max_inspections=2)):
+        options = {"mode": mode, "reading": reading, "sampling": sampling}
+        expected = plain.rank_batch(queries, **options)
+        for _ in range(2):  # cold, then warm
+            for found, other in zip(local.rank_batch(queries, **options), expected, strict=True):
+                assert (found.answer, found.reasoning) == (other.answer, other.reasoning)
+                assert (found.inspected, found.well_formed) == (other.inspected, other.well_formed)
+                same(found.ranking, other.ranking)
+    local.engine.check()
+
+
+def test_the_cache_finds_what_it_must(reranker, mixed):
+    """One changed candidate keeps all before it; every relation token depends on the query."""
+    texts = distinct_texts(20)
+    first = reranker.rank("q", texts, mode="fast")
+    again = reranker.rank("q", texts, mode="fast")
+    assert first.tokens.cached == 0 and again.tokens.cached == first.tokens.prompt
+    changed = reranker.rank("q", [*texts[:12], "else", *texts[13:]], mode="fast")
+    start = first.tokens.prompt - len(reranker.builder.prompts._parts["after_candidates"]) - 60
+    assert changed.tokens.cached == start + 3 * 12 + 1
+    other = reranker.rank("another q", texts, mode="fast")
+    assert other.tokens.cached < start
+    features = reranker.stats()[1]
+    assert (features.encoded, features.ram_hits) == (23, 21 + 20 + 20)
+    many = reranker.rank("q", [f"item {n}" for n in range(50)], mode="fast", reading="pointwise")
+    assert many.tokens.cached > 49 * (start - 10)
+
+
+def test_pointwise_scores_are_chances_of_yes(reranker, mixed):
+    result = reranker.rank("a red apple", mixed, mode="fast", reading="pointwise")
+    check(result, len(mixed))
+    yes, no = reranker.builder.prompts.verdicts
+    assert yes != no
+    doubled = reranker.rank("a red apple", [*mixed, *mixed], mode="fast", reading="pointwise")
+    score = {line.index: line.score for line in doubled}
+    assert all(score[k] == pytest.approx(score[k + len(mixed)]) for k in range(len(mixed)))
+
+
+def test_votes_are_counted(reranker, mixed, monkeypatch):
+    requests: list[Request] = []
+    generate = reranker.engine.generate
+    monkeypatch.setattr(
+        reranker.engine, "generate", lambda rs: (requests.extend(rs), generate(rs))[1]
+    )
+    hot = Sampling(temperature=2.0, max_reasoning_tokens=8, seed=10)
+    result = reranker.rank("q", mixed, votes=5, sampling=hot)
+    check(result, len(mixed))
+    assert [r.sampling.seed for r in requests] == [10, 11, 12, 13, 14]
+    assert result.tokens.cached == 4 * result.tokens.prompt, "four find what the first computed"
+    reranker.rank("q", mixed, votes=2)
+    assert requests[-1].sampling.temperature == 0.7
+
+    def said(answer: int, logits: list[float]) -> Output:
+        return Output((), answer, torch.tensor(logits), (), 0, True, ())
+
+    few = [said(0, [9.0, 0.0]), said(1, [0.0, 0.1]), said(1, [0.0, 0.2])]
+    winner, logits = vote(few)
+    assert winner is few[1], "most votes, however sure the other is"
+    chances = torch.stack([o.label_logits.double().softmax(-1) for o in few]).mean(0)
+    torch.testing.assert_close(logits.exp(), chances)
+    assert vote(few[:2])[0] is few[0], "of equally many the likelier"
+
+
+def test_new_weights_are_used_for_everything(make_model, processor, mixed):
+    reranker, other = (Reranker(make_model(seed), processor) for seed in (0, 1))
+    before = reranker.rank("a red apple", mixed, sampling=SHORT)
+    reranker.load_weights(dict(other.model.named_parameters()))
+    found, expected = (r.rank("a red apple", mixed, sampling=SHORT) for r in (reranker, other))
+    assert found.ranking == expected.ranking != before.ranking
+    assert found.tokens.cached == 0
+    with pytest.raises(ValueError, match="no parameter"):
+        reranker.load_weights({"x": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("window", [0, 1, 129])
@@ -261,7 +363,8 @@ def test_a_batch_ranks_as_each_request_does_alone(reranker, mixed, picture):
                 query.query, query.candidates, instruction=query.instruction, sampling=sampling
             )
             assert (result.answer, result.reasoning) == (alone.answer, alone.reasoning)
-            assert (result.inspected, result.tokens) == (alone.inspected, alone.tokens)
+            assert result.inspected == alone.inspected
+            assert replace(result.tokens, cached=0) == replace(alone.tokens, cached=0)
             assert [line.index for line in result] == [line.index for line in alone]
             assert [line.score for line in result] == pytest.approx(
                 [line.score for line in alone], abs=1e-5
@@ -279,7 +382,7 @@ def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
     result = reranker.rank("a blue bird", mixed, mode="fast", reading=reading, instruction="Which?")
     encoded = [processor.encode(item) for item in (Item(text="a blue bird"), *mixed)]
     layout, count, tokens = TableLayout.of(encoded), len(mixed), processor.tokens
-    rows = reranker.builder.listwise(
+    rows = reranker.builder.prompts.listwise(
         layout,
         0,
         range(1, count + 1),

@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from retrv_engine import Output, Request
+from retrv_engine.plain import embed_pieces
+from retrv_engine.request import length_of
 from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.reranker import Reranker
 from retrv_r1.train.chains import Piece, chain, describe
@@ -272,18 +274,14 @@ def test_a_trained_sequence_is_what_the_engine_will_feed(model, processor, pictu
         full = replace(batch.items, vision_rows=vision)
         table = model.row_table(full, batch.pair_candidate, batch.pair_query)
         trained = model.embed(batch.input_ids, batch.row_refs, table)[0]
-        ids, at = batch.input_ids[0].tolist(), request.prompt.advance
-        embeds, positions = [request.prompt.embeds], [request.prompt.positions]
-        place = len(request.prompt)
-        while place < len(ids):
-            embeds.append(model.embed_tokens(torch.tensor([ids[place]])))
-            positions.append(torch.full((3, 1), at))
-            place, at = place + 1, at + 1
-            if ids[place - 1] == tokens.inspect_end:
-                span = request.inspections[request.labels.index(ids[place - 2])]
-                embeds.append(span.embeds)
-                positions.append(span.positions + at)
-                place, at, inspections = place + len(span), at + span.advance, inspections + 1
-        assert torch.equal(torch.cat(positions, 1), batch.position_ids[:, 0])
-        torch.testing.assert_close(torch.cat(embeds), trained, atol=1e-4, rtol=1e-4)
+        ids, pieces = batch.input_ids[0].tolist(), list(request.prompt)
+        while (place := length_of(pieces)) < len(ids):
+            pieces.append(ids[place])
+            if ids[place] == tokens.inspect_end:
+                name = request.inspections[request.labels.index(ids[place - 1])]
+                pieces += request.source.load([name])[0]
+                inspections += 1
+        embeds, positions, _ = embed_pieces(model, pieces, 0)
+        assert torch.equal(positions, batch.position_ids[:, 0])
+        torch.testing.assert_close(embeds, trained, atol=1e-4, rtol=1e-4)
     assert inspections > 5

@@ -7,8 +7,9 @@ their sequences have there: those that decode read a prefix that they share once
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from retrv_engine.pages import pages_of
 from retrv_engine.radix import common
 from retrv_engine.scheduler import Extend
-from retrv_kernels.ops import paged_attention, shared_prefix_attention
+from retrv_kernels.ops import unchecked
 
 NAME = "retrv_paged"
 
@@ -38,34 +39,35 @@ class PagedCache:
         self.values[:, :, target, :, :rows] = self.values[:, :, source, :, :rows]
 
 
-@dataclass(frozen=True)
-class Tree:
-    """Cached rows of sequences that decode, as ``shared_prefix_attention`` takes them."""
+class Part(NamedTuple):
+    """Rows of a step that attend together.
 
-    page_table: Tensor
-    lengths: Tensor
-    rows: Tensor
+    Attributes:
+        attend: a kernel for them.
+        rows: where they are in the step.
+        tables: what the kernel wants to know of pages and lengths.
+    """
+
+    attend: Callable[..., Tensor]
+    rows: slice
+    tables: tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Where the rows of a step stand, in packed order: first those of sequences with a single row.
+    """The rows of a step in packed order: first those of sequences with a single row.
 
     Attributes:
         order: which of the planned extends comes where.
-        singles: sequences with one row.
-        tree: of the singles; None where they share nothing.
-        page_table, cu_seqlens, kv_lens: of all sequences, as ``paged_attention`` takes them.
+        page_table: of all sequences.
+        parts: who attends how.
         logits: the rows whose logits are wanted, in the order in which the extends were planned.
-        slots: page and offset of each row, once it has been placed.
+        cache, slots: page and offset of each row there, once they have been placed.
     """
 
     order: Sequence[int]
-    singles: int
-    tree: Tree | None
     page_table: Tensor
-    cu_seqlens: Tensor
-    kv_lens: Tensor
+    parts: Sequence[Part]
     logits: Tensor
     cache: PagedCache | None = None
     slots: tuple[Tensor, Tensor] | None = None
@@ -78,23 +80,33 @@ class Batch:
             number, key=lambda i: (extends[i].stop - extends[i].first > 1, extends[i].job.pages)
         )
         arranged = [extends[i] for i in order]
-        singles = sum(stop - first == 1 for _, first, stop in extends)
         pages = [job.pages[: pages_of(stop, page_size)] for job, _, stop in arranged]
         lengths = [stop for _, _, stop in arranged]
         starts, wanted = [0], {}
         for i, extend in zip(order, arranged, strict=True):
             starts.append(starts[-1] + extend.stop - extend.first)
             wanted[i] = range(starts[-1] - extend.logits, starts[-1])
+        page_table = _padded(pages, device)
+        parts, first = [], 0
+        singles = sum(stop - first == 1 for _, first, stop in extends)
+        nodes = _tree(pages[:singles], lengths[:singles], page_size)
+        if len(nodes) > singles:  # some are shared
+            tables = (
+                _padded([node.pages for node in nodes], device),
+                torch.tensor([node.length for node in nodes], device=device),
+                torch.tensor([(node.first, node.stop) for node in nodes], device=device),
+            )
+            kernel = unchecked("shared_prefix_attention", device.type)
+            parts.append(Part(kernel, slice(0, singles), tables))
+            first = singles
+        if first < len(extends):
+            offsets = torch.tensor([start - first for start in starts[first:]], device=device)
+            tables = page_table[first:], offsets, torch.tensor(lengths[first:], device=device)
+            kernel = unchecked("paged_attention", device.type)
+            parts.append(Part(kernel, slice(first, None), tables))
         rows = [row for i in number for row in wanted[i]]
-        return cls(
-            order=order,
-            singles=singles,
-            tree=_tree(pages[:singles], lengths[:singles], page_size, device),
-            page_table=_padded(pages, device),
-            cu_seqlens=torch.tensor(starts, device=device),
-            kv_lens=torch.tensor(lengths, device=device),
-            logits=torch.tensor(rows, dtype=torch.long, device=device),
-        )
+        logits = torch.tensor(rows, dtype=torch.long, device=device)
+        return cls(order, page_table, parts, logits)
 
     def place(self, cache: PagedCache, slots: Tensor) -> Batch:
         """The batch with the place of each row, ``slots [n]``, in a cache."""
@@ -107,52 +119,35 @@ class Batch:
         keys, values = self.cache.layer(layer)
         keys[self.slots] = key
         values[self.slots] = value
-        apart = self.singles if self.tree is not None else 0
-        parts = []
-        if self.tree is not None:
-            tree = self.tree
-            parts.append(
-                shared_prefix_attention(
-                    query[:apart],
-                    keys,
-                    values,
-                    tree.page_table,
-                    tree.lengths,
-                    tree.rows,
-                    scale=scale,
-                )
-            )
-        if apart < len(self.kv_lens):
-            parts.append(
-                paged_attention(
-                    query[apart:],
-                    keys,
-                    values,
-                    self.page_table[apart:],
-                    self.cu_seqlens[apart:] - apart,
-                    self.kv_lens[apart:],
-                    scale=scale,
-                )
-            )
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        out = [
+            part.attend(query[part.rows], keys, values, *part.tables, scale) for part in self.parts
+        ]
+        return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def _tree(
-    pages: Sequence[Sequence[int]], lengths: Sequence[int], page_size: int, device: torch.device
-) -> Tree | None:
-    """Stretches of pages that neighbours share; ``pages`` are sorted, lengths end in own pages."""
-    nodes: list[tuple[Sequence[int], int, int, int]] = []
+class _Node(NamedTuple):
+    """A stretch of pages that the sequences ``first`` to ``stop`` share."""
+
+    pages: Sequence[int]
+    length: int
+    first: int
+    stop: int
+
+
+def _tree(pages: Sequence[Sequence[int]], lengths: Sequence[int], page_size: int) -> list[_Node]:
+    """The tree that sorted page lists form; every sequence ends in a page of its own."""
+    nodes: list[_Node] = []
 
     def divide(first: int, stop: int, depth: int) -> None:
         if stop - first == 1:
-            own = pages[first][depth:]
-            nodes.append((own, lengths[first] - depth * page_size, first, stop))
+            length = lengths[first] - depth * page_size
+            nodes.append(_Node(pages[first][depth:], length, first, stop))
             return
         # Sorted: what the first and the last share, all share.
         shared = common(pages[first], pages[stop - 1])
         if shared > depth:
-            stretch = pages[first][depth:shared]
-            nodes.append((stretch, (shared - depth) * page_size, first, stop))
+            length = (shared - depth) * page_size
+            nodes.append(_Node(pages[first][depth:shared], length, first, stop))
         start = first
         for i in range(first + 1, stop + 1):
             if i == stop or pages[i][shared] != pages[start][shared]:
@@ -161,13 +156,7 @@ def _tree(
 
     if pages:
         divide(0, len(pages), 0)
-    if len(nodes) == len(pages):  # nobody shares anything
-        return None
-    return Tree(
-        _padded([node[0] for node in nodes], device),
-        torch.tensor([node[1] for node in nodes], device=device),
-        torch.tensor([node[2:] for node in nodes], device=device),
-    )
+    return nodes
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

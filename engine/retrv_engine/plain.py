@@ -55,7 +55,8 @@ class PlainEngine:
         while active:
             chunks = []
             for i in active:
-                embeds, positions, cursors[i] = self._rows(sequences[i].take_pending(), cursors[i])
+                pieces = sequences[i].take_pending()
+                embeds, positions, cursors[i] = embed_pieces(self.model, pieces, cursors[i])
                 chunks.append((embeds, positions))
                 computed[i] += len(embeds)
             embeds, positions, present = _pad_left(chunks)
@@ -79,21 +80,28 @@ class PlainEngine:
             for sequence, rows in zip(sequences, computed, strict=True)
         ]
 
-    def _rows(self, pieces: List[Piece], cursor: int) -> tuple[Tensor, Tensor, int]:
-        """Embeddings ``[l, d]``, absolute positions ``[3, l]``, and the position behind."""
-        embeds, positions = [], []
-        for piece in pieces:
-            if isinstance(piece, int):
-                embeds.append(self.model.embed_tokens(torch.tensor([piece])))
-                positions.append(torch.full((3, 1), cursor))
-                cursor += 1
-                continue
-            embeds.append(piece.rows)
-            k = torch.arange(piece.length)
-            grid = [0 * k, k // piece.width, k % piece.width] if piece.width else [k, k, k]
-            positions.append(torch.stack(grid) + cursor)
-            cursor += piece.advance
-        return torch.cat(embeds), torch.cat(positions, 1), cursor
+
+def embed_pieces(
+    model: LanguageModel, pieces: List[Piece], cursor: int
+) -> tuple[Tensor, Tensor, int]:
+    """Rows of pieces that stand from position ``cursor`` on.
+
+    Returns:
+        Embeddings ``[l, d]``, absolute positions ``[3, l]``, and the position behind.
+    """
+    embeds, positions = [], []
+    for piece in pieces:
+        if isinstance(piece, int):
+            embeds.append(model.embed_tokens(torch.tensor([piece])))
+            positions.append(torch.full((3, 1), cursor))
+            cursor += 1
+            continue
+        embeds.append(piece.rows)
+        k = torch.arange(piece.length)
+        grid = [0 * k, k // piece.width, k % piece.width] if piece.width else [k, k, k]
+        positions.append(torch.stack(grid) + cursor)
+        cursor += piece.advance
+    return torch.cat(embeds), torch.cat(positions, 1), cursor
 
 
 def _splice(sequences: List[Sequence]) -> None:

@@ -23,6 +23,12 @@ DEFAULT_PROMPTS: dict[str, str] = {
     "before_query": "\nQuery: ",
     "before_candidates": "\nCandidates:",
     "after_candidates": "\nWhich candidate fits best?<|im_end|>\n<|im_start|>assistant\n",
+    "before_candidate": "\nCandidate: ",
+    "after_candidate": (
+        "\nDoes the candidate match the query? Answer yes or no.<|im_end|>\n<|im_start|>assistant\n"
+    ),
+    "yes": "yes",
+    "no": "no",
     "before_item": "<|im_start|>user\n",
     "after_item": "\nDescribe this.<|im_end|>\n<|im_start|>assistant\n",
 }

@@ -2,6 +2,7 @@
 
 from retrv_r1.report.html import render_html, write_html
 from retrv_r1.report.response import to_response
+from retrv_r1.report.stats import print_stats, to_stats
 from retrv_r1.report.terminal import print_ranking
 
-__all__ = ["print_ranking", "render_html", "to_response", "write_html"]
+__all__ = ["print_ranking", "print_stats", "render_html", "to_response", "to_stats", "write_html"]

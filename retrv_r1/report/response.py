@@ -35,6 +35,7 @@ def to_response(
             "prompt_tokens": read,
             "completion_tokens": tokens.generated,
             "total_tokens": read + tokens.generated,
+            "cached_tokens": tokens.cached,
         },
         "retrv": {
             "answer": results.answer,

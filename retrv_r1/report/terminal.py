@@ -91,4 +91,5 @@ def _footer(results: RankedResults, candidates: int) -> str:
         + (f" ({phases})" if phases else "")
         + f"\n{candidates} candidates; {tokens.prompt} prompt rows, {tokens.candidates} of them "
         f"candidates; {tokens.inspected} rows inspected, {tokens.generated} tokens written"
+        + (f", {tokens.cached} rows found in the cache" if tokens.cached else "")
     )

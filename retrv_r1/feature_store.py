@@ -1,0 +1,103 @@
+"""Feature rows on disk, for later processes: an optional part over the diskcache library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
+from retrv_r1.types import RetrvError
+
+CHUNK = 2**24
+
+
+class FeatureStore:
+    """Rows by name in a directory that processes may share; the least recently used go first.
+
+    What cannot be read is as good as absent, and what cannot be written is not kept: a damaged
+    entry or a full disk costs time, never a request.
+
+    Args:
+        size: bytes that are kept.
+    Raises:
+        RetrvError: the library is not installed, or the directory cannot be used.
+    """
+
+    def __init__(self, directory: Path, size: int) -> None:
+        try:
+            import diskcache
+        except ImportError as error:
+            raise RetrvError(
+                "a feature cache on disk needs diskcache: pip install 'retrv-r1[cache]'"
+            ) from error
+        try:
+            self._cache = diskcache.Cache(
+                str(directory), size_limit=size, eviction_policy="least-recently-used"
+            )
+        except Exception as error:  # SQLite's and the system's own
+            raise RetrvError(
+                f"cannot use {directory} as a feature cache ({error}); name a folder that can be "
+                "written to"
+            ) from error
+        self._warned = False
+
+    def get(self, name: str) -> tuple[EncodedItem, Tensor] | None:
+        """What was put there, None if there is nothing sound."""
+        try:
+            value = self._cache.get(name)
+            if value is None:
+                return None
+            tensors = load(value)
+            item = json.loads(bytes(tensors["item"].tolist()))
+            rows = tensors["rows"]
+            encoded = EncodedItem(
+                text_ids=tuple(item["text_ids"]),
+                grid=None if item["grid"] is None else tuple(item["grid"]),
+                rows=None if item["rows"] is None else tuple(item["rows"]),
+            )
+            return (encoded, rows) if len(encoded) == len(rows) else None
+        except Exception as error:  # whatever a damaged entry or disk brings about
+            self._warn(f"cannot read from the feature cache: {error}")
+            return None
+
+    def put(self, name: str, item: EncodedItem, rows: Tensor) -> None:
+        """Keeps an item's rows."""
+        values = {"text_ids": item.text_ids, "grid": item.grid, "rows": item.rows}
+        header = torch.tensor(list(json.dumps(values).encode()), dtype=torch.uint8)
+        try:
+            self._cache.set(name, save({"item": header, "rows": rows.cpu().contiguous()}))
+        except Exception as error:  # a full disk, a lost directory
+            self._warn(f"cannot write to the feature cache, going on without: {error}")
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            warnings.warn(message, stacklevel=2)
+        self._warned = True
+
+
+def fingerprint(model: RetrvR1ForConditionalGeneration, processor: RetrvR1Processor) -> str:
+    """Hash of all that features depend on: tower, token embeddings, preprocessing, vocabulary."""
+    digest = hashlib.blake2b(digest_size=16)
+    settings = [
+        processor.image_processor.to_json_string(),
+        str(model.config.pad_to_square),
+        json.dumps(sorted(processor.tokenizer.get_vocab().items())),
+        str(model.config.backbone_config.vision_config.to_json_string()),
+    ]
+    for setting in settings:
+        digest.update(setting.encode())
+    tensors = dict(model.visual.named_parameters())
+    tensors["embeddings"] = model.get_input_embeddings().weight
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().reshape(-1).view(torch.uint8)
+        for part in values.split(CHUNK):
+            digest.update(part.cpu().numpy())
+    return digest.hexdigest()
