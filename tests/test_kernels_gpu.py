@@ -19,7 +19,7 @@ pytestmark = [
 def runnable() -> list[tuple[str, str]]:
     """Ops and the implementations of them that a GPU can run."""
     if not torch.cuda.is_available():
-        return [(op, "triton") for op in registry.OPS]
+        return [(op, one.name) for op, all_of in registry.OPS.items() for one in all_of[:1]]
     return [
         (op, one.name) for op, all_of in registry.OPS.items() for one in all_of if one.check("cuda")
     ]
@@ -84,7 +84,7 @@ def test_is_a_sound_torch_operator(case):
     torch.library.opcheck(operator, calls[0])
 
 
-@pytest.mark.parametrize("op", list(registry.OPS))
+@pytest.mark.parametrize("op", [op for op, name in runnable() if name == "triton"])
 def test_does_not_wait_for_the_device(op, monkeypatch):
     """Not where one query is asked; with several, relate_tokens waits once and says why."""
     monkeypatch.setenv(registry.OVERRIDE, "triton")

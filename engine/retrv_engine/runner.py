@@ -18,10 +18,12 @@ from retrv_engine.attention import NAME, Batch, PagedCache, register
 from retrv_engine.config import EngineConfig
 from retrv_engine.scheduler import Extend
 from retrv_engine.weights import load_weights
+from retrv_kernels.linear import PreparedLinear
 from retrv_kernels.ops import Span, splice_features
 
 CPU_CACHE_BYTES = 2**30
 STORES = 16  # of splice_features
+STORED = {"model": None, "float16": torch.float16, "int8": torch.int8}
 
 
 class Decoder(Protocol):
@@ -74,7 +76,12 @@ class ModelRunner:
         self.table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
         self.decoder = twin(model.language_model)
         self.decoder.config._attn_implementation = NAME  # type: ignore[union-attr]
+        stored = STORED[config.weights]
+        self.linears = prepare_linears(self.decoder, stored)
         self.head = model.get_output_embeddings()
+        if isinstance(self.head, nn.Linear):
+            self.head = PreparedLinear(self.head, stored)
+            self.linears.append(self.head)
         text: Any = self.decoder.config
         if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
             raise ValueError("models with sliding-window attention are not supported")
@@ -132,6 +139,8 @@ class ModelRunner:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :meth:`Runner.load_weights`."""
         load_weights(self.model, weights)
+        for linear in self.linears:
+            linear.refresh()
 
     def _budget(self) -> int:
         """Bytes of the cache."""
@@ -141,6 +150,18 @@ class ModelRunner:
         if device.type == "cuda":
             return torch.cuda.mem_get_info(device)[0] * 4 // 5
         return CPU_CACHE_BYTES
+
+
+def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> list[PreparedLinear]:
+    """Puts a :class:`PreparedLinear` in the place of every linear layer inside a module."""
+    made = []
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                prepared = PreparedLinear(child, dtype)
+                setattr(parent, name, prepared)
+                made.append(prepared)
+    return made
 
 
 def twin(module: nn.Module) -> nn.Module:

@@ -82,3 +82,19 @@ def shared_prefix_attention(
     threads: int,
     /,
 ) -> None: ...
+def linear(
+    isa: int,
+    x: int,
+    ldx: int,
+    rows: int,
+    weight: int,
+    dtype: int,
+    ldw: int,
+    scales: int,
+    bias: int,
+    width: int,
+    depth: int,
+    out: int,
+    threads: int,
+    /,
+) -> None: ...

@@ -18,6 +18,7 @@ from torch import Tensor
 from retrv_kernels import ops, registry
 from retrv_kernels.inputs import (
     Case,
+    linear,
     paged_attention,
     pool_tokens,
     relate_tokens,
@@ -32,6 +33,7 @@ TOLERANCE: Mapping[str, Mapping[torch.dtype, float]] = {
     "splice_features": {torch.float32: 0, torch.float16: 0, torch.bfloat16: 0},
     "paged_attention": {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
     "shared_prefix_attention": {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
+    "linear": {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
 }
 
 
@@ -135,6 +137,15 @@ CASES: tuple[Case, ...] = (
     ),
     shared_prefix_attention("odd_sizes", _NESTED, 5, (3, 3), 33, page_size=3, small=True),
     shared_prefix_attention("sequences_200", [(40, (0, 200)), (3, (100, 101))], 200, (3, 3), 64),
+    linear("no_rows", 0, 9, 24, small=True),
+    linear("no_outputs", 3, 0, 24, small=True),
+    *(linear(f"rows_{rows}", rows, 29, 72, small=True) for rows in (*range(1, 10), 31, 32, 33)),
+    *(linear(f"depth_{depth}", 3, 5, depth, small=True) for depth in _WIDTHS),
+    *(linear(f"outputs_{width}", 5, width, 40, small=True) for width in (1, 7, 23, 25, 49)),
+    linear("without_bias", 3, 29, 72, bias=False, small=True),
+    linear("several_threads", 7, 397, 200),
+    linear("int8", 7, 397, 200, int8=True, small=True),
+    linear("int8_one_row", 1, 50, 75, bias=False, int8=True, small=True),
 )
 
 

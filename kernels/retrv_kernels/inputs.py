@@ -49,6 +49,36 @@ def offsets(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
+def linear(
+    name: str,
+    rows: int,
+    width: int,
+    depth: int,
+    *,
+    bias: bool = True,
+    int8: bool = False,
+    **options: Any,
+) -> Case:
+    """Some rows of x against weights of the same dtype, or of int8."""
+
+    def arguments(dtype: torch.dtype) -> dict[str, Any]:
+        generator = seeded(rows, width, depth)
+        x = torch.randn(rows, depth, generator=generator)
+        weight, scales = _rows(torch.randn(width, depth, generator=generator), dtype, int8)
+        offset = torch.randn(width, generator=generator).to(dtype) if bias else None
+        return {"x": x.to(dtype), "weight": weight, "bias": offset, "scales": scales}
+
+    return Case(
+        "linear",
+        name,
+        arguments,
+        (torch.float32,) if int8 else FLOATS,
+        flops=2 * rows * width * depth,
+        shape={"rows": rows, "out": width, "in": depth},
+        **options,
+    )
+
+
 def _rows(rows: Tensor, dtype: torch.dtype, int8: bool) -> tuple[Tensor, Tensor | None]:
     return quantize(rows) if int8 else (rows.to(dtype), None)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from retrv_kernels import registry
+from retrv_kernels.linear.op import linear
 from retrv_kernels.paged_attention.op import paged_attention
 from retrv_kernels.pool_tokens.op import pool_tokens
 from retrv_kernels.registry import Choice
@@ -21,6 +22,7 @@ __all__ = [
     "Span",
     "Splice",
     "explain",
+    "linear",
     "paged_attention",
     "pool_tokens",
     "relate_tokens",

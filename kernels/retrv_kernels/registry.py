@@ -96,6 +96,8 @@ OPS: Mapping[str, tuple[Implementation, ...]] = {
         *_implementations("paged_attention")[1:],
     ),
     "shared_prefix_attention": _implementations("shared_prefix_attention"),
+    # On a GPU the product of PyTorch reads the weights once, as fast as they can be read.
+    "linear": _implementations("linear")[1:],
 }
 
 

@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "csrc/isa.h"
+#include "linear/native.h"
 #include "paged_attention/native.h"
 #include "pool_tokens/native.h"
 #include "relate_tokens/native.h"
@@ -86,6 +87,16 @@ void shared_prefix_attention(int isa, uintptr_t query, int64_t rows, int64_t hea
                  pointer<float>(out), threads);
 }
 
+void linear(int isa, uintptr_t x, int64_t ldx, int64_t rows, uintptr_t weight, int dtype,
+            int64_t ldw, uintptr_t scales, uintptr_t bias, int64_t width, int64_t depth,
+            uintptr_t out, int threads) {
+  static constexpr decltype(&retrv::linear<retrv::Isa::kScalar>) kVariants[] =
+      RETRV_VARIANTS(retrv::linear);
+  kVariants[isa](pointer<const float>(x), ldx, rows, pointer<const void>(weight),
+                 static_cast<retrv::Dtype>(dtype), ldw, pointer<const float>(scales),
+                 pointer<const float>(bias), width, depth, pointer<float>(out), threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -98,4 +109,5 @@ NB_MODULE(_native, m) {
   m.def("splice_features", &splice_features, unlocked);
   m.def("paged_attention", &paged_attention, unlocked);
   m.def("shared_prefix_attention", &shared_prefix_attention, unlocked);
+  m.def("linear", &linear, unlocked);
 }

@@ -1,0 +1,7 @@
+"""A linear layer of few rows, as in decoding: the weights are read once."""
+
+from __future__ import annotations
+
+from retrv_kernels.linear.prepared import PreparedLinear
+
+__all__ = ["PreparedLinear"]

@@ -1,0 +1,39 @@
+"""Few rows of x against weights as they lie in memory, outputs spread over torch's threads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrv_kernels import native
+from retrv_kernels.linear import reference
+
+ROWS = 32
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None) -> Tensor:
+    if len(x) > ROWS:
+        return reference.linear(x, weight, bias, scales)
+    rows, weight = _packed(x.float()), _packed(weight)
+    bias = None if bias is None else bias.float().contiguous()
+    scales = None if scales is None else scales.contiguous()
+    out = torch.empty(len(x), len(weight))
+    native.function("linear")(
+        rows.data_ptr(),
+        rows.stride(0),
+        len(rows),
+        weight.data_ptr(),
+        native.DTYPES[weight.dtype],
+        weight.stride(0),
+        native.address(scales),
+        native.address(bias),
+        *weight.shape,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out.to(x.dtype)
+
+
+def _packed(matrix: Tensor) -> Tensor:
+    """The matrix, copied where a row's numbers do not lie side by side."""
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

@@ -1,0 +1,100 @@
+"""The linear layer of few rows, and the module that calls it without checks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from retrv_kernels import native, ops, registry
+from retrv_kernels.linear import PreparedLinear
+from retrv_kernels.linear.native import ROWS
+
+requires_native = pytest.mark.skipif(native.find() is None, reason="native kernels not compiled")
+
+
+@requires_native
+@pytest.mark.parametrize("isa", native.isas())
+def test_a_row_depends_on_no_other(isa, monkeypatch):
+    """Bit for bit, whatever the batch and the threads: greedy results do not change with it."""
+    monkeypatch.setenv(native.OVERRIDE, isa)
+    x, weight, bias = torch.randn(ROWS, 203), torch.randn(391, 203), torch.randn(391)
+    alone = torch.cat([ops.linear(row[None], weight, bias) for row in x])
+    threads = torch.get_num_threads()
+    try:
+        for count, rows in ((threads, 1), (1, 5), (threads, 7), (1, 24), (threads, ROWS)):
+            torch.set_num_threads(count)
+            assert torch.equal(ops.linear(x[-rows:], weight, bias), alone[-rows:])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_views_that_are_not_contiguous_or_aligned():
+    store, x = torch.randn(60, 81), torch.randn(9, 121)
+    for weight in (store[::2, ::2][:, :35], store.t()[:20, :35], store[1:21, 1:36]):
+        rows = x[1::2, 5:40]
+        torch.testing.assert_close(ops.linear(rows, weight), rows @ weight.T)
+
+
+def test_nan_stays_in_its_row():
+    x = torch.randn(6, 40)
+    x[3, 39] = torch.nan
+    out = ops.linear(x, torch.randn(9, 40))
+    assert out.isnan().all(1).tolist() == [False, False, False, True, False, False]
+
+
+def test_weights_of_another_dtype_than_the_rows():
+    x, weight = torch.randn(3, 40), torch.randn(9, 40)
+    for dtype in (torch.float16, torch.bfloat16):
+        out = ops.linear(x, weight.to(dtype))
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out, x @ weight.to(dtype).float().T)
+
+
+class TestPrepared:
+    @pytest.fixture(autouse=True)
+    def without_gradients(self):
+        with torch.no_grad():
+            yield
+
+    @pytest.mark.parametrize("rows", [1, 3, ROWS, ROWS + 1])
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize(
+        ("dtype", "bound"),
+        [(None, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2), (torch.int8, 3e-2)],
+        ids=str,
+    )
+    def test_is_the_layer_up_to_rounded_weights(self, rows, bias, dtype, bound, poisoned):
+        layer = nn.Linear(150, 70, bias=bias)
+        x = torch.randn(2, rows, 150)[:1]
+        out, expected = PreparedLinear(layer, dtype)(x), layer(x)
+        assert out.shape == expected.shape
+        assert (out - expected).abs().max() <= bound * expected.abs().max()
+
+    @pytest.mark.parametrize("dtype", [None, torch.float16, torch.int8], ids=str)
+    def test_follows_weights_that_change(self, dtype):
+        layer = nn.Linear(40, 30)
+        prepared, x = PreparedLinear(layer, dtype), torch.randn(3, 40)
+        layer.weight.mul_(-2)
+        layer.bias.zero_()
+        prepared.refresh()
+        torch.testing.assert_close(prepared(x), layer(x), rtol=0, atol=0.05)
+
+    def test_takes_rows_that_do_not_lie_together(self):
+        layer, x = nn.Linear(40, 30), torch.randn(40, 3).T
+        torch.testing.assert_close(PreparedLinear(layer)(x), layer(x))
+
+    def test_the_environment_chooses(self, monkeypatch):
+        monkeypatch.setenv(registry.OVERRIDE, "reference")
+        layer, x = nn.Linear(40, 30), torch.randn(3, 40)
+        assert torch.equal(PreparedLinear(layer)(x), layer(x))
+
+    def test_refuses_an_unknown_dtype(self):
+        with pytest.raises(ValueError, match="float16, bfloat16 or int8, not"):
+            PreparedLinear(nn.Linear(4, 3), torch.int16)
+
+
+def test_gradients_still_flow():
+    layer, x = nn.Linear(40, 30), torch.randn(3, 40)
+    PreparedLinear(layer)(x).sum().backward()
+    assert layer.weight.grad is not None
