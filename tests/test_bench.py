@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bench import harness, peers, plots, report, run
+from bench import harness, plots, report, run
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites import kernels
 from bench.suites.kernels import attention, entries, splice, tokens

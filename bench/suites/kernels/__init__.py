@@ -1,7 +1,7 @@
 """The kernels at the sizes of real models, beside what they replace.
 
 A trial is a case of :mod:`retrv_kernels.cases` at a speed size. Where a direct form is compared,
-the case's folded arguments come from attention weights (:mod:`bench.peers`).
+the case's folded arguments come from attention weights (:mod:`bench.suites.kernels.peers`).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import peers
+from bench.suites.kernels import peers
 from bench.harness import Entry, Prepared, Trial
 from bench.suites.kernels.entries import (
     MULTI_HEAD,

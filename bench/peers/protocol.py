@@ -1,0 +1,29 @@
+"""The side of a peer's process: reads questions, writes answers. Needs numpy alone."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+Generate: TypeAlias = Callable[[Sequence[np.ndarray], int], list[list[int]]]
+"""(rows ``[n, d]`` of each prompt, tokens to write) → greedy tokens of each prompt. Prompts that are
+one array are copies of one prompt."""
+
+
+def serve(start: Callable[[str, str], Generate]) -> None:
+    """Starts an engine with the command line's arguments and answers until the input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to the log
+    generate = start(*sys.argv[1:])
+    read = functools.cache(np.load)
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        tokens = generate([read(path) for path in asked["prompts"]], asked["tokens"])
+        print(json.dumps({"tokens": tokens}), file=answers, flush=True)
