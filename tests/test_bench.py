@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bench import harness, plots, report, run
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites import kernels
-from bench.suites.kernels import attention, entries, splice, tokens
+from bench.suites.kernels import attention, entries, peers, splice, tokens
 from retrv_kernels import gpu, inputs, native, ops, registry
 from retrv_kernels.ops import Span
 

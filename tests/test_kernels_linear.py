@@ -67,18 +67,25 @@ class TestPrepared:
     def test_is_the_layer_up_to_rounded_weights(self, rows, bias, dtype, bound, poisoned):
         layer = nn.Linear(150, 70, bias=bias)
         x = torch.randn(2, rows, 150)[:1]
-        out, expected = PreparedLinear(layer, dtype)(x), layer(x)
+        out, expected = PreparedLinear(layer, dtype=dtype)(x), layer(x)
         assert out.shape == expected.shape
         assert (out - expected).abs().max() <= bound * expected.abs().max()
 
     @pytest.mark.parametrize("dtype", [None, torch.float16, torch.int8], ids=str)
     def test_follows_weights_that_change(self, dtype):
         layer = nn.Linear(40, 30)
-        prepared, x = PreparedLinear(layer, dtype), torch.randn(3, 40)
+        prepared, x = PreparedLinear(layer, dtype=dtype), torch.randn(3, 40)
         layer.weight.mul_(-2)
         layer.bias.zero_()
         prepared.refresh()
         torch.testing.assert_close(prepared(x), layer(x), rtol=0, atol=0.05)
+
+    @pytest.mark.parametrize("rows", [2, ROWS + 1])
+    def test_several_side_by_side(self, rows, poisoned):
+        layers = nn.Linear(40, 30), nn.Linear(40, 7, bias=False), nn.Linear(40, 1)
+        x = torch.randn(1, rows, 40)
+        expected = torch.cat([layer(x) for layer in layers], -1)
+        torch.testing.assert_close(PreparedLinear(*layers)(x), expected)
 
     def test_takes_rows_that_do_not_lie_together(self):
         layer, x = nn.Linear(40, 30), torch.randn(40, 3).T
@@ -91,7 +98,7 @@ class TestPrepared:
 
     def test_refuses_an_unknown_dtype(self):
         with pytest.raises(ValueError, match="float16, bfloat16 or int8, not"):
-            PreparedLinear(nn.Linear(4, 3), torch.int16)
+            PreparedLinear(nn.Linear(4, 3), dtype=torch.int16)
 
 
 def test_gradients_still_flow():

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
+import llama_cpp as llama
 import numpy as np
 from safetensors.numpy import load_file
 
-import llama_cpp as llama
 from bench.peers.protocol import Generate, serve
 
 ROWS = 512  # of a batch
@@ -59,9 +59,7 @@ def convert(folder: Path, weights: str) -> Path:
         else:
             stem = NAMES[stem]
         stored = TYPES[weights] if tensor.ndim == 2 else TYPES["float32"]
-        writer.add_tensor(
-            f"{stem}.{kind}", gguf.quants.quantize(tensor, stored), raw_dtype=stored
-        )
+        writer.add_tensor(f"{stem}.{kind}", gguf.quants.quantize(tensor, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -35,9 +35,7 @@ def start(folder: str, weights: str) -> Generate:
 
     def generate(prompts: Sequence[np.ndarray], count: int) -> list[list[int]]:
         engine.reset_prefix_cache()
-        params = SamplingParams(
-            temperature=0, max_tokens=count, ignore_eos=True, detokenize=False
-        )
+        params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
         rows = [{"prompt_embeds": torch.from_numpy(prompt)} for prompt in prompts]
         outputs = engine.generate(rows, params, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]

@@ -38,6 +38,7 @@ class LocalEngine:
     Args:
         model: its weights are shared, not copied, and the module itself is left as it is.
         runner: what computes; of the model when None.
+        sequence: how a request is written; a subclass may steer it, for measurements.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class LocalEngine:
         config: EngineConfig | None = None,
         *,
         runner: Runner | None = None,
+        sequence: type[Sequence] = Sequence,
     ) -> None:
         self.vocabulary, self.config = vocabulary, config or EngineConfig()
         if runner is None:
             if model is None:
                 raise ValueError("an engine needs a model, or what runs one")
             runner = ModelRunner(model, self.config)
-        self.runner = runner
+        self.runner, self.sequence = runner, sequence
         self.scheduler = Scheduler(
             PagePool(runner.pages, self.config.page_size), self.config, runner.copy
         )
@@ -78,7 +80,7 @@ class LocalEngine:
         self, request: Request, *, priority: int = 0, deadline: float | None = None
     ) -> Handle[Output]:
         """See :meth:`retrv_engine.base.Engine.submit`."""
-        return self._submit(Sequence(request, self.vocabulary), priority, deadline)
+        return self._submit(self.sequence(request, self.vocabulary), priority, deadline)
 
     def generate(self, requests: List[Request]) -> list[Output]:
         """See :meth:`retrv_engine.base.Engine.generate`."""

@@ -24,13 +24,21 @@ from retrv_engine.weights import load_weights
 class PlainEngine:
     """Runs requests to their end, ``batch_size`` at a time.
 
-    Not safe to call from several threads at once.
+    Not safe to call from several threads at once. ``sequence`` is as of the local engine.
     """
 
-    def __init__(self, model: LanguageModel, vocabulary: Vocabulary, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        vocabulary: Vocabulary,
+        batch_size: int = 16,
+        *,
+        sequence: type[Sequence] = Sequence,
+    ) -> None:
         if batch_size < 1:
             raise ValueError("batch_size must be at least 1")
         self.model, self.vocabulary, self.batch_size = model, vocabulary, batch_size
+        self.sequence = sequence
 
     @torch.inference_mode()
     def generate(self, requests: List[Request]) -> list[Output]:
@@ -45,7 +53,7 @@ class PlainEngine:
         load_weights(self.model, weights)
 
     def _batch(self, requests: List[Request]) -> list[Output]:
-        sequences = [Sequence(request, self.vocabulary) for request in requests]
+        sequences = [self.sequence(request, self.vocabulary) for request in requests]
         cursors, computed = [0] * len(sequences), [0] * len(sequences)
         active = list(range(len(sequences)))
         cache = DynamicCache()

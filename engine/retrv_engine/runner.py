@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from retrv_engine.attention import NAME, Batch, PagedCache, register
 from retrv_engine.config import EngineConfig
+from retrv_engine.lean import lighten
 from retrv_engine.scheduler import Extend
 from retrv_engine.weights import load_weights
 from retrv_kernels.linear import PreparedLinear
@@ -77,11 +78,11 @@ class ModelRunner:
         self.decoder = twin(model.language_model)
         self.decoder.config._attn_implementation = NAME  # type: ignore[union-attr]
         stored = STORED[config.weights]
-        self.linears = prepare_linears(self.decoder, stored)
+        if not lighten(self.decoder, stored):
+            prepare_linears(self.decoder, stored)
         self.head = model.get_output_embeddings()
-        if isinstance(self.head, nn.Linear):
-            self.head = PreparedLinear(self.head, stored)
-            self.linears.append(self.head)
+        if type(self.head) is nn.Linear:
+            self.head = PreparedLinear(self.head, dtype=stored)
         text: Any = self.decoder.config
         if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
             raise ValueError("models with sliding-window attention are not supported")
@@ -139,8 +140,9 @@ class ModelRunner:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :meth:`Runner.load_weights`."""
         load_weights(self.model, weights)
-        for linear in self.linears:
-            linear.refresh()
+        for module in (*self.decoder.modules(), self.head):
+            if isinstance(module, PreparedLinear):
+                module.refresh()
 
     def _budget(self) -> int:
         """Bytes of the cache."""
@@ -152,16 +154,12 @@ class ModelRunner:
         return CPU_CACHE_BYTES
 
 
-def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> list[PreparedLinear]:
+def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> None:
     """Puts a :class:`PreparedLinear` in the place of every linear layer inside a module."""
-    made = []
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                prepared = PreparedLinear(child, dtype)
-                setattr(parent, name, prepared)
-                made.append(prepared)
-    return made
+            if type(child) is nn.Linear:
+                setattr(parent, name, PreparedLinear(child, dtype=dtype))
 
 
 def twin(module: nn.Module) -> nn.Module:

@@ -95,6 +95,7 @@ def linear(
     width: int,
     depth: int,
     out: int,
+    ldo: int,
     threads: int,
     /,
 ) -> None: ...

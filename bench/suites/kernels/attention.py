@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.suites.kernels import peers
 from bench.harness import Entry, Prepared, Trial
+from bench.suites.kernels import peers
 from bench.suites.kernels.entries import (
     MULTI_HEAD,
     QWEN_3B,

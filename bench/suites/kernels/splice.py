@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from bench.suites.kernels import peers
 from bench.harness import Entry, Prepared, Trial
+from bench.suites.kernels import peers
 from bench.suites.kernels.entries import QWEN_3B, QWEN_7B, TINY, Context, Model, moved, ours
 from retrv_kernels import inputs, ops
 from retrv_kernels.cases import TOLERANCE

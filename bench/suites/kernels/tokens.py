@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.suites.kernels import peers
 from bench.harness import Entry, Prepared, Trial
+from bench.suites.kernels import peers
 from bench.suites.kernels.entries import (
     QWEN_3B,
     QWEN_7B,

@@ -89,12 +89,12 @@ void shared_prefix_attention(int isa, uintptr_t query, int64_t rows, int64_t hea
 
 void linear(int isa, uintptr_t x, int64_t ldx, int64_t rows, uintptr_t weight, int dtype,
             int64_t ldw, uintptr_t scales, uintptr_t bias, int64_t width, int64_t depth,
-            uintptr_t out, int threads) {
+            uintptr_t out, int64_t ldo, int threads) {
   static constexpr decltype(&retrv::linear<retrv::Isa::kScalar>) kVariants[] =
       RETRV_VARIANTS(retrv::linear);
   kVariants[isa](pointer<const float>(x), ldx, rows, pointer<const void>(weight),
                  static_cast<retrv::Dtype>(dtype), ldw, pointer<const float>(scales),
-                 pointer<const float>(bias), width, depth, pointer<float>(out), threads);
+                 pointer<const float>(bias), width, depth, pointer<float>(out), ldo, threads);
 }
 
 }  // namespace

@@ -29,6 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None
         native.address(bias),
         *weight.shape,
         out.data_ptr(),
+        len(weight),
         torch.get_num_threads(),
     )
     return out.to(x.dtype)

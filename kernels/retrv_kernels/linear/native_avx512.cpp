@@ -2,4 +2,4 @@
 
 template void retrv::linear<retrv::Isa::kAvx512>(const float*, int64_t, int64_t, const void*, Dtype,
                                                int64_t, const float*, const float*, int64_t, int64_t,
-                                               float*, int);
+                                               float*, int64_t, int);

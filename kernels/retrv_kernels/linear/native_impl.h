@@ -26,11 +26,12 @@ struct LinearTile<Simd<Isa::kAvx512>> {
   static constexpr int kRows = 8, kSums = 24;
 };
 
-// Weights' rows at a time for some rows of x: what lies one behind the other is asked for together.
+// Weights' rows at a time for some rows of x. Of more than four the processor does not follow each:
+// one row of x from 85 to 71 us for each 1.43 MB of weights on two cores of a Zen 3.
 template <class V>
 constexpr int linear_outputs(int rows) {
   const int fit = LinearTile<V>::kSums / rows;
-  return fit > 8 ? 8 : fit < 1 ? 1 : fit;
+  return fit > 4 ? 4 : fit < 1 ? 1 : fit;
 }
 
 // Copies x to blocks of `block` rows, in which a vector of each row lies behind that of the row
@@ -56,6 +57,7 @@ struct Linear {
   const float* bias;
   int64_t width, depth;
   float* out;
+  int64_t ldo;
 
   using Register = typename V::Register;
 
@@ -122,7 +124,7 @@ struct Linear {
         float total = totals[i * kOutputs + j];
         if (scales) total *= scales[first + j];
         if (bias) total += bias[first + j];
-        out[(row + i) * width + first + j] = total;
+        out[(row + i) * ldo + first + j] = total;
       }
   }
 
@@ -141,7 +143,7 @@ struct Linear {
 template <Isa isa>
 void linear(const float* x, int64_t ldx, int64_t rows, const void* weight, Dtype dtype, int64_t ldw,
             const float* scales, const float* bias, int64_t width, int64_t depth, float* out,
-            int threads) {
+            int64_t ldo, int threads) {
   using V = Simd<isa>;
   if (rows == 0) return;
   // As few blocks of rows as can be, of one size.
@@ -151,7 +153,7 @@ void linear(const float* x, int64_t ldx, int64_t rows, const void* weight, Dtype
   arrange<V>(x, ldx, rows, depth, block, arranged);
   with_dtype(dtype, weight, [&](const auto* weights) {
     using T = std::remove_cv_t<std::remove_pointer_t<decltype(weights)>>;
-    const Linear<V, T> product{arranged, rows, weights, ldw, scales, bias, width, depth, out};
+    const Linear<V, T> product{arranged, rows, weights, ldw, scales, bias, width, depth, out, ldo};
     // Each thread reads one part of the weights from its beginning to its end; parts end at a
     // multiple of 24, which all tiles divide.
     const int64_t parts = threads > 1 && width * depth > (1 << 14) ? threads : 1;

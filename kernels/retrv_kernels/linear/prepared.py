@@ -1,6 +1,8 @@
-"""A linear layer made ready for decoding: what a call needs is looked up once."""
+"""Linear layers made ready for decoding: what a call needs is looked up once."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -13,69 +15,94 @@ STORED = (torch.float16, torch.bfloat16, torch.int8)
 
 
 class PreparedLinear(nn.Module):
-    """``x Wᵀ + b`` of an ``nn.Linear``, without gradients.
+    """``x Wᵀ + b`` of one ``nn.Linear``, or of several side by side, without gradients.
 
     On a CPU with native kernels, up to ``ROWS`` float32 rows go straight to the kernel: checks and
     dispatch would take longer than a small layer. Everything else is PyTorch's product. Which it is
     (RETRV_KERNELS has a say) is decided here and at :meth:`refresh`.
 
     Args:
-        linear: shared, not copied: its weights may change in place.
+        linears: of one input; shared, not copied: their weights may change in place.
         dtype: of a rounded copy that is read instead of the weights: float16, bfloat16 or int8 with
             a scale for each output; None to read them as they are.
     Raises:
         ValueError: no such dtype is stored.
     """
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, *linears: nn.Linear, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         if dtype is not None and dtype not in STORED:
             raise ValueError(f"weights are stored as float16, bfloat16 or int8, not {dtype}")
-        self.linear, self.dtype = linear, dtype
-        self._copy: Tensor | None = None
-        self._scales: Tensor | None = None
+        self.linears, self.dtype = nn.ModuleList(linears), dtype
+        self.width = sum(linear.out_features for linear in linears)
         self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Rounds the weights again, after they have changed."""
-        weight = self.linear.weight
-        if self.dtype is torch.int8:
-            self._copy, self._scales = quantize(weight.detach())
-        elif self.dtype is not None:
-            self._copy = weight.detach().to(self.dtype)
+        self._copies = [self._rounded(linear.weight) for linear in self.linears]
+        weight = self.linears[0].weight
         chosen = registry.choose("linear", weight.device.type).implementation.name
-        self._call = native.function("linear") if chosen == "native" else None
+        direct = chosen == "native" and all(map(_readable, self.linears))
+        self._call = native.function("linear") if direct else None
+
+    def _rounded(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The copy of a layer's weights that is read, and its scales."""
+        if self.dtype is torch.int8:
+            return quantize(weight.detach())
+        return (None if self.dtype is None else weight.detach().to(self.dtype)), None
+
+    def _parts(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Weight, scales and bias of each layer."""
+        for linear, (copy, scales) in zip(self.linears, self._copies, strict=True):
+            yield linear.weight if copy is None else copy, scales, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., k]`` → ``[..., n]``."""
-        weight: Tensor = self.linear.weight if self._copy is None else self._copy
-        rows = x.numel() // x.shape[-1]
+        depth = x.shape[-1]
+        rows = x.numel() // depth
         if (
             self._call is None
             or rows > ROWS
             or x.dtype is not torch.float32
             or torch.is_grad_enabled()
-            or not (x.is_contiguous() and weight.is_contiguous())
+            or not x.is_contiguous()
         ):
-            dense = dequantize(weight, self._scales)
-            return nn.functional.linear(x, dense.to(x.dtype), self.linear.bias)
-        bias, (width, depth) = self.linear.bias, weight.shape
-        if bias is not None and bias.dtype is not torch.float32:
-            bias = bias.float()
-        out = x.new_empty(*x.shape[:-1], width)
-        self._call(
-            x.data_ptr(),
-            depth,
-            rows,
-            weight.data_ptr(),
-            native.DTYPES[weight.dtype],
-            depth,
-            native.address(self._scales),
-            native.address(bias),
-            width,
-            depth,
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
+            return self._dense(x)
+        out = x.new_empty(*x.shape[:-1], self.width)
+        threads, at = torch.get_num_threads(), out.data_ptr()
+        for weight, scales, bias in self._parts():
+            self._call(
+                x.data_ptr(),
+                depth,
+                rows,
+                weight.data_ptr(),
+                native.DTYPES[weight.dtype],
+                depth,
+                native.address(scales),
+                native.address(bias),
+                len(weight),
+                depth,
+                at,
+                self.width,
+                threads,
+            )
+            at += 4 * len(weight)
         return out
+
+    def _dense(self, x: Tensor) -> Tensor:
+        parts = [
+            nn.functional.linear(x, dequantize(weight, scales).to(x.dtype), bias)
+            for weight, scales, bias in self._parts()
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _readable(linear: nn.Linear) -> bool:
+    """Whether the kernel can read a layer's parameters as they lie."""
+    weight, bias = linear.weight, linear.bias
+    return (
+        weight.dtype in native.DTYPES
+        and weight.is_contiguous()
+        and (bias is None or (bias.dtype is torch.float32 and bias.is_contiguous()))
+    )
