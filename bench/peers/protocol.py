@@ -12,8 +12,9 @@ from typing import TypeAlias
 import numpy as np
 
 Generate: TypeAlias = Callable[[Sequence[np.ndarray], int], list[list[int]]]
-"""(rows ``[n, d]`` of each prompt, tokens to write) → greedy tokens of each prompt. Prompts that are
-one array are copies of one prompt."""
+"""(rows ``[n, d]`` of each prompt, tokens to write) → greedy tokens of each prompt.
+
+Prompts that are one array are copies of one prompt."""
 
 
 def serve(start: Callable[[str, str], Generate]) -> None:

@@ -7,7 +7,7 @@ their sequences have there: those that decode read a prefix that they share once
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from retrv_engine.pages import pages_of
 from retrv_engine.radix import common
 from retrv_engine.scheduler import Extend
+from retrv_kernels.decoder_layers import AttentionPart
 from retrv_kernels.ops import unchecked
 
 NAME = "retrv_paged"
@@ -39,20 +40,6 @@ class PagedCache:
         self.values[:, :, target, :, :rows] = self.values[:, :, source, :, :rows]
 
 
-class Part(NamedTuple):
-    """Rows of a step that attend together.
-
-    Attributes:
-        attend: a kernel for them.
-        rows: where they are in the step.
-        tables: what the kernel wants to know of pages and lengths.
-    """
-
-    attend: Callable[..., Tensor]
-    rows: slice
-    tables: tuple[Tensor, Tensor, Tensor]
-
-
 @dataclass(frozen=True)
 class Batch:
     """The rows of a step in packed order: first those of sequences with a single row.
@@ -60,14 +47,14 @@ class Batch:
     Attributes:
         order: which of the planned extends comes where.
         page_table: of all sequences.
-        parts: who attends how.
+        parts: who attends how, one for rows that share prefixes and one for all others.
         logits: the rows whose logits are wanted, in the order in which the extends were planned.
         cache, slots: page and offset of each row there, once they have been placed.
     """
 
     order: Sequence[int]
     page_table: Tensor
-    parts: Sequence[Part]
+    parts: Sequence[AttentionPart]
     logits: Tensor
     cache: PagedCache | None = None
     slots: tuple[Tensor, Tensor] | None = None
@@ -91,21 +78,18 @@ class Batch:
         singles = sum(stop - first == 1 for _, first, stop in extends)
         nodes = _tree(pages[:singles], lengths[:singles], page_size)
         if len(nodes) > singles:  # some are shared
-            tables = (
-                _padded([node.pages for node in nodes], device),
-                torch.tensor([node.length for node in nodes], device=device),
-                torch.tensor([(node.first, node.stop) for node in nodes], device=device),
-            )
-            kernel = unchecked("shared_prefix_attention", device.type)
-            parts.append(Part(kernel, slice(0, singles), tables))
+            table = _padded([node.pages for node in nodes], device)
+            rows = torch.tensor([(node.first, node.stop) for node in nodes], device=device)
+            sizes = torch.tensor([node.length for node in nodes], device=device)
+            parts.append(AttentionPart(True, slice(0, singles), table, rows, sizes))
             first = singles
         if first < len(extends):
             offsets = torch.tensor([start - first for start in starts[first:]], device=device)
-            tables = page_table[first:], offsets, torch.tensor(lengths[first:], device=device)
-            kernel = unchecked("paged_attention", device.type)
-            parts.append(Part(kernel, slice(first, None), tables))
-        rows = [row for i in number for row in wanted[i]]
-        logits = torch.tensor(rows, dtype=torch.long, device=device)
+            sizes = torch.tensor(lengths[first:], device=device)
+            rest = slice(first, None)
+            parts.append(AttentionPart(False, rest, page_table[first:], offsets, sizes))
+        due = [row for i in number for row in wanted[i]]
+        logits = torch.tensor(due, dtype=torch.long, device=device)
         return cls(order, page_table, parts, logits)
 
     def place(self, cache: PagedCache, slots: Tensor) -> Batch:
@@ -119,9 +103,14 @@ class Batch:
         keys, values = self.cache.layer(layer)
         keys[self.slots] = key
         values[self.slots] = value
-        out = [
-            part.attend(query[part.rows], keys, values, *part.tables, scale) for part in self.parts
-        ]
+        device = query.device.type
+        out = []
+        for part in self.parts:
+            op, tables = "paged_attention", (part.offsets, part.lengths)
+            if part.shared:
+                op, tables = "shared_prefix_attention", (part.lengths, part.offsets)
+            attend = unchecked(op, device)
+            out.append(attend(query[part.rows], keys, values, part.page_table, *tables, scale))
         return out[0] if len(out) == 1 else torch.cat(out)
 
 

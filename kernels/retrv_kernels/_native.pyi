@@ -99,3 +99,21 @@ def linear(
     threads: int,
     /,
 ) -> None: ...
+def decoder_layers(
+    isa: int,
+    layers: int,
+    shape: int,
+    eps: float,
+    x: int,
+    rows: int,
+    cos: int,
+    sin: int,
+    paged: int,
+    pages: int,
+    slots: int,
+    parts: int,
+    count: int,
+    scale: float,
+    threads: int,
+    /,
+) -> None: ...

@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "csrc/isa.h"
+#include "decoder_layers/native.h"
 #include "linear/native.h"
 #include "paged_attention/native.h"
 #include "pool_tokens/native.h"
@@ -97,6 +98,18 @@ void linear(int isa, uintptr_t x, int64_t ldx, int64_t rows, uintptr_t weight, i
                  pointer<const float>(bias), width, depth, pointer<float>(out), ldo, threads);
 }
 
+void decoder_layers(int isa, uintptr_t layers, uintptr_t shape, float eps, uintptr_t x,
+                    int64_t rows, uintptr_t cos, uintptr_t sin, uintptr_t paged, uintptr_t pages,
+                    uintptr_t slots, uintptr_t parts, int64_t count, float scale, int threads) {
+  static constexpr decltype(&retrv::decoder_layers<retrv::Isa::kScalar>) kVariants[] =
+      RETRV_VARIANTS(retrv::decoder_layers);
+  kVariants[isa](pointer<const retrv::DecoderLayer>(layers),
+                 *pointer<const retrv::DecoderShape>(shape), eps, pointer<float>(x), rows,
+                 pointer<const float>(cos), pointer<const float>(sin), cache(paged),
+                 pointer<const int64_t>(pages), pointer<const int64_t>(slots),
+                 pointer<const retrv::AttentionPart>(parts), count, scale, threads);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -110,4 +123,5 @@ NB_MODULE(_native, m) {
   m.def("paged_attention", &paged_attention, unlocked);
   m.def("shared_prefix_attention", &shared_prefix_attention, unlocked);
   m.def("linear", &linear, unlocked);
+  m.def("decoder_layers", &decoder_layers, unlocked);
 }

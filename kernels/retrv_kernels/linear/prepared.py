@@ -33,7 +33,7 @@ class PreparedLinear(nn.Module):
         super().__init__()
         if dtype is not None and dtype not in STORED:
             raise ValueError(f"weights are stored as float16, bfloat16 or int8, not {dtype}")
-        self.linears, self.dtype = nn.ModuleList(linears), dtype
+        self.linears, self.dtype = linears, dtype
         self.width = sum(linear.out_features for linear in linears)
         self.refresh()
 
@@ -52,10 +52,15 @@ class PreparedLinear(nn.Module):
             return quantize(weight.detach())
         return (None if self.dtype is None else weight.detach().to(self.dtype)), None
 
-    def _parts(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+    def parts(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         """Weight, scales and bias of each layer."""
         for linear, (copy, scales) in zip(self.linears, self._copies, strict=True):
             yield linear.weight if copy is None else copy, scales, linear.bias
+
+    @property
+    def direct(self) -> bool:
+        """Whether few rows go straight to the kernel."""
+        return self._call is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """``x [..., k]`` → ``[..., n]``."""
@@ -71,7 +76,7 @@ class PreparedLinear(nn.Module):
             return self._dense(x)
         out = x.new_empty(*x.shape[:-1], self.width)
         threads, at = torch.get_num_threads(), out.data_ptr()
-        for weight, scales, bias in self._parts():
+        for weight, scales, bias in self.parts():
             self._call(
                 x.data_ptr(),
                 depth,
@@ -93,7 +98,7 @@ class PreparedLinear(nn.Module):
     def _dense(self, x: Tensor) -> Tensor:
         parts = [
             nn.functional.linear(x, dequantize(weight, scales).to(x.dtype), bias)
-            for weight, scales, bias in self._parts()
+            for weight, scales, bias in self.parts()
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 

@@ -1,0 +1,7 @@
+"""All layers of a decoder for few rows, as in decoding, in one call."""
+
+from __future__ import annotations
+
+from retrv_kernels.decoder_layers.native import AttentionPart, DecoderLayers, LayerWeights
+
+__all__ = ["AttentionPart", "DecoderLayers", "LayerWeights"]
