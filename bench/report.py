@@ -28,7 +28,7 @@ def build(suite: str, card: Values, rows: Sequence[Values], notes: Sequence[str]
 
 def _bound(row: Values, ceilings: Values) -> dict[str, Any] | None:
     """The ceiling that takes longer, and the fraction of it that the median call reached."""
-    if row["seconds"] is None:
+    if row["seconds"] is None or not (row["flops"] or row["bytes"]):
         return None
     least = {name: row[amount] / ceilings[name]["median"] for name, amount in _BOUNDS.items()}
     name = max(least, key=least.__getitem__)
@@ -117,7 +117,7 @@ def _cells(row: Values, baselines: Sequence[str]) -> Iterator[str]:
     for name in baselines:
         ratio = row["ratios"].get(name)
         yield _ratio(ratio) if ratio else ""
-    yield f"{100 * bound['fraction']:.0f} % {bound['name']}"
+    yield f"{100 * bound['fraction']:.0f} % {bound['name']}" if bound else ""
 
 
 def _ratio(ratio: Values) -> str:

@@ -18,15 +18,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import harness, machine, plots, report
 from bench.harness import Suite
-from bench.suites import kernels
+from bench.suites import engine, kernels
 from retrv_kernels import gpu
 
 
 class Name(StrEnum):
     kernels = "kernels"
+    prefill = "prefill"
+    decode = "decode"
+    rerank = "rerank"
+    rollout = "rollout"
 
 
-SUITES: Mapping[Name, Callable[[str, float, bool], Suite]] = {Name.kernels: kernels.suite}
+SUITES: Mapping[Name, Callable[[str, float, bool], Suite]] = {
+    Name.kernels: kernels.suite,
+    Name.prefill: engine.prefill,
+    Name.decode: engine.decode,
+    Name.rerank: engine.rerank,
+    Name.rollout: engine.rollout,
+}
 BUDGET = {False: 2.0, True: 1.0}
 """Seconds of calls for a trial, by whether the run is quick."""
 # Of the widest table: in less the numbers would be cut.

@@ -7,7 +7,7 @@ the case's folded arguments come from attention weights (:mod:`bench.suites.kern
 from __future__ import annotations
 
 from bench.harness import Suite
-from bench.suites.kernels import attention, splice, tokens
+from bench.suites.kernels import attention, linear, splice, tokens
 from bench.suites.kernels.entries import Context
 
 _NOTES = (
@@ -44,5 +44,6 @@ def suite(device: str, rate: float, quick: bool) -> Suite:
         *tokens.trials(context, sizes),
         *splice.trials(context, quick),
         *attention.trials(context, quick),
+        *linear.trials(context, quick),
     ]
     return Suite(trials, (*_NOTES, *tokens.left_out(sizes)))

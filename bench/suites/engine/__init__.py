@@ -1,0 +1,207 @@
+"""Whole requests through engines: prefill, decode, rerank, rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from torch import Tensor
+
+from bench.harness import Entry, Prepared, Suite, Trial
+from bench.suites.engine.entries import local, peers, plain
+from bench.suites.engine.prompts import World
+
+TOKENS = 64
+_FULL = "transformers, full tokens"
+_NOTES = (
+    "Features are ready: encoding and compressing candidates is not timed here (bench.profile).",
+    "A call begins with empty caches, where its name does not say warm. Decoding is greedy; all "
+    "free tokens are compared: a row with an error above 0 has no speed.",
+    "transformers: our plain engine, the reference: the model's own modules with SDPA and a "
+    "contiguous cache. local: the embedded engine. Both write </think> and the answer besides, one "
+    "pass more than peers.",
+    "llama.cpp and vLLM get the same weights and the same rows of embeddings, in processes of "
+    "their own; full tokens stand in a line instead of a grid, which costs the same, so that all "
+    "agree.",
+    "× a baseline: its time divided by the row's, median over rounds (quartiles); above 1 is "
+    "faster.",
+)
+
+
+def rerank(device: str, rate: float, quick: bool) -> Suite:
+    """One query: K candidates, 64 tokens of reasoning, with and without inspections."""
+    tiny, small = _worlds(device, quick)
+    trials = [_listwise(tiny, 50, full=True), _listwise(tiny, 50, inspections=3)]
+    if small is not None:
+        trials += [
+            _listwise(small, 10, full=True),
+            _listwise(small, 50),
+            _listwise(small, 100),
+            _listwise(small, 50, inspections=1),
+            _listwise(small, 50, inspections=3),
+            _listwise(small, 50, full=True, asked=True),
+        ]
+    notes = "K = 100 at full tokens is left out: 8,320 rows take minutes a call."
+    return Suite(trials, (*_NOTES, notes))
+
+
+def rollout(device: str, rate: float, quick: bool) -> Suite:
+    """Several sequences at once: chains of thought over one prompt, and different queries."""
+    tiny, small = _worlds(device, quick)
+    trials = [trial for world in (tiny, small) if world for trial in _several(world)]
+    note = "8 rollouts are greedy copies, so that they can be compared; each decodes on its own."
+    return Suite(trials, (*_NOTES, note))
+
+
+def decode(device: str, rate: float, quick: bool) -> Suite:
+    """Short prompts and 33 tokens: what a step costs, by sequences and by how weights are kept."""
+    tiny, small = _worlds(device, quick)
+    trials = [_decode(tiny, 1), _decode(tiny, 8)]
+    if small is not None:
+        trials += [_decode(small, count) for count in (1, 4, 8, 16)]
+    note = "float16 and int8: rows with rounded weights, which are not compared."
+    return Suite(trials, (*_NOTES, note))
+
+
+def prefill(device: str, rate: float, quick: bool) -> Suite:
+    """Prompts of words, read to the first token."""
+    tiny, small = _worlds(device, quick)
+    trials = [_prefill(tiny, 170)]
+    if small is not None:
+        trials += [_prefill(small, 170), _prefill(small, 1024)]
+    return Suite(trials, _NOTES)
+
+
+def _worlds(device: str, quick: bool) -> tuple[World, World | None]:
+    """tiny, and unless the run is quick bench-small."""
+    return World.tiny(device), None if quick else World.small(device)
+
+
+def _listwise(
+    world: World, k: int, *, full: bool = False, inspections: int = 0, asked: bool = False
+) -> Trial:
+    """A query over K candidates.
+
+    Args:
+        full: with prompts of full tokens; ``asked``: also of peers.
+    """
+
+    def prepare() -> Prepared:
+        short = [world.request(k, k, tokens=TOKENS, inspections=inspections)]
+        fast = [world.request(k, k)]
+        entries = []
+        if full:
+            long = [world.request(k, k, full=True, tokens=TOKENS)]
+            entries.append(Entry(_FULL, plain(world, long), baseline=True, compared=False))
+            if asked:
+                entries += peers(world, long, TOKENS, suffix=", full tokens", like=_FULL)
+            entries.append(Entry("local, full tokens", local(world, long), like=_FULL))
+        reference = plain(world, short)
+        entries.append(Entry("transformers, compressed", reference, baseline=True))
+        if world.name != "tiny" and not inspections:
+            entries += peers(world, short, TOKENS, suffix=", compressed")
+        entries.append(Entry("local, compressed", local(world, short)))
+        if not inspections:
+            name = "transformers, fast"
+            entries.append(Entry(name, plain(world, fast), compared=False))
+            entries.append(Entry("local, fast", local(world, fast), like=name))
+        return Prepared(reference, entries)
+
+    seen = f", {inspections} inspections" if inspections else ""
+    return _trial(
+        "rerank", world, f"K = {k}{seen}", prepare, {"K": k}, rounds=2 if full and k > 10 else None
+    )
+
+
+def _several(world: World) -> Iterator[Trial]:
+    count = 8
+
+    def trial(name: str, make: Callable[[], Sequence], serial: bool) -> Trial:  # type: ignore[type-arg]
+        def prepare() -> Prepared:
+            requests = make()
+            batched = plain(world, requests, count)
+            entries = [Entry("transformers, batched", batched, baseline=True)]
+            if serial:
+                each = plain(world, requests)
+                entries.append(Entry("transformers, one by one", each, baseline=True))
+            if world.name != "tiny":
+                entries += peers(world, requests, TOKENS)
+            entries.append(Entry("local", local(world, requests)))
+            return Prepared(batched, entries)
+
+        return _trial("rollout", world, name, prepare, {"sequences": count}, rounds=2)
+
+    one = world.request(50, 50, tokens=TOKENS)
+    yield trial("8 rollouts, K = 50", lambda: [one] * count, False)
+    different = [world.request(100 + i, 50, tokens=TOKENS) for i in range(count)]
+    yield trial("8 queries, K = 50", lambda: different, True)
+
+
+def _decode(world: World, count: int) -> Trial:
+    tokens, rows = 33, 16
+
+    def prepare() -> Prepared:
+        requests = [world.text(i, rows, tokens) for i in range(count)]
+        reference = plain(world, requests, count)
+        entries = [Entry("transformers", reference, baseline=True)]
+        if world.name != "tiny":
+            stored = ("float32", "float16", "int8")
+            entries += peers(world, requests, tokens, weights=stored)
+        entries.append(Entry("local", local(world, requests)))
+        for weights in ("float16", "int8"):
+            run = local(world, requests, weights)
+            entries.append(Entry(f"local, {weights}", run, compared=False))
+        return Prepared(reference, entries)
+
+    name = f"{count} sequence{'s' if count > 1 else ''}"
+    flops = 2 * world.parameters * count * (rows + tokens)
+    moved = 4 * world.parameters * tokens
+    return _trial("decode", world, name, prepare, {"sequences": count}, flops=flops, moved=moved)
+
+
+def _prefill(world: World, rows: int) -> Trial:
+    def prepare() -> Prepared:
+        requests = [world.text(rows, rows, 0)]
+        reference = plain(world, requests)
+        entries = [
+            Entry("transformers", reference, baseline=True),
+            Entry("local", local(world, requests)),
+            Entry("local, warm", local(world, requests, warm=True)),
+        ]
+        if world.name != "tiny":
+            asked = world.text(rows, rows, 2)  # the same words, read as far as <think>
+            first = partial(_first, plain(world, [asked]))
+            entries.append(Entry("transformers, to a token", first, compared=False))
+            entries += peers(world, [asked], 1, like="transformers, to a token")
+        return Prepared(reference, entries)
+
+    flops = 2 * world.parameters * rows
+    return _trial("prefill", world, f"{rows} rows", prepare, {"rows": rows}, flops=flops)
+
+
+def _first(call: Callable[[], Tensor]) -> Tensor:
+    return call()[:, :1]
+
+
+def _trial(
+    op: str,
+    world: World,
+    name: str,
+    prepare: Callable[[], Prepared],
+    shape: dict[str, int],
+    *,
+    flops: int = 0,
+    moved: int = 0,
+    rounds: int | None = None,
+) -> Trial:
+    return Trial(
+        op=op,
+        name=f"{world.name}, {name}",
+        dtype="float32",
+        shape=shape,
+        flops=flops,
+        bytes=moved,
+        tolerance=0.0,
+        prepare=prepare,
+        rounds=rounds,
+    )

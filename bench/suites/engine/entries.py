@@ -1,0 +1,127 @@
+"""The engines as entries of trials; each begins every call with empty caches."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.harness import Entry
+from bench.peers.client import ENVIRONMENTS, Peer, export
+from bench.suites.engine.prompts import Paced, World
+from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request
+from retrv_engine.config import Weights
+from retrv_engine.plain import embed_pieces
+
+PEERS = {"llama_cpp": "llama.cpp", "vllm_cpu": "vLLM"}
+
+
+def written(outputs: Sequence[Output]) -> Tensor:
+    """What is compared: tokens that were free, ``[m, tokens - 1]``, or answers in fast mode."""
+    if len(outputs[0].tokens) == 3:  # <answer>, label, </answer>
+        return torch.tensor([output.answer for output in outputs])
+    return torch.tensor([output.tokens[1:-4] for output in outputs])
+
+
+def plain(world: World, requests: Sequence[Request], batch_size: int = 1) -> Callable[[], Tensor]:
+    """Straight through transformers, with its own attention and a contiguous cache."""
+    engine = PlainEngine(world.model, world.vocabulary, batch_size, sequence=Paced)
+    return lambda: written(engine.generate(requests))
+
+
+def local(
+    world: World, requests: Sequence[Request], weights: Weights = "model", *, warm: bool = False
+) -> Callable[[], Tensor]:
+    """The embedded engine; ``warm`` leaves what the call before has cached."""
+    if weights not in world.engines:
+        config = EngineConfig(weights=weights)
+        engine = LocalEngine(world.model, world.vocabulary, config, sequence=Paced)
+        world.engines[weights] = engine
+    engine = world.engines[weights]
+
+    def call() -> Tensor:
+        if not warm:
+            engine.flush()
+        return written(engine.generate(requests))
+
+    return call
+
+
+def peers(
+    world: World,
+    requests: Sequence[Request],
+    tokens: int,
+    *,
+    suffix: str = "",
+    like: str = "",
+    weights: Sequence[str] = ("float32",),
+) -> list[Entry]:
+    """llama.cpp and vLLM, from the same rows; absent ones say so."""
+    entries = []
+    for name, title in PEERS.items():
+        for stored in weights if name == "llama_cpp" else weights[:1]:
+            peer = _peer(name, stored)
+            end = "" if stored == "float32" else f", {stored}"
+            entries.append(
+                Entry(
+                    f"{title}{suffix}{end}",
+                    functools.partial(_ask, world, peer, requests, tokens),
+                    optional=True,
+                    because=peer.because,
+                    like=like,
+                    compared=stored == "float32",
+                )
+            )
+    return entries
+
+
+@functools.cache
+def _peer(name: str, weights: str) -> Peer:
+    peer = Peer(name, weights)
+    atexit.register(peer.close)
+    return peer
+
+
+def _ask(world: World, peer: Peer, requests: Sequence[Request], tokens: int) -> Tensor:
+    peer.start(_exported(world))
+    found = peer.generate([_rows(world, request) for request in requests], tokens)
+    return torch.tensor(found)[:, : max(1, tokens - 1)]
+
+
+# Worlds and requests are compared by what they are, so that a file is written once.
+@functools.cache
+def _folder(name: str) -> Path:
+    folder = ENVIRONMENTS / "models" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+_EXPORTED: set[str] = set()
+_SAVED: dict[int, Path] = {}
+_KEPT: list[Request] = []  # or another request could get the id of one that is gone
+
+
+def _exported(world: World) -> Path:
+    folder = _folder(world.name)
+    if world.name not in _EXPORTED:
+        export(world.model, folder)
+        _EXPORTED.add(world.name)
+    return folder
+
+
+def _rows(world: World, request: Request) -> Path:
+    """A file of the prompt's rows, and of <think>, which our engines write themselves."""
+    if id(request) not in _SAVED:
+        pieces = [*request.prompt, world.vocabulary.think_start]
+        with torch.inference_mode():
+            embeds, _, _ = embed_pieces(world.model, pieces, 0)
+        path = _folder(world.name) / f"prompt-{len(_SAVED)}.npy"
+        np.save(path, embeds.cpu().numpy())
+        _SAVED[id(request)] = path
+        _KEPT.append(request)
+    return _SAVED[id(request)]

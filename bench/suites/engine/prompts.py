@@ -1,0 +1,143 @@
+"""Models and prompts that engines are compared on, their features being ready."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bench import small
+from retrv_engine import FeatureRows, LocalEngine, Piece, Request, Sampling, Vocabulary
+from retrv_engine.sequence import Sequence as Written
+from retrv_r1 import Reranker
+from retrv_r1.checkpoint import load_checkpoint
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+
+INSTRUCTION, TASK = 12, 8  # tokens before and behind the candidates
+
+
+class Paced(Written):
+    """Inspects as often as it may, evenly over its reasoning, and writes all tokens it may.
+
+    The model's own wish would depend on weights that are random.
+    """
+
+    def _think(self, logits: Tensor) -> None:
+        sampling, names = self.request.sampling, self.vocabulary
+        every = sampling.max_reasoning_tokens // (sampling.max_inspections + 1)
+        due = len(self.tokens) // every
+        if len(self.inspected) < min(due, sampling.max_inspections):
+            self._force(names.inspect_start)
+        else:
+            super()._think(logits)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Full rows of candidates, ready: a feature source."""
+
+    table: Tensor
+    rows: int
+    width: int
+    seed: int
+
+    def load(self, names: Sequence[Hashable]) -> list[list[Piece]]:
+        """Rows of candidates, by their number."""
+        return [[self.of(int(name))] for name in names]  # type: ignore[call-overload]
+
+    def of(self, number: int, width: int | None = None) -> FeatureRows:
+        """Rows of one candidate, in its grid or, with a width of 0, in a line."""
+        width = self.width if width is None else width
+        key = hash((self.seed, number, width)) % 2**63
+        return FeatureRows(self.table, number * self.rows, self.rows, key, width)
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, and sizes of what it ranks.
+
+    Args:
+        rows, width: of a picture in full.
+        words: ids below this are those of text.
+    """
+
+    name: str
+    model: RetrvR1ForConditionalGeneration
+    vocabulary: Vocabulary
+    labels: Sequence[int]
+    rows: int
+    width: int
+    words: int
+    engines: dict[str, LocalEngine] = field(default_factory=dict)
+
+    @classmethod
+    def tiny(cls, device: str) -> World:
+        """The shipped model; 12 rows a picture."""
+        return cls._of("tiny", *load_checkpoint("tiny"), 12, 4, device)
+
+    @classmethod
+    def small(cls, device: str) -> World:
+        """Random weights of Qwen2.5-0.5B's shape; 81 rows a picture."""
+        return cls._of("bench-small", *small.small(), small.ROWS, small.WIDTH, device)
+
+    @classmethod
+    def _of(cls, name, model, processor, rows, width, device):  # type: ignore[no-untyped-def]
+        vocabulary = Reranker(model.to(device), processor).engine.vocabulary
+        words = len(processor.tokenizer) // 2
+        return cls(name, model, vocabulary, processor.tokens.labels, rows, width, words)
+
+    @property
+    def parameters(self) -> int:
+        """Of the language model, its head included."""
+        return sum(one.numel() for one in self.model.language_model.parameters())
+
+    def request(
+        self,
+        seed: int,
+        candidates: int,
+        *,
+        full: bool = False,
+        tokens: int = 0,
+        inspections: int = 0,
+    ) -> Request:
+        """A listwise prompt.
+
+        Args:
+            full: candidates at full length, in a line as peers take them, or two rows each.
+            tokens: to write; 0 for fast mode.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        text = torch.randint(self.words, (INSTRUCTION + TASK,), generator=generator).tolist()
+        width = self.model.config.hidden_size
+        device = self.model.device
+        count = candidates * (self.rows + 2)
+        table = 0.02 * torch.randn(count, width, generator=generator).to(device)
+        pictures = Pictures(table, self.rows, self.width, seed)
+        prompt: list[Piece] = text[:INSTRUCTION]
+        for i in range(candidates):
+            first = candidates * self.rows + 2 * i
+            short = FeatureRows(table, first, 2, hash((seed, i)) % 2**63)
+            prompt += [self.labels[i], pictures.of(i, 0) if full else short]
+            prompt += [text[-1]] if full else []
+        return Request(
+            [*prompt, *text[INSTRUCTION:]],
+            self.labels[:candidates],
+            range(candidates),
+            pictures,
+            reason=tokens > 0,
+            sampling=Sampling(max_reasoning_tokens=max(1, tokens), max_inspections=inspections),
+            banned=[self.vocabulary.think_end, self.vocabulary.inspect_start],
+        )
+
+    def text(self, seed: int, rows: int, tokens: int) -> Request:
+        """A prompt of words alone."""
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(self.words, (rows,), generator=generator).tolist()
+        sampling = Sampling(max_reasoning_tokens=max(1, tokens), max_inspections=0)
+        banned = [self.vocabulary.think_end, self.vocabulary.inspect_start]
+        source = Pictures(torch.empty(0, 1), 0, 0, 0)
+        return Request(
+            ids, self.labels[:2], range(2), source, tokens > 0, sampling=sampling, banned=banned
+        )
