@@ -28,6 +28,12 @@ class _Engine(StrEnum):
     plain = "plain"
 
 
+class _Weights(StrEnum):
+    model = "model"
+    float16 = "float16"
+    int8 = "int8"
+
+
 class _Stage(StrEnum):
     embed = "embed"
     pretrain = "pretrain"
@@ -57,6 +63,10 @@ _Model = Annotated[
     typer.Option(
         "--model", "-m", metavar="MODEL", help='"tiny" (shipped), a directory, or a hub id.'
     ),
+]
+_Rounded = Annotated[
+    _Weights,
+    typer.Option("--weights", help="Round the language model's weights; on a CPU that is faster."),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
@@ -106,6 +116,7 @@ def rerank(
         _Engine,
         typer.Option(help="local: cached, continuous batches; plain: straight transformers."),
     ] = _Engine.local,
+    weights: _Rounded = _Weights.model,
     votes: Annotated[
         int, typer.Option(min=1, metavar="N", help="Sample N chains of thought that vote.")
     ] = 1,
@@ -138,13 +149,15 @@ def rerank(
     if "-" in candidates and sys.stdin.isatty():
         sys.stderr.write("reading candidates from the terminal, one a line; end with Ctrl-D\n")
     items = list(read_candidates(candidates, sys.stdin.buffer))
-    with status(f"loading {model}"):
+    with status(f"loading {model}"), usage_errors():
         from transformers.utils import logging
 
+        from retrv_engine import EngineConfig
         from retrv_r1.reranker import Reranker
 
         logging.disable_progress_bar()  # the spinner says it, and stderr is for errors
-        reranker = Reranker.from_pretrained(model, engine=engine.value, cache=cache)
+        config = EngineConfig(weights=weights.value)
+        reranker = Reranker.from_pretrained(model, engine=engine.value, config=config, cache=cache)
     with status(f"ranking {len(items)} candidates"), usage_errors():
         results = reranker.rank(
             asked, items, top_k=top, mode=mode.value, instruction=instruction, votes=votes
@@ -238,6 +251,7 @@ def evaluate(
     int8_keys: Annotated[
         bool, typer.Option("--int8-keys", help="Round relation keys to int8, as an index does.")
     ] = False,
+    weights: _Rounded = _Weights.model,
     out: Annotated[Path | None, typer.Option(help="Where the report is written.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -254,6 +268,7 @@ def evaluate(
         modes=[mode.value for mode in modes or _Mode],
         full_tokens=full_tokens,
         int8_keys=int8_keys,
+        weights=weights.value,
         out=out,
     )
     if as_json:

@@ -128,6 +128,8 @@ class Reranker:
         )
         self.engine: LocalEngine | PlainEngine
         if engine == "plain":
+            if config is not None and config.weights != "model":
+                raise ValueError("the plain engine rounds no weights: take the local one")
             self.engine = PlainEngine(model, vocabulary, batch_size)
         else:
             config = config or EngineConfig(max_sequences=batch_size)

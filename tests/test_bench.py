@@ -145,6 +145,17 @@ class TestHarness:
         assert rows["a"]["failed"] and not rows["b"]["failed"]
         assert rows["b"]["note"] == "cannot run: RuntimeError: no compiler"
 
+    def test_an_entry_may_have_to_be_like_another(self):
+        clock = Clock()
+        made = (
+            clock.entry("other", [1] * 4, value=7.0, compared=False),
+            clock.entry("like it", [1] * 4, value=7.0, like="other"),
+            clock.entry("unlike it", [1], value=1.0, like="other"),
+        )
+        rows = measured(clock, *made)
+        assert [row["failed"] for row in rows.values()] == [False, False, True]
+        assert rows["other"]["error"] is None and rows["like it"]["error"] == 0
+
     def test_environment_is_set_around_calls_alone(self, monkeypatch):
         monkeypatch.delenv("RETRV_BENCH_TEST", raising=False)
         seen = []

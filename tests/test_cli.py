@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from retrv_engine import Stats
+from retrv_engine import EngineConfig, Stats
 from retrv_r1 import __version__
 from retrv_r1.cli import app
 from retrv_r1.features import FeatureStats
@@ -42,8 +42,10 @@ class WordReranker:
         return engine, FeatureStats(ram_hits=1, encoded=3)
 
     @classmethod
-    def from_pretrained(cls, name: str, *, engine: str, cache: Path | None) -> WordReranker:
-        cls.loaded = {"engine": engine, "cache": cache}
+    def from_pretrained(
+        cls, name: str, *, engine: str, config: EngineConfig, cache: Path | None
+    ) -> WordReranker:
+        cls.loaded = {"engine": engine, "weights": config.weights, "cache": cache}
         if name == "missing":
             raise CheckpointError("there is no model called missing;\nname a directory")
         return cls()
@@ -125,10 +127,12 @@ def test_ranking_reasoning_and_cost_are_printed(folder):
 def test_options_reach_the_model(folder, reranker):
     run("rerank", "red", "pictures", "--top", "2", "--mode", "fast", "--instruction", "pick")
     assert reranker.calls == [{"top_k": 2, "mode": "fast", "instruction": "pick", "votes": 1}]
-    assert reranker.loaded == {"engine": "local", "cache": None}
+    assert reranker.loaded == {"engine": "local", "weights": "model", "cache": None}
     run("rerank", "red", "pictures", "--engine", "plain", "--cache", "kept", "--votes", "3")
     assert reranker.calls[-1]["votes"] == 3
-    assert reranker.loaded == {"engine": "plain", "cache": Path("kept")}
+    assert reranker.loaded == {"engine": "plain", "weights": "model", "cache": Path("kept")}
+    run("rerank", "red", "pictures", "--weights", "int8")
+    assert reranker.loaded["weights"] == "int8"
     refused = run("rerank", "red", "pictures", "--mode", "fast", "--votes", "3")
     assert refused.exit_code == 2 and "nothing to vote on" in refused.stderr
 
@@ -343,9 +347,11 @@ def test_eval_passes_its_options_on(monkeypatch):
     assert run("eval", "set", "--k", "5, 20", "--limit", "7").stdout == "0 cells\n"
     options = {"model": "tiny", "k": (5, 20), "split": "all", "limit": 7, "out": None}
     systems = {"modes": ["reason", "fast"], "full_tokens": True, "int8_keys": False}
+    systems["weights"] = "model"
     assert seen == [("set", options | systems)]
     arguments = ("--split", "unseen", "--out", "o", "--model", "m", "--json")
     arguments += ("--mode", "fast", "--no-full-tokens", "--int8-keys")
+    arguments += ("--weights", "int8")
     assert json.loads(run("eval", "set", *arguments).stdout) == {"cells": []}
     assert seen[1][1] == {
         "model": "m",
@@ -355,6 +361,7 @@ def test_eval_passes_its_options_on(monkeypatch):
         "modes": ["fast"],
         "full_tokens": False,
         "int8_keys": True,
+        "weights": "int8",
         "out": Path("o"),
     }
 

@@ -12,8 +12,9 @@ from engine_doubles import NAMES, Steered, names_of, real_requests
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen3VLConfig
 
-from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request
+from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request, runner
 from retrv_engine.runner import twin
+from retrv_kernels import native, registry
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,38 @@ def test_unwritten_memory_is_never_read(steered, requests, expected, poisoned):
     engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**20))
     assert engine.runner.cache.values.isnan().all()
     same(engine.generate(requests), expected)
+
+
+@pytest.mark.parametrize("how", ["transformers' layers", "reference kernels", "lean layers"])
+def test_every_way_through_the_layers(steered, requests, expected, how, monkeypatch):
+    """Few rows go through all layers in one native call where there is one."""
+    if how == "transformers' layers":
+        monkeypatch.setattr(runner, "lighten", lambda *_: False)
+    elif how == "reference kernels":
+        monkeypatch.setenv(registry.OVERRIDE, "reference")
+    engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22))
+    if how == "lean layers":
+        monkeypatch.setattr(engine.runner.decoder.layers[0].fused, "usable", False)
+    same(engine.generate(requests), expected)
+
+
+@pytest.mark.parametrize(("weights", "bound"), [("float16", 5e-3), ("int8", 0.1)])
+def test_rounded_weights_come_close(make_model, steered, requests, weights, bound):
+    """And are rounded again when new ones are loaded."""
+    fast = [one for one in requests if not one.reason]
+    config = EngineConfig(cache_bytes=2**22, weights=weights)
+    for seed in (0, 1):
+        model = Steered(make_model(seed), steered.vocabulary)
+        exact = PlainEngine(model, steered.vocabulary).generate(fast)
+        if seed == 0:
+            engine = LocalEngine(model, steered.vocabulary, config)
+        else:
+            engine.load_weights({name: p.data for name, p in model.named_parameters()})
+        for one, other in zip(engine.generate(fast), exact, strict=True):
+            error = (one.label_logits - other.label_logits).abs().max()
+            assert 0 < error <= bound * other.label_logits.abs().max()
+    with pytest.raises(ValueError, match="one of model, float16, int8, not int4"):
+        EngineConfig(weights="int4")
 
 
 def test_the_model_is_left_as_it_is(model, steered, requests):
@@ -194,9 +227,11 @@ class Backbone:
         return self.get_output_embeddings()(out.last_hidden_state[:, -last:])
 
 
+@pytest.mark.parametrize("isa", native.isas() or [""])
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
-def test_language_models_of_both_families(config):
+def test_language_models_of_both_families(config, isa, monkeypatch, poisoned):
     """Grids of pictures inside, so that M-RoPE positions matter."""
+    monkeypatch.setenv(native.OVERRIDE, isa)
     backbone = Steered(Backbone(config), NAMES)
     made = real_requests(tuple(range(20, 60)), config.text_config.hidden_size)
     picture = real_requests((0,) * 9, config.text_config.hidden_size, 5)[0].source.pieces[0]

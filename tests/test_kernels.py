@@ -70,7 +70,9 @@ def test_reference_runs_on_other_devices():
 
 def test_triton_is_chosen_on_a_gpu(monkeypatch):
     monkeypatch.setattr(gpu, "_version", lambda package: "9.9")
-    assert chosen("cuda") == {"triton"}
+    assert {one.op: one.implementation.name for one in ops.explain("cuda")} == {
+        op: "reference" if op == "linear" else "triton" for op in registry.OPS
+    }
     choice = registry.choose("paged_attention", "cuda")
     assert choice.because == "triton 9.9"
     assert choice.passed_over == {}

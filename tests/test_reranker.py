@@ -9,7 +9,7 @@ from itertools import combinations_with_replacement
 import pytest
 import torch
 
-from retrv_engine import Output, Request, Sampling
+from retrv_engine import EngineConfig, Output, Request, Sampling
 from retrv_r1.features import FeatureEncoder, pack_features
 from retrv_r1.prompts import TableLayout
 from retrv_r1.reranker import Query, Reranker
@@ -225,6 +225,8 @@ def test_bad_options_are_refused(reranker, options, message):
 def test_engines_that_there_are_not_are_refused(model, processor):
     with pytest.raises(ValueError, match="engine must be 'local' or 'plain'"):
         Reranker(model, processor, engine="fastest")
+    with pytest.raises(ValueError, match="plain engine rounds no weights"):
+        Reranker(model, processor, engine="plain", config=EngineConfig(weights="int8"))
 
 
 @pytest.mark.parametrize("reading", ["compressed", "full", "pointwise"])

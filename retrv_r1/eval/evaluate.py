@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retrv_engine import Sampling
+from retrv_engine.config import Weights
 from retrv_r1.data.mbeir import Pool
 from retrv_r1.eval.cells import choose
 from retrv_r1.eval.chart import draw
@@ -28,6 +29,7 @@ def run(
     modes: Sequence[Mode] = ("reason", "fast"),
     full_tokens: bool = True,
     int8_keys: bool = False,
+    weights: Weights = "model",
     batch_size: int = 16,
     pool: Pool = "local",
     seed: int = 0,
@@ -47,7 +49,7 @@ def run(
             ``val``, or ``all`` for every test cell.
         limit: queries per cell, drawn by ``seed``; a larger one adds to a smaller one's.
         out: folder of ``report.json``, ``report.md``, ``chart.png``, ``runs/`` and ``outcomes/``.
-        modes, full_tokens, int8_keys, batch_size, pool, seed, device, sampling: see
+        modes, full_tokens, int8_keys, weights, batch_size, pool, seed, device, sampling: see
             :class:`Settings`.
     Raises:
         EvalError: nothing to evaluate, an option that cannot be, or an unsound ranking.
@@ -60,6 +62,7 @@ def run(
         modes=tuple(modes),
         full_tokens=full_tokens,
         int8_keys=int8_keys,
+        weights=weights,
         limit=limit,
         batch_size=batch_size,
         pool=pool,

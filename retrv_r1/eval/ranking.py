@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from retrv_engine import EngineConfig
 from retrv_r1 import __version__
 from retrv_r1.data import mbeir
 from retrv_r1.eval.cells import EvalError, part_of, prompt_order, sample, shape_of
@@ -54,10 +55,10 @@ class Models:
 
     @cached_property
     def reranker(self) -> Reranker:
-        reranker = Reranker.from_pretrained(
-            self.folder, device=self.settings.device, batch_size=self.settings.batch_size
-        )
-        if self.settings.int8_keys:
+        settings = self.settings
+        config = EngineConfig(max_sequences=settings.batch_size, weights=settings.weights)
+        reranker = Reranker.from_pretrained(self.folder, device=settings.device, config=config)
+        if settings.int8_keys:
             reranker.model.icm.int8_keys = True
         return reranker
 

@@ -197,6 +197,7 @@ def _notes(settings: Settings, lists: int) -> list[str]:
         "Differences are paired by query; 95 % bootstrap intervals, queries resampled within "
         "their cell.",
         *(["Relation keys were rounded to int8."] if settings.int8_keys else []),
+        *([f"Weights were rounded to {settings.weights}."] if settings.weights != "model" else []),
         f"Seconds a query: a batch of up to {settings.batch_size} on {settings.device}, shared "
         "equally, without encoding the items; the first stage's are for a query, its pool "
         "embedded before.",

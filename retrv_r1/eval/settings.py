@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from retrv_engine import Sampling
+from retrv_engine.config import Weights
 from retrv_r1.data.mbeir import Pool
 from retrv_r1.eval.cells import EvalError
 from retrv_r1.reranker import Reading
@@ -40,6 +41,7 @@ class Settings:
         modes: of ``reason`` and ``fast``.
         full_tokens: rerank from full-length candidates too, the baseline of the compression.
         int8_keys: round relation keys to int8, as an index stores them.
+        weights: how the engine reads the language model's; see :class:`EngineConfig`.
         limit: queries per cell, drawn by the seed; all when None.
         pool: which candidate pool is searched.
         seed: decides the sample of queries, the order in prompts, and the bootstrap.
@@ -50,6 +52,7 @@ class Settings:
     modes: tuple[Mode, ...] = ("reason", "fast")
     full_tokens: bool = True
     int8_keys: bool = False
+    weights: Weights = "model"
     limit: int | None = None
     batch_size: int = 16
     pool: Pool = "local"
@@ -83,6 +86,7 @@ class Settings:
         """What decides a reranking beside model, data, system and count."""
         return {
             "int8_keys": self.int8_keys,
+            "weights": self.weights,
             "seed": self.seed,
             "batch_size": self.batch_size,
             "device": self.device,
