@@ -30,6 +30,7 @@ from bench.suites.engine.prompts import Paced, World
 from retrv_engine import Sampling, attention, lean, runner
 from retrv_engine import local as local_engine
 from retrv_engine.scheduler import Scheduler
+from retrv_kernels.linear import PreparedLinear
 from retrv_r1 import Reranker
 from retrv_r1.checkpoint import load_checkpoint
 from retrv_r1.features import FeatureEncoder
@@ -117,7 +118,7 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
             (FeatureEncoder, "encode", "features"),
             (InformationCompressor, "content", "compression"),
             (InformationCompressor, "relation", "compression"),
-            (type(reranker.engine.runner.head), "forward", "head"),  # type: ignore[union-attr]
+            (PreparedLinear, "forward", "linear"),
         ):
             stack.enter_context(spans.patch(owner, attribute, name))
         stack.enter_context(patch.object(Scheduler, "schedule", schedule))
@@ -171,7 +172,7 @@ def draw(spans: Spans, path: Path, caption: str) -> None:
         children = [one for one in spans.seconds if one[:-1] == above]
         for child in sorted(children, key=lambda one: -spans.seconds[one]):
             width = spans.seconds[child]
-            colour = colours.get(child[-1], "#8fb8de" if child[-1] == "head" else "#c9ccd1")
+            colour = colours.get(child[-1], "#8fb8de" if child[-1] == "linear" else "#c9ccd1")
             axes.barh(-len(above), width, 0.94, left, color=colour, edgecolor="white", lw=0.5)
             if width > 0.04 * spans.seconds["request",]:
                 label = f"{child[-1]}\n{width:.2f} s"
