@@ -28,7 +28,8 @@ def build(suite: str, card: Values, rows: Sequence[Values], notes: Sequence[str]
 
 def _bound(row: Values, ceilings: Values) -> dict[str, Any] | None:
     """The ceiling that takes longer, and the fraction of it that the median call reached."""
-    if row["seconds"] is None or not (row["flops"] or row["bytes"]):
+    counted = row["flops"] or row["bytes"]
+    if row["seconds"] is None or row["error"] is None or not counted:  # or of other bytes
         return None
     least = {name: row[amount] / ceilings[name]["median"] for name, amount in _BOUNDS.items()}
     name = max(least, key=least.__getitem__)

@@ -20,11 +20,17 @@ from retrv_r1.types import Item, ItemError
 
 @dataclass(frozen=True)
 class Features:
-    """An encoded item without its patches, its rows ``[n, d]``, and the hash of its content."""
+    """An encoded item without its patches, and its rows ``[n, d]``.
+
+    Attributes:
+        key: hash of its content.
+        version: of the weights that made the rows: the encoder's, when it was asked.
+    """
 
     item: EncodedItem
     rows: Tensor
     key: str = ""
+    version: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,12 +92,14 @@ class FeatureEncoder:
     def encode(self, items: Sequence[Item]) -> list[Features]:
         """Features of ``items``, in order; an unusable item is named by its place or id."""
         keys = [self._checked(i, item, content_hash) for i, item in enumerate(items)]
+        with self._lock:
+            version, folder = self.version, self._folder()
         found = self._in_memory(keys)
         missing: dict[str, int] = {}
         for i, key in enumerate(keys):
             if key not in found:
                 missing.setdefault(key, i)
-        stored = self._on_disk(missing)
+        stored = self._on_disk(missing, folder, version)
         batch: dict[str, EncodedItem] = {}
         encoded: dict[str, Features] = {}
         for key, i in missing.items():
@@ -99,14 +107,15 @@ class FeatureEncoder:
                 continue
             batch[key] = self._checked(i, items[i], self.processor.encode)
             if sum(map(len, batch.values())) >= self.batch_rows:
-                encoded |= self._run(batch)
+                encoded |= self._run(batch, version)
                 batch = {}
         if batch:
-            encoded |= self._run(batch)
-        for key, features in encoded.items():
-            if self._store is not None:
-                self._store.put(self._name(key), features.item, features.rows)
-        self._keep(stored | encoded, len(stored), len(encoded))
+            encoded |= self._run(batch, version)
+        if version == self.version:  # else the weights have changed meanwhile: nobody knows whose
+            for key, features in encoded.items():
+                if self._store is not None:
+                    self._store.put(f"{folder}-{key}", features.item, features.rows)
+            self._keep(stored | encoded, len(stored), len(encoded))
         found |= stored | encoded
         return [found[key] for key in keys]
 
@@ -131,27 +140,29 @@ class FeatureEncoder:
             self._stats = replace(self._stats, ram_hits=hits)
         return found
 
-    def _on_disk(self, keys: Iterable[str]) -> dict[str, Features]:
+    def _on_disk(self, keys: Iterable[str], folder: str, version: int) -> dict[str, Features]:
         if self._store is None:
             return {}
-        read = {key: self._store.get(self._name(key)) for key in keys}
+        read = {key: self._store.get(f"{folder}-{key}") for key in keys}
         return {
-            key: Features(pair[0], pair[1].to(self.model.device), key)
+            key: Features(pair[0], pair[1].to(self.model.device), key, version)
             for key, pair in read.items()
             if pair is not None
         }
 
-    def _name(self, key: str) -> str:
-        """What an item's rows are stored as: its content and the model that they are of."""
+    def _folder(self) -> str:
+        """The model whose rows are on disk, by its weights; "" without a disk."""
+        if self._store is None:
+            return ""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.model, self.processor)
-        return f"{self._fingerprint}-{key}"
+        return self._fingerprint
 
-    def _run(self, batch: dict[str, EncodedItem]) -> dict[str, Features]:
+    def _run(self, batch: dict[str, EncodedItem], version: int) -> dict[str, Features]:
         packed = self.processor.pack(list(batch.values())).to(self.model.device)
         rows = self.model.features(packed).split([len(item) for item in batch.values()])
         return {
-            key: Features(replace(item, patches=None), part.clone(), key)
+            key: Features(replace(item, patches=None), part.clone(), key, version)
             for (key, item), part in zip(batch.items(), rows, strict=True)
         }
 

@@ -144,10 +144,10 @@ class RequestBuilder:
         """What prompts of a query, the first of ``items``, and its candidates refer to."""
         features = [one.features for one in items]
         layout = TableLayout.of([one.item for one in features])
-        icm, version = self.model.icm, self.encoder.version
-        names = [one.key for one in features]
-        keys = [_key("full", version, name) for name in names]
-        keys += [_key("content", version, name) for name in names]
+        icm = self.model.icm
+        names = [(one.version, one.key) for one in features]
+        keys = [_key("full", *name) for name in names]
+        keys += [_key("content", *name) for name in names]
         if not relations:  # only the query's content token stands in such prompts
             rows, offsets = pack_features(features[:1])
             return _Table(layout, features, icm.content(rows, offsets), keys)
@@ -157,12 +157,12 @@ class RequestBuilder:
             icm.content(rows, offsets),
             icm.relation(rows, offsets, candidates, torch.zeros_like(candidates)),
         ]
-        keys += [_key("relation", version, icm.int8_keys, name, names[0]) for name in names[1:]]
+        keys += [_key("relation", icm.int8_keys, name, names[0]) for name in names[1:]]
         return _Table(layout, features, torch.cat(tokens).to(rows.dtype), keys)
 
     def _full(self, features: Features) -> list[Piece]:
         layout = TableLayout.of([features.item])
-        key = _key("full", self.encoder.version, features.key)
+        key = _key("full", features.version, features.key)
         rows = self.prompts.full_item(Rows(), layout, 0)
         return rows.pieces(lambda _: (features.rows, 0, key))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,11 +22,12 @@ from retrv_engine import (
     Stats,
     Vocabulary,
 )
+from retrv_engine.sampler import COLDEST
 from retrv_r1.checkpoint import load_checkpoint
 from retrv_r1.features import FeatureEncoder, FeatureStats
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.model.tokens import MAX_CANDIDATES
+from retrv_r1.model.tokens import MAX_CANDIDATES, TokenIds
 from retrv_r1.reasoning import reasoning_text
 from retrv_r1.requests import EncodedItem, Prepared, Reading, RequestBuilder
 from retrv_r1.scoring import merge_windows, rank_labels, rank_verdicts, vote
@@ -116,16 +118,8 @@ class Reranker:
         directory = None if cache is None else Path(cache)
         self.encoder = FeatureEncoder(model, processor, directory=directory)
         self.builder = RequestBuilder(model, processor, self.encoder)
-        tokens = processor.tokens
-        vocabulary = Vocabulary(
-            think_start=tokens.think_start,
-            think_end=tokens.think_end,
-            answer_start=tokens.answer_start,
-            answer_end=tokens.answer_end,
-            inspect_start=tokens.inspect_start,
-            inspect_end=tokens.inspect_end,
-            end=tokens.im_end,
-        )
+        vocabulary = vocabulary_of(processor.tokens)
+        self._weights = threading.RLock()  # held while they are read outside of the engine
         self.engine: LocalEngine | PlainEngine
         if engine == "plain":
             if config is not None and config.weights != "model":
@@ -218,8 +212,9 @@ class Reranker:
         Raises:
             ValueError: a name or a shape that the model has not; nothing is changed then.
         """
-        self.engine.load_weights(weights)
-        self.encoder.clear()
+        with self._weights:
+            self.engine.load_weights(weights)
+            self.encoder.clear()
 
     def stats(self) -> tuple[Stats | None, FeatureStats]:
         """What the engine has done, None for the plain one, and what the feature cache has."""
@@ -242,14 +237,15 @@ class Reranker:
             temperature = VOTING_TEMPERATURE if votes > 1 else 0.0
             limit = self.model.config.max_inspections
             sampling = Sampling(temperature=temperature, max_inspections=limit)
-        elif votes > 1 and sampling.temperature == 0:
+        elif votes > 1 and sampling.temperature < COLDEST:
             raise ValueError("votes of greedy sampling are all the same: give a temperature")
         return _Plan(mode, reading, sampling, votes)
 
     def _encode(self, query: Query, window: int) -> _Job:
         started = time.perf_counter()
         items = _items(query)
-        features = self.encoder.encode(items)
+        with self._weights:
+            features = self.encoder.encode(items)
         encoded = [EncodedItem(*pair) for pair in zip(items, features, strict=True)]
         job = _Job(query, encoded, window)
         job.timings["features"] = time.perf_counter() - started
@@ -261,7 +257,8 @@ class Reranker:
         prepared = []
         for job in jobs:
             started = time.perf_counter()
-            prepared.append(self._prepare(job, plan))
+            with self._weights:
+                prepared.append(self._prepare(job, plan))
             job.timings["compression"] += time.perf_counter() - started
         outputs = iter(self.engine.generate([p.request for many in prepared for p in many]))
         combine = self._pointwise if plan.reading == "pointwise" else self._listwise
@@ -339,6 +336,19 @@ def _tokens(outputs: Sequence[Output], prompt: int, candidates: int) -> TokenCou
         inspected=total(lambda output: output.inspected_rows),
         generated=total(lambda output: len(output.tokens)),
         cached=total(lambda output: output.cached_rows),
+    )
+
+
+def vocabulary_of(tokens: TokenIds) -> Vocabulary:
+    """The tokens that steer generation, as engines want to know them."""
+    return Vocabulary(
+        think_start=tokens.think_start,
+        think_end=tokens.think_end,
+        answer_start=tokens.answer_start,
+        answer_end=tokens.answer_end,
+        inspect_start=tokens.inspect_start,
+        inspect_end=tokens.inspect_end,
+        end=tokens.im_end,
     )
 
 

@@ -180,6 +180,10 @@ class Ledger:
     def copy(self, source: int, target: int, rows: int) -> None:
         self.rows[target, :rows] = self.rows[source, :rows]
 
+    def check(self, pieces: Sequence[Any]) -> None:
+        if any(isinstance(piece, int) and piece < 0 for piece in pieces):
+            raise ValueError("a negative token")
+
     def load_weights(self, weights: dict[str, Any]) -> None:
         self.weights = weights.get("version", 0)
 

@@ -12,9 +12,18 @@ from engine_doubles import NAMES, Steered, names_of, real_requests
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen3VLConfig
 
-from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request, runner
+from retrv_engine import (
+    EngineConfig,
+    FeatureRows,
+    LocalEngine,
+    Output,
+    PlainEngine,
+    Request,
+    runner,
+)
 from retrv_engine.runner import twin
 from retrv_kernels import native, registry
+from retrv_kernels.linear import PreparedLinear
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +111,48 @@ def test_every_way_through_the_layers(steered, requests, expected, how, monkeypa
     same(engine.generate(requests), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_the_default_dtype_does_not_matter(steered, requests, expected, dtype):
+    """Kernels write float32, whatever a program makes new tensors of."""
+    engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22))
+    torch.set_default_dtype(dtype)
+    try:
+        found = engine.generate(requests[:4])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    same(found, expected[:4])
+
+
+def test_a_bfloat16_model_runs(make_model, processor):
+    """Not through the fused layers; its logits are those of its plain pass, up to rounding."""
+    model = make_model().to(torch.bfloat16)
+    labels = processor.tokens.labels
+    made = [Request(range(30, 40 + 9 * k), labels[:5], reason=False) for k in range(1, 5)]
+    engine = LocalEngine(model, names_of(processor), EngineConfig(cache_bytes=2**22))
+    plain = PlainEngine(model, names_of(processor))
+    for one, other in zip(engine.generate(made), plain.generate(made), strict=True):
+        scale = other.label_logits.abs().max()
+        assert (one.label_logits - other.label_logits).abs().max() <= 0.05 * scale
+
+
+def test_what_no_model_can_run_is_refused_by_name(steered, requests):
+    engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22))
+    rows = FeatureRows(torch.zeros(3, 7), 0, 3, 5)
+    for pieces, message in (
+        ([10**6], "token 1000000 of a vocabulary"),
+        ([5, rows], r"width 64, not \[3, 7\]"),
+        ([FeatureRows(torch.zeros(3, 64, dtype=torch.int8), 0, 3, 5)], "torch.int8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.submit(replace(requests[0], prompt=pieces))
+    with pytest.raises(ValueError, match="token -1"):
+        engine.score([5, 6], [-1])
+    with pytest.raises(ValueError, match="token 1000000"):
+        engine.generate([requests[0], replace(requests[0], prompt=[10**6])])
+    engine.step()
+    assert (engine.stats().running, engine.stats().waiting) == (0, 0), "the first is cancelled"
+
+
 @pytest.mark.parametrize(("weights", "bound"), [("float16", 5e-3), ("int8", 0.1)])
 def test_rounded_weights_come_close(make_model, steered, requests, weights, bound):
     """And are rounded again when new ones are loaded."""
@@ -125,9 +176,10 @@ def test_the_model_is_left_as_it_is(model, steered, requests):
     before = model.language_model.config._attn_implementation
     engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**20))
     assert model.language_model.config._attn_implementation == before
-    own = {id(parameter) for parameter in engine.runner.decoder.parameters()}
-    shared = {id(parameter) for parameter in model.language_model.parameters()}
-    assert own <= shared, "weights are not copied"
+    linears = [m for m in engine.runner.decoder.modules() if isinstance(m, PreparedLinear)]
+    read = {weight.data_ptr() for linear in linears for weight, _, _ in linear.parts()}
+    own = {one.data_ptr() for one in model.language_model.parameters()}
+    assert len(read) == 2 * 7 and read <= own, "weights are not copied"
     module = twin(model.language_model)
     assert module is not model.language_model and module.config is not model.language_model.config
 
@@ -234,7 +286,7 @@ def test_language_models_of_both_families(config, isa, monkeypatch, poisoned):
     monkeypatch.setenv(native.OVERRIDE, isa)
     backbone = Steered(Backbone(config), NAMES)
     made = real_requests(tuple(range(20, 60)), config.text_config.hidden_size)
-    picture = real_requests((0,) * 9, config.text_config.hidden_size, 5)[0].source.pieces[0]
+    picture = real_requests(range(9), config.text_config.hidden_size, 5)[0].source.pieces[0]
     made = [replace(one, prompt=[12, *picture, *one.prompt]) for one in made]
     expected = [PlainEngine(backbone, NAMES).generate([one])[0] for one in made]
     assert sum(len(output.inspected) for output in expected) >= 3

@@ -35,6 +35,7 @@ from retrv_engine import (
     Sampling,
 )
 from retrv_engine.context import Context
+from retrv_engine.sequence import Sequence
 
 
 def test_soak():
@@ -244,6 +245,43 @@ def test_an_error_of_a_source_fails_only_who_asked():
     engine.check()
 
 
+def test_a_source_that_gives_too_little_fails_only_who_asked():
+    class Short(Source):
+        def load(self, names):
+            return super().load(names)[:-1]
+
+    engine = ledger(max_sequences=8)
+    looks = [n for n in range(40) if alone(made(n)).inspected][:2]
+    broken = engine.submit(replace(made(looks[0]), source=Short(CANDIDATES.pieces)))
+    fine = engine.submit(made(looks[1]))
+    assert fine.result().tokens == alone(made(looks[1])).tokens
+    with pytest.raises(ValueError, match="not enough values to unpack"):
+        broken.result()
+    engine.check()
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_sequence_that_fails_touches_no_other(thread):
+    class Picky(Sequence):
+        def _think(self, logits):
+            if self.request.sampling.seed == 99:
+                raise ArithmeticError("cannot choose")
+            super()._think(logits)
+
+    engine = LocalEngine(
+        None, NAMES, EngineConfig(page_size=4), runner=Ledger(99, 4), sequence=Picky
+    )
+    if thread:
+        engine.start()
+    broken = engine.submit(replace(made(4), reason=True, sampling=Sampling(seed=99)))
+    fine = engine.submit(made(3))
+    with pytest.raises(ArithmeticError, match="cannot choose"):
+        broken.result(timeout=20)
+    assert fine.result(timeout=20).tokens == alone(made(3)).tokens
+    engine.check()
+    engine.close()
+
+
 def test_an_error_of_the_model_fails_what_runs_and_leaves_a_usable_engine():
     engine = ledger()
     first = engine.submit(made(3))
@@ -269,6 +307,14 @@ def test_new_weights_leave_nothing_of_the_old_ones():
     fresh = ledger(radix=False)
     fresh.load_weights({"version": 5})
     assert engine.generate([made(4)])[0].tokens == fresh.generate([made(4)])[0].tokens
+
+
+def test_rows_in_a_grid_are_not_those_in_a_line():
+    """Their positions differ, so that their keys and values do."""
+    contexts = [Context() for _ in range(2)]
+    for context, width in zip(contexts, (0, 4), strict=True):
+        context.extend([FeatureRows(torch.zeros(12, 1), 0, 12, 77, width)])
+    assert not set(contexts[0].keys) & set(contexts[1].keys)
 
 
 def test_stretches_cut_pieces_anywhere():

@@ -56,14 +56,18 @@ def test_awaiting_and_streaming():
     assert tuple(tokens) == alone(made(7)).tokens
 
 
-def test_a_client_that_hangs_up_ends_its_request():
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_client_that_hangs_up_ends_its_request(streams):
     async def run(engine: LocalEngine) -> None:
         handle = engine.submit(replace(made(3), sampling=Sampling(max_reasoning_tokens=10**6)))
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.ensure_future(_await(handle)), 0.05)
+            await asyncio.wait_for(asyncio.ensure_future(_listen(handle)), 0.05)
 
-    async def _await(handle: Any) -> Output:
-        return await handle
+    async def _listen(handle: Any) -> None:
+        if not streams:
+            await handle
+        async for _ in handle:
+            pass
 
     class Endless(Ledger):
         @staticmethod

@@ -72,6 +72,26 @@ def test_changed_weights_are_noticed(make_model, processor, items, tmp_path):
     torch.testing.assert_close(new[0].rows, 2 * old[0].rows)
 
 
+def test_rows_are_not_kept_if_the_weights_change_meanwhile(
+    make_model, processor, items, tmp_path, monkeypatch
+):
+    model = make_model()
+    encoder = FeatureEncoder(model, processor, directory=tmp_path)
+    features = model.features
+
+    def interrupted(packed):
+        rows = features(packed)
+        encoder.clear()
+        return rows
+
+    monkeypatch.setattr(model, "features", interrupted)
+    assert {one.version for one in encoder.encode(items)} == {0}
+    monkeypatch.undo()
+    assert encoder.stats().bytes == 0
+    assert {one.version for one in encoder.encode(items)} == {1}
+    assert counts(encoder) == (0, 0, 3), "neither in memory nor on disk"
+
+
 def test_a_damaged_entry_is_encoded_again_and_mended(model, processor, items, tmp_path):
     encoder = FeatureEncoder(model, processor, directory=tmp_path)
     expected = encoder.encode(items)

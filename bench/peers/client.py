@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from transformers import Qwen2Config
 
@@ -80,10 +81,13 @@ class Peer:
         Raises:
             RuntimeError: it does not start; the message names its log.
         """
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
         if self._process is None:
+            threads = torch.get_num_threads()
             log = (ENVIRONMENTS / f"{self.name}-{self.weights}.log").open("w")
             self._process = subprocess.Popen(
-                [self.python, "-m", f"bench.peers.{self.name}", model, self.weights],
+                [self.python, "-m", f"bench.peers.{self.name}", model, self.weights, str(threads)],
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent / 'vllm_site'}"},
                 stdin=subprocess.PIPE,
@@ -112,5 +116,6 @@ class Peer:
             process.stdin.flush()
         line = process.stdout.readline()
         if not line:
+            self.close()
             raise RuntimeError(f"ended; see build/peers/{self.name}-{self.weights}.log")
         return json.loads(line)

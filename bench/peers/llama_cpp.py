@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from bench.peers.protocol import Generate, serve
 
 ROWS = 512  # of a batch
-CONTEXT, SEQUENCES, THREADS = 16384, 32, 2
+CONTEXT, SEQUENCES = 16384, 32
 TYPES = {
     "float32": gguf.GGMLQuantizationType.F32,
     "float16": gguf.GGMLQuantizationType.F16,
@@ -70,7 +70,7 @@ def convert(folder: Path, weights: str) -> Path:
 class Engine:
     """A model and a context that holds several sequences."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int) -> None:
         llama.llama_backend_init()
         self.model = llama.llama_model_load_from_file(
             str(path).encode(), llama.llama_model_default_params()
@@ -78,7 +78,7 @@ class Engine:
         params = llama.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = CONTEXT, ROWS, ROWS
         params.n_seq_max, params.kv_unified = SEQUENCES, True
-        params.n_threads = params.n_threads_batch = THREADS
+        params.n_threads = params.n_threads_batch = threads
         params.type_k = params.type_v = 0  # float32
         params.flash_attn_type = 0  # off
         self.context = llama.llama_init_from_model(self.model, params)
@@ -138,9 +138,9 @@ class Engine:
         return int(np.ctypeslib.as_array(logits, (self.words,)).argmax())
 
 
-def start(folder: str, weights: str) -> Generate:
+def start(folder: str, weights: str, threads: int) -> Generate:
     """The engine on a checkpoint."""
-    return Engine(convert(Path(folder), weights)).generate
+    return Engine(convert(Path(folder), weights), threads).generate
 
 
 if __name__ == "__main__":

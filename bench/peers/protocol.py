@@ -17,11 +17,12 @@ Generate: TypeAlias = Callable[[Sequence[np.ndarray], int], list[list[int]]]
 Prompts that are one array are copies of one prompt."""
 
 
-def serve(start: Callable[[str, str], Generate]) -> None:
+def serve(start: Callable[[str, str, int], Generate]) -> None:
     """Starts an engine with the command line's arguments and answers until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
-    generate = start(*sys.argv[1:])
+    folder, weights, threads = sys.argv[1:]
+    generate = start(folder, weights, int(threads))
     read = functools.cache(np.load)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:

@@ -11,13 +11,13 @@ import torch
 from bench.peers.protocol import Generate, serve
 
 
-def start(folder: str, weights: str) -> Generate:
+def start(folder: str, weights: str, threads: int) -> Generate:
     """The engine on a checkpoint; ``weights`` is a dtype."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_NO_USAGE_STATS": "1",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": str(threads),
     }
     from vllm import LLM, SamplingParams
 

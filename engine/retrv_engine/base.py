@@ -1,5 +1,8 @@
 """The contract of an engine; every backend keeps it and passes the same tests.
 
+(The plain engine is the reference of what is written, and no backend: it has ``generate`` and
+``load_weights`` alone.)
+
 *Deterministic.* A greedy request gives the same tokens alone, batched with strangers, with a cold
 and with a warm cache, and after preemption, up to rounding: where the logits of two tokens are
 closer than float32 can tell, either may be taken. A sampled request follows its own seed, whatever
@@ -49,7 +52,8 @@ class Stats:
 
     Attributes:
         finished, cancelled, failed: requests that ended so; ``running`` and ``waiting`` do not yet.
-        computed_rows: rows that went through the model; ``cached_rows`` were found instead.
+        computed_rows: rows that went through the model; ``cached_rows`` were found instead, of
+            requests that have ended.
         written_tokens: tokens of all requests, forced ones too.
         inspections: candidates spliced in; ``loaded`` of them were asked of a feature source.
         preempted: times that a request gave its pages up.
@@ -129,8 +133,11 @@ class Handle(Generic[T]):
     async def __aiter__(self) -> AsyncIterator[int]:
         self._start()
         tokens = self.tokens()
-        while (token := await asyncio.to_thread(next, tokens, None)) is not None:
-            yield token
+        try:
+            while (token := await asyncio.to_thread(next, tokens, None)) is not None:
+                yield token
+        finally:  # who stops listening wants no more of it
+            self.cancel()
 
     def __await__(self) -> Generator[Any, None, T]:
         self._start()

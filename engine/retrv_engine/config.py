@@ -20,7 +20,7 @@ class EngineConfig:
         chunk_rows: rows of prompts that are prefilled in one step; what decodes waits so long.
         radix: whether rows are kept and found again; without, every request computes its own.
         weights: how the linear layers' weights are read: the model's own, or copies rounded to
-            float16, or to int8 with a scale for each output, which a CPU reads faster.
+            float16, or to int8 with a scale for each output, which a CPU reads faster (CPUs only).
     """
 
     cache_bytes: int | None = None

@@ -36,7 +36,8 @@ class Stretch(NamedTuple):
 class Context:
     """Rows in order, with their keys for the radix tree.
 
-    A token's key is its id; that of row i of feature rows is a negative number, of theirs and i.
+    A token's key is its id; that of row i of feature rows is a negative number, of their key, their
+    width (which decides where they and what follows stand) and i.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,8 @@ class Context:
             self._pieces.append(
                 Stretch(piece.table, piece.first, piece.length, 0, self.position, piece.width)
             )
-            self.keys += [-1 - ((piece.key + i * STEP) & MASK) for i in range(piece.length)]
+            key = piece.key ^ (piece.width * STEP)
+            self.keys += [-1 - ((key + i * STEP) & MASK) for i in range(piece.length)]
             self.position += piece.advance
 
     def stretches(self, first: int, stop: int) -> Iterator[Stretch]:

@@ -68,10 +68,8 @@ class Layer(nn.Module):
         self.o = PreparedLinear(attention.o_proj, dtype=stored)
         self.gate_up = PreparedLinear(mlp.gate_proj, mlp.up_proj, dtype=stored)
         self.down = PreparedLinear(mlp.down_proj, dtype=stored)
-        self.before, self.between = (
-            Norm(layer.input_layernorm),
-            Norm(layer.post_attention_layernorm),
-        )
+        self.before = Norm(layer.input_layernorm)
+        self.between = Norm(layer.post_attention_layernorm)
         self.q_norm = self.k_norm = None
         if hasattr(attention, "q_norm"):
             self.q_norm, self.k_norm = Norm(attention.q_norm), Norm(attention.k_norm)
@@ -82,7 +80,7 @@ class Layer(nn.Module):
         norms = self.before, self.between, self.q_norm, self.k_norm
         return LayerWeights(
             (self.qkv, self.o, self.gate_up, self.down),
-            [None if norm is None else norm.norm.weight for norm in norms],
+            [None if norm is None else norm.norm for norm in norms],
         )
 
     def forward(self, hidden: Tensor, rotation: tuple[Tensor, Tensor], batch: Batch) -> Tensor:

@@ -80,12 +80,15 @@ class LocalEngine:
         self, request: Request, *, priority: int = 0, deadline: float | None = None
     ) -> Handle[Output]:
         """See :meth:`retrv_engine.base.Engine.submit`."""
+        self.runner.check([*request.prompt, *request.labels])
         return self._submit(self.sequence(request, self.vocabulary), priority, deadline)
 
     def generate(self, requests: List[Request]) -> list[Output]:
         """See :meth:`retrv_engine.base.Engine.generate`."""
-        handles = [self.submit(request) for request in requests]
+        handles: list[Handle[Output]] = []
         try:
+            for request in requests:
+                handles.append(self.submit(request))
             return [handle.result() for handle in handles]
         finally:
             for handle in handles:
@@ -93,6 +96,7 @@ class LocalEngine:
 
     def score(self, prompt: List[Piece], tokens: List[int]) -> list[float]:
         """See :meth:`retrv_engine.base.Engine.score`."""
+        self.runner.check([*prompt, *tokens])
         handle: Handle[list[float]] = self._submit(Scoring(prompt, tokens), 0, None)
         return handle.result()
 
@@ -107,7 +111,13 @@ class LocalEngine:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :meth:`retrv_engine.base.Engine.load_weights`."""
         with self._turn:
-            self.runner.load_weights(weights)
+            try:
+                self.runner.load_weights(weights)
+            except ValueError:  # nothing has changed
+                raise
+            except BaseException:
+                self._drop_cache()
+                raise
             self._drop_cache()
 
     def flush(self) -> None:
@@ -167,18 +177,18 @@ class LocalEngine:
             phases = [_phase(extend) for extend in extends]
             try:
                 logits = self.runner.run(extends)
+                sampled = time.perf_counter()
+                self._seconds["run"] += sampled - ran
+                asking = self._take(extends, logits)
+                spliced = time.perf_counter()
+                self._seconds["sample"] += spliced - sampled
+                self._splice(asking)
+                now = time.perf_counter()
+                self._seconds["inspect"] += now - spliced
+                self._count(extends, phases, now - began, now)
             except Exception as error:
                 self._fail_all(error)
                 return True
-            sampled = time.perf_counter()
-            self._seconds["run"] += sampled - ran
-            asking = self._take(extends, logits)
-            spliced = time.perf_counter()
-            self._seconds["sample"] += spliced - sampled
-            self._splice(asking)
-            now = time.perf_counter()
-            self._seconds["inspect"] += now - spliced
-            self._count(extends, phases, now - began, now)
         with self._news:
             self._news.notify_all()
         return True
@@ -211,14 +221,22 @@ class LocalEngine:
             if job.left:
                 continue
             job.writing = True
-            job.sequence.advance(torch.cat(job.logits))
-            job.logits.clear()
-            job.context.extend(job.sequence.take_pending())
-            job.handle.add(job.sequence.tokens[job.reported :])
-            job.reported = len(job.sequence.tokens)
+            try:
+                self._advance(job)
+            except Exception as error:  # its own fault: others go on
+                self._drop(job, error)
+                continue
             if job.sequence.wanted is not None:
                 asking.append(job)
         return asking
+
+    def _advance(self, job: Job) -> None:
+        """Lets a sequence choose, and hands on what it has written."""
+        job.sequence.advance(torch.cat(job.logits))
+        job.logits.clear()
+        job.context.extend(job.sequence.take_pending())
+        job.handle.add(job.sequence.tokens[job.reported :])
+        job.reported = len(job.sequence.tokens)
 
     def _splice(self, asking: List[Job]) -> None:
         """Gives sequences the candidates that they asked for: each is loaded once for all."""
@@ -228,12 +246,19 @@ class LocalEngine:
         self._counts["loaded"] += len(pieces)
         for job, one in zip(asking, wanted, strict=True):
             found = pieces[one]  # type: ignore[index]
-            if isinstance(found, Exception):
-                self.scheduler.remove(job)
-                self._end(job, found)
-            else:
+            try:
+                if isinstance(found, Exception):
+                    raise found
+                self.runner.check(found)
                 job.sequence.splice(found)
                 job.context.extend(job.sequence.take_pending())
+            except Exception as error:
+                self._drop(job, error)
+
+    def _drop(self, job: Job, error: Exception) -> None:
+        """Ends a running job that has failed."""
+        self.scheduler.remove(job)
+        self._end(job, error)
 
     def _count(self, extends: List[Extend], phases: List[str], seconds: float, now: float) -> None:
         """Keeps the books of a step, and hands out what is done."""

@@ -7,6 +7,7 @@ the left, and padded columns stay masked for good. Positions are explicit, so pa
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as List
@@ -98,17 +99,20 @@ def embed_pieces(
         Embeddings ``[l, d]``, absolute positions ``[3, l]``, and the position behind.
     """
     embeds, positions = [], []
-    for piece in pieces:
-        if isinstance(piece, int):
-            embeds.append(model.embed_tokens(torch.tensor([piece])))
-            positions.append(torch.full((3, 1), cursor))
-            cursor += 1
+    for words, group in itertools.groupby(pieces, lambda piece: isinstance(piece, int)):
+        if words:
+            ids = torch.tensor(list(group))
+            embeds.append(model.embed_tokens(ids))
+            positions.append((cursor + torch.arange(len(ids))).expand(3, -1))
+            cursor += len(ids)
             continue
-        embeds.append(piece.rows)
-        k = torch.arange(piece.length)
-        grid = [0 * k, k // piece.width, k % piece.width] if piece.width else [k, k, k]
-        positions.append(torch.stack(grid) + cursor)
-        cursor += piece.advance
+        for piece in group:
+            assert not isinstance(piece, int)
+            embeds.append(piece.rows)
+            k = torch.arange(piece.length)
+            grid = [0 * k, k // piece.width, k % piece.width] if piece.width else [k, k, k]
+            positions.append(torch.stack(grid) + cursor)
+            cursor += piece.advance
     return torch.cat(embeds), torch.cat(positions, 1), cursor
 
 

@@ -237,8 +237,3 @@ class RadixTree:
 def common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many elements two sequences begin with in common."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
-
-
-def self_pages(rows: int, size: int) -> int:
-    """Pages that so many rows take."""
-    return -(-rows // size)

@@ -56,7 +56,7 @@ class FeatureRows:
         first: the first of the rows there.
         length: how many.
         key: hash of what they hold, 63 bits: rows of one key are the same rows. It covers what they
-            were made of and the weights that made them.
+            were made of and the version of the weights that made them.
         width: of the grid, for Qwen-VL's M-RoPE positions; 0 for text positions.
     """
 
@@ -152,6 +152,9 @@ class Request:
     def __post_init__(self) -> None:
         if not self.labels:
             raise ValueError("a request needs at least one candidate")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("every candidate needs a label of its own")
+        hash(tuple(self.inspections))  # or a step would fail on them
         if self.reason and (len(self.inspections) != len(self.labels) or self.source is None):
             raise ValueError("a reasoning request needs the full rows of every candidate")
 
@@ -171,7 +174,8 @@ class Output:
         logprobs: log-probability of each token under the distribution it was taken from; 0.0
             where it was forced.
         prompt_rows: rows of the prompt.
-        cached_rows: rows that were found in the cache instead of being computed.
+        cached_rows: rows that were found in the cache instead of being computed, at the start and
+            again after each preemption.
         computed_rows: rows that went through the model.
         timings: seconds of a phase in which the request took part: ``queue``, ``prefill``,
             ``decode``, ``inspection``.
@@ -207,6 +211,8 @@ def load_distinct(
         names = list(dict.fromkeys(name for other, name in wanted if other is source))
         try:
             loaded: Sequence[Sequence[Piece] | Exception] = source.load(names)
+            if len(loaded) != len(names):
+                raise ValueError(f"a feature source gave {len(loaded)} candidates of {len(names)}")
         except Exception:
             loaded = [_load_one(source, name) for name in names]
         found |= {(source, name): one for name, one in zip(names, loaded, strict=True)}
@@ -215,7 +221,8 @@ def load_distinct(
 
 def _load_one(source: FeatureSource, name: Hashable) -> Sequence[Piece] | Exception:
     try:
-        return source.load([name])[0]
+        (one,) = source.load([name])
+        return one
     except Exception as error:  # handed to the request that asked
         return error
 

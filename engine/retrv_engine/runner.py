@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from retrv_engine.attention import NAME, Batch, PagedCache, register
 from retrv_engine.config import EngineConfig
 from retrv_engine.lean import lighten
+from retrv_engine.request import Piece
 from retrv_engine.scheduler import Extend
 from retrv_engine.weights import load_weights
 from retrv_kernels.linear import PreparedLinear
@@ -24,7 +25,7 @@ from retrv_kernels.ops import Span, splice_features
 
 CPU_CACHE_BYTES = 2**30
 STORES = 16  # of splice_features
-STORED = {"model": None, "float16": torch.float16, "int8": torch.int8}
+ROUNDED = {"model": None, "float16": torch.float16, "int8": torch.int8}
 
 
 class Decoder(Protocol):
@@ -59,6 +60,10 @@ class Runner(Protocol):
         """Copies the first rows of a page to another."""
         ...
 
+    def check(self, pieces: Sequence[Piece]) -> None:
+        """Raises ValueError unless the pieces can be run."""
+        ...
+
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copies values into the model's parameters, or raises ValueError and changes nothing."""
         ...
@@ -77,7 +82,9 @@ class ModelRunner:
         self.table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
         self.decoder = twin(model.language_model)
         self.decoder.config._attn_implementation = NAME  # type: ignore[union-attr]
-        stored = STORED[config.weights]
+        stored = ROUNDED[config.weights]
+        if stored is not None and self.table.device.type != "cpu":
+            raise ValueError(f"weights are rounded on CPUs only, not on {self.table.device}")
         if not lighten(self.decoder, stored):
             prepare_linears(self.decoder, stored)
         self.head = model.get_output_embeddings()
@@ -94,6 +101,21 @@ class ModelRunner:
         self.cache = PagedCache(
             self.table.new_empty(text.num_hidden_layers, 2, self.pages, heads, size, width)
         )
+
+    def check(self, pieces: Sequence[Piece]) -> None:
+        """See :meth:`Runner.check`."""
+        words, width = self.table.shape
+        for piece in pieces:
+            if isinstance(piece, int):
+                if not 0 <= piece < words:
+                    raise ValueError(f"token {piece} of a vocabulary of {words}")
+                continue
+            table = piece.table
+            if table.shape[1:] != (width,) or not table.is_floating_point():
+                shape = f"{list(table.shape)}, {table.dtype}"
+                raise ValueError(f"feature rows must be floats of width {width}, not {shape}")
+            if table.device != self.table.device:
+                raise ValueError(f"feature rows are on {table.device}, not {self.table.device}")
 
     def copy(self, source: int, target: int, rows: int) -> None:
         """Copies the first rows of a page to another."""

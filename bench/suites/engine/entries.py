@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from bench.harness import Entry
 from bench.peers.client import ENVIRONMENTS, Peer, export
@@ -22,9 +23,9 @@ PEERS = {"llama_cpp": "llama.cpp", "vllm_cpu": "vLLM"}
 
 
 def written(outputs: Sequence[Output]) -> Tensor:
-    """What is compared: tokens that were free, ``[m, tokens - 1]``, or answers in fast mode."""
+    """What is compared: tokens that were free, ``[m, tokens - 1]``, or logits in fast mode."""
     if len(outputs[0].tokens) == 3:  # <answer>, label, </answer>
-        return torch.tensor([output.answer for output in outputs])
+        return torch.stack([output.label_logits for output in outputs])
     return torch.tensor([output.tokens[1:-4] for output in outputs])
 
 
@@ -32,6 +33,20 @@ def plain(world: World, requests: Sequence[Request], batch_size: int = 1) -> Cal
     """Straight through transformers, with its own attention and a contiguous cache."""
     engine = PlainEngine(world.model, world.vocabulary, batch_size, sequence=Paced)
     return lambda: written(engine.generate(requests))
+
+
+def token(world: World, request: Request) -> Callable[[], Tensor]:
+    """The first token behind <think> by transformers, in one pass: what peers do for it."""
+
+    @torch.inference_mode()
+    def call() -> Tensor:
+        pieces = [*request.prompt, world.vocabulary.think_start]
+        embeds, positions, _ = embed_pieces(world.model, pieces, 0)
+        mask = torch.ones(1, len(embeds), dtype=torch.long)
+        logits = world.model.decode(embeds[None], positions[:, None], mask, DynamicCache(), 1)
+        return logits.argmax(-1)
+
+    return call
 
 
 def local(
@@ -66,13 +81,14 @@ def peers(
     for name, title in PEERS.items():
         for stored in weights if name == "llama_cpp" else weights[:1]:
             peer = _peer(name, stored)
+            on_cpu = world.model.device.type == "cpu"
             end = "" if stored == "float32" else f", {stored}"
             entries.append(
                 Entry(
                     f"{title}{suffix}{end}",
                     functools.partial(_ask, world, peer, requests, tokens),
                     optional=True,
-                    because=peer.because,
+                    because=peer.because if on_cpu else "measured on CPUs only",
                     like=like,
                     compared=stored == "float32",
                 )

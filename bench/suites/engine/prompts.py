@@ -11,9 +11,9 @@ from torch import Tensor
 from bench import small
 from retrv_engine import FeatureRows, LocalEngine, Piece, Request, Sampling, Vocabulary
 from retrv_engine.sequence import Sequence as Written
-from retrv_r1 import Reranker
 from retrv_r1.checkpoint import load_checkpoint
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.reranker import vocabulary_of
 
 INSTRUCTION, TASK = 12, 8  # tokens before and behind the candidates
 
@@ -50,7 +50,7 @@ class Pictures:
     def of(self, number: int, width: int | None = None) -> FeatureRows:
         """Rows of one candidate, in its grid or, with a width of 0, in a line."""
         width = self.width if width is None else width
-        key = hash((self.seed, number, width)) % 2**63
+        key = hash((self.seed, number)) % 2**63
         return FeatureRows(self.table, number * self.rows, self.rows, key, width)
 
 
@@ -84,9 +84,9 @@ class World:
 
     @classmethod
     def _of(cls, name, model, processor, rows, width, device):  # type: ignore[no-untyped-def]
-        vocabulary = Reranker(model.to(device), processor).engine.vocabulary
-        words = len(processor.tokenizer) // 2
-        return cls(name, model, vocabulary, processor.tokens.labels, rows, width, words)
+        tokens, words = processor.tokens, len(processor.tokenizer) // 2
+        vocabulary = vocabulary_of(tokens)
+        return cls(name, model.to(device), vocabulary, tokens.labels, rows, width, words)
 
     @property
     def parameters(self) -> int:
@@ -139,5 +139,5 @@ class World:
         banned = [self.vocabulary.think_end, self.vocabulary.inspect_start]
         source = Pictures(torch.empty(0, 1), 0, 0, 0)
         return Request(
-            ids, self.labels[:2], range(2), source, tokens > 0, sampling=sampling, banned=banned
+            ids, self.labels, range(len(self.labels)), source, tokens > 0, sampling, banned
         )

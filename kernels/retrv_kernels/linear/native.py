@@ -17,7 +17,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None
     rows, weight = _packed(x.float()), _packed(weight)
     bias = None if bias is None else bias.float().contiguous()
     scales = None if scales is None else scales.contiguous()
-    out = torch.empty(len(x), len(weight))
+    out = x.new_empty(len(x), len(weight), dtype=torch.float32)
     native.function("linear")(
         rows.data_ptr(),
         rows.stride(0),

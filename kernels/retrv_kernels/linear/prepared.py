@@ -15,7 +15,7 @@ STORED = (torch.float16, torch.bfloat16, torch.int8)
 
 
 class PreparedLinear(nn.Module):
-    """``x Wᵀ + b`` of one ``nn.Linear``, or of several side by side, without gradients.
+    """``x Wᵀ + b`` of one ``nn.Linear``, or of several side by side, for inference.
 
     On a CPU with native kernels, up to ``ROWS`` float32 rows go straight to the kernel: checks and
     dispatch would take longer than a small layer. Everything else is PyTorch's product. Which it is
@@ -97,10 +97,15 @@ class PreparedLinear(nn.Module):
 
     def _dense(self, x: Tensor) -> Tensor:
         parts = [
-            nn.functional.linear(x, dequantize(weight, scales).to(x.dtype), bias)
+            nn.functional.linear(x, _widened(weight, scales, x.dtype), bias)
             for weight, scales, bias in self.parts()
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _widened(weight: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Weights in the dtype of the rows; copied only where they are stored in another."""
+    return weight.to(dtype) if scales is None else dequantize(weight, scales).to(dtype)
 
 
 def _readable(linear: nn.Linear) -> bool:

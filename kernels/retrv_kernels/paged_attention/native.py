@@ -22,7 +22,7 @@ def paged_attention(
     table, offsets, lengths = (x.long().contiguous() for x in (page_table, cu_seqlens, kv_lens))
     keys, values = alike(key_pages, value_pages)
     cache = cache_of(keys, values, table)
-    out = torch.empty(query.shape)
+    out = torch.empty_like(query, dtype=torch.float32)
     native.function("paged_attention")(
         query.data_ptr(),
         query.shape[1],
@@ -48,5 +48,6 @@ def cache_of(keys: Tensor, values: Tensor, page_table: Tensor) -> Tensor:
             *keys.stride()[:3],
             page_table.data_ptr(),
             page_table.shape[1],
-        ]
+        ],
+        device="cpu",
     )

@@ -19,7 +19,7 @@ def pool_tokens(
     queries = folded_queries.float().contiguous()
     scales = None if scales is None else scales.contiguous()
     items, (heads, width) = len(offsets) - 1, queries.shape
-    out = torch.empty(items, heads, width)
+    out = queries.new_empty(items, heads, width)
     native.function("pool_tokens")(
         features.data_ptr(),
         native.DTYPES[features.dtype],

@@ -77,7 +77,7 @@ def relate_tokens(
     keys, queries = relation_keys.contiguous(), folded_queries.float().contiguous()
     scales = None if scales is None else scales.contiguous()
     (pool_heads, width), relate_heads = queries.shape, folded_values.shape[1]
-    out = torch.zeros(len(candidate), pool_heads, width)
+    out = queries.new_zeros(len(candidate), pool_heads, width)
     # By query, so that the weights of one query's pairs lie together, as one matrix; pairs whose
     # query has no rows stay 0.
     order = query.argsort(stable=True)
@@ -89,12 +89,12 @@ def relate_tokens(
     for number in numbers.tolist():
         own = slice(bounds[number], bounds[number + 1])
         asked.append(_Query.of(query_keys[own].float(), folded_values[own].float(), queries, eps))
-    sizes = torch.tensor([own.scores.numel() for own in asked])
+    sizes = counts.new_tensor([own.scores.numel() for own in asked])
     begins = sizes[place].cumsum(0) - sizes[place]
     mine = candidate[order]
     pairs = torch.stack([cu_seqlens[mine], cu_seqlens.diff()[mine], place, begins], 1).long()
-    table = torch.tensor([own.row() for own in asked])
-    weights = torch.empty(int((sizes * counts).sum()))
+    table = counts.new_tensor([own.row() for own in asked])
+    weights = queries.new_empty(int((sizes * counts).sum()))
     native.function("relate_tokens")(
         keys.data_ptr(),
         native.DTYPES[keys.dtype],

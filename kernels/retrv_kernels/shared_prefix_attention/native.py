@@ -23,7 +23,7 @@ def shared_prefix_attention(
     table, lengths, rows = (x.long().contiguous() for x in (page_table, node_lens, node_rows))
     keys, values = alike(key_pages, value_pages)
     cache = cache_of(keys, values, table)
-    out = torch.empty(query.shape)
+    out = torch.empty_like(query, dtype=torch.float32)
     native.function("shared_prefix_attention")(
         query.data_ptr(),
         *query.shape[:2],
