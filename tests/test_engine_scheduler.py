@@ -136,7 +136,8 @@ def test_an_inspection_computes_its_rows_and_nothing_again():
 def test_wanted_candidates_are_loaded_together_and_once():
     source = Source(CANDIDATES.pieces)
     engine = ledger(max_sequences=8)
-    request = replace(made(3), source=source, inspections=range(4))
+    looks = (replace(made(n), source=source, inspections=range(4)) for n in range(40))
+    request = next(one for one in looks if one.reason and len(alone(one).inspected) > 1)
     (first,) = engine.generate([request])
     source.calls.clear()
     engine.generate([request] * 8)  # all find the prompt in the cache, and so go on in step
