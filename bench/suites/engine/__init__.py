@@ -57,7 +57,7 @@ def decode(device: str, rate: float, quick: bool) -> Suite:
     tiny, small = _worlds(device, quick)
     trials = [_decode(tiny, 1), _decode(tiny, 8)]
     if small is not None:
-        trials += [_decode(small, count) for count in (1, 4, 8, 16)]
+        trials += [_decode(small, count) for count in (1, 8)]
     note = "float16 and int8: rows with rounded weights, which are not compared."
     return Suite(trials, (*_NOTES, note))
 
