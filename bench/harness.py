@@ -183,6 +183,8 @@ def _check(
         return Row(entry.name, note=f"cannot run: {reason}", failed=not entry.optional), []
     if not entry.compared:
         return Row(entry.name), found
+    if not results[entry.like]:
+        return Row(entry.name, note=f"{entry.like} gave nothing to compare", failed=True), found
     error = error_of(found, results[entry.like])
     if error <= tolerance:
         return Row(entry.name, error), found

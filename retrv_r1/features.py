@@ -115,7 +115,7 @@ class FeatureEncoder:
             for key, features in encoded.items():
                 if self._store is not None:
                     self._store.put(f"{folder}-{key}", features.item, features.rows)
-            self._keep(stored | encoded, len(stored), len(encoded))
+        self._keep(stored | encoded, version, len(stored), len(encoded))
         found |= stored | encoded
         return [found[key] for key in keys]
 
@@ -174,8 +174,10 @@ class FeatureEncoder:
             name = item.id or ("the query" if index == 0 else f"candidate {index - 1}")
             raise ItemError(f"{name}: {error}") from error
 
-    def _keep(self, new: dict[str, Features], disk_hits: int, encoded: int) -> None:
+    def _keep(self, new: dict[str, Features], version: int, disk_hits: int, encoded: int) -> None:
         with self._lock:
+            if version != self.version:
+                new = {}
             size = self._stats.bytes
             for key, features in new.items():
                 if (old := self._kept.pop(key, None)) is not None:

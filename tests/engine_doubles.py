@@ -22,6 +22,7 @@ from retrv_engine import (
     Vocabulary,
 )
 from retrv_engine.scheduler import Extend
+from retrv_r1.reranker import vocabulary_of
 
 THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END = range(1, 8)
 WORD, OTHER, STRANGE = 30, 31, 32
@@ -104,11 +105,7 @@ def request(number: int = 0, length: int = 3, candidates: int = 3, **values: Any
 
 def names_of(processor: Any) -> Vocabulary:
     """The steering tokens of a real model's vocabulary."""
-    t = processor.tokens
-    return Vocabulary(
-        *(t.think_start, t.think_end, t.answer_start, t.answer_end),
-        *(t.inspect_start, t.inspect_end, t.im_end),
-    )
+    return vocabulary_of(processor.tokens)
 
 
 def real_requests(labels: Sequence[int], width: int = 64, seed: int = 0) -> list[Request]:

@@ -156,6 +156,13 @@ class TestHarness:
         assert [row["failed"] for row in rows.values()] == [False, False, True]
         assert rows["other"]["error"] is None and rows["like it"]["error"] == 0
 
+    def test_nothing_is_timed_that_has_nothing_to_be_compared_with(self):
+        clock = Clock()
+        broken = Entry("broken", lambda: torch.ones(3) @ torch.ones(2))
+        rows = measured(clock, broken, clock.entry("like it", [1], like="broken"))
+        assert rows["like it"]["failed"] and "broken gave nothing" in rows["like it"]["note"]
+        assert rows["like it"]["seconds"] is None
+
     def test_environment_is_set_around_calls_alone(self, monkeypatch):
         monkeypatch.delenv("RETRV_BENCH_TEST", raising=False)
         seen = []

@@ -89,7 +89,7 @@ def test_rows_are_not_kept_if_the_weights_change_meanwhile(
     monkeypatch.undo()
     assert encoder.stats().bytes == 0
     assert {one.version for one in encoder.encode(items)} == {1}
-    assert counts(encoder) == (0, 0, 3), "neither in memory nor on disk"
+    assert counts(encoder) == (0, 0, 6), "neither in memory nor on disk"
 
 
 def test_a_damaged_entry_is_encoded_again_and_mended(model, processor, items, tmp_path):

@@ -39,6 +39,8 @@ def export(model: RetrvR1ForConditionalGeneration, folder: Path) -> None:
     M-RoPE is plain RoPE where all positions are those of text, as in what peers are given.
     """
     text = model.config.backbone_config.text_config
+    if not model.config.backbone_config.tie_word_embeddings:
+        raise ValueError("the head has weights of its own, which are not exported")
     prefix = "backbone.model.language_model."
     weights = {
         f"model.{name.removeprefix(prefix)}": tensor

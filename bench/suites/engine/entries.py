@@ -109,25 +109,19 @@ def _ask(world: World, peer: Peer, requests: Sequence[Request], tokens: int) -> 
     return torch.tensor(found)[:, : max(1, tokens - 1)]
 
 
-# Worlds and requests are compared by what they are, so that a file is written once.
-@functools.cache
-def _folder(name: str) -> Path:
-    folder = ENVIRONMENTS / "models" / name
+_SAVED: dict[int, tuple[Request, Path]] = {}  # requests are kept, so that ids stay theirs
+
+
+def _folder(world: World) -> Path:
+    folder = ENVIRONMENTS / "models" / world.name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-_EXPORTED: set[str] = set()
-_SAVED: dict[int, Path] = {}
-_KEPT: list[Request] = []  # or another request could get the id of one that is gone
-
-
+@functools.cache
 def _exported(world: World) -> Path:
-    folder = _folder(world.name)
-    if world.name not in _EXPORTED:
-        export(world.model, folder)
-        _EXPORTED.add(world.name)
-    return folder
+    export(world.model, _folder(world))
+    return _folder(world)
 
 
 def _rows(world: World, request: Request) -> Path:
@@ -136,8 +130,7 @@ def _rows(world: World, request: Request) -> Path:
         pieces = [*request.prompt, world.vocabulary.think_start]
         with torch.inference_mode():
             embeds, _, _ = embed_pieces(world.model, pieces, 0)
-        path = _folder(world.name) / f"prompt-{len(_SAVED)}.npy"
+        path = _folder(world) / f"prompt-{len(_SAVED)}.npy"
         np.save(path, embeds.cpu().numpy())
-        _SAVED[id(request)] = path
-        _KEPT.append(request)
-    return _SAVED[id(request)]
+        _SAVED[id(request)] = request, path
+    return _SAVED[id(request)][1]

@@ -54,7 +54,7 @@ class Pictures:
         return FeatureRows(self.table, number * self.rows, self.rows, key, width)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class World:
     """A model, and sizes of what it ranks.
 

@@ -27,7 +27,7 @@ struct LinearTile<Simd<Isa::kAvx512>> {
 };
 
 // Weights' rows at a time for some rows of x. Of more than four the processor does not follow each:
-// one row of x from 85 to 71 us for each 1.43 MB of weights on two cores of a Zen 3.
+// one row of x from 85 to 71 ms for each 1.43 GB of weights on two cores of a Zen 3 (docs/LOG.md).
 template <class V>
 constexpr int linear_outputs(int rows) {
   const int fit = LinearTile<V>::kSums / rows;
