@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites.engine.entries import local, peers, plain, token
 from bench.suites.engine.prompts import World
+from retrv_engine import Request
 
 TOKENS = 64
 # Of logits, relative to the largest; two ids below 16,384 that differ at all differ by more.
@@ -106,7 +107,7 @@ def _listwise(
             entries.append(Entry("local, fast", local(world, fast), like=name))
         return Prepared(reference, entries)
 
-    seen = f", {inspections} inspections" if inspections else ""
+    seen = f", {inspections} inspected" if inspections else ""
     return _trial(
         "rerank", world, f"K = {k}{seen}", prepare, {"K": k}, rounds=2 if full and k > 10 else None
     )
@@ -115,9 +116,8 @@ def _listwise(
 def _several(world: World) -> Iterator[Trial]:
     count = 8
 
-    def trial(name: str, make: Callable[[], Sequence], serial: bool) -> Trial:  # type: ignore[type-arg]
+    def trial(name: str, requests: Sequence[Request], serial: bool) -> Trial:
         def prepare() -> Prepared:
-            requests = make()
             batched = plain(world, requests, count)
             entries = [Entry("transformers, batched", batched, baseline=True)]
             if serial:
@@ -131,9 +131,9 @@ def _several(world: World) -> Iterator[Trial]:
         return _trial("rollout", world, name, prepare, {"sequences": count}, rounds=2)
 
     one = world.request(50, 50, tokens=TOKENS)
-    yield trial("8 rollouts, K = 50", lambda: [one] * count, False)
+    yield trial("8 rollouts, K = 50", [one] * count, False)
     different = [world.request(100 + i, 50, tokens=TOKENS) for i in range(count)]
-    yield trial("8 queries, K = 50", lambda: different, True)
+    yield trial("8 queries, K = 50", different, True)
 
 
 def _decode(world: World, count: int) -> Trial:
