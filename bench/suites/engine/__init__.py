@@ -107,7 +107,7 @@ def _listwise(
             entries.append(Entry("local, fast", local(world, fast), like=name))
         return Prepared(reference, entries)
 
-    seen = f", {inspections} inspected" if inspections else ""
+    seen = f", {inspections} inspections" if inspections else ""
     return _trial(
         "rerank", world, f"K = {k}{seen}", prepare, {"K": k}, rounds=2 if full and k > 10 else None
     )
