@@ -264,10 +264,10 @@ def test_a_source_that_gives_too_little_fails_only_who_asked():
 @pytest.mark.parametrize("thread", [False, True])
 def test_a_sequence_that_fails_touches_no_other(thread):
     class Picky(Sequence):
-        def _think(self, logits):
+        def think(self, token, logprob, likeliest):
             if self.request.sampling.seed == 99:
                 raise ArithmeticError("cannot choose")
-            super()._think(logits)
+            super().think(token, logprob, likeliest)
 
     engine = LocalEngine(
         None, NAMES, EngineConfig(page_size=4), runner=Ledger(99, 4), sequence=Picky

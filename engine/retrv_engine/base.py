@@ -46,6 +46,10 @@ class DeadlineExceeded(TimeoutError):
     """A request that was not done in time."""
 
 
+class EngineDied(RuntimeError):
+    """The process that computes has ended, or does not answer; the next request starts it anew."""
+
+
 @dataclass(frozen=True)
 class Stats:
     """What an engine has done since it was made, and what it holds.

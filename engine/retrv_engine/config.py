@@ -1,9 +1,11 @@
-"""Settings of the local engine, each default written once."""
+"""Settings of the engines, each default written once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 Weights = Literal["model", "float16", "int8"]
 
@@ -38,3 +40,37 @@ class EngineConfig:
             raise ValueError(f"weights must be one of {', '.join(known)}, not {self.weights}")
         if self.cache_bytes is not None and self.cache_bytes < 1:
             raise ValueError(f"cache_bytes must be positive or None, not {self.cache_bytes}")
+
+
+@dataclass(frozen=True)
+class SGLangConfig:
+    """Which SGLang server is used, and how.
+
+    Args:
+        url: of a server that runs already (``python -m retrv_engine.sglang.server``); None starts
+            one here, which ends with the engine.
+        arguments: of the server that is started, by SGLang's names: ``{"tp_size": 2}``.
+        python: of the environment that SGLang is installed in. None looks for it in this one, then
+            in the one that ``make sglang-cpu`` makes.
+        max_requests: sent to the server at once; the others wait here, by priority.
+        stream_rows: tokens after which a server says what it has written so far.
+        start_seconds: that a server may take until it answers.
+        silent_seconds: without a word after which a server counts as dead.
+    """
+
+    url: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    python: Path | None = None
+    max_requests: int = 64
+    stream_rows: int = 16
+    start_seconds: float = 600.0
+    silent_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_requests", "stream_rows", "start_seconds", "silent_seconds"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url must begin with http:// or https://, not {self.url!r}")
+        if self.url is not None and self.arguments:
+            raise ValueError("arguments are of a server that is started here, not of one at a url")

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from retrv_engine.request import LanguageModel, Output, Piece, Request, Vocabulary, load_distinct
+from retrv_engine.request import (
+    LanguageModel,
+    Output,
+    Piece,
+    Request,
+    Vocabulary,
+    load_distinct,
+    positions_of,
+)
 from retrv_engine.sequence import Sequence
 from retrv_engine.weights import load_weights
 
@@ -103,15 +111,13 @@ def embed_pieces(
         if words:
             ids = torch.tensor(list(group))
             embeds.append(model.embed_tokens(ids))
-            positions.append((cursor + torch.arange(len(ids))).expand(3, -1))
+            positions.append(positions_of(cursor, len(ids)))
             cursor += len(ids)
             continue
         for piece in group:
             assert not isinstance(piece, int)
             embeds.append(piece.rows)
-            k = torch.arange(piece.length)
-            grid = [0 * k, k // piece.width, k % piece.width] if piece.width else [k, k, k]
-            positions.append(torch.stack(grid) + cursor)
+            positions.append(positions_of(cursor, piece.length, piece.width))
             cursor += piece.advance
     return torch.cat(embeds), torch.cat(positions, 1), cursor
 

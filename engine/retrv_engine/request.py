@@ -84,7 +84,7 @@ class FeatureRows:
     @property
     def advance(self) -> int:
         """How far the position moves on behind the rows."""
-        return max(self.width, self.length // self.width) if self.width else self.length
+        return advance_of(self.length, self.width)
 
 
 Piece: TypeAlias = int | FeatureRows
@@ -166,7 +166,8 @@ class Output:
     Attributes:
         tokens: every token written, forced ones too; spliced rows are not in it.
         answer: number of the chosen candidate.
-        label_logits: logits of the labels where the answer is due, ``[k]``.
+        label_logits: logits of the labels where the answer is due, ``[k]``; of some engines less a
+            number that is the same for all.
         inspected: candidates looked at, in order.
         inspected_rows: rows spliced in.
         well_formed: the model closed its reasoning itself, and wherever it had a choice, its
@@ -194,9 +195,40 @@ class Output:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
+def advance_of(length: int, width: int) -> int:
+    """How far the position moves on behind rows, in a grid of some width or, if 0, in a line."""
+    return max(width, length // width) if width else length
+
+
+def positions_of(first: int, length: int, width: int = 0) -> Tensor:
+    """M-RoPE positions ``[3, length]`` of rows, in a grid of some width or, if 0, in a line.
+
+    All engines count so. A position depends on what stands before it alone.
+    """
+    k = torch.arange(length)
+    grid = [0 * k, k // width, k % width] if width else [k, k, k]
+    return torch.stack(grid) + first
+
+
 def length_of(pieces: Sequence[Piece]) -> int:
     """Rows of ``pieces``."""
     return sum(1 if isinstance(piece, int) else piece.length for piece in pieces)
+
+
+def check_pieces(pieces: Sequence[Piece], table: Tensor) -> None:
+    """Raises ValueError unless pieces go with a table of embeddings, ``[vocabulary, d]``."""
+    words, width = table.shape
+    for piece in pieces:
+        if isinstance(piece, int):
+            if not 0 <= piece < words:
+                raise ValueError(f"token {piece} of a vocabulary of {words}")
+            continue
+        rows = piece.table
+        if rows.shape[1:] != (width,) or not rows.is_floating_point():
+            shape = f"{list(rows.shape)}, {rows.dtype}"
+            raise ValueError(f"feature rows must be floats of width {width}, not {shape}")
+        if rows.device != table.device:
+            raise ValueError(f"feature rows are on {rows.device}, not {table.device}")
 
 
 def load_distinct(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from retrv_engine.attention import NAME, Batch, PagedCache, register
 from retrv_engine.config import EngineConfig
 from retrv_engine.lean import lighten
-from retrv_engine.request import Piece
+from retrv_engine.request import Piece, check_pieces
 from retrv_engine.scheduler import Extend
 from retrv_engine.weights import load_weights
 from retrv_kernels.linear import PreparedLinear
@@ -104,18 +104,7 @@ class ModelRunner:
 
     def check(self, pieces: Sequence[Piece]) -> None:
         """See :meth:`Runner.check`."""
-        words, width = self.table.shape
-        for piece in pieces:
-            if isinstance(piece, int):
-                if not 0 <= piece < words:
-                    raise ValueError(f"token {piece} of a vocabulary of {words}")
-                continue
-            table = piece.table
-            if table.shape[1:] != (width,) or not table.is_floating_point():
-                shape = f"{list(table.shape)}, {table.dtype}"
-                raise ValueError(f"feature rows must be floats of width {width}, not {shape}")
-            if table.device != self.table.device:
-                raise ValueError(f"feature rows are on {table.device}, not {self.table.device}")
+        check_pieces(pieces, self.table)
 
     def copy(self, source: int, target: int, rows: int) -> None:
         """Copies the first rows of a page to another."""

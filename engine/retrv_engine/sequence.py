@@ -77,22 +77,58 @@ class Sequence:
         pieces, self.pending = self.pending, []
         return pieces
 
+    @property
+    def choices(self) -> list[int] | None:
+        """The labels of which one is due; None where the model reasons."""
+        labels = self.request.labels
+        if self.tokens[-1] == self.vocabulary.answer_start:
+            return list(labels)
+        if self.tokens[-1] == self.vocabulary.inspect_start:
+            return [labels[k] for k in range(len(labels)) if k not in self.inspected]
+        return None
+
+    @property
+    def banned(self) -> list[int]:
+        """Tokens that may not be written where the model reasons."""
+        limit = min(self.request.sampling.max_inspections, len(self.request.labels))
+        spent = len(self.inspected) >= limit
+        return [*self._never, self.vocabulary.inspect_start] if spent else self._never
+
+    @property
+    def room(self) -> int:
+        """Tokens of reasoning that may be written before one is forced."""
+        return max(0, self.request.sampling.max_reasoning_tokens - len(self.tokens))
+
     def advance(self, logits: Tensor) -> None:
         """Takes the next token and everything that follows from it.
 
         Args:
             logits: of the last ``due`` rows that were fed, ``[due, vocabulary]``.
         """
-        last = self.tokens[-1]
         if self.due == 2:  # behind </think>, where <answer> was forced
             self.well_formed &= int(logits[0].argmax()) == self.vocabulary.answer_start
         self.due = 1
-        if last == self.vocabulary.answer_start:
-            self._answer(logits[-1])
-        elif last == self.vocabulary.inspect_start:
-            self._inspect(logits[-1])
+        likeliest = int(logits[-1].argmax())
+        if (choices := self.choices) is not None:
+            self.well_formed &= likeliest in choices
+            self._label(logits[-1], choices)
+        elif self.room:
+            self.think(*self._choose(logits[-1], None, self.banned), likeliest)
         else:
-            self._think(logits[-1])
+            self.cut()
+
+    def think(self, token: int, logprob: float, likeliest: int) -> None:
+        """Takes a token of reasoning; ``likeliest`` is the one that the model would have liked."""
+        self.well_formed &= likeliest not in self._never
+        self._take(token, logprob)
+        if token == self.vocabulary.think_end:
+            self._conclude()
+
+    def cut(self) -> None:
+        """Goes on where there is no room left."""
+        self.well_formed = False
+        self._force(self.vocabulary.think_end)
+        self._conclude()
 
     def splice(self, pieces: List[Piece]) -> None:
         """Takes the rows of the wanted candidate."""
@@ -100,38 +136,24 @@ class Sequence:
         self.inspected_rows += length_of(pieces)
         self.pending += pieces
 
-    def _think(self, logits: Tensor) -> None:
-        sampling, names = self.request.sampling, self.vocabulary
-        if len(self.tokens) >= sampling.max_reasoning_tokens:
-            self.well_formed = False
-            self._force(names.think_end)
-        else:
-            self.well_formed &= int(logits.argmax()) not in self._never
-            spent = len(self.inspected) >= min(sampling.max_inspections, len(self.request.labels))
-            banned = [*self._never, names.inspect_start] if spent else self._never
-            self._take(*self._choose(logits, None, banned))
-        if self.tokens[-1] == names.think_end:
-            self._force(names.answer_start)
-            self.due = 2
+    def _conclude(self) -> None:
+        self._force(self.vocabulary.answer_start)
+        self.due = 2
 
-    def _inspect(self, logits: Tensor) -> None:
-        labels = self.request.labels
-        left = [labels[k] for k in range(len(labels)) if k not in self.inspected]
-        self.well_formed &= int(logits.argmax()) in left
-        token, logprob = self._choose(logits, left, [])
+    def _label(self, logits: Tensor, choices: list[int]) -> None:
+        """Takes a label, to inspect its candidate or as the answer."""
+        inspects = self.tokens[-1] == self.vocabulary.inspect_start
+        token, logprob = self._choose(logits, choices, [])
         self._take(token, logprob)
-        self._force(self.vocabulary.inspect_end)
-        candidate = list(labels).index(token)
+        self._force(self.vocabulary.inspect_end if inspects else self.vocabulary.answer_end)
+        if not inspects:
+            labels = torch.as_tensor(choices, device=logits.device)
+            self.label_logits = logits[labels].float().cpu()
+            return
+        candidate = list(self.request.labels).index(token)
         self.inspected.append(candidate)
         assert self.request.source is not None
         self.wanted = self.request.source, self.request.inspections[candidate]
-
-    def _answer(self, logits: Tensor) -> None:
-        labels = list(self.request.labels)
-        self.well_formed &= int(logits.argmax()) in labels
-        self._take(*self._choose(logits, labels, []))
-        self._force(self.vocabulary.answer_end)
-        self.label_logits = logits[torch.as_tensor(labels, device=logits.device)].float().cpu()
 
     def _choose(
         self, logits: Tensor, allowed: list[int] | None, banned: list[int]

@@ -24,14 +24,27 @@ class Paced(Written):
     The model's own wish would depend on weights that are random.
     """
 
-    def _think(self, logits: Tensor) -> None:
-        sampling, names = self.request.sampling, self.vocabulary
-        every = sampling.max_reasoning_tokens // (sampling.max_inspections + 1)
-        due = len(self.tokens) // every
-        if len(self.inspected) < min(due, sampling.max_inspections):
-            self._force(names.inspect_start)
+    @property
+    def room(self) -> int:
+        """Until the next inspection, or the end."""
+        if self._pause is None:
+            return super().room
+        return max(0, self._pause - len(self.tokens))
+
+    def cut(self) -> None:
+        """Looks at a candidate, or goes on."""
+        if self._pause is None:
+            super().cut()
         else:
-            super()._think(logits)
+            self._force(self.vocabulary.inspect_start)
+
+    @property
+    def _pause(self) -> int | None:
+        """After how many tokens the next inspection is due, None if there is none."""
+        sampling, seen = self.request.sampling, len(self.inspected)
+        if seen >= sampling.max_inspections:
+            return None
+        return (seen + 1) * (sampling.max_reasoning_tokens // (sampling.max_inspections + 1))
 
 
 @dataclass(frozen=True)

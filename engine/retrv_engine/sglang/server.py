@@ -1,0 +1,58 @@
+"""SGLang's server for our checkpoints: ``python -m retrv_engine.sglang.server --model-path …``.
+
+It takes SGLang's own arguments (``--tp``, ``--dp``, ``--mem-fraction-static``, …) over the ones that our
+requests need. SGLang starts its workers anew from this module, so that they are prepared as well.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+from retrv_engine.sglang.served import SAMPLER, prepare
+
+WATCH = "--stop-with-stdin"
+
+if __name__ in ("__main__", "__mp_main__"):
+    prepare()
+
+
+def defaults(cuda: bool) -> list[str]:
+    """Arguments that stand before the user's."""
+    always = ["--skip-tokenizer-init", "--sampling-backend", SAMPLER, "--schedule-policy", "lpm"]
+    always += ["--incremental-streaming-output", "--skip-server-warmup"]
+    if cuda:
+        return always
+    slow = ["--device", "cpu", "--attention-backend", "torch_native"]
+    slow += ["--mm-attention-backend", "sdpa", "--grammar-backend", "none"]
+    slow += ["--disable-cuda-graph", "--disable-overlap-schedule", "--mem-fraction-static", "0.5"]
+    return always + slow
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serves until it is told to stop."""
+    import torch
+    from sglang.launch_server import prepare_server_args, run_server
+    from sglang.srt.utils import kill_process_tree
+
+    asked = [one for one in arguments if one != WATCH]
+    if WATCH in arguments:
+        threading.Thread(target=_stop_with_stdin, daemon=True).start()
+    try:
+        run_server(prepare_server_args([*defaults(torch.cuda.is_available()), *asked]))
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+def _stop_with_stdin() -> None:
+    """Ends everything when whoever started this is gone."""
+    from sglang.srt.utils import kill_process_tree
+
+    sys.stdin.buffer.read()
+    kill_process_tree(os.getpid(), include_parent=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,91 @@
+"""Lets SGLang 0.5.20 be imported and run where there is no GPU.
+
+Its wheels expect CUDA's: what is looked up when its modules are imported is declared here, without
+an implementation. On a CPU none of it is called.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import sys
+import types
+from importlib.machinery import ModuleSpec
+from typing import Any
+from unittest import mock
+
+import torch
+
+_KEPT: list[torch.library.Library] = []  # a library's definitions go when it does
+
+
+def install() -> None:
+    """Makes ``import sglang`` work in this process; does nothing where there is a GPU."""
+    if torch.cuda.is_available() or _KEPT:
+        return
+    os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
+    _declare_torchvision()
+    _declare_kernels()
+    if importlib.util.find_spec("triton") is None:
+        _stand_in_for_triton()
+
+
+def _declare_torchvision() -> None:
+    """Two operators that torchvision describes when it is imported; its own are CUDA's build."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    _KEPT.append(library)
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def _declare_kernels() -> None:
+    """The package ``sgl_kernel``, and operators that model files name when they are imported."""
+    library = torch.library.Library("sgl_kernel", "FRAGMENT")
+    _KEPT.append(library)
+    for name in (
+        "fused_sigmoid_mul_cpu",
+        "fused_qk_gemma_rmsnorm_cpu",
+        "fused_qk_gemma_rmsnorm_with_gate_cpu",
+        "fused_qkvzba_split_reshape_cat_contiguous_cpu",
+    ):
+        if not hasattr(torch.ops.sgl_kernel, name):
+            library.define(f"{name}(Tensor x, Tensor y) -> Tensor")
+    if importlib.util.find_spec("sgl_kernel") is None:
+        module: Any = types.ModuleType("sgl_kernel", "Every operator is absent: there is no GPU.")
+        module.__spec__ = ModuleSpec("sgl_kernel", None)
+        module.__path__ = []
+        module.__version__ = "0.0.0"
+        module.__getattr__ = _absent
+        sys.modules["sgl_kernel"] = module
+
+
+def _absent(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def operator(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError(f"sgl_kernel.{name} needs a GPU")
+
+    return operator
+
+
+def _stand_in_for_triton() -> None:
+    """SGLang's own stand-in for macOS, loaded by its path, as if this were a Mac."""
+    found = importlib.util.find_spec("sglang")
+    if found is None or found.origin is None:
+        raise ImportError("SGLang is not installed: make sglang-cpu")
+    path = pathlib.Path(found.origin).parent / "_platform_stubs.py"
+    spec = importlib.util.spec_from_file_location("_sglang_stubs", path)
+    assert spec is not None and spec.loader is not None
+    stubs: Any = importlib.util.module_from_spec(spec)
+    sys.modules["_sglang_stubs"] = stubs
+    spec.loader.exec_module(stubs)
+    stubs.sys = types.SimpleNamespace(
+        platform="darwin", modules=sys.modules, meta_path=sys.meta_path
+    )
+    stubs.platform = types.SimpleNamespace(machine=lambda: "arm64")
+    stubs._patch_non_blocking = lambda: None
+    with mock.patch.object(torch.backends.mps, "is_available", lambda: True):
+        stubs.install_platform_stubs()
