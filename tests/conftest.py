@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
+from engine_doubles import LEANING
 from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retrv_engine.sglang.process import ServerProcess, find_python
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
@@ -102,6 +108,57 @@ def make_model(backbone_config) -> Callable[..., RetrvR1ForConditionalGeneration
 def model(make_model) -> RetrvR1ForConditionalGeneration:
     """The shared model: read it, never change it."""
     return make_model()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(backbone_config, tokenizer, image_processor, tmp_path_factory) -> tuple[Any, ...]:
+    """Model, processor, and the folder they were saved in: random weights that like to inspect.
+
+    The first three numbers of embeddings say what should come: they reach the head much as they
+    are. Rows of tests carry ``LEANING`` there.
+    """
+    torch.manual_seed(0)
+    backbone = copy.deepcopy(backbone_config)
+    backbone.tie_word_embeddings = backbone.text_config.tie_word_embeddings = False
+    model = RetrvR1ForConditionalGeneration(RetrvR1Config(backbone_config=backbone)).eval()
+    processor = RetrvR1Processor(model.config, tokenizer, image_processor)
+    ids = processor.tokens
+    with torch.no_grad():
+        said, meant = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        said[:, :3], meant[:, :3] = torch.tensor(LEANING), 0.0
+        meant[ids.inspect_start, 0], meant[ids.think_end, 0] = 5.0, 3.0
+        said[[ids.inspect_start, ids.answer_start], 1], meant[list(ids.labels[:2]), 1] = 8.0, 3.0
+        said[ids.think_end, 2], meant[ids.answer_start, 2] = 8.0, 3.0
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor, folder
+
+
+@pytest.fixture(scope="session")
+def sglang_server(checkpoint) -> Iterator[ServerProcess]:
+    """A server for that checkpoint; skips without SGLang, fails in CI."""
+    arguments = dict(max_total_tokens=8192, max_running_requests=16, context_length=2048)
+    server = ServerProcess(checkpoint[2], "float32", arguments, sglang_python())
+    end = time.monotonic() + 300
+    while not server.ended and time.monotonic() < end:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/health").is_success:
+                break
+        time.sleep(0.2)
+    else:
+        pytest.fail(f"the server did not start, {server.obituary()}")
+    yield server
+    server.end()
+
+
+def sglang_python() -> Path:
+    try:
+        return find_python()
+    except ImportError as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

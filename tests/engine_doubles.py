@@ -29,6 +29,7 @@ WORD, OTHER, STRANGE = 30, 31, 32
 LABELS = (20, 21, 22, 23)
 NAMES = Vocabulary(THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END)
 SIZE = 40
+LEANING = (2.0, 0.0, 0.0)  # how rows begin that go with the fixture `checkpoint`
 PROMPT, SPAN = 1000, 2000  # tokens of the scripted model's prompts, contents of inspected rows
 GOOD = [THINK, WORD, LOOK, LABELS[1], END_LOOK, OTHER, END_THINK, ANSWER, LABELS[2], END_ANSWER]
 

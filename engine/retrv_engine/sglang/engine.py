@@ -78,7 +78,7 @@ def _timed(job: Job, phase: str) -> Iterator[None]:
 class SGLangEngine:
     """Serves requests with a SGLang server; see :mod:`retrv_engine.base`.
 
-    It returns when the server answers, which takes the better part of a minute where one is started.
+    It is made when the server answers: where one is started, most of a minute later.
 
     Args:
         model: what the server has a copy of; new weights are put into both.
@@ -166,7 +166,7 @@ class SGLangEngine:
         return list(part.forced)
 
     def step(self) -> bool:
-        """The server goes on by itself: this waits a moment, and tells whether there is a reason."""
+        """The server goes on by itself: waits a moment, and tells whether there is a reason."""
         if self._jobs:
             time.sleep(0.01)
         return bool(self._jobs)

@@ -17,8 +17,8 @@ from retrv_engine.sglang.client import Client
 from retrv_engine.sglang.process import ServerProcess
 from retrv_engine.sglang.turns import Part
 
-SECONDS_TO_DIE = 5.0
-"""A server whose worker has failed ends itself within."""
+SECONDS_TO_DIE = 10.0
+"""A server whose worker has failed ends itself within: SGLang waits five of them."""
 
 
 class Parameters(Protocol):

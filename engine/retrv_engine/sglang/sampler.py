@@ -1,7 +1,7 @@
 """Sampling in the server, by the rules of :func:`retrv_engine.sampler.choose`.
 
-SGLang's own has a nucleus that its log-probabilities know nothing of, seeds in its deterministic mode
-only, and does not say what the model would have liked best.
+SGLang's own has a nucleus that its log-probabilities know nothing of, seeds in its deterministic
+mode only, and does not say what the model would have liked best.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Sampler(Base):
         logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info).float()
         bias = sampling_info.logit_bias
         wish = (logits if bias is None else logits - bias).argmax(-1)
+        tokens = logits.argmax(-1)
         logprobs = (logits / sampling_info.temperatures).log_softmax(-1)
-        tokens = logprobs.argmax(-1)
         if not sampling_info.is_all_greedy:
             sampled = sampling_info.top_ks > 1
             if sampling_info.need_top_p_sampling:
@@ -48,6 +48,11 @@ class Sampler(Base):
             self.output_logprob_processor.compute_logprobs(
                 logprobs, top_logprobs_nums, token_ids_logprobs, tokens
             ).write_output_to(logits_output)
+            values = logits_output.next_token_token_ids_logprobs_val
+            # SGLang 0.5.20 dies of what it puts where a request beside another asks for none.
+            logits_output.next_token_token_ids_logprobs_val = values and [
+                torch.empty(0) if isinstance(one, list) else one for one in values
+            ]
         self._sync_token_ids_across_tp(tokens, sampling_info)
         logits_output.customized_info = {WISH: _Later(wish)}
         return tokens
@@ -67,7 +72,7 @@ class _Later:
 
 
 def nucleus(logprobs: Tensor, top_ps: Tensor) -> Tensor:
-    """Log-probabilities ``[b, vocabulary]`` within the smallest sets whose mass reaches ``top_ps``."""
+    """``logprobs [b, vocabulary]`` within the smallest sets whose mass reaches ``top_ps [b]``."""
     ordered, order = logprobs.sort(-1, descending=True)
     chances = ordered.exp()
     beyond = chances.cumsum(-1) - chances >= top_ps[:, None]
@@ -88,7 +93,7 @@ def draw(logprobs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
 
 
 def use_seeds() -> None:
-    """Lets requests' seeds reach the sampler: SGLang leaves a place for what batches hold besides."""
+    """Lets seeds reach the sampler, in a place that SGLang leaves for such things."""
 
     def keep(info: SamplingBatchInfo, batch: Any, vocabulary: int) -> None:
         seeds = [request.sampling_params.sampling_seed or 0 for request in batch.reqs]

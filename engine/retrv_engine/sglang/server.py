@@ -1,7 +1,8 @@
 """SGLang's server for our checkpoints: ``python -m retrv_engine.sglang.server --model-path …``.
 
-It takes SGLang's own arguments (``--tp``, ``--dp``, ``--mem-fraction-static``, …) over the ones that our
-requests need. SGLang starts its workers anew from this module, so that they are prepared as well.
+It takes SGLang's own arguments (``--tp``, ``--dp``, ``--mem-fraction-static``, …) over the ones
+that our requests need. SGLang starts its workers anew from this module, so that they are prepared
+as well.
 """
 
 from __future__ import annotations

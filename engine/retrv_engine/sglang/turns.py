@@ -2,8 +2,8 @@
 
 A server can be told which tokens it may not write and where to stop, and it can be asked for the
 log-probabilities of labels. So a chain of thought is a turn as far as the next
-``<inspection-index-start>`` or ``</think>``, a label is a turn of one token, and all that was written so
-far is sent again with each: the server finds its rows in the cache.
+``<inspection-index-start>`` or ``</think>``, a label is a turn of one token, and all that was
+written so far is sent again with each: the server finds its rows in the cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Part:
     Attributes:
         tokens, logprobs, wishes: of what it wrote; a wish is the likeliest token before any ban.
         labels: log-probabilities that were asked for, where the last token stands.
-        forced: of the prompt's last tokens, as many as were asked for; ``likeliest`` in their place.
+        forced: of the prompt's last tokens, as far as asked for; ``likeliest`` in their place.
         cached, prompt: rows of the prompt that were found, and all.
         version: of the weights.
     """

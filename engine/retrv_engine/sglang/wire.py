@@ -1,4 +1,4 @@
-"""How pieces travel to a server: token ids with placeholders, and an item for each piece of rows."""
+"""How pieces travel to a server: token ids, and an item for each piece of rows."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,14 +35,21 @@ class RetrvR1ForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         return self.visual(pixels, grid_thw=grids).split(merged.tolist())
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
-        """Takes our names; the compressor's are not served. Rows of old weights are forgotten."""
-        if mm_schedule.embedding_cache is not None:  # SGLang keeps it when weights change
+        """Takes a checkpoint's names and a model's; the compressor's weights are not served.
+
+        Rows that the tower made with the old weights are forgotten: SGLang itself keeps them.
+        """
+        if mm_schedule.embedding_cache is not None:
             mm_schedule.embedding_cache.clear()
-        return super().load_weights(
-            (name.removeprefix("backbone."), value)
-            for name, value in weights
-            if not name.startswith("icm.")
-        )
+        served = ((name, value) for name, value in weights if not name.startswith("icm."))
+        return super().load_weights((served_name(name), value) for name, value in served)
+
+
+def served_name(name: str) -> str:
+    """What SGLang calls a parameter: files have transformers' older names, models the newer."""
+    name = name.removeprefix("backbone.")
+    name = re.sub(r"^model\.(visual\.)", r"\1", name)
+    return name.replace("model.language_model.", "model.", 1)
 
 
 assert RetrvR1ForConditionalGeneration.__name__ == ARCHITECTURE

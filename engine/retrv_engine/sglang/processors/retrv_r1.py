@@ -1,12 +1,13 @@
 """What a request's items become in SGLang: one multimodal item each, with the hash it came with.
 
-The hash is what SGLang's radix tree and its cache of embeddings go by. The tree keeps 30 bits of it.
+The hash is what SGLang's radix tree and its cache of embeddings go by. The tree keeps 30 bits of
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sglang.srt.managers.schedule_batch import (
@@ -24,7 +25,7 @@ from retrv_engine.sglang.wire import Item, places, unpack
 class RetrvR1Processor(BaseMultimodalProcessor):
     """Any number of items a request: rows that are ready, and pictures as patches."""
 
-    models = [RetrvR1ForConditionalGeneration]
+    models: ClassVar = [RetrvR1ForConditionalGeneration]
 
     async def process_mm_data_async(
         self, image_data: Sequence[Item], *_: Any, request_obj: Any, **__: Any
