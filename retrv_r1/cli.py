@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from retrv_r1 import __version__
-from retrv_r1.shell import Group, print_json, status, stdout, usage_errors
+from retrv_r1.shell import Group, engine_errors, print_json, status, stdout, usage_errors
 from retrv_r1.types import Item, ItemError, RetrvError
 
 
@@ -26,6 +26,7 @@ class _Mode(StrEnum):
 class _Engine(StrEnum):
     local = "local"
     plain = "plain"
+    sglang = "sglang"
 
 
 class _Weights(StrEnum):
@@ -114,8 +115,14 @@ def rerank(
     ] = None,
     engine: Annotated[
         _Engine,
-        typer.Option(help="local: cached, continuous batches; plain: straight transformers."),
+        typer.Option(
+            help="local: cached, continuous batches; plain: straight transformers; "
+            "sglang: a SGLang server, started here unless --url names one."
+        ),
     ] = _Engine.local,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="A SGLang server of the same checkpoint.")
+    ] = None,
     weights: _Rounded = _Weights.model,
     votes: Annotated[
         int, typer.Option(min=1, metavar="N", help="Sample N chains of thought that vote.")
@@ -149,16 +156,21 @@ def rerank(
     if "-" in candidates and sys.stdin.isatty():
         sys.stderr.write("reading candidates from the terminal, one a line; end with Ctrl-D\n")
     items = list(read_candidates(candidates, sys.stdin.buffer))
-    with status(f"loading {model}"), usage_errors():
+    with status(f"loading {model}"), usage_errors(), engine_errors():
         from transformers.utils import logging
 
-        from retrv_engine import EngineConfig
+        from retrv_engine import EngineConfig, SGLangConfig
         from retrv_r1.reranker import Reranker
 
         logging.disable_progress_bar()  # the spinner says it, and stderr is for errors
-        config = EngineConfig(weights=weights.value)
+        if engine is not _Engine.sglang and url is not None:
+            raise ValueError("--url goes with --engine sglang")
+        if engine is _Engine.sglang and weights is not _Weights.model:
+            raise ValueError("--weights are rounded by the local engine: leave --engine out")
+        sglang = engine is _Engine.sglang
+        config = SGLangConfig(url=url) if sglang else EngineConfig(weights=weights.value)
         reranker = Reranker.from_pretrained(model, engine=engine.value, config=config, cache=cache)
-    with status(f"ranking {len(items)} candidates"), usage_errors():
+    with status(f"ranking {len(items)} candidates"), usage_errors(), engine_errors():
         results = reranker.rank(
             asked, items, top_k=top, mode=mode.value, instruction=instruction, votes=votes
         )
@@ -171,6 +183,7 @@ def rerank(
             print_stats(results, took, stdout())
     if html is not None:
         write_html(render_html(results, candidates=items), html)
+    reranker.close()
 
 
 def _query(text: str, image: Path | None) -> Item:

@@ -19,11 +19,13 @@ from retrv_engine import (
     Output,
     PlainEngine,
     Sampling,
+    SGLangConfig,
+    SGLangEngine,
     Stats,
     Vocabulary,
 )
 from retrv_engine.sampler import COLDEST
-from retrv_r1.checkpoint import load_checkpoint
+from retrv_r1.checkpoint import load_checkpoint, resolve
 from retrv_r1.features import FeatureEncoder, FeatureStats
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
@@ -42,7 +44,7 @@ from retrv_r1.types import (
 )
 from retrv_r1.windows import Windows
 
-EngineName = Literal["local", "plain"]
+EngineName = Literal["local", "plain", "sglang"]
 VOTING_TEMPERATURE = 0.7
 
 
@@ -92,9 +94,11 @@ class Reranker:
             slides from the end of the list to its start by half its size, in fast mode, so that
             the best reach the last window, which is ranked in the mode asked for.
         batch_size: requests that the engine runs together.
-        engine: ``"local"``, with a radix-cached continuous batch, or ``"plain"``, straight through
-            transformers.
-        config: of the local engine; ``batch_size`` has no say then.
+        engine: ``"local"``, with a radix-cached continuous batch, ``"plain"``, straight through
+            transformers, or ``"sglang"``, which has a SGLang server generate.
+        config: an ``EngineConfig`` of the local engine, a ``SGLangConfig`` of the other;
+            ``batch_size`` has no say then.
+        checkpoint: what a SGLang server is started on: the weights of ``model``.
         cache: a directory that keeps features of items from one run to the next.
     """
 
@@ -107,21 +111,29 @@ class Reranker:
         window: int = 50,
         batch_size: int = 16,
         engine: EngineName = "local",
-        config: EngineConfig | None = None,
+        config: EngineConfig | SGLangConfig | None = None,
+        checkpoint: str | Path | None = None,
         cache: str | Path | None = None,
     ) -> None:
         if not 2 <= window <= MAX_CANDIDATES:
             raise ValueError(f"window must be between 2 and {MAX_CANDIDATES}, got {window}")
         if engine not in get_args(EngineName):
-            raise ValueError(f"engine must be 'local' or 'plain', got {engine!r}")
+            known = ", ".join(map(repr, get_args(EngineName)))
+            raise ValueError(f"engine must be one of {known}, got {engine!r}")
         self.model, self.processor, self.name, self.window = model.eval(), processor, name, window
         directory = None if cache is None else Path(cache)
         self.encoder = FeatureEncoder(model, processor, directory=directory)
         self.builder = RequestBuilder(model, processor, self.encoder)
         vocabulary = vocabulary_of(processor.tokens)
         self._weights = threading.RLock()  # held while they are read outside of the engine
-        self.engine: LocalEngine | PlainEngine
-        if engine == "plain":
+        self.engine: LocalEngine | PlainEngine | SGLangEngine
+        if engine == "sglang":
+            if isinstance(config, EngineConfig):
+                raise ValueError("the sglang engine takes a SGLangConfig")
+            self.engine = SGLangEngine(model, vocabulary, config, checkpoint=checkpoint)
+        elif isinstance(config, SGLangConfig):
+            raise ValueError(f'a SGLangConfig is for engine="sglang", not {engine!r}')
+        elif engine == "plain":
             if config is not None and config.weights != "model":
                 raise ValueError("the plain engine rounds no weights: take the local one")
             self.engine = PlainEngine(model, vocabulary, batch_size)
@@ -146,7 +158,8 @@ class Reranker:
             CheckpointError: nothing usable is there; the message says what to do.
         """
         model, processor = load_checkpoint(name, dtype)
-        return cls(model.to(device), processor, name=str(name), **options)
+        options = {"name": str(name), "checkpoint": resolve(name)} | options
+        return cls(model.to(device), processor, **options)
 
     def rank(
         self,
@@ -218,8 +231,13 @@ class Reranker:
 
     def stats(self) -> tuple[Stats | None, FeatureStats]:
         """What the engine has done, None for the plain one, and what the feature cache has."""
-        engine = self.engine.stats() if isinstance(self.engine, LocalEngine) else None
+        engine = None if isinstance(self.engine, PlainEngine) else self.engine.stats()
         return engine, self.encoder.stats()
+
+    def close(self) -> None:
+        """Ends what the engine has started: its thread, its server."""
+        if not isinstance(self.engine, PlainEngine):
+            self.engine.close()
 
     def _plan(self, mode: Mode, reading: Reading, sampling: Sampling | None, votes: int) -> _Plan:
         if mode not in get_args(Mode):

@@ -62,6 +62,17 @@ def usage_errors() -> Iterator[None]:
 
 
 @contextmanager
+def engine_errors() -> Iterator[None]:
+    """Shows what became of an engine as one line, with the mend that it names."""
+    from retrv_engine import EngineDied, EngineMissing
+
+    try:
+        yield
+    except (EngineDied, EngineMissing) as error:
+        raise RetrvError(str(error)) from error
+
+
+@contextmanager
 def status(what: str) -> Iterator[None]:
     """A spinner while something takes its time; nothing unless a terminal shows stderr."""
     console = Console(stderr=True)

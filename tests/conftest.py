@@ -20,6 +20,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retrv_engine import EngineMissing
 from retrv_engine.sglang.process import ServerProcess, find_python
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
@@ -155,7 +156,7 @@ def sglang_server(checkpoint) -> Iterator[ServerProcess]:
 def sglang_python() -> Path:
     try:
         return find_python()
-    except ImportError as error:
+    except EngineMissing as error:
         if os.environ.get("CI"):
             pytest.fail(str(error))
         pytest.skip(str(error))

@@ -5,7 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from retrv_engine.base import DeadlineExceeded, Engine, EngineDied, Handle, RequestTooLarge, Stats
+from retrv_engine.base import (
+    DeadlineExceeded,
+    Engine,
+    EngineDied,
+    EngineMissing,
+    Handle,
+    RequestTooLarge,
+    Stats,
+)
 from retrv_engine.config import EngineConfig, SGLangConfig
 from retrv_engine.request import (
     FeatureRows,
@@ -28,6 +36,7 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineDied",
+    "EngineMissing",
     "FeatureRows",
     "FeatureSource",
     "Handle",

@@ -12,7 +12,8 @@ runs beside it.
 :class:`RequestTooLarge` for a prompt that cannot fit. Everything later is raised by the handle:
 what a feature source raised, :class:`RequestTooLarge`, :class:`DeadlineExceeded`, and
 ``concurrent.futures.CancelledError`` after ``cancel``. One request's error touches no other. An
-error of the model itself fails all that run, and leaves an empty, usable engine.
+error of the model itself fails all that run, and leaves an empty, usable engine; where the model
+is in another process that is :class:`EngineDied`, and the next request starts it anew.
 
 *Freed.* A request's pages stay cached when it ends, held by nobody, until their space is needed;
 those of a cancelled one are let go before the next step computes anything. ``flush`` forgets what
@@ -44,6 +45,10 @@ class RequestTooLarge(ValueError):
 
 class DeadlineExceeded(TimeoutError):
     """A request that was not done in time."""
+
+
+class EngineMissing(ImportError):
+    """What an engine runs on is not installed; the message says how to install it."""
 
 
 class EngineDied(RuntimeError):

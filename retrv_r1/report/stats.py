@@ -40,6 +40,7 @@ def print_stats(results: RankedResults, stats: dict[str, Any], console: Console)
         found, computed = engine["cached_rows"], engine["computed_rows"]
         table.add_row("rows computed", str(computed), f"in {engine['steps']} steps")
         table.add_row("rows found cached", str(found), f"{100 * engine['hit_rate']:.0f} %")
+    if engine is not None and engine["pages"]:  # a server's are not known
         table.add_row(
             "pages",
             str(engine["pages"] - engine["free_pages"]),

@@ -86,7 +86,7 @@ class SGLangEngine:
         sequence: as of the local engine.
     Raises:
         EngineDied: the server does not start, or does not answer; the message has its last words.
-        ImportError: there is no SGLang to start; the message says how to install it.
+        EngineMissing: there is no SGLang to start; the message says how to install it.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class SGLangEngine:
         self._wait_for(self._change(self._link.flush()))
 
     def stats(self) -> Stats:
-        """See :class:`retrv_engine.base.Stats`; of pages, which are SGLang's, the number alone."""
+        """See :class:`retrv_engine.base.Stats`; pages are SGLang's, and none are counted here."""
         jobs = list(self._jobs)
         waiting = sum(not job.timings for job in jobs)
         return Stats(
@@ -192,7 +192,6 @@ class SGLangEngine:
             running=len(jobs) - waiting,
             waiting=waiting,
             loaded=self._loader.loaded,
-            pages=self._link.rows,
         )
 
     def close(self) -> None:

@@ -26,11 +26,7 @@ class Parameters(Protocol):
 
 
 class Link:
-    """One server, alive as far as anybody can tell, with the weights that it should have.
-
-    Attributes:
-        rows: that its cache holds.
-    """
+    """One server, alive as far as anybody can tell, with the weights that it should have."""
 
     def __init__(
         self, config: SGLangConfig, checkpoint: str | Path | None, model: Parameters
@@ -38,7 +34,7 @@ class Link:
         if config.url is None and checkpoint is None:
             raise ValueError("name the checkpoint that a server is started on, or a server's url")
         self.config, self.checkpoint, self.model = config, checkpoint, model
-        self.rows = self.longest = 0
+        self._longest = 0  # prompt that it takes
         self._process: ServerProcess | None = None
         self._client: Client | None = None
         self._version: str | None = (
@@ -60,9 +56,9 @@ class Link:
 
     def check_size(self, rows: int) -> None:
         """Raises :class:`RequestTooLarge` where so many rows and a token do not fit."""
-        if rows > self.longest:
+        if rows > self._longest:
             raise RequestTooLarge(
-                f"{rows} rows, but the server takes {self.longest}: give it a larger "
+                f"{rows} rows, but the server takes {self._longest}: give it a larger "
                 "context_length, and max_total_tokens if need be"
             )
 
@@ -123,8 +119,8 @@ class Link:
         try:
             await self._answering(client)
             info = await client.info()
-            self.rows = int(info["max_total_num_tokens"])
-            self.longest = min(int(info["max_req_input_len"]), self.rows) - 1
+            limits = int(info["max_req_input_len"]), int(info["max_total_num_tokens"])
+            self._longest = min(limits) - 1
             if self._version is not None:
                 parameters = {name: one.data for name, one in self.model.named_parameters()}
                 await client.load_weights(parameters, self._version)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from retrv_engine.base import EngineMissing
 from retrv_engine.sglang.server import WATCH
 
 MADE = Path(sys.prefix) / "sglang" / "bin" / "python"
@@ -31,7 +32,7 @@ class ServerProcess:
         arguments: of SGLang's server, by its names.
         python: of the environment that SGLang is in, or None to look for it.
     Raises:
-        ImportError: SGLang is nowhere; the message says how to install it.
+        EngineMissing: SGLang is nowhere; the message says how to install it.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ def find_python() -> Path:
     """The interpreter of an environment with SGLang.
 
     Raises:
-        ImportError: there is none; the message says what to do.
+        EngineMissing: there is none; the message says what to do.
     """
     if MADE.exists():
         return MADE
@@ -93,7 +94,7 @@ def find_python() -> Path:
     if any(path.exists() for path in paths):
         return Path(sys.executable)
     how = "pip install 'retrv-r1[sglang]'" if torch.cuda.is_available() else "make sglang-cpu"
-    raise ImportError(
+    raise EngineMissing(
         f"SGLang is not installed: {how}, or name the python of an environment that has it "
         "(SGLangConfig(python=…)), or a server that runs already (SGLangConfig(url=…))"
     )

@@ -29,7 +29,7 @@ def defaults(cuda: bool) -> list[str]:
     slow = ["--device", "cpu", "--attention-backend", "torch_native"]
     slow += ["--mm-attention-backend", "sdpa", "--grammar-backend", "none"]
     slow += ["--disable-cuda-graph", "--disable-overlap-schedule", "--mem-fraction-static", "0.5"]
-    return always + slow
+    return [*always, *slow, "--max-total-tokens", "65536"]  # half of all memory otherwise
 
 
 def main(arguments: Sequence[str]) -> None:
