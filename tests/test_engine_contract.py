@@ -218,11 +218,11 @@ def test_a_cold_group_reads_its_prompt_once(engine):
 
 
 def test_pointwise_prompts_share_their_query(engine):
-    query = FeatureRows(torch.full((20, 64), 0.1), 0, 20, 77)
+    query = FeatureRows(torch.full((60, 64), 0.1), 0, 60, 77)
     prompts = [[100, query, *range(101, 105), 200 + k, 106] for k in range(50)]
     made = [Request(prompt, [30, 31], reason=False) for prompt in prompts]
     outputs = engine.generate(made)
-    assert sorted(output.cached_rows for output in outputs) == [0, *[25] * 49]
+    assert sorted(output.cached_rows for output in outputs) == [0, *[65] * 49]
 
 
 # What goes wrong.
