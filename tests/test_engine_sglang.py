@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -191,6 +193,29 @@ def test_arguments_become_words():
     }
     assert process._flags(asked) == ["--tp-size", "2", "--enable-metrics", "--y", "1", "2"]
     assert "cpu" in server.defaults(cuda=False) and "cpu" not in server.defaults(cuda=True)
+
+
+LAUNCHES = {
+    "tensor parallel": "--tp 4 --mem-fraction-static 0.8",
+    "data parallel": "--dp 4 --tp 2 --load-balance-method round_robin",
+    "fp8 cache": "--kv-cache-dtype fp8_e4m3 --attention-backend flashinfer",
+    "hopper": "--attention-backend fa3 --mm-attention-backend fa3",
+    "triton": "--attention-backend triton --mm-attention-backend triton_attn",
+}
+
+
+@pytest.mark.parametrize("asked", LAUNCHES.values(), ids=LAUNCHES)
+def test_launches_on_gpus_are_read(asked):
+    """No evidence that they run: SGLang's parser takes them, and prefixes stay shared."""
+    words = [sglang_python(), "-m", "retrv_engine.sglang.server", server.DRY]
+    words += ["--model-path", "checkpoint", *asked.split()]
+    done = subprocess.run(words, env=process._environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout.splitlines()[-1])
+    assert read["disable_radix_cache"] is False and read["skip_tokenizer_init"] is True
+    for name, value in zip(asked.split()[::2], asked.split()[1::2], strict=True):
+        name = {"--tp": "tp_size", "--dp": "dp_size"}.get(name, name[2:].replace("-", "_"))
+        assert str(read.get(name, value)) == value
 
 
 @pytest.mark.parametrize(

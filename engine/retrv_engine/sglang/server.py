@@ -1,12 +1,13 @@
 """SGLang's server for our checkpoints: ``python -m retrv_engine.sglang.server --model-path …``.
 
 It takes SGLang's own arguments (``--tp``, ``--dp``, ``--mem-fraction-static``, …) over the ones
-that our requests need. SGLang starts its workers anew from this module, so that they are prepared
-as well.
+that our requests need; with ``--dry-run`` they are read as on a machine with GPUs, and printed.
+SGLang starts its workers anew from this module, so that they are prepared as well.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -15,6 +16,22 @@ from collections.abc import Sequence
 from retrv_engine.sglang.served import SAMPLER, prepare
 
 WATCH = "--stop-with-stdin"
+DRY = "--dry-run"
+
+SHOWN = (
+    "model_path",
+    "tp_size",
+    "dp_size",
+    "mem_fraction_static",
+    "kv_cache_dtype",
+    "attention_backend",
+    "mm_attention_backend",
+    "sampling_backend",
+    "schedule_policy",
+    "disable_radix_cache",
+    "skip_tokenizer_init",
+    "incremental_streaming_output",
+)
 
 if __name__ in ("__main__", "__mp_main__"):
     prepare()
@@ -38,7 +55,11 @@ def main(arguments: Sequence[str]) -> None:
     from sglang.launch_server import prepare_server_args, run_server
     from sglang.srt.utils import kill_process_tree
 
-    asked = [one for one in arguments if one != WATCH]
+    asked = [one for one in arguments if one not in (WATCH, DRY)]
+    if DRY in arguments:
+        read = prepare_server_args([*defaults(cuda=True), *asked])
+        print(json.dumps({name: getattr(read, name) for name in SHOWN}))
+        return
     if WATCH in arguments:
         threading.Thread(target=_stop_with_stdin, daemon=True).start()
     try:
