@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -39,6 +39,7 @@ class Entry:
         like: the entry before this one whose result it must give; of the trial's where empty.
         compared: False for what computes something else on purpose, such as with rounded weights;
             it has no error then.
+        counts: what the call before took, by name, such as rows computed.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Entry:
     because: str = ""
     like: str = ""
     compared: bool = True
+    counts: Callable[[], Mapping[str, int]] = dict
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ class Row:
         failed: it ran and is wrong, or had to run and could not.
         seconds: of a call; None unless the check passed.
         ratios: for each baseline its time divided by this one's, over rounds: above 1 is faster.
+        counts: what the call that was checked took.
     """
 
     implementation: str
@@ -131,6 +134,7 @@ class Row:
     failed: bool = False
     seconds: Spread | None = None
     ratios: Mapping[str, Spread] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 def run(
@@ -158,7 +162,8 @@ def run(
         results = {"": _tensors(prepared.expected())}
         rows = {}
         for entry in prepared.entries:
-            rows[entry.name], found = _check(entry, results, trial.tolerance)
+            row, found = _check(entry, results, trial.tolerance)
+            rows[entry.name] = row if row.note else replace(row, counts=entry.counts())
             results[entry.name] = found
         sound = [entry for entry in prepared.entries if not rows[entry.name].note]
         least = rounds[0] if trial.rounds is None else trial.rounds
@@ -228,7 +233,7 @@ def _timed(row: Row, times: Mapping[str, list[float]], baselines: Sequence[str])
         for name in baselines
         if name != row.implementation
     }
-    return Row(row.implementation, row.error, seconds=Spread.of(own), ratios=ratios)
+    return replace(row, seconds=Spread.of(own), ratios=ratios)
 
 
 def _tensors(result: Result) -> list[Tensor]:

@@ -94,19 +94,22 @@ def _table(op: str, rows: Sequence[Values]) -> Table:
     for name in ("error", "median", "IQR", "rounds", *(f"× {name}" for name in baselines)):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("of bound", justify="right", no_wrap=True)
+    counts = list(dict.fromkeys(name for row in rows for name in row.get("counts", ())))
+    for name in counts:
+        table.add_column(name, justify="right", no_wrap=True)
     before = None
     for row in rows:
         case = f"{row['name']}, {row['dtype']}, {row['tolerance']:.0e}"
         if case != before:
             table.add_row(Text(case, style="cyan"))
-        cells = (f"  {row['implementation']}", *_cells(row, baselines))
+        cells = (f"  {row['implementation']}", *_cells(row, baselines, counts))
         table.add_row(*map(Text, cells), style="red" if row["failed"] else None)
         before = case
     return table
 
 
-def _cells(row: Values, baselines: Sequence[str]) -> Iterator[str]:
-    """Error to bound; a row without times says only what is wrong."""
+def _cells(row: Values, baselines: Sequence[str], counts: Sequence[str]) -> Iterator[str]:
+    """Error to counts; a row without times says only what is wrong."""
     yield "" if row["error"] is None else f"{row['error']:.1e}"
     seconds, bound = row["seconds"], row["bound"]
     if seconds is None:
@@ -119,6 +122,7 @@ def _cells(row: Values, baselines: Sequence[str]) -> Iterator[str]:
         ratio = row["ratios"].get(name)
         yield _ratio(ratio) if ratio else ""
     yield f"{100 * bound['fraction']:.0f} % {bound['name']}" if bound else ""
+    yield from (str(row.get("counts", {}).get(name, "")) for name in counts)
 
 
 def _ratio(ratio: Values) -> str:

@@ -28,6 +28,7 @@ class Name(StrEnum):
     decode = "decode"
     rerank = "rerank"
     rollout = "rollout"
+    engines = "engines"
 
 
 SUITES: Mapping[Name, Callable[[str, float, bool], Suite]] = {
@@ -36,6 +37,7 @@ SUITES: Mapping[Name, Callable[[str, float, bool], Suite]] = {
     Name.decode: engine.decode,
     Name.rerank: engine.rerank,
     Name.rollout: engine.rollout,
+    Name.engines: engine.engines,
 }
 BUDGET = {False: 2.0, True: 1.0}
 """Seconds of calls for a trial, by whether the run is quick."""

@@ -15,7 +15,7 @@ from bench.suites.engine.prompts import Paced, World
 from retrv_engine import LocalEngine
 
 
-@pytest.mark.parametrize("suite", ["prefill", "decode", "rerank", "rollout"])
+@pytest.mark.parametrize("suite", ["prefill", "decode", "rerank", "rollout", "engines"])
 def test_every_engine_writes_the_same(suite):
     for trial in run.SUITES[run.Name(suite)]("cpu", 1e11, True).trials:
         rows = harness.run(dataclasses.replace(trial, rounds=1), 0.0)

@@ -196,11 +196,9 @@ def test_arguments_become_words():
 
 
 LAUNCHES = {
-    "tensor parallel": "--tp 4 --mem-fraction-static 0.8",
-    "data parallel": "--dp 4 --tp 2 --load-balance-method round_robin",
-    "fp8 cache": "--kv-cache-dtype fp8_e4m3 --attention-backend flashinfer",
+    "parallel": "--tp 2 --dp 4 --mem-fraction-static 0.8 --attention-backend flashinfer",
+    "8-bit cache": "--kv-cache-dtype fp8_e4m3 --attention-backend triton",
     "hopper": "--attention-backend fa3 --mm-attention-backend fa3",
-    "triton": "--attention-backend triton --mm-attention-backend triton_attn",
 }
 
 

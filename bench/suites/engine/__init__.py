@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from bench.harness import Entry, Prepared, Suite, Trial
-from bench.suites.engine.entries import local, peers, plain, token
+from bench.suites.engine.entries import local, peers, plain, sglang, token
 from bench.suites.engine.prompts import World
 from retrv_engine import Request
 
@@ -43,6 +43,42 @@ def rerank(device: str, rate: float, quick: bool) -> Suite:
         ]
     notes = "K = 100 at full tokens is left out: 8,320 rows take minutes a call."
     return Suite(trials, (*_NOTES, notes))
+
+
+def engines(device: str, rate: float, quick: bool) -> Suite:
+    """The engines beside each other on the shipped model, and what sharing prefixes is worth."""
+    tiny = World.tiny(device)
+    one = tiny.request(50, 50, tokens=TOKENS)
+    looks = tiny.request(50, 50, tokens=TOKENS, inspections=1)
+    trials = [
+        _beside(tiny, "50 candidates", [one]),
+        _beside(tiny, "50 candidates, an inspection", [looks]),
+        _beside(tiny, "50 candidates, answer at once", [tiny.request(50, 50)]),
+        _beside(tiny, "8 rollouts over 50 candidates", [one] * 8, unshared=True),
+        _beside(tiny, "50 pointwise prompts", tiny.pointwise(50, 50), unshared=True),
+    ]
+    notes = (
+        "SGLang: a server of its own process, over HTTP; emptying its cache is a request as well "
+        "and is part of each call.",
+        "rows computed: those that went through the model, of prompts and of what was written.",
+    )
+    return Suite(trials, (*_NOTES[:3], *notes, _NOTES[-1]))
+
+
+def _beside(world: World, name: str, requests: Sequence[Request], unshared: bool = False) -> Trial:
+    """Three engines; with ``unshared`` two of them also without a radix cache."""
+
+    def prepare() -> Prepared:
+        reference = plain(world, requests, 16)
+        entries = [Entry("transformers", reference, baseline=True)]
+        for radix in (True, False) if unshared else (True,):
+            how = "" if radix else ", nothing shared"
+            call = local(world, requests, radix=radix)
+            entries.append(Entry(f"local{how}", call, counts=call.counts))
+            entries.append(sglang(world, requests, f"SGLang{how}", radix=radix))
+        return Prepared(reference, entries)
+
+    return _trial("engines", world, name, prepare, {"requests": len(requests)})
 
 
 def rollout(device: str, rate: float, quick: bool) -> Suite:

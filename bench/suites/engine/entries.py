@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,20 @@ from transformers import DynamicCache
 from bench.harness import Entry
 from bench.peers.client import ENVIRONMENTS, Peer, export
 from bench.suites.engine.prompts import Paced, World
-from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request
+from retrv_engine import (
+    EngineConfig,
+    EngineMissing,
+    LocalEngine,
+    Output,
+    PlainEngine,
+    Request,
+    SGLangConfig,
+    SGLangEngine,
+)
 from retrv_engine.config import Weights
 from retrv_engine.plain import embed_pieces
+from retrv_engine.sglang.process import find_python
+from retrv_r1.checkpoint import SHIPPED
 
 PEERS = {"llama_cpp": "llama.cpp", "vllm_cpu": "vLLM"}
 
@@ -25,7 +37,8 @@ PEERS = {"llama_cpp": "llama.cpp", "vllm_cpu": "vLLM"}
 def written(outputs: Sequence[Output]) -> Tensor:
     """What is compared: tokens that were free, ``[m, tokens - 1]``, or logits in fast mode."""
     if len(outputs[0].tokens) == 3:  # <answer>, label, </answer>
-        return torch.stack([output.label_logits for output in outputs])
+        # Some engines tell logits less a constant.
+        return torch.stack([output.label_logits.log_softmax(-1) for output in outputs])
     return torch.tensor([output.tokens[1:-4] for output in outputs])
 
 
@@ -50,21 +63,66 @@ def token(world: World, request: Request) -> Callable[[], Tensor]:
 
 
 def local(
-    world: World, requests: Sequence[Request], weights: Weights = "model", *, warm: bool = False
-) -> Callable[[], Tensor]:
+    world: World,
+    requests: Sequence[Request],
+    weights: Weights = "model",
+    *,
+    warm: bool = False,
+    radix: bool = True,
+) -> Call:
     """The embedded engine; ``warm`` leaves what the call before has cached."""
-    if weights not in world.engines:
-        config = EngineConfig(weights=weights)
+    config = EngineConfig(weights=weights, radix=radix)
+    if config not in world.engines:
         engine = LocalEngine(world.model, world.vocabulary, config, sequence=Paced)
-        world.engines[weights] = engine
-    engine = world.engines[weights]
+        world.engines[config] = engine
+    return Call(world.engines[config], requests, warm)
 
-    def call() -> Tensor:
-        if not warm:
-            engine.flush()
-        return written(engine.generate(requests))
 
-    return call
+@dataclass
+class Call:
+    """Requests that an engine generates, from empty caches unless it stays warm."""
+
+    engine: LocalEngine | SGLangEngine
+    requests: Sequence[Request]
+    warm: bool = False
+    _outputs: Sequence[Output] = ()
+
+    def __call__(self) -> Tensor:
+        if not self.warm:
+            self.engine.flush()
+        self._outputs = self.engine.generate(self.requests)
+        return written(self._outputs)
+
+    def counts(self) -> dict[str, int]:
+        """Of the call before."""
+        return {"rows computed": sum(output.computed_rows for output in self._outputs)}
+
+
+def sglang(world: World, requests: Sequence[Request], name: str, *, radix: bool = True) -> Entry:
+    """A SGLang server on the shipped checkpoint; where SGLang is absent it says so."""
+    try:
+        find_python()
+    except EngineMissing:
+        because = "absent: make sglang-cpu installs it"
+        return Entry(name, lambda: [], optional=True, because=because)
+
+    def start() -> Call:
+        return Call(_served(world, radix), requests)
+
+    made = functools.cache(start)  # when its turn comes
+    return Entry(name, lambda: made()(), optional=True, counts=lambda: made().counts())
+
+
+@functools.cache
+def _served(world: World, radix: bool) -> SGLangEngine:
+    if world.name != "tiny":
+        raise ValueError("SGLang is measured on the shipped checkpoint")
+    config = SGLangConfig(arguments={"disable_radix_cache": not radix})
+    engine = SGLangEngine(
+        world.model, world.vocabulary, config, checkpoint=SHIPPED / "tiny", sequence=Paced
+    )
+    atexit.register(engine.close)
+    return engine
 
 
 def peers(

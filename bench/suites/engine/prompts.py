@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from bench import small
-from retrv_engine import FeatureRows, LocalEngine, Piece, Request, Sampling, Vocabulary
+from retrv_engine import (
+    EngineConfig,
+    FeatureRows,
+    LocalEngine,
+    Piece,
+    Request,
+    Sampling,
+    Vocabulary,
+)
 from retrv_engine.sequence import Sequence as Written
 from retrv_r1.checkpoint import load_checkpoint
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
@@ -83,7 +91,7 @@ class World:
     rows: int
     width: int
     words: int
-    engines: dict[str, LocalEngine] = field(default_factory=dict)
+    engines: dict[EngineConfig, LocalEngine] = field(default_factory=dict)
 
     @classmethod
     def tiny(cls, device: str) -> World:
@@ -143,6 +151,20 @@ class World:
             sampling=Sampling(max_reasoning_tokens=max(1, tokens), max_inspections=inspections),
             banned=[self.vocabulary.think_end, self.vocabulary.inspect_start],
         )
+
+    def pointwise(self, seed: int, candidates: int) -> list[Request]:
+        """A prompt for each candidate, all behind the same query of 64 rows."""
+        generator = torch.Generator().manual_seed(seed)
+        text = torch.randint(self.words, (64 + TASK,), generator=generator).tolist()
+        table = 0.02 * torch.randn(
+            candidates * self.rows, self.model.config.hidden_size, generator=generator
+        )
+        pictures = Pictures(table.to(self.model.device), self.rows, self.width, seed)
+        verdicts = self.labels[:2]
+        return [
+            Request([*text[:64], pictures.of(i), *text[64:]], verdicts, reason=False)
+            for i in range(candidates)
+        ]
 
     def text(self, seed: int, rows: int, tokens: int) -> Request:
         """A prompt of words alone."""

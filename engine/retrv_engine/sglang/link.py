@@ -103,8 +103,11 @@ class Link:
         self._served = self._version
 
     async def close(self) -> None:
-        """Ends a server that was started here."""
+        """Ends a server that was started here; in this thread, since others may be gone."""
+        process, self._process = self._process, None
         await self._drop()
+        if process is not None:
+            process.end()
 
     async def _connect(self) -> Client:
         url = self.config.url

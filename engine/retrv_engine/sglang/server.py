@@ -46,7 +46,8 @@ def defaults(cuda: bool) -> list[str]:
     slow = ["--device", "cpu", "--attention-backend", "torch_native"]
     slow += ["--mm-attention-backend", "sdpa", "--grammar-backend", "none"]
     slow += ["--disable-cuda-graph", "--disable-overlap-schedule", "--mem-fraction-static", "0.5"]
-    return [*always, *slow, "--max-total-tokens", "65536"]  # half of all memory otherwise
+    # Half of all memory and a whole core for waiting, otherwise.
+    return [*always, *slow, "--max-total-tokens", "65536", "--sleep-on-idle"]
 
 
 def main(arguments: Sequence[str]) -> None:
