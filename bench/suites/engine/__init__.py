@@ -46,8 +46,8 @@ def rerank(device: str, rate: float, quick: bool) -> Suite:
 
 
 def engines(device: str, rate: float, quick: bool) -> Suite:
-    """The engines beside each other on the shipped model, and what sharing prefixes is worth."""
-    tiny = World.tiny(device)
+    """The engines beside each other, and what sharing prefixes is worth."""
+    tiny, small = _worlds(device, quick)
     one = tiny.request(50, 50, tokens=TOKENS)
     looks = tiny.request(50, 50, tokens=TOKENS, inspections=1)
     trials = [
@@ -57,6 +57,12 @@ def engines(device: str, rate: float, quick: bool) -> Suite:
         _beside(tiny, "8 rollouts over 50 candidates", [one] * 8, unshared=True),
         _beside(tiny, "50 pointwise prompts", tiny.pointwise(50, 50), unshared=True),
     ]
+    if small is not None:
+        few = small.request(50, 50, tokens=16)
+        trials += [
+            _beside(small, "8 rollouts of 16 tokens over 50 candidates", [few] * 8, unshared=True),
+            _beside(small, "12 pointwise prompts", small.pointwise(12, 12), unshared=True),
+        ]
     notes = (
         "SGLang: a server of its own process, over HTTP; emptying its cache is a request as well "
         "and is part of each call.",
@@ -78,7 +84,8 @@ def _beside(world: World, name: str, requests: Sequence[Request], unshared: bool
             entries.append(sglang(world, requests, f"SGLang{how}", radix=radix))
         return Prepared(reference, entries)
 
-    return _trial("engines", world, name, prepare, {"requests": len(requests)})
+    rounds = None if world.name == "tiny" else 2
+    return _trial("engines", world, name, prepare, {"requests": len(requests)}, rounds=rounds)
 
 
 def rollout(device: str, rate: float, quick: bool) -> Suite:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ class Call:
 
 
 def sglang(world: World, requests: Sequence[Request], name: str, *, radix: bool = True) -> Entry:
-    """A SGLang server on the shipped checkpoint; where SGLang is absent it says so."""
+    """A SGLang server on the same weights; where SGLang is absent it says so."""
     try:
         find_python()
     except EngineMissing:
@@ -115,11 +116,9 @@ def sglang(world: World, requests: Sequence[Request], name: str, *, radix: bool 
 
 @functools.cache
 def _served(world: World, radix: bool) -> SGLangEngine:
-    if world.name != "tiny":
-        raise ValueError("SGLang is measured on the shipped checkpoint")
     config = SGLangConfig(arguments={"disable_radix_cache": not radix})
     engine = SGLangEngine(
-        world.model, world.vocabulary, config, checkpoint=SHIPPED / "tiny", sequence=Paced
+        world.model, world.vocabulary, config, checkpoint=_checkpoint(world), sequence=Paced
     )
     atexit.register(engine.close)
     return engine
@@ -165,6 +164,18 @@ def _ask(world: World, peer: Peer, requests: Sequence[Request], tokens: int) -> 
     peer.start(_exported(world))
     found = peer.generate([_rows(world, request) for request in requests], tokens)
     return torch.tensor(found)[:, : max(1, tokens - 1)]
+
+
+@functools.cache
+def _checkpoint(world: World) -> Path:
+    """A folder with the model; both have the shipped tokenizer."""
+    if world.name == "tiny":
+        return SHIPPED / "tiny"
+    folder = _folder(world) / "checkpoint"
+    world.model.save_pretrained(folder)
+    for path in (SHIPPED / "tiny").glob("tokenizer*.json"):
+        shutil.copy(path, folder)
+    return folder
 
 
 _SAVED: dict[int, tuple[Request, Path]] = {}  # requests are kept, so that ids stay theirs
