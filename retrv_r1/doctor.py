@@ -56,7 +56,7 @@ def report() -> dict[str, Any]:
         "cpu": _cpu(),
         "gpus": _gpus(),
         "kernels": _kernels(problems),
-        "engines": {"plain": "transformers, always there"},
+        "engines": _engines(),
         "checkpoints": _checkpoints(CHECKPOINTS, problems),
         "extras": _extras(),
         "data": _data_sources(),
@@ -153,6 +153,22 @@ def _kernels(problems: list[str]) -> dict[str, Any]:
             }
             for choice in choices
         ],
+    }
+
+
+def _engines() -> dict[str, str]:
+    """What can generate here."""
+    from retrv_engine import EngineMissing
+    from retrv_engine.sglang.process import find_python
+
+    try:
+        sglang = f"a server by {find_python()}"
+    except EngineMissing as error:
+        sglang = str(error)
+    return {
+        "local": "embedded, always there",
+        "plain": "transformers, always there",
+        "sglang": sglang,
     }
 
 
