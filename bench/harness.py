@@ -40,6 +40,7 @@ class Entry:
         compared: False for what computes something else on purpose, such as with rounded weights;
             it has no error then.
         counts: what the call before took, by name, such as rows computed.
+        before: done ahead of each call, outside of what is timed.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Entry:
     like: str = ""
     compared: bool = True
     counts: Callable[[], Mapping[str, int]] = dict
+    before: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,7 @@ def _check(
         return Row(entry.name, note=entry.because), []
     try:
         with patch.dict(os.environ, entry.environment):
+            entry.before()
             found = _tensors(entry.call())
     except Exception as raised:  # whatever a compiler raises: the row says it
         reason = f"{type(raised).__name__}: {_first_line(raised)}"
@@ -216,6 +219,7 @@ def _times(
         for entry in (*entries[first:], *entries[:first]):
             with patch.dict(os.environ, entry.environment):
                 evict()
+                entry.before()
                 start = clock()
                 entry.call()
                 seconds = clock() - start

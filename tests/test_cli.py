@@ -37,6 +37,9 @@ class WordReranker:
     calls: list[dict] = []  # noqa: RUF012
     loaded: dict = {}  # noqa: RUF012
 
+    def close(self) -> None:
+        pass
+
     def stats(self) -> tuple[Stats, FeatureStats]:
         engine = Stats(finished=1, computed_rows=30, cached_rows=10, pages=8, free_pages=5)
         return engine, FeatureStats(ram_hits=1, encoded=3)

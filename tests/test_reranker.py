@@ -223,7 +223,7 @@ def test_bad_options_are_refused(reranker, options, message):
 
 
 def test_engines_that_there_are_not_are_refused(model, processor):
-    with pytest.raises(ValueError, match="engine must be 'local' or 'plain'"):
+    with pytest.raises(ValueError, match="engine must be one of 'local', 'plain', 'sglang'"):
         Reranker(model, processor, engine="fastest")
     with pytest.raises(ValueError, match="plain engine rounds no weights"):
         Reranker(model, processor, engine="plain", config=EngineConfig(weights="int8"))

@@ -64,8 +64,7 @@ def engines(device: str, rate: float, quick: bool) -> Suite:
             _beside(small, "12 pointwise prompts", small.pointwise(12, 12), unshared=True),
         ]
     notes = (
-        "SGLang: a server of its own process, over HTTP; emptying its cache is a request as well "
-        "and is part of each call.",
+        "SGLang: a server of its own process, over HTTP; its cache is emptied before each call.",
         "rows computed: those that went through the model, of prompts and of what was written.",
     )
     return Suite(trials, (*_NOTES[:3], *notes, _NOTES[-1]))

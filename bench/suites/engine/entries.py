@@ -107,11 +107,17 @@ def sglang(world: World, requests: Sequence[Request], name: str, *, radix: bool 
         because = "absent: make sglang-cpu installs it"
         return Entry(name, lambda: [], optional=True, because=because)
 
-    def start() -> Call:
-        return Call(_served(world, radix), requests)
+    @functools.cache
+    def made() -> Call:  # when its turn comes
+        return Call(_served(world, radix), requests, warm=True)
 
-    made = functools.cache(start)  # when its turn comes
-    return Entry(name, lambda: made()(), optional=True, counts=lambda: made().counts())
+    return Entry(
+        name,
+        lambda: made()(),
+        optional=True,
+        counts=lambda: made().counts(),
+        before=lambda: made().engine.flush(),
+    )
 
 
 @functools.cache

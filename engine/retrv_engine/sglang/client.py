@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import pickle
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ class Client:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits)
 
-    async def generate(self, asked: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def generate(self, asked: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """What comes of a request, as it comes: each part holds what is new."""
         with self._heard():
             async with self._http.stream(

@@ -13,10 +13,10 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
 from collections.abc import Sequence as List
 from concurrent.futures import InvalidStateError
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -35,6 +35,7 @@ from retrv_engine.sglang.wire import Picture, Prompt
 from retrv_engine.weights import load_weights
 
 T = TypeVar("T")
+SECONDS_TO_CANCEL = 5.0
 
 
 class Served(Protocol):
@@ -201,26 +202,36 @@ class SGLangEngine:
         self._closed = True
         for job in list(self._jobs):
             job.handle.cancel()
-        self._wait_for(self._link.close())
+        self._wait_for(self._finish())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
+
+    async def _finish(self) -> None:
+        """Ends whatever runs in the loop, then the server."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        if others:
+            await asyncio.wait(others, timeout=SECONDS_TO_CANCEL)
+        await self._link.close()
 
     # A request.
 
     async def _serve(self, job: Job, deadline: float | None) -> None:
         """Brings a request to its end, and tells its handle."""
         error: BaseException | None = None
+        limit = asyncio.timeout(deadline)
         try:
-            async with asyncio.timeout(deadline), self._slots.take(job.priority, job.number):
+            async with limit, self._slots.take(job.priority, job.number):
                 job.timings["queue"] = time.perf_counter() - job.submitted
                 await self._write(job)
-        except TimeoutError:
-            error = DeadlineExceeded(f"not done in {deadline:.3g} s")
         except asyncio.CancelledError:
             self._counts["cancelled"] += 1
             return
         except Exception as found:  # the request's own: others go on
-            error = found
+            late = limit.expired() and isinstance(found, TimeoutError)
+            error = DeadlineExceeded(f"not done in {deadline:.3g} s") if late else found
         finally:
             self._jobs.discard(job)
         self._end(job, error)
@@ -236,8 +247,9 @@ class SGLangEngine:
             elif sequence.choices is not None:
                 with _timed(job, phase):
                     asked = turns.ask_label(sequence, job.prompt)
-                    async for part in self._turn(job, asked):
-                        turns.take_label(sequence, part, len(self.table))
+                    async with aclosing(self._turn(job, asked)) as parts:
+                        async for part in parts:
+                            turns.take_label(sequence, part, len(self.table))
                 phase = "decode"
             else:
                 await self._reason(job, phase)
@@ -261,36 +273,39 @@ class SGLangEngine:
         """
         sequence, interval = job.sequence, self.config.stream_rows
         if sequence.room:
-            parts = self._turn(job, turns.ask_reasoning(sequence, job.prompt, interval))
-            while True:
-                with _timed(job, phase):
-                    part = await anext(parts, None)
-                if part is None:
-                    break
-                turns.take_reasoning(sequence, part)
-                self._report(job)
-                phase = "decode"
+            asked = turns.ask_reasoning(sequence, job.prompt, interval)
+            async with aclosing(self._turn(job, asked)) as parts:
+                while True:
+                    with _timed(job, phase):
+                        part = await anext(parts, None)
+                    if part is None:
+                        break
+                    turns.take_reasoning(sequence, part)
+                    self._report(job)
+                    phase = "decode"
         if sequence.choices is None and not sequence.room:
             sequence.cut()
 
-    async def _turn(self, job: Job, asked: Mapping[str, Any]) -> AsyncIterator[Part]:
+    async def _turn(self, job: Job, asked: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
         """What the server says to one question."""
         self._link.check_size(len(job.prompt.ids))
         part: Part | None = None
         written = 0
-        async for part in self._said(asked):
-            written += len(part.tokens)
-            yield part
+        async with aclosing(self._said(asked)) as parts:
+            async for part in parts:
+                written += len(part.tokens)
+                yield part
         assert part is not None
         if job.found is None:
             job.found = part.cached
             self._counts["cached_rows"] += part.cached
         job.computed += self._count(part, written)
 
-    async def _said(self, asked: Mapping[str, Any]) -> AsyncIterator[Part]:
+    async def _said(self, asked: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
         """Parts of an answer; given up at the server where nobody wants them any more."""
-        async with self._gate.together():
-            async for part in self._link.generate({**asked, "rid": uuid.uuid4().hex}):
+        asked = {**asked, "rid": uuid.uuid4().hex}
+        async with self._gate.together(), aclosing(self._link.generate(asked)) as parts:
+            async for part in parts:
                 yield part
 
     async def _all(self, asked: Mapping[str, Any]) -> list[Part]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,19 +63,20 @@ class Link:
                 "context_length, and max_total_tokens if need be"
             )
 
-    async def generate(self, asked: Mapping[str, Any]) -> AsyncIterator[Part]:
+    async def generate(self, asked: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
         """Parts of an answer; whoever stops listening has the request aborted."""
         client = await self.ready()
         done = False
         try:
-            async for values in client.generate(asked):
-                part = Part.of(values)
-                if part.version != self._served:
-                    raise EngineDied(
-                        f"{client.url} answers with weights {part.version!r}, not "
-                        f"{self._served!r}: it was started anew, or somebody else loaded others"
-                    )
-                yield part
+            async with aclosing(client.generate(asked)) as answers:
+                async for values in answers:
+                    part = Part.of(values)
+                    if part.version != self._served:
+                        raise EngineDied(
+                            f"{client.url} answers with weights {part.version!r}, not "
+                            f"{self._served!r}: it was started anew, or somebody else loaded others"
+                        )
+                    yield part
             done = True
         except EngineDied as error:
             done = True
@@ -150,16 +152,15 @@ class Link:
         """The error with what is known of the server's end; the next request starts another."""
         if client is not self._client:  # somebody else has seen to it
             return error
-        self._client = None
-        process = self._process
+        process, self._process, self._client = self._process, None, None
+        await client.close()
         if process is not None:
             end = time.monotonic() + SECONDS_TO_DIE
             while not process.ended and time.monotonic() < end:
                 await asyncio.sleep(0.05)
             if process.ended:
                 error = EngineDied(f"the server has died, {process.obituary()}")
-        await client.close()
-        await self._drop()
+            await asyncio.to_thread(process.end)
         return error
 
     async def _drop(self) -> None:
