@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from retrv_engine import EngineConfig, Stats
+from retrv_engine import EngineConfig, EngineDied, SGLangConfig, Stats
 from retrv_r1 import __version__
 from retrv_r1.cli import app
 from retrv_r1.features import FeatureStats
@@ -46,8 +46,11 @@ class WordReranker:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, engine: str, config: EngineConfig, cache: Path | None
+        cls, name: str, *, engine: str, config: EngineConfig | SGLangConfig, cache: Path | None
     ) -> WordReranker:
+        if isinstance(config, SGLangConfig):
+            cls.loaded = {"engine": engine, "url": config.url}
+            raise EngineDied("the server has died;\nits log says why")
         cls.loaded = {"engine": engine, "weights": config.weights, "cache": cache}
         if name == "missing":
             raise CheckpointError("there is no model called missing;\nname a directory")
@@ -136,6 +139,15 @@ def test_options_reach_the_model(folder, reranker):
     assert reranker.loaded == {"engine": "plain", "weights": "model", "cache": Path("kept")}
     run("rerank", "red", "pictures", "--weights", "int8")
     assert reranker.loaded["weights"] == "int8"
+    died = run("rerank", "red", "pictures", "--engine", "sglang", "--url", "http://host:3")
+    assert reranker.loaded == {"engine": "sglang", "url": "http://host:3"}
+    assert died.exit_code == 2 and died.stderr == "error: the server has died; its log says why\n"
+    for options, why in (
+        (("--url", "http://host:3"), "goes with --engine sglang"),
+        (("--engine", "sglang", "--weights", "int8"), "rounded by the local engine"),
+    ):
+        refused = run("rerank", "red", "pictures", *options)
+        assert refused.exit_code == 2 and why in " ".join(refused.stderr.split())
     refused = run("rerank", "red", "pictures", "--mode", "fast", "--votes", "3")
     assert refused.exit_code == 2 and "nothing to vote on" in refused.stderr
 

@@ -36,7 +36,7 @@ from retrv_engine.plain import embed_pieces
 from retrv_engine.sequence import Sequence
 from retrv_engine.sglang import process, server, turns
 from retrv_engine.sglang.turns import Part
-from retrv_engine.sglang.waiting import Gate, Loader, Slots
+from retrv_engine.sglang.waiting import Gate, Loader, Readers, Slots
 from retrv_engine.sglang.wire import Picture, Prompt, pack, places, unpack
 from retrv_r1 import Item, Reranker
 
@@ -155,6 +155,37 @@ def test_who_is_alone_waits_for_all_and_holds_the_others_back():
         return order
 
     assert asyncio.run(run()) == ["a", "b", "change", "c"]
+
+
+def test_prompts_that_begin_alike_are_read_one_first():
+    async def run() -> list[str]:
+        readers, order = Readers(), []
+
+        async def work(name: str, keys: list[int], fails: bool = False) -> None:
+            async with readers.read(keys) as done:
+                order.append(name)
+                await asyncio.sleep(0.01)
+                if fails:
+                    raise OSError
+                done.set()
+                order.append(name + "!")
+                await asyncio.sleep(0.05)  # writes on
+
+        alike = list(range(40))
+        works = [
+            work("a", [*alike, 1]),
+            work("b", [*alike, 2]),
+            work("c", [9, *alike]),
+            work("d", alike),
+        ]
+        await asyncio.gather(*works)
+        await asyncio.gather(work("e", alike, True), work("f", alike), return_exceptions=True)
+        assert not readers._reading
+        return order
+
+    order = asyncio.run(run())
+    assert order[:2] == ["a", "c"] and set(order[2:4]) == {"a!", "c!"}
+    assert set(order[4:6]) == {"b", "d"} and order[-3:] == ["e", "f", "f!"]
 
 
 def test_what_is_wanted_at_once_is_loaded_at_once():

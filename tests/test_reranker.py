@@ -9,7 +9,7 @@ from itertools import combinations_with_replacement
 import pytest
 import torch
 
-from retrv_engine import EngineConfig, Output, Request, Sampling
+from retrv_engine import EngineConfig, Output, Request, Sampling, SGLangConfig
 from retrv_r1.features import FeatureEncoder, pack_features
 from retrv_r1.prompts import TableLayout
 from retrv_r1.reranker import Query, Reranker
@@ -227,6 +227,10 @@ def test_engines_that_there_are_not_are_refused(model, processor):
         Reranker(model, processor, engine="fastest")
     with pytest.raises(ValueError, match="plain engine rounds no weights"):
         Reranker(model, processor, engine="plain", config=EngineConfig(weights="int8"))
+    with pytest.raises(ValueError, match="takes a SGLangConfig"):
+        Reranker(model, processor, engine="sglang", config=EngineConfig())
+    with pytest.raises(ValueError, match='is for engine="sglang"'):
+        Reranker(model, processor, config=SGLangConfig())
 
 
 @pytest.mark.parametrize("reading", ["compressed", "full", "pointwise"])

@@ -30,7 +30,7 @@ from retrv_engine.sequence import Sequence
 from retrv_engine.sglang import turns
 from retrv_engine.sglang.link import Link
 from retrv_engine.sglang.turns import Part
-from retrv_engine.sglang.waiting import Gate, Loader, Slots
+from retrv_engine.sglang.waiting import Gate, Loader, Readers, Slots
 from retrv_engine.sglang.wire import Picture, Prompt
 from retrv_engine.weights import load_weights
 
@@ -54,6 +54,7 @@ class Job:
         prompt: all rows so far, as they are sent.
         reported: tokens that were handed on.
         found, computed: rows of the cache, and others.
+        read: set when the server has read the prompt; others may wait for it.
     """
 
     sequence: Sequence
@@ -65,6 +66,7 @@ class Job:
     reported: int = 0
     found: int | None = None
     computed: int = 0
+    read: asyncio.Event | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -104,7 +106,7 @@ class SGLangEngine:
         self.table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
         self._link = Link(self.config, checkpoint, model)
         self._slots, self._gate = Slots(self.config.max_requests), Gate()
-        self._loader = Loader()
+        self._readers, self._loader = Readers(), Loader()
         self._numbers = itertools.count()
         self._jobs: set[Job] = set()
         self._counts: Counter[str] = Counter()
@@ -223,7 +225,11 @@ class SGLangEngine:
         error: BaseException | None = None
         limit = asyncio.timeout(deadline)
         try:
-            async with limit, self._slots.take(job.priority, job.number):
+            async with (
+                limit,
+                self._slots.take(job.priority, job.number),
+                self._readers.read(job.prompt.keys) as job.read,
+            ):
                 job.timings["queue"] = time.perf_counter() - job.submitted
                 await self._write(job)
         except asyncio.CancelledError:
@@ -294,6 +300,8 @@ class SGLangEngine:
         async with aclosing(self._said(asked)) as parts:
             async for part in parts:
                 written += len(part.tokens)
+                if job.read is not None:
+                    job.read.set()
                 yield part
         assert part is not None
         if job.found is None:

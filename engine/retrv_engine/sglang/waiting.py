@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 from retrv_engine.request import FeatureSource, Piece, load_distinct
 
+SHARED = 32
+"""Rows in common that are worth waiting for."""
 Wanted: TypeAlias = tuple[FeatureSource, Hashable]
 
 
@@ -46,6 +49,45 @@ class Slots:
                 turn.set_result(None)
                 return
         self._free += 1
+
+
+class Readers:
+    """Of prompts that begin alike one is read first; the others find what it has left.
+
+    SGLang alone reads those together that reach it together.
+    """
+
+    def __init__(self) -> None:
+        self._reading: list[tuple[Sequence[int], asyncio.Event]] = []
+
+    @asynccontextmanager
+    async def read(self, keys: Sequence[int]) -> AsyncIterator[asyncio.Event]:
+        """Waits while such a prompt is read.
+
+        Args:
+            keys: of the prompt's rows.
+        Returns:
+            An event to set when this one has been read; the end of the context sets it as well.
+        """
+        reading = [(other, done) for other, done in self._reading if not done.is_set()]
+        before = [done for other, done in reading if shared(other, keys) >= SHARED]
+        mine = keys, asyncio.Event()
+        if before:
+            await asyncio.gather(*(done.wait() for done in before))
+        else:
+            self._reading.append(mine)
+        try:
+            yield mine[1]
+        finally:
+            mine[1].set()
+            if not before:
+                self._reading.remove(mine)
+
+
+def shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many numbers two sequences begin with alike."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 class Gate:

@@ -66,6 +66,15 @@ class Prompt:
         self.items: list[Item] = []
         self.extend(pieces)
 
+    @property
+    def keys(self) -> list[int]:
+        """What each row holds: prompts that begin alike have keys that do."""
+        keys = list(self.ids)
+        for item in self.items:
+            first, length = item["first"], item["length"]
+            keys[first : first + length] = [-1 - item["key"]] * length
+        return keys
+
     def extend(self, pieces: Sequence[Piece | Picture]) -> None:
         """Appends pieces behind the rows there are."""
         for piece in pieces:
