@@ -50,8 +50,8 @@ class SGLangConfig:
         url: of a server that runs already (``python -m retrv_engine.sglang.server``); None starts
             one here, which ends with the engine.
         arguments: of the server that is started, by SGLang's names: ``{"tp_size": 2}``.
-        python: of the environment that SGLang is installed in. None looks for it in this one, then
-            in the one that ``make sglang-cpu`` makes.
+        python: of the environment that SGLang is installed in. None looks for it in the one that
+            ``make sglang-cpu`` makes, then in this one.
         max_requests: sent to the server at once; the others wait here, by priority.
         stream_rows: tokens after which a server says what it has written so far.
         start_seconds: that a server may take until it answers.
