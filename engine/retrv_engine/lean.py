@@ -118,11 +118,10 @@ class Layers(nn.Module):
         **_: object,
     ) -> Tensor:
         """``hidden [1, n, d]`` → the same shape."""
-        cache, slots = retrv_batch.cache, retrv_batch.slots
-        assert cache is not None and slots is not None
         if hidden.dtype is torch.float32 and hidden.shape[1] <= ROWS and self.fused.usable:
             cos, sin = position_embeddings
-            return self.fused(hidden[0], cos, sin, cache.values, slots, retrv_batch.parts)[None]
+            cache, places = retrv_batch.cache.values, retrv_batch.places
+            return self.fused(hidden[0], cos, sin, cache, places, retrv_batch.parts)[None]
         for layer in self.layers:
             hidden = layer(hidden, position_embeddings, retrv_batch)
         return hidden
