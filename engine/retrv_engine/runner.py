@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -142,7 +142,7 @@ class ModelRunner:
         picks = iter(self._run(extends, [choice for one in choices for choice in one]))
         return [list(itertools.islice(picks, len(one))) for one in choices]
 
-    def _run(self, extends: Sequence[Extend], choices: Sequence[Choice]) -> Iterator[Picked]:
+    def _run(self, extends: Sequence[Extend], choices: Sequence[Choice]) -> list[Picked]:
         """A step in which some read: rows of any number and kind."""
         plan = Plan.of(extends, self.config.page_size, self.table.device)
         pieces = self._pieces([extends[i] for i in plan.order])
@@ -151,9 +151,12 @@ class ModelRunner:
         )
         batch = plan.place(self.cache, spliced.slots)
         hidden = self._hidden(spliced.embeds, spliced.positions, batch)[plan.wanted]
-        for first in range(0, len(choices), PICKED_ROWS):
-            some = slice(first, first + PICKED_ROWS)
-            yield from pick(self.head(hidden[some]), choices[some], self._masks)
+        parts = [
+            slice(first, first + PICKED_ROWS) for first in range(0, len(choices), PICKED_ROWS)
+        ]
+        return [
+            one for part in parts for one in pick(self.head(hidden[part]), choices[part], self._masks)
+        ]
 
     def _logits(self, tokens: Tensor, positions: Tensor, batch: Batch) -> Tensor:
         """Float32 logits ``[b, vocabulary]`` behind tokens ``[b]``."""
