@@ -65,6 +65,11 @@ class Batch:
         keys, values = self.cache.layer(layer)
         keys[self.places] = key
         values[self.places] = value
+        return self.read(layer, query, scale)
+
+    def read(self, layer: int, query: Tensor, scale: float) -> Tensor:
+        """Lets ``query [n, H, d_h]`` attend to what a layer has kept, the new rows included."""
+        keys, values = self.cache.layer(layer)
         device = query.device.type
         out = []
         for part in self.parts:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from retrv_engine import warming
 from retrv_engine.base import DeadlineExceeded, Handle, Stats
 from retrv_engine.config import EngineConfig
 from retrv_engine.pages import PagePool
@@ -102,6 +103,28 @@ class LocalEngine:
         self.runner.check([*prompt, *tokens])
         handle: Handle[list[float]] = self._submit(Scoring(prompt, tokens), 0, None)
         return handle.result()
+
+    def warm(self) -> None:
+        """Compiles and captures what requests will launch, and forgets that anything ran.
+
+        On a GPU that takes seconds, which the first requests would take otherwise; call it before
+        there are any. On a CPU there is nothing to do.
+
+        Raises:
+            RuntimeError: there are requests already.
+        """
+        if not self.runner.single:
+            return
+        with self._turn:
+            if self.scheduler.running or self.scheduler.waiting or self._inbox:
+                raise RuntimeError("an engine is warmed before it has requests")
+            self.runner.warm()
+            for requests in warming.batches(self.vocabulary, self.runner.sizes):
+                self.generate(requests)
+                self.flush()
+            self._counts.clear()
+            self._seconds = dict.fromkeys(self._seconds, 0.0)
+            self.scheduler.preempted = self.scheduler.tree.evicted = 0
 
     def start(self) -> None:
         """See :meth:`retrv_engine.base.Engine.start`."""

@@ -82,11 +82,11 @@ class PlainEngine:
             due = [sequences[i].due for i in active]
             logits = self.model.decode(embeds, positions, mask, cache, max(due))
             wanted = torch.cat([rows[-n:] for rows, n in zip(logits, due, strict=True)])
-            choices = [sequences[i].choice(k) for i, n in zip(active, due, strict=True) for k in range(n)]
-            picks = iter(pick(wanted, choices))
+            counted = [(sequences[i], n) for i, n in zip(active, due, strict=True)]
+            picks = iter(pick(wanted, [one.choice(k) for one, n in counted for k in range(n)]))
             first = first or time.perf_counter() - started
-            for i, n in zip(active, due, strict=True):
-                sequences[i].advance([next(picks) for _ in range(n)])
+            for one, n in counted:
+                one.advance(list(itertools.islice(picks, n)))
             _splice([sequences[i] for i in active])
             keep = [n for n, i in enumerate(active) if not sequences[i].done]
             if len(keep) < len(active) and keep:

@@ -53,10 +53,12 @@ class Runner(Protocol):
 
     Attributes:
         single: as of :class:`retrv_engine.scheduler.Scheduler`.
+        sizes: numbers of sequences that a step is made for, where ``single``.
     """
 
     pages: int
     single: bool
+    sizes: Sequence[int]
 
     def run(self, extends: Sequence[Extend]) -> list[list[Picked]]:
         """Computes rows, keeps what later ones need of them, and takes the tokens that are due.
@@ -80,6 +82,10 @@ class Runner(Protocol):
 
     def reset(self) -> None:
         """Forgets what is kept between steps, after an error in one."""
+        ...
+
+    def warm(self) -> None:
+        """Compiles what requests of other makes will launch; asked for where ``single``."""
         ...
 
 
@@ -117,6 +123,7 @@ class ModelRunner:
         self.steps = DecodeSteps(
             self._logits, self.cache, self.pages, self.single, config.max_sequences
         )
+        self.sizes = self.steps.buckets
         self._masks: Masks | None = None
         self._places = self._parameters()
 
@@ -151,11 +158,11 @@ class ModelRunner:
         )
         batch = plan.place(self.cache, spliced.slots)
         hidden = self._hidden(spliced.embeds, spliced.positions, batch)[plan.wanted]
-        parts = [
-            slice(first, first + PICKED_ROWS) for first in range(0, len(choices), PICKED_ROWS)
-        ]
+        parts = [slice(first, first + PICKED_ROWS) for first in range(0, len(choices), PICKED_ROWS)]
         return [
-            one for part in parts for one in pick(self.head(hidden[part]), choices[part], self._masks)
+            one
+            for part in parts
+            for one in pick(self.head(hidden[part]), choices[part], self._masks)
         ]
 
     def _logits(self, tokens: Tensor, positions: Tensor, batch: Batch) -> Tensor:
@@ -205,6 +212,14 @@ class ModelRunner:
             self._places = places
             self.steps.clear()
 
+    def warm(self) -> None:
+        """See :meth:`Runner.warm`: rows from any number of stores."""
+        table = self.table.new_zeros(1, self.table.shape[1])
+        pages = torch.full((1, 1), self.pages, device=table.device)
+        for count in (1, 2, 4, 8, STORES):
+            spans = [Span(store, 0, 1, 0, 0, 0, 0, 0) for store in range(count)]
+            splice_features([table] * count, spans, pages, self.config.page_size, dtype=table.dtype)
+
     def reset(self) -> None:
         """See :meth:`Runner.reset`."""
         self.steps.clear()
@@ -212,7 +227,7 @@ class ModelRunner:
 
     def _parameters(self) -> list[int]:
         """Where the parameters are."""
-        return [parameter.data_ptr() for parameter in self.decoder.parameters()]
+        return [parameter.data_ptr() for _, parameter in self.model.named_parameters()]
 
     def _budget(self) -> int:
         """Bytes of the cache."""
