@@ -215,7 +215,9 @@ def _buffer_of(parts: Sequence[Tensor]) -> Tensor | None:
 
 def _storage(tensor: Tensor | None) -> int:
     """Address of the memory of which a tensor is a view."""
-    return 0 if tensor is None else tensor.untyped_storage().data_ptr()
+    if tensor is None:
+        return 0
+    return tensor.data_ptr() - tensor.storage_offset() * tensor.element_size()
 
 
 def _parameters(linears: tuple[nn.Linear, ...]) -> list[Tensor]:
