@@ -9,6 +9,7 @@ import torch
 
 from retrv_kernels import ops, registry
 from retrv_kernels.cases import CASES, TOLERANCE, WRITTEN, error_of, expected_of, result_of
+from retrv_kernels.smoke import moved
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,15 +42,6 @@ def poisoned():
     assert torch.empty(1, device="cuda").isnan()
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def moved(value, device: str):
-    """Tensors on a device, in lists too."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, list) and any(isinstance(one, torch.Tensor) for one in value):
-        return [moved(one, device) for one in value]
-    return value
 
 
 def typical(op: str):
