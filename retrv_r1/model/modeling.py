@@ -60,14 +60,24 @@ class RetrvR1PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules: ClassVar = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, InformationCompressor):
-            text = self.config.get_text_config()
-            module.reset_parameters(text.initializer_range, text.initializer_range)
-
 
 class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
     """Backbone, compressor, and the construction of embeddings from ids and row references."""
+
+    icm: InformationCompressor
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initializes the whole compressor when its first module is met.
+
+        Since 5.13 transformers passes over every module of custom code that owns no parameter
+        which is still to be made, and the compressor itself owns none; its parts are all met.
+        """
+        parts = set(self.icm.modules())
+        if module in parts:
+            spread = self.config.get_text_config().initializer_range
+            self.icm.reset_parameters(spread, spread)
+            for part in parts:  # or each of them would draw its numbers once more
+                part._is_hf_initialized = True  # type: ignore[assignment]
 
     def __init__(self, config: RetrvR1Config) -> None:
         super().__init__(config)
