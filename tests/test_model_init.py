@@ -17,7 +17,11 @@ def test_a_model_made_from_a_config_is_initialized_throughout(make_model):
     model = make_model(icm=ICM)
     assert [name for name, value in model.state_dict().items() if value.isnan().any()] == []
     icm = model.icm
-    for linear in (icm.pool.attention.q_proj, icm.relation_pool.attention.o_proj, icm.relate.k_proj):
+    for linear in (
+        icm.pool.attention.q_proj,
+        icm.relation_pool.attention.o_proj,
+        icm.relate.k_proj,
+    ):
         assert linear.weight.std().item() == pytest.approx(SPREAD, rel=0.1)
     for drawn in (icm.memory.prototypes, icm.memory.codes):
         assert drawn.std().item() == pytest.approx(1, rel=0.05)

@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from retrv_kernels.linear import float_logits
 from retrv_r1.model.attention import use_packed_attention
 from retrv_r1.model.config import ICMConfig, RetrvR1Config
 from retrv_r1.model.icm import InformationCompressor
@@ -151,7 +152,10 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
     def decode(
         self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Cache, last: int
     ) -> Tensor:
-        """Logits of the ``last`` rows of ``embeds [b, l, d]`` (the engines' protocol)."""
+        """Logits of the ``last`` rows of ``embeds [b, l, d]`` (the engines' protocol), in float32.
+
+        In bfloat16 half of 50 candidates' labels would tie, and ties are ranked by place.
+        """
         out = self.language_model(
             inputs_embeds=embeds,
             position_ids=positions.to(embeds.device),
@@ -159,7 +163,10 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
             past_key_values=cache,
             use_cache=True,
         )
-        return self.get_output_embeddings()(out.last_hidden_state[:, -last:])
+        hidden, head = out.last_hidden_state[:, -last:], self.get_output_embeddings()
+        if type(head) is not nn.Linear:  # one with adapters, say
+            return head(hidden).float()
+        return float_logits(hidden.flatten(0, 1), head.weight, head.bias).unflatten(0, hidden.shape[:2])
 
     def forward(
         self,
