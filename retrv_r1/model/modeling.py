@@ -166,7 +166,9 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
         hidden, head = out.last_hidden_state[:, -last:], self.get_output_embeddings()
         if type(head) is not nn.Linear:  # one with adapters, say
             return head(hidden).float()
-        return float_logits(hidden.flatten(0, 1), head.weight, head.bias).unflatten(0, hidden.shape[:2])
+        return float_logits(hidden.flatten(0, 1), head.weight, head.bias).unflatten(
+            0, hidden.shape[:2]
+        )
 
     def forward(
         self,
