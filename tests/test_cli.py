@@ -384,7 +384,7 @@ def test_eval_passes_its_options_on(monkeypatch):
     assert run("eval", "set", "--k", "5, 20", "--limit", "7").stdout == "0 cells\n"
     options = {"model": "tiny", "k": (5, 20), "split": "all", "limit": 7, "out": None}
     systems = {"modes": ["reason", "fast"], "full_tokens": True, "int8_keys": False}
-    systems["weights"] = "model"
+    systems |= {"weights": "model", "device": None, "dtype": None}
     assert seen == [("set", options | systems)]
     arguments = ("--split", "unseen", "--out", "o", "--model", "m", "--json")
     arguments += ("--mode", "fast", "--no-full-tokens", "--int8-keys")
@@ -399,6 +399,8 @@ def test_eval_passes_its_options_on(monkeypatch):
         "full_tokens": False,
         "int8_keys": True,
         "weights": "int8",
+        "device": None,
+        "dtype": None,
         "out": Path("o"),
     }
 

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from retrv_kernels.linear import float_logits
-from retrv_r1.model.attention import use_packed_attention
+from retrv_r1.model.attention import tower_rows, use_packed_attention
 from retrv_r1.model.config import ICMConfig, RetrvR1Config
 from retrv_r1.model.icm import InformationCompressor
 
@@ -108,8 +108,7 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
 
     def encode_pictures(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Merged tower rows of packed pictures, ``[v, d]``."""
-        pixels = pixel_values.to(self.visual.dtype)
-        return self.visual(pixels, grid_thw=image_grid_thw).pooler_output
+        return tower_rows(self.visual, pixel_values, image_grid_thw)
 
     def features(self, items: PackedItems) -> Tensor:
         """Feature rows of packed items: token embeddings and vision rows, ``[n, d]``."""
