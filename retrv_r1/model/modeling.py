@@ -8,7 +8,7 @@ the model with integers and pictures alone, and gradients reach tower and compre
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +39,7 @@ class PackedItems:
         pixel_values: flattened patches of all pictures in item order, ``[p, patch_dim]``, or None.
         image_grid_thw: patch grid of each picture, ``[i, 3]``, or None.
         vision_rows: merged tower rows instead of ``pixel_values``, ``[v, d]`` (a feature cache).
+        picture_rows: vision rows among ``ids``; None has the ids counted, which waits for a device.
     """
 
     ids: Tensor
@@ -46,11 +47,15 @@ class PackedItems:
     pixel_values: Tensor | None = None
     image_grid_thw: Tensor | None = None
     vision_rows: Tensor | None = None
+    picture_rows: int | None = None
 
     def to(self, device: torch.device | str) -> PackedItems:
-        """The same items on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in values.items() if v is not None})
+        """The same items on another device; offsets and grids stay: they are read on the CPU."""
+        moved = {name: getattr(self, name) for name in ("ids", "pixel_values", "vision_rows")}
+        return replace(
+            self,
+            **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None},
+        )
 
 
 class RetrvR1PreTrainedModel(PreTrainedModel):
@@ -121,8 +126,9 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
         if vision is None:
             return rows
         where = (items.ids == self.config.backbone_config.image_token_id)[:, None]
-        if int(where.sum()) != len(vision):
-            raise ValueError(f"{int(where.sum())} image tokens for {len(vision)} vision rows")
+        count = int(where.sum()) if items.picture_rows is None else items.picture_rows
+        if count != len(vision):
+            raise ValueError(f"{count} image tokens for {len(vision)} vision rows")
         return rows.masked_scatter(where, vision.to(rows.dtype))
 
     def row_table(self, items: PackedItems, pair_candidate: Tensor, pair_query: Tensor) -> Tensor:
@@ -132,9 +138,8 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
         tokens of the ``c`` pairs (item numbers of candidate and query).
         """
         features = self.features(items)
-        content = self.icm.content(features, items.cu_seqlens)
-        relation = self.icm.relation(features, items.cu_seqlens, pair_candidate, pair_query)
-        return torch.cat([features, content, relation])
+        tokens = self.icm.tokens(features, items.cu_seqlens, pair_candidate, pair_query)
+        return torch.cat([features, *tokens])
 
     def embed(self, input_ids: Tensor, row_refs: Tensor | None, table: Tensor | None) -> Tensor:
         """Embeddings of a sequence: a token's where ``row_refs`` is -1, else the table's row."""
