@@ -9,9 +9,8 @@ from typing import Any
 from unittest import mock
 
 import torch
-from emulated_device import Calls, Emulated, EmulatedDevice, Mismatch
+from emulated_device import Calls, Emulated, EmulatedDevice, Mismatch, raw_of, tensors_in
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from retrv_kernels import registry
 
@@ -117,7 +116,7 @@ def _triton(device: EmulatedDevice) -> Iterator[None]:
     from triton.runtime.jit import JITFunction
 
     def launch(function: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> None:
-        on_host = [x for x in tree_leaves(args) if isinstance(x, Tensor) and x.device.type == "cpu"]
+        on_host = [x for x in tensors_in(args) if not isinstance(x, Emulated)]
         if on_host:
             shapes = [tuple(x.shape) for x in on_host]
             raise Mismatch(f"kernel {function.__name__}: {shapes} on the CPU")
@@ -127,8 +126,8 @@ def _triton(device: EmulatedDevice) -> Iterator[None]:
     def stand_in(run: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
         def both(*arguments: Any) -> Any:
             run(*arguments)
-            there = [x for x in tree_leaves(arguments) if isinstance(x, Emulated)]
-            raw = tree_map(lambda x: x.raw if isinstance(x, Emulated) else x, list(arguments))
+            there = [x for x in tensors_in(arguments) if isinstance(x, Emulated)]
+            raw = raw_of(arguments)
             result = reference(*raw)
             device.record(lambda: reference(*raw), result)
             return device.wrap(result, there)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import traceback
+import linecache
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from retrv_kernels import registry
 
@@ -36,6 +36,13 @@ INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_ind
 SIZED_BY_VALUES = {"_unique2", "bincount", "masked_select", "nonzero", "repeat_interleave"}
 SIZED_BY_VALUES |= {"unique_consecutive", "unique_dim"}
 FROM_HOST = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor)
+
+# Their calls from Python ask the driver first; the operations do not.
+GUARDED = {
+    Tensor.copy_: torch.ops.aten.copy_,
+    Tensor.nonzero: torch.ops.aten.nonzero,
+    torch.nonzero: torch.ops.aten.nonzero,
+}
 
 
 class Mismatch(RuntimeError):
@@ -139,7 +146,7 @@ class Emulated(Tensor):
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         """Where the device's mode is not on: in other threads."""
-        one = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Emulated))
+        one = next(x for x in tensors_in((args, kwargs)) if isinstance(x, Emulated))
         return one.owner.dispatch(func, args, kwargs or {})
 
 
@@ -195,11 +202,10 @@ class EmulatedDevice(TorchDispatchMode):
         """Keeps, while a graph is captured, how a result is computed anew in its memory."""
         if self.tape is None:
             return
-        olds = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        olds = tensors_in(result)
 
         def replay() -> None:
-            news = [x for x in tree_leaves(again()) if isinstance(x, Tensor)]
-            for old, new in zip(olds, news, strict=True):
+            for old, new in zip(olds, tensors_in(again()), strict=True):
                 if old is not new:
                     old.copy_(new)
 
@@ -218,7 +224,7 @@ class EmulatedDevice(TorchDispatchMode):
     def get(self, x: Emulated, index: Any) -> Emulated:
         """``x[index]``."""
         advanced = self._index(index, None)
-        raw_index = tree_map(_raw, index)
+        raw_index = raw_of(index)
         result = x.raw[raw_index]
         if advanced:
             self.books.launches["index"] += 1
@@ -235,7 +241,7 @@ class EmulatedDevice(TorchDispatchMode):
             self._meet(self.books.copies, _size(value))
         else:
             self.books.launches["index_put_" if advanced else "copy_"] += 1
-        raw_index, raw_value = tree_map(_raw, (index, value))
+        raw_index, raw_value = raw_of((index, value))
         x.raw[raw_index] = raw_value
         self.record(lambda: x.raw.__setitem__(raw_index, raw_value), None)
 
@@ -259,7 +265,7 @@ class EmulatedDevice(TorchDispatchMode):
     def dispatch(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Runs an operation as the device would."""
         name = func._schema.name.split("::")[1]
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = tensors_in((args, kwargs))
         there = [x for x in tensors if isinstance(x, Emulated)]
         target = kwargs.get("device")
         if not there and (target is None or torch.device(target).type != "cuda"):
@@ -341,7 +347,7 @@ class EmulatedDevice(TorchDispatchMode):
         """Computes on the CPU; what comes of it is on the device."""
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": torch.device("cpu"), "pin_memory": None}
-        raw_args, raw_kwargs = tree_map(_raw, (list(args), kwargs))
+        raw_args, raw_kwargs = raw_of((args, kwargs))
         run = functools.partial(_widened if _widens(func) else func, *raw_args, **raw_kwargs)
         result = run()
         kinds = [one.alias_info for one in func._schema.returns]
@@ -354,13 +360,7 @@ class EmulatedDevice(TorchDispatchMode):
     def wrap(self, result: Any, there: Sequence[Emulated]) -> Any:
         """A result on the device; what is one of the arguments ``there`` is that argument."""
         known = {id(x.raw): x for x in there}
-
-        def one(x: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            return known[id(x)] if id(x) in known else self.put(x)
-
-        return tree_map(one, result)
+        return mapped(lambda x: known[id(x)] if id(x) in known else self.put(x), result)
 
     def _meet(self, counter: Counter[str], what: str) -> None:
         line = f"{what} at {_caller()}"
@@ -381,6 +381,8 @@ class Calls(TorchFunctionMode):
         kwargs = {key: _numbered(value) for key, value in (kwargs or {}).items()}
         if func is Tensor.cuda:
             return args[0].to(DEVICE, non_blocking=kwargs.get("non_blocking", False))
+        if func in GUARDED:
+            return GUARDED[func](*args, **kwargs)
         if func in (Tensor.pin_memory, Tensor.is_pinned):
             if func is Tensor.is_pinned:
                 return not isinstance(args[0], Emulated) and self.device.is_pinned(args[0])
@@ -405,8 +407,32 @@ def _numbered(value: Any) -> Any:
     return DEVICE if isinstance(value, torch.device) and value.type == "cuda" else value
 
 
-def _raw(value: Any) -> Any:
-    return value.raw if isinstance(value, Emulated) else value
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors of nested tuples, lists and dictionaries, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    return [tensor for one in value for tensor in tensors_in(one)]
+
+
+def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same value with all its tensors changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: mapped(change, one) for key, one in value.items()}
+    if not isinstance(value, tuple | list):
+        return value
+    parts = [mapped(change, one) for one in value]
+    return type(value)._make(parts) if hasattr(value, "_make") else type(value)(parts)
+
+
+def raw_of(value: Any) -> Any:
+    """The same value with tensors of the CPU in the place of those on the device."""
+    return mapped(lambda x: x.raw if isinstance(x, Emulated) else x, value)
 
 
 def _size(tensor: Tensor) -> str:
@@ -431,12 +457,14 @@ def _widened(*args: Any) -> Tensor:
     return left @ right if len(tensors) == 2 else tensors[0].to(dtype) + left @ right
 
 
-_OTHERS = (str(Path(torch.__file__).parent), str(Path(contextlib.__file__)), "/emulated_")
+_OTHERS = tuple(map(str, (Path(torch.__file__).parent, Path(__file__).with_name("emulated_"))))
+_OTHERS += (contextlib.__file__,)
 
 
 def _caller() -> str:
     """The line that asked, outside PyTorch and the emulation."""
-    for frame in reversed(traceback.extract_stack()):
-        if not any(part in frame.filename for part in _OTHERS):
-            return f"{'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno} {frame.line}"
-    return "?"
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_code.co_filename.startswith(_OTHERS):
+        frame = frame.f_back
+    name, number = frame.f_code.co_filename, frame.f_lineno
+    return f"{'/'.join(Path(name).parts[-3:])}:{number} {linecache.getline(name, number).strip()}"

@@ -478,15 +478,3 @@ def test_windows_join_without_a_rise():
     assert merge_windows(head, tail) == joined
     assert merge_windows(head, []) == head
     assert merge_windows([], tail[:1]) == tail[:1]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_ranks_as_the_cpu_does(make_model, processor, mixed):
-    expected = Reranker(make_model(), processor).rank("a red apple", mixed, sampling=SHORT)
-    model = make_model().to("cuda")
-    found = Reranker(model, processor).rank("a red apple", mixed, sampling=SHORT)
-    assert found.answer == expected.answer
-    assert [line.score for line in found] == pytest.approx(
-        [line.score for line in expected], abs=1e-3
-    )
