@@ -110,14 +110,20 @@ def names_of(processor: Any) -> Vocabulary:
     return vocabulary_of(processor.tokens)
 
 
-def real_requests(labels: Sequence[int], width: int = 64, seed: int = 0) -> list[Request]:
-    """Prompts of 3 to 40 rows with 2 to 6 candidates of 2 to 26 rows, for a model of some width."""
+def real_requests(
+    labels: Sequence[int], width: int = 64, seed: int = 0, device: str = "cpu"
+) -> list[Request]:
+    """Prompts of 3 to 40 rows with 2 to 6 candidates of 2 to 26 rows, for a model of some width.
+
+    Args:
+        device: of the rows: the model's.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def rows(count: int, grid: int = 0) -> FeatureRows:
         table = 0.15 * torch.randn(count, width, generator=generator)
         key = int(torch.randint(2**62, (1,), generator=generator))
-        return FeatureRows(table, 0, count, key, grid)
+        return FeatureRows(table.to(device), 0, count, key, grid)
 
     made = []
     for number, (length, count) in enumerate([(40, 6), (3, 2), (17, 4), (25, 3), (8, 5)]):
@@ -152,7 +158,7 @@ class Steered:
         return lambda hidden: self.steer(self.model.get_output_embeddings()(hidden))
 
     def steer(self, logits: Tensor) -> Tensor:
-        bias = torch.zeros(logits.shape[-1])
+        bias = torch.zeros(logits.shape[-1], device=logits.device)
         bias[self.vocabulary.inspect_start] = 4.0
         bias[self.vocabulary.think_end] = 1.0
         return logits + bias

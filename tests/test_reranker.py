@@ -496,15 +496,3 @@ def test_bfloat16_tells_all_candidates_apart(monkeypatch):
     for query in ("a boat", "happy music"):
         check(reranker.rank(query, [*candidates, "cat"], mode="fast"), 50)
     assert [len(output.label_logits.unique()) for output in outputs] == [50, 50]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpu_ranks_as_the_cpu_does(make_model, processor, mixed):
-    expected = Reranker(make_model(), processor).rank("a red apple", mixed, sampling=SHORT)
-    model = make_model().to("cuda")
-    found = Reranker(model, processor).rank("a red apple", mixed, sampling=SHORT)
-    assert found.answer == expected.answer
-    assert [line.score for line in found] == pytest.approx(
-        [line.score for line in expected], abs=1e-3
-    )
