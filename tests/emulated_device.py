@@ -39,6 +39,7 @@ FROM_HOST = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, 
 
 # Their calls from Python ask the driver first; the operations do not.
 GUARDED = {
+    Tensor.__invert__: torch.ops.aten.bitwise_not,
     Tensor.copy_: torch.ops.aten.copy_,
     Tensor.nonzero: torch.ops.aten.nonzero,
     torch.nonzero: torch.ops.aten.nonzero,

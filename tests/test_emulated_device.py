@@ -83,7 +83,11 @@ def test_copies_waits_and_launches_are_counted(device):
             lambda: pinned.copy_(there, non_blocking=True),
             lambda: there.to("cpu", non_blocking=True),
         ],
-        "": [lambda: there.view(2, 2).T[0], lambda: torch.empty(3, device="cuda"), lambda: there[1:]],
+        "": [
+            lambda: there.view(2, 2).T[0],
+            lambda: torch.empty(3, device="cuda"),
+            lambda: there[1:],
+        ],
     }
     for kind, calls in asked.items():
         for number, call in enumerate(calls):
@@ -92,7 +96,9 @@ def test_copies_waits_and_launches_are_counted(device):
             for name in {"copies", "waits", "results", kind} - {""}:
                 counter = getattr(books, name)
                 assert counter.total() == (name == kind), (kind, number, counter)
-                assert all("test_emulated_device.py" in line for line in counter if kind != "launches")
+                assert all(
+                    "test_emulated_device.py" in line for line in counter if kind != "launches"
+                )
             assert kind or not books.launches
     assert there.half()[None].mm(there.half()[:, None]).dtype == torch.float16
     product = torch.mm(there.half()[None], there.half()[:, None], out_dtype=torch.float32)
