@@ -21,6 +21,7 @@ from retrv_engine import (
     Sampling,
     Vocabulary,
 )
+from retrv_engine.sampler import Picked, pick
 from retrv_engine.scheduler import Extend
 from retrv_r1.reranker import vocabulary_of
 
@@ -176,7 +177,7 @@ class Ledger:
     """
 
     def __init__(self, pages: int, size: int) -> None:
-        self.pages, self.size, self.weights = pages, size, 0
+        self.pages, self.size, self.weights, self.single = pages, size, 0, False
         self.rows = torch.full((pages, size), -7, dtype=torch.long)
         self.steps: list[list[tuple[int, int]]] = []
         self.broken = False
@@ -191,11 +192,14 @@ class Ledger:
     def load_weights(self, weights: dict[str, Any]) -> None:
         self.weights = weights.get("version", 0)
 
-    def run(self, extends: list[Extend]) -> Tensor:
+    def reset(self) -> None:
+        pass
+
+    def run(self, extends: list[Extend]) -> list[list[Picked]]:
         if self.broken:
             raise MemoryError("the model broke")
         self.steps.append([(job.number, stop - first) for job, first, stop in extends])
-        logits = []
+        picks = []
         for extend in extends:
             job, first, stop = extend
             keys = [key ^ self.weights for key in job.context.keys[:stop]]
@@ -203,8 +207,9 @@ class Ledger:
                 self.rows[job.pages[row // self.size], row % self.size] = keys[row]
             kept = self.rows[job.pages[: -(-stop // self.size)]].flatten()[:stop].tolist()
             assert kept == keys
-            logits += [self._of(keys[: row + 1]) for row in range(stop - extend.logits, stop)]
-        return torch.stack(logits) if logits else torch.empty(0, SIZE)
+            logits = [self._of(keys[: row + 1]) for row in range(stop - extend.due, stop)]
+            picks.append(pick(torch.stack(logits), extend.choices()) if logits else [])
+        return picks
 
     @staticmethod
     def _of(keys: list[int]) -> Tensor:

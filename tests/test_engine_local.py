@@ -65,6 +65,7 @@ SETTINGS = {
     "a page a row": {"page_size": 1, "max_sequences": 4},
     "no radix": {"radix": False},
     "one at a time": {"max_sequences": 1},
+    "fixed steps": {"graphs": True, "max_sequences": 6},
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from retrv_kernels import gpu, ops, registry
-from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, named
+from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, named, result_of
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
 INTERPRETED = os.environ.get(gpu.INTERPRETER) == "1"
@@ -44,7 +44,7 @@ class TestInterpreted:
         kept = copy.deepcopy(arguments)
         assert registry.choose(case.op, "cpu").implementation.name == "triton"
         cut = case.op == "splice_features" and dtype == torch.bfloat16
-        found = getattr(ops, case.op)(**arguments)
+        found = result_of(case.op, arguments)
         error = error_of(found, expected_of(case.op, arguments))
         assert error <= (CUT if cut else TOLERANCE[case.op][dtype])
         torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
