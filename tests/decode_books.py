@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,12 +83,12 @@ class Engine:
     layers: int
     sequences: int
     sampling: dict[str, float]
+    graphs: bool | None = None
     dtype: torch.dtype = torch.bfloat16
-    shared: bool = False
 
     def __post_init__(self) -> None:
         model = Backbone(self.layers, self.device, self.dtype)
-        self.engine = LocalEngine(model, NAMES, EngineConfig(cache_bytes=2**26))
+        self.engine = LocalEngine(model, NAMES, EngineConfig(cache_bytes=2**26, graphs=self.graphs))
         numbers = range(self.sequences)
         self.handles = [self.engine.submit(self._request(number)) for number in numbers]
         for _ in range(self.sequences + WARM):
@@ -99,8 +98,7 @@ class Engine:
 
     def _request(self, number: int) -> Request:
         """Goes on writing text: it may neither inspect nor conclude."""
-        first = 50 if self.shared else 50 + number
-        prompt = [first, *range(60, 100), 50 + number]
+        prompt = [50 + number, *range(60, 100), 50 + number]
         sampling: Any = dict(self.sampling, seed=number, max_reasoning_tokens=1000)
         never = [NAMES.think_end, NAMES.inspect_start]
         return Request(
@@ -140,21 +138,22 @@ def counts_of(sequences: int, sampling: dict[str, float], **how: Any) -> Counts:
 
 
 def main() -> None:
-    """Prints the table, and where the copies and waits of a step are asked for."""
+    """Prints the table, and where the launches, copies and waits of a step are asked for."""
     titles = ["decode step", "a layer", "outside", *LAYERS, "copies", "waits"]
     print("|", " | ".join(titles), "|")
     print("|", " | ".join(["---", *["---:"] * (len(titles) - 1)]), "|")
-    for kind, (sequences, sampling) in KINDS.items():
-        layer, rest, copies, waits = counts_of(sequences, sampling)
-        totals = [layer * layers + rest for layers in LAYERS.values()]
-        print("|", " | ".join(map(str, [kind, layer, rest, *totals, copies, waits])), "|")
+    for graphs in (False, None):
+        for kind, (sequences, sampling) in KINDS.items():
+            layer, rest, copies, waits = counts_of(sequences, sampling, graphs=graphs)
+            totals = [layer * layers + rest for layers in LAYERS.values()]
+            name = kind if graphs is False else f"{kind}, a graph"
+            print("|", " | ".join(map(str, [name, layer, rest, *totals, copies, waits])), "|")
     for kind, (sequences, sampling) in KINDS.items():
         with emulate() as device:
-            books = Engine(device, 1, sequences, sampling).step()
+            books = Engine(device, 1, sequences, sampling, graphs=False).step()
         for what in ("launches", "copies", "waits", "results"):
-            counter: Counter[str] = getattr(books, what)
-            for line, count in counter.most_common():
-                print(f"{kind}, {what}: {count} × {line}")
+            for line, count in getattr(books, what).most_common():
+                print(f"{kind}, one layer, {what}: {count} × {line}")
 
 
 if __name__ == "__main__":

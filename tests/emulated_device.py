@@ -1,4 +1,4 @@
-"""A GPU that is not there: CPU tensors that say they are on ``cuda:0``, and books of what they cost.
+"""A GPU that is not there: CPU tensors that say they are on ``cuda:0``, and books of their cost.
 
 The CPU computes, so results are right; what a GPU would refuse or wait for shows. A tensor of the
 wrong device raises; launches, copies to the device and waits for it are counted, with the line that
@@ -39,6 +39,7 @@ FROM_HOST = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, 
 
 # Their calls from Python ask the driver first; the operations do not.
 GUARDED = {
+    Tensor.__invert__: torch.ops.aten.bitwise_not,
     Tensor.copy_: torch.ops.aten.copy_,
     Tensor.nonzero: torch.ops.aten.nonzero,
     torch.nonzero: torch.ops.aten.nonzero,
@@ -246,7 +247,7 @@ class EmulatedDevice(TorchDispatchMode):
         self.record(lambda: x.raw.__setitem__(raw_index, raw_value), None)
 
     def _index(self, index: Any, value: Any) -> bool:
-        """Whether an index has tensors or lists in it; counts the copies and waits that they are."""
+        """Whether an index has tensors or lists; counts what copies and waits they cost."""
         parts = index if isinstance(index, tuple) else (index,)
         found = [x for x in parts if isinstance(x, Tensor | list)]
         single = value is not None and (not isinstance(value, Tensor) or value.numel() == 1)
@@ -451,7 +452,7 @@ def _widens(func: Any) -> bool:
 
 
 def _widened(*args: Any) -> Tensor:
-    """``mm``, ``bmm`` or, with a first summand, ``addmm`` of halves, the result in another dtype."""
+    """``mm``, ``bmm`` or, with a summand, ``addmm`` of halves, the result in another dtype."""
     *tensors, dtype = args
     left, right = (x.to(dtype) for x in tensors[-2:])
     return left @ right if len(tensors) == 2 else tensors[0].to(dtype) + left @ right

@@ -30,9 +30,7 @@ def expected(make_model, processor) -> list[Output]:
     """What the plain engine writes on the CPU."""
     names = names_of(processor)
     plain = PlainEngine(Steered(make_model(), names), names)
-    outputs = [
-        plain.generate([one])[0] for one in requests_on("cpu", processor.tokens.labels)
-    ]
+    outputs = [plain.generate([one])[0] for one in requests_on("cpu", processor.tokens.labels)]
     assert sum(len(output.inspected) for output in outputs) >= 8
     return outputs
 
@@ -118,7 +116,9 @@ WAYS = {
 def test_the_reranker_ranks_as_on_the_cpu(gpu, checkpoint, items, way):
     """Random weights that like to inspect, in float32."""
     model, processor, _ = checkpoint
-    wanted = Reranker(copy.deepcopy(model), processor, config=PAGES).rank("high", items, **WAYS[way])
+    wanted = Reranker(copy.deepcopy(model), processor, config=PAGES).rank(
+        "high", items, **WAYS[way]
+    )
     reranker = Reranker(gpu.move(copy.deepcopy(model)), processor, config=PAGES)
     found = reranker.rank("high", items, **WAYS[way])
     assert story(found) == story(wanted)
