@@ -14,7 +14,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class DecodeStep:
         cache: PagedCache,
         spare: int,
         replayed: bool,
-        pool: object = None,
+        pool: Any = None,
     ) -> None:
         self.shape, self.model, self.cache, self.spare = shape, model, cache, spare
         device = cache.values.device
@@ -238,7 +238,7 @@ class DecodeSteps:
         self.fixed, self.buckets = fixed, [*(b for b in BUCKETS if b < most), most]
         self.device = cache.values.device
         self._steps: OrderedDict[Shape, DecodeStep] = OrderedDict()
-        self._pool = None
+        self._pool: Any = None
         self._sharing = Sharing([], [], [], [])
 
     def run(
