@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import harness, machine, plots, report
+from bench.device import Device
 from bench.harness import Suite
 from bench.suites import engine, kernels
 from retrv_kernels import gpu
@@ -94,9 +94,13 @@ def measure(suite: Name, device: str, quick: bool, only: str, console: Console) 
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     card = machine.card(device)
     report.render_card(card, console)
+    measured = Device.of(device)
+    measured.warm()
     probe = machine.Probe(device)
     probe.measure()
-    made = SUITES[suite](device, probe.ceilings()["gemm"]["median"], quick)
+    ceilings = probe.ceilings()
+    rate = ceilings.get("gemm bfloat16", ceilings["gemm"])["median"]
+    made = SUITES[suite](device, rate, quick)
     trials = [trial for trial in made.trials if only in f"{trial.op} {trial.name}"]
     if not trials:
         raise typer.BadParameter(f"no trial has {only!r} in its op or name")
@@ -108,8 +112,9 @@ def measure(suite: Name, device: str, quick: bool, only: str, console: Console) 
         for trial in trials:
             progress.update(task, description=f"{trial.op}: {trial.name}, {trial.dtype}")
             probe.measure()
-            rows += harness.run(trial, BUDGET[quick], evict=probe.evict)
-            gc.collect()  # a trial's tensors, before the next one's are made
+            own = measured if device == "cuda" else None
+            rows += harness.run(trial, BUDGET[quick], evict=probe.evict, device=own)
+            measured.rest()  # a trial's tensors, before the next one's are made
             progress.advance(task)
     probe.measure()
     return report.build(suite, card | {"ceilings": probe.ceilings()}, rows, made.notes)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench import small
+from bench.device import Device
 from retrv_engine import (
     EngineConfig,
     FeatureRows,
@@ -107,7 +108,8 @@ class World:
     def _of(cls, name, model, processor, rows, width, device):  # type: ignore[no-untyped-def]
         tokens, words = processor.tokens, len(processor.tokenizer) // 2
         vocabulary = vocabulary_of(tokens)
-        return cls(name, model.to(device), vocabulary, tokens.labels, rows, width, words)
+        model = model.to(device, Device.of(device).dtype)
+        return cls(name, model, vocabulary, tokens.labels, rows, width, words)
 
     @property
     def parameters(self) -> int:
@@ -134,7 +136,8 @@ class World:
         width = self.model.config.hidden_size
         device = self.model.device
         count = candidates * (self.rows + 2)
-        table = 0.02 * torch.randn(count, width, generator=generator).to(device)
+        table = 0.02 * torch.randn(count, width, generator=generator)
+        table = table.to(device, self.model.dtype)
         pictures = Pictures(table, self.rows, self.width, seed)
         prompt: list[Piece] = text[:INSTRUCTION]
         for i in range(candidates):
@@ -159,7 +162,8 @@ class World:
         table = 0.02 * torch.randn(
             candidates * self.rows, self.model.config.hidden_size, generator=generator
         )
-        pictures = Pictures(table.to(self.model.device), self.rows, self.width, seed)
+        table = table.to(self.model.device, self.model.dtype)
+        pictures = Pictures(table, self.rows, self.width, seed)
         verdicts = self.labels[:2]
         return [
             Request([*text[:64], pictures.of(i), *text[64:]], verdicts, reason=False)
