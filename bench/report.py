@@ -20,12 +20,12 @@ def build(suite: str, card: Values, rows: Sequence[Values], notes: Sequence[str]
         card: of the machine, with ``ceilings`` measured during the run.
         rows: of :func:`bench.harness.run`.
     """
-    rows = [{**row, "bound": _bound(row, card["ceilings"])} for row in rows]
+    rows = [{**row, "bound": bound(row, card["ceilings"])} for row in rows]
     failed = sum(row["failed"] for row in rows)
     return {"suite": suite, "card": dict(card), "rows": rows, "notes": [*notes], "failed": failed}
 
 
-def _bound(row: Values, ceilings: Values) -> dict[str, Any] | None:
+def bound(row: Values, ceilings: Values) -> dict[str, Any] | None:
     """The ceiling that takes longer, and the fraction of it that the median call reached.
 
     ``fractions`` are of memory and of products in the row's dtype, whichever bounds. Memory's rate
@@ -72,7 +72,8 @@ def describe(card: Values) -> str:
 
 def render(report: Values, console: Console) -> None:
     """Ceilings, a table for each operation, notes."""
-    console.print(Text(_ceilings(report["card"]["ceilings"]), style="bold"))
+    taken = "taken before each case and at the end"
+    console.print(Text(f"{rates(report['card']['ceilings'])}, {taken}", style="bold"))
     for op in dict.fromkeys(row["op"] for row in report["rows"]):
         console.print(_table(op, [row for row in report["rows"] if row["op"] == op]))
     for reason in _without_time(report["rows"]):
@@ -86,7 +87,7 @@ def render(report: Values, console: Console) -> None:
 _RATES = {"read": "read", "copy": "copies (read and written)"}
 
 
-def _ceilings(ceilings: Values) -> str:
+def rates(ceilings: Values) -> str:
     """Rates with their quartiles, in GB/s and GFLOP/s."""
     parts = []
     for name, rate in ceilings.items():
@@ -96,10 +97,7 @@ def _ceilings(ceilings: Values) -> str:
         middle, low, high = (f"{rate[key] / 1e9:.{digits}f}" for key in ("median", "q1", "q3"))
         parts.append(f"{title} {middle} {unit} ({low} to {high})")
     rounds = ceilings["read"]["rounds"]
-    return (
-        f"{', '.join(parts)}: medians and quartiles of {rounds} samples, taken before each case "
-        "and at the end"
-    )
+    return f"{', '.join(parts)}: medians and quartiles of {rounds} samples"
 
 
 def _table(op: str, rows: Sequence[Values]) -> Table:

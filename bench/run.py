@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import harness, machine, plots, report
 from bench.device import Device
+from bench.gpu import tables
 from bench.harness import Suite
 from bench.suites import engine, kernels
 from retrv_kernels import gpu
@@ -60,6 +61,9 @@ def main(
     ] = None,
     output: Annotated[Path | None, typer.Option("--json", help="Save the report here.")] = None,
     folder: Annotated[Path | None, typer.Option("--plots", help="Draw PNGs here.")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Of a report of bench.gpu: tables for a document.")
+    ] = False,
 ) -> None:
     """Measure a suite: a card, tables, and the report as one line of JSON.
 
@@ -71,6 +75,9 @@ def main(
     elif saved is not None and suite is None:
         result = json.loads(saved.read_text(encoding="utf-8"))
         report.render_card(result["card"], console)
+        if result["suite"] == "gpu":
+            show_gpu(result, markdown, console)
+            return
     else:
         raise typer.BadParameter("give either --suite or --from")
     report.render(result, console)
@@ -81,6 +88,16 @@ def main(
         for path in plots.draw(result, folder):
             console.print(f"drawn: {path}", highlight=False, soft_wrap=True)
     typer.echo(line)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+def show_gpu(result: dict[str, Any], markdown: bool, console: Console) -> None:
+    """A saved report of :mod:`bench.gpu`."""
+    if markdown:
+        typer.echo(tables.markdown(result))
+    else:
+        tables.render(result, console)
     if result["failed"]:
         raise typer.Exit(1)
 

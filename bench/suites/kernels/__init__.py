@@ -17,8 +17,9 @@ _NOTES = (
     "by call, and says so.",
     "× a baseline: its time divided by the row's, median over rounds (quartiles); above 1 is "
     "faster.",
-    "of bound: bytes that must be moved once over the read bandwidth (on a GPU the rate of copies), "
-    "or operations of the folded form over the rate of products in the dtype, whichever takes longer, divided by the time.",
+    "of bound: bytes that must be moved once over the read bandwidth (a GPU's: of copies), or "
+    "operations of the folded form over the rate of products in the dtype, whichever takes longer, "
+    "divided by the time.",
     "error: the largest against float64, relative to the largest value. What exceeds the tolerance "
     "has no speed.",
     "folded, dense: the folded form in plain PyTorch for items of one length, which pads nothing.",

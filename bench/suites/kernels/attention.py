@@ -19,6 +19,7 @@ from bench.suites.kernels.entries import (
     Context,
     Model,
     call,
+    compiled,
     copied,
     moved,
     ours,
@@ -71,7 +72,7 @@ def paged(
             *ours(case.op, context.device, partial(call, case.op, arguments), "reference"),
             Entry("SDPA, gathered", lambda: gather().sdpa(), baseline=True),
             Entry("SDPA, dense", dense.sdpa, baseline=True),
-            Entry("flex, dense", dense.flex(), optional=True, limit=context.compiling),
+            compiled("flex, dense", dense.flex(), context),
         ]
 
     return _trial(context, case, (sequences * cached, sequences * new), model, entries, new == 1)

@@ -22,13 +22,14 @@ class Context:
 
     Args:
         rate: FLOP/s of products in that dtype.
-        compiling: seconds that a peer's compiler may take.
+        compiling: seconds that a peer's compiler may take; 0 for any number, None for no peer that
+            has to be compiled.
     """
 
     device: str
     rate: float
     dtype: torch.dtype = torch.float32
-    compiling: float = 0.0
+    compiling: float | None = 0.0
 
     @classmethod
     def of(cls, device: str, rate: float) -> Context:
@@ -91,9 +92,11 @@ def ours(op: str, device: str, run: Callable[[], Result], reference: str) -> lis
     return entries
 
 
-def compiled(name: str, run: Callable[[], Result], limit: float, because: str = "") -> Entry:
+def compiled(name: str, run: Callable[[], Result], context: Context, because: str = "") -> Entry:
     """An entry whose ``run`` calls what torch.compile made, which its first call compiles."""
-    return Entry(f"{name}, compiled", run, optional=True, because=because, limit=limit)
+    if context.compiling is None:
+        because = because or "left out: compiling takes longer than there is time"
+    return Entry(name, run, optional=True, because=because, limit=context.compiling or 0)
 
 
 def copied(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def _operation(context: Context, one: Sizes, form: str) -> Trial:
         if charted:
             made.append(Entry("folded, dense", partial(form_of(one), **dense), baseline=True))
         if "ratios" in one.plots and charted:
-            made.append(compiled("folded, dense", partial(fast, **dense), context.compiling))
+            made.append(compiled("folded, dense, compiled", partial(fast, **dense), context))
         return made
 
     def prepare() -> Prepared:
@@ -276,7 +276,7 @@ def _token(context: Context, one: Sizes) -> Trial:
         if "ratios" in one.plots:
             made.append(Entry("direct, SDPA", direct(equation, True), because=because))
             run = direct(fast, False)
-            made.append(compiled("direct", run, context.compiling, because))
+            made.append(compiled("direct, compiled", run, context, because))
         return made
 
     def prepare() -> Prepared:
