@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -16,25 +17,30 @@ from bench.suites.kernels.entries import Context as Where
 from bench.suites.kernels.tokens import Sizes
 
 ROUNDS = (3, 20)
-GEMM = {"cuda": "gemm bfloat16"}
 
 
 def run(context: Context, name: str, part: str) -> Iterator[Row]:
     """Rows of the harness, each trial once it is done."""
-    device, rate = context.device, context.ceilings[GEMM.get(context.device.kind, "gemm")]["median"]
-    where = Where(device.kind, rate, torch.bfloat16, context.scale.compiling)
+    rates = [rate["median"] for name, rate in context.ceilings.items() if "gemm" in name]
+    rate = max(rates, default=1e12)
+    where = Where(context.device.kind, rate, torch.bfloat16, context.scale.compiling)
     for number, model in enumerate(context.scale.kernels):
         # Compiling a peer takes seconds: of the first model alone.
         own = where if number == 0 else replace(where, compiling=None)
         for trial in _trials(own, model):
-            if context.left <= 0:
-                row = {"op": trial.op, "name": trial.name, "part": part, "kind": "left out"}
-                yield row | {"note": "left out: the part's time was up"}
-                continue
-            budget = context.scale.seconds / 4
-            for row in harness.run(trial, budget, rounds=ROUNDS, device=device):
-                yield row | {"part": part, "kind": "kernel"}
-            device.rest()
+            rows: list[Row] = []
+            begun = {"op": trial.op, "name": trial.name, "part": part, "kind": "trial"}
+            ended = context.measured(begun, partial(_run, context, trial, rows))
+            yield from (row | {"part": part, "kind": "kernel"} for row in rows)
+            if "note" in ended:  # no time, or an error before anything could run
+                yield ended
+
+
+def _run(context: Context, trial: Trial, rows: list[Row]) -> Row:
+    """Adds the rows of a trial."""
+    budget = context.scale.seconds / 4
+    rows += harness.run(trial, budget, rounds=ROUNDS, device=context.device)
+    return {}
 
 
 def _trials(where: Where, model: Model) -> Iterator[Trial]:

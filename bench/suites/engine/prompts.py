@@ -133,11 +133,7 @@ class World:
         """
         generator = torch.Generator().manual_seed(seed)
         text = torch.randint(self.words, (INSTRUCTION + TASK,), generator=generator).tolist()
-        width = self.model.config.hidden_size
-        device = self.model.device
-        count = candidates * (self.rows + 2)
-        table = 0.02 * torch.randn(count, width, generator=generator)
-        table = table.to(device, self.model.dtype)
+        table = self._table(seed, candidates * (self.rows + 2))
         pictures = Pictures(table, self.rows, self.width, seed)
         prompt: list[Piece] = text[:INSTRUCTION]
         for i in range(candidates):
@@ -155,15 +151,18 @@ class World:
             banned=[self.vocabulary.think_end, self.vocabulary.inspect_start],
         )
 
+    def _table(self, seed: int, rows: int) -> Tensor:
+        """Random rows, made where the model is: of a real one they are hundreds of MB."""
+        device, width = self.model.device, self.model.config.hidden_size
+        generator = torch.Generator(device).manual_seed(seed)
+        table = 0.02 * torch.randn(rows, width, generator=generator, device=device)
+        return table.to(self.model.dtype)
+
     def pointwise(self, seed: int, candidates: int) -> list[Request]:
         """A prompt for each candidate, all behind the same query of 64 rows."""
         generator = torch.Generator().manual_seed(seed)
         text = torch.randint(self.words, (64 + TASK,), generator=generator).tolist()
-        table = 0.02 * torch.randn(
-            candidates * self.rows, self.model.config.hidden_size, generator=generator
-        )
-        table = table.to(self.model.device, self.model.dtype)
-        pictures = Pictures(table, self.rows, self.width, seed)
+        pictures = Pictures(self._table(seed, candidates * self.rows), self.rows, self.width, seed)
         verdicts = self.labels[:2]
         return [
             Request([*text[:64], pictures.of(i), *text[64:]], verdicts, reason=False)

@@ -159,13 +159,14 @@ class Weights:
     @classmethod
     def random(cls, one: Sizes, device: str, dtype: torch.dtype) -> Weights:
         """Rows of size 1 keep their size."""
-        d, generator = one.model.d, inputs.seeded(one.model.d)
-        pool, relate = Pool(d, HEADS[1]), Attention(d, HEADS[0], one.model.w)
+        d, generator = one.model.d, torch.Generator(device).manual_seed(one.model.d)
+        with torch.device(device):
+            pool, relate = Pool(d, HEADS[1]), Attention(d, HEADS[0], one.model.w)
         for weight in (*pool.attention.parameters(), *relate.parameters()):
             nn.init.normal_(weight, std=d**-0.5, generator=generator)
         nn.init.normal_(pool.embedding, std=2, generator=generator)
-        asked = torch.randn(one.asked or 0, d, generator=generator).to(device, dtype)
-        return cls(pool.to(device, dtype), relate.to(device, dtype), asked)
+        asked = torch.randn(one.asked or 0, d, generator=generator, device=device).to(dtype)
+        return cls(pool.to(dtype), relate.to(dtype), asked)
 
     @torch.no_grad()
     def folded(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -234,8 +235,7 @@ def _operation(context: Context, one: Sizes, form: str) -> Trial:
         return made
 
     def prepare() -> Prepared:
-        weights = Weights.random(one, context.device, FORMS[form])
-        arguments = weights.arguments(case, form)
+        arguments = moved(case.arguments(FORMS[form]), context.device)
         fast = torch.compile(form_of(one), dynamic=False)
         return Prepared(
             partial(_exact, one, case.op, arguments),
