@@ -122,6 +122,7 @@ class FeatureEncoder:
     def clear(self) -> None:
         """Forgets every item: for a model whose weights have changed."""
         with self._lock:
+            self.model.icm.forget()
             self._kept.clear()
             self._stats = replace(self._stats, bytes=0)
             self._fingerprint = None

@@ -111,4 +111,5 @@ class RetrvR1Processor:
             cu_seqlens=lengths.cumsum(0),
             pixel_values=torch.cat(patches) if patches else None,
             image_grid_thw=torch.tensor(grids) if grids else None,
+            picture_rows=sum(item.picture_rows for item in items),
         )
