@@ -88,7 +88,9 @@ class TestParts:
 
     def test_a_step_says_what_ran(self, measured):
         steps = [row for row in measured["rows"] if row["kind"] == "step" and "seconds" in row]
-        assert {"one prefix, shared", "one prefix, a copy each"} < {row["form"] for row in steps}
+        assert {"one prefix, read once", "one prefix, read by each"} < {
+            row["form"] for row in steps
+        }
         for row in steps:
             assert row["launches"] > 10 and 0 < row["busy"] <= 1 and row["floor"] > 0
 

@@ -108,7 +108,7 @@ def local(
     It is given up at the end: the next one needs its memory.
     """
     config = EngineConfig(max_sequences=max(1, len(requests)), **settings)
-    pages = -(-rows // config.page_size) + 2 * len(requests) + 4
+    pages = -(-rows // config.page_size) + 2 * len(requests) + 8
     size = pages * config.page_size * worlds.row_bytes(world.model)
     config = dataclasses.replace(config, cache_bytes=size)
     engine = LocalEngine(world.model, world.vocabulary, config, sequence=Paced)

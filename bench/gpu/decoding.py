@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -14,6 +15,7 @@ from bench.gpu.efficiency import pictures, tower_seconds
 from bench.gpu.worlds import weight_bytes
 from bench.suites.engine.prompts import World
 from retrv_engine import LocalEngine, Request
+from retrv_engine.decode import SHARED_ROWS
 
 PROFILED = 10  # steps
 BEFORE = 4  # tokens that each sequence has written before steps are timed
@@ -39,18 +41,18 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
             requests = [_text(context, world, i, scale.prompt, count) for i in range(count)]
             yield context.measured(row, lambda r=requests, s=settings: _steps(context, world, r, s))
     for count, rows in scale.shared:
-        for radix in (True, False):
+        for form, least in (("one prefix, read once", 1), ("one prefix, read by each", 2**60)):
             row = {
                 "part": part,
                 "kind": "step",
                 "model": name,
                 "sequences": count,
                 "prompt": rows,
-                "form": "one prefix, shared" if radix else "one prefix, a copy each",
+                "form": form,
             }
             requests = [_text(context, world, 0, rows, count)] * count
-            settings = {"radix": radix}
-            yield context.measured(row, lambda r=requests, s=settings: _steps(context, world, r, s))
+            with patch.dict(SHARED_ROWS, {context.device.kind: least}):
+                yield context.measured(row, lambda r=requests: _steps(context, world, r, {}))
     yield from _tower(context, world, part)
 
 

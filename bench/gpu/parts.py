@@ -109,7 +109,11 @@ class Worker:
         self._process = spawn.Process(target=_serve, args=(theirs, kind, quick))
         self._process.start()
         theirs.close()
-        self._next(START)
+        try:
+            self._next(START)
+        except (EOFError, TimeoutError):
+            self.kill()
+            raise
 
     def rows(self, part: Part, seconds: float, known: Mapping[str, Any]) -> Iterator[Row]:
         """Rows of a part.

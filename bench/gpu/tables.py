@@ -147,10 +147,11 @@ def _efficiency(report: Values) -> Sheet:
                 reports.duration(whole) if before else "",
                 *(f"{row[key] / 2**30:.2f}" for key in _MEMORY),
                 *([f"{ratio:.1f}" for ratio in ratios] + [""] * 3)[:3],
+                "" if row["form"].startswith("ours") else f"{row['alike']} of {row['written']}",
             ]
         )
     columns = ["case", "form", "inspections", "first token", "total", "with tower", "peak GiB"]
-    columns += ["above weights", "× full, time", "× peak", "× above weights"]
+    columns += ["above weights", "× full, time", "× peak", "× above weights", "tokens as ours"]
     return Sheet("A request", columns, cells)
 
 

@@ -79,7 +79,7 @@ class Scale:
     sequences: tuple[int, ...] = (1, 8, 32)
     steps: int = 32
     prompt: int = 200
-    shared: tuple[tuple[int, int], ...] = ((8, 1024), (32, 2048))
+    shared: tuple[tuple[int, int], ...] = ((8, 1024), (32, 8000))
     pictures: tuple[int, tuple[tuple[int, int], ...]] = (50, ((26, 36), (32, 32)))
     kernels: tuple[Model, ...] = (QWEN_3B, QWEN_7B)
     compiling: float = 20.0
