@@ -155,7 +155,7 @@ class DecodeStep:
         if found.device.type == "cuda":
             self._found.copy_(found, non_blocking=True)
             done = torch.cuda.Event()
-            done.record()
+            done.record(torch.cuda.current_stream(found.device))
             done.synchronize()
             found = self._found
         count = len(choices)
@@ -168,8 +168,10 @@ class DecodeStep:
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
+        device = self.inputs.buffer.device
         # Other threads may copy pictures to the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        how = dict(pool=self._pool, capture_error_mode="thread_local")
+        with torch.cuda.device(device), torch.cuda.graph(graph, **how):
             self._compute()
         return graph
 
