@@ -168,10 +168,9 @@ class DecodeStep:
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        device = self.inputs.buffer.device
         # Other threads may copy pictures to the device meanwhile.
         how = dict(pool=self._pool, capture_error_mode="thread_local")
-        with torch.cuda.device(device), torch.cuda.graph(graph, **how):
+        with torch.cuda.device_of(self.inputs.buffer), torch.cuda.graph(graph, **how):
             self._compute()
         return graph
 
