@@ -53,6 +53,9 @@ class Kept:
     def forget(self) -> None:
         self._made = None
 
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:  # copies begin empty
+        return Kept, ()
+
 
 class Attention(nn.Module):
     """Weights of ATT; queries and keys may be narrower than the values."""
