@@ -1,4 +1,4 @@
-"""Training elsewhere than in one process on a CPU: on a GPU, in halves, with workers, by the clock."""
+"""Training on a GPU, in halves, with workers, by the clock."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import test_train_stages as stages
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from retrv_r1.train import loop, run
 from retrv_r1.train.build import build_stage, read_config
@@ -86,25 +84,6 @@ def test_halves_stay_inside_the_large_parts(config, build, name):
     found.backward()
     grads = [p.grad for p in rough.model.parameters() if p.grad is not None]
     assert grads and all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
-
-
-class Indexed(TorchFunctionMode):
-    """Indexing of emulated tensors, for which PyTorch itself would look for a GPU."""
-
-    def __init__(self, device: Any) -> None:
-        super().__init__()
-        self.device = device
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        there = [hasattr(x, "raw") for x in tree_leaves(args)]
-        if func not in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) or not any(there):
-            return func(*args, **(kwargs or {}))
-        assert there[0], "a tensor on the CPU is indexed by, or given, one on the GPU"
-        tensor, *rest = tree_map(lambda x: getattr(x, "raw", x), args)
-        value = rest[-1]
-        assert len(rest) == 1 or not isinstance(value, torch.Tensor) or there[-1] or not value.dim()
-        found = func(tensor, *rest)
-        return found if found is None else self.device.put(found)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from retrv_r1.train.machine import Machine
+from retrv_r1.train.machine import Machine, MachineError
 from retrv_r1.train.schedule import ByTheClock, Schedule, cosine
 from retrv_r1.train.tensors import to_arrays, to_device, to_tensors
 
@@ -153,7 +153,7 @@ class _StageTrainer(Trainer):
         options: dict[str, Any] = {}
         if workers := self.machine.workers:
             if "fork" not in multiprocessing.get_all_start_methods():
-                raise ValueError("this system cannot fork processes: train with 0 workers")
+                raise MachineError("this system cannot fork processes: train with 0 workers")
             options = {
                 "num_workers": workers,
                 "multiprocessing_context": "fork",

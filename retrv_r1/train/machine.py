@@ -10,7 +10,13 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
+from retrv_r1.types import RetrvError
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class MachineError(RetrvError, ValueError):
+    """A device that is not there, or options that do not go together."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +44,26 @@ class Machine:
         core but one, a CPU in float32 and has none.
 
         Raises:
-            ValueError: no such device here, an unknown dtype, a negative number of workers.
+            MachineError: no such device here, an unknown dtype, a negative number of workers.
         """
         there = torch.cuda.is_available()
         chosen = torch.device(device or ("cuda" if there else "cpu"))
         if chosen.type not in ("cpu", "cuda"):
-            raise ValueError(f"the device must be cpu or cuda, not {device!r}")
+            raise MachineError(f"the device must be cpu or cuda, not {device!r}")
         if chosen.type == "cuda" and not there:
-            raise ValueError(f"device {device!r}: PyTorch finds no CUDA device on this machine")
+            raise MachineError(f"device {device!r}: PyTorch finds no CUDA device on this machine")
         if chosen.index:
-            raise ValueError(
+            raise MachineError(
                 f"training uses the first GPU it sees: set CUDA_VISIBLE_DEVICES={chosen.index} "
                 "and say cuda"
             )
         gpu = chosen.type == "cuda"
         if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+            raise MachineError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
         if workers is None:
             workers = max(1, cores() - 1) if gpu else 0
         if workers < 0:
-            raise ValueError(f"workers must be at least 0, got {workers}")
+            raise MachineError(f"workers must be at least 0, got {workers}")
         return cls(chosen, DTYPES[dtype or ("bfloat16" if gpu else "float32")], workers)
 
     def take(self, model: nn.Module) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from retrv_r1.train.machine import MachineError
+
 CHECKPOINTS = 4
 """Checkpoints, each with a validation, over the time that a run has."""
 
@@ -27,7 +29,7 @@ class Schedule:
 
     def __init__(self, steps: int, seconds: float) -> None:
         if seconds <= 0:
-            raise ValueError(f"a run needs some time, got {seconds} seconds")
+            raise MachineError(f"a run needs some time, got {seconds} seconds")
         self.steps, self.seconds = steps, seconds
         self.reserve = seconds / 10
         self._started = self._began = time.monotonic()
