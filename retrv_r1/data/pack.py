@@ -165,15 +165,22 @@ def _write_pictures(folder: Path) -> None:
 
 
 def _thin(folder: Path, queries: int) -> None:
-    """Keeps the first ``queries`` of each cell, what they name, and as many other candidates."""
+    """Keeps the first ``queries`` of each cell, two answers each, and as many other candidates."""
+    left: set[str] = set()
     for path in folder.glob("query/*/*.jsonl"):
         kept = list(_lines(path))[:queries]
-        path.write_bytes(_joined(kept))
-        named = {did for row in kept for did in (*row["pos_cand_list"], *row["neg_cand_list"])}
         pool = folder / "cand_pool/local" / f"{path.stem}_cand_pool.jsonl"
         rows = list(_lines(pool))
+        named = {did for row in kept for did in row["pos_cand_list"][:2]}
         named |= {row["did"] for row in rows[:queries]}
+        for row in kept:
+            for name in ("pos_cand_list", "neg_cand_list"):
+                row[name] = [did for did in row[name] if did in named]
+        path.write_bytes(_joined(kept))
         pool.write_bytes(_joined([row for row in rows if row["did"] in named]))
+        left |= named
+    metadata = folder / "metadata.jsonl"
+    metadata.write_bytes(_joined([row for row in _lines(metadata) if row["did"] in left]))
 
 
 def _add(archive: tarfile.TarFile, name: str, content: IO[bytes]) -> None:

@@ -266,14 +266,20 @@ class Recorder(ProgressCallback):
         self._write(row)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Validates at every checkpoint; its time does not count as training."""
+        """Validates at every checkpoint, unless that takes too much of a limited time."""
+        schedule = self.stage.schedule
+        if schedule is None or not schedule.rarely or schedule.ended:
+            self.validate(state.global_step)
+
+    def validate(self, step: int) -> None:
+        """Validates and writes what came of it; its time does not count as training."""
         started = time.time()
         self.stage.model.eval()
         with torch.no_grad(), self.timed("validation"):
             metrics = self.stage.validate()
         self.stage.model.train()
         if metrics:
-            self._write({"step": state.global_step, **metrics})
+            self._write({"step": step, **metrics})
         self.since += time.time() - started
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -361,7 +367,7 @@ def fit(
     trainer.pop_callback(ProgressCallback)
     trainer.add_callback(recorder)
     if stage.schedule is not None:
-        trainer.add_callback(ByTheClock(stage.schedule))
+        trainer.add_callback(ByTheClock(stage.schedule, recorder.validate))
     trainer.stage, trainer.recorder, trainer.rates = stage, recorder, config.rates
     trainer.machine, trainer.warmup = machine, config.warmup
     with recorder.timed("all"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import time
+from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback
@@ -31,7 +32,7 @@ class Schedule:
         if seconds <= 0:
             raise MachineError(f"a run needs some time, got {seconds} seconds")
         self.steps, self.seconds = steps, seconds
-        self.reserve = seconds / 10
+        self.reserve, self.rarely = seconds / 10, False
         self._started = self._began = time.monotonic()
         self._place = multiprocessing.Value("d", 0.0, lock=False)
 
@@ -40,9 +41,17 @@ class Schedule:
         """Between 0 and ``steps``; never goes back."""
         return self._place.value
 
-    def begin(self) -> None:
-        """Everything is loaded: the schedule starts."""
-        self._began = time.monotonic()
+    @property
+    def ended(self) -> bool:
+        return self.place >= self.steps
+
+    def begin(self, *, rarely: bool) -> None:
+        """Everything is loaded: the schedule starts.
+
+        Args:
+            rarely: validate at the end alone, since it takes long.
+        """
+        self._began, self.rarely = time.monotonic(), rarely
 
     def tick(self) -> None:
         """Looks at the clock."""
@@ -66,25 +75,31 @@ def cosine(place: float, steps: int, warmup: int, least: float = 0.05) -> float:
 class ByTheClock(TrainerCallback):
     """Moves a schedule on, saves at every quarter of it, and stops where it ends.
 
-    To be added behind the callback that validates when a checkpoint is saved: how long the two
-    take together is what is reserved for the last time.
+    Args:
+        validate: validates at a step; done once before the first, to know what to reserve for the
+            last time.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule, self._stopped = schedule, 0.0
+    def __init__(self, schedule: Schedule, validate: Callable[[int], None]) -> None:
+        self.schedule, self.validate, self._stopped = schedule, validate, 0.0
+        # For the result, the drawn curves, and what a first step has to load or compile.
+        self._margin = min(6.0, 0.1 * schedule.seconds)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.schedule.begin()
+        started = time.monotonic()
+        self.validate(state.global_step)
+        took = time.monotonic() - started
+        self.schedule.reserve = 1.5 * took + self._margin
+        self.schedule.begin(rarely=took > self.schedule.seconds / 20)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         schedule = self.schedule
         before = int(CHECKPOINTS * schedule.place / schedule.steps)
         schedule.tick()
         control.should_save = int(CHECKPOINTS * schedule.place / schedule.steps) > before
-        control.should_training_stop = schedule.place >= schedule.steps
+        control.should_training_stop = schedule.ended
         self._stopped = time.monotonic()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # A quarter more than it took, and a little for the result and the drawn curves.
         took = time.monotonic() - self._stopped
-        self.schedule.reserve = 1.25 * took + min(4.0, 0.05 * self.schedule.seconds)
+        self.schedule.reserve = max(self.schedule.reserve, 1.25 * took + self._margin)
