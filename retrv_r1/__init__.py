@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from retrv_r1.types import (
     CheckpointError,
+    DeviceError,
     Item,
     ItemError,
     RankedItem,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
+    "DeviceError",
     "Item",
     "ItemError",
     "RankedItem",

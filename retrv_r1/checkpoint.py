@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.types import CheckpointError
@@ -49,6 +50,12 @@ def _check(path: Path) -> None:
         raise CheckpointError(f"{config} is damaged: it describes no backbone")
 
 
+def saved_dtype(folder: Path) -> torch.dtype:
+    """The dtype that the config of a checkpoint names; :class:`CheckpointError` if it has none."""
+    _check(folder)
+    return RetrvR1Config.from_pretrained(folder).dtype or torch.float32
+
+
 def load_checkpoint(
     name: str | Path, dtype: torch.dtype | None = None
 ) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
@@ -56,7 +63,7 @@ def load_checkpoint(
 
     Args:
         name: a shipped checkpoint, a directory, or a hub id (downloaded by transformers).
-        dtype: of the weights; as saved when None.
+        dtype: of the weights; the one that the config names when None.
     Raises:
         CheckpointError: missing, damaged, or of another format.
     """

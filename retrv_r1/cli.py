@@ -35,6 +35,12 @@ class _Weights(StrEnum):
     int8 = "int8"
 
 
+class _Dtype(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 class _Stage(StrEnum):
     embed = "embed"
     pretrain = "pretrain"
@@ -68,6 +74,19 @@ _Model = Annotated[
 _Rounded = Annotated[
     _Weights,
     typer.Option("--weights", help="Round the language model's weights; on a CPU that is faster."),
+]
+_Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DEVICE", help="cpu, cuda or cuda:N; by default the first GPU if there is one."
+    ),
+]
+_Numbers = Annotated[
+    _Dtype | None,
+    typer.Option(
+        "--dtype",
+        help="How weights are read; by default float32 on a CPU, as the checkpoint says on a GPU.",
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
@@ -124,6 +143,8 @@ def rerank(
         str | None, typer.Option(metavar="URL", help="A SGLang server of the same checkpoint.")
     ] = None,
     weights: _Rounded = _Weights.model,
+    device: _Device = None,
+    dtype: _Numbers = None,
     votes: Annotated[
         int, typer.Option(min=1, metavar="N", help="Sample N chains of thought that vote.")
     ] = 1,
@@ -169,7 +190,14 @@ def rerank(
             raise ValueError("--weights are rounded by the local engine: leave --engine out")
         sglang = engine is _Engine.sglang
         config = SGLangConfig(url=url) if sglang else EngineConfig(weights=weights.value)
-        reranker = Reranker.from_pretrained(model, engine=engine.value, config=config, cache=cache)
+        reranker = Reranker.from_pretrained(
+            model,
+            engine=engine.value,
+            config=config,
+            cache=cache,
+            device=device,
+            dtype=None if dtype is None else dtype.value,
+        )
     with status(f"ranking {len(items)} candidates"), usage_errors(), engine_errors():
         results = reranker.rank(
             asked, items, top_k=top, mode=mode.value, instruction=instruction, votes=votes
@@ -300,6 +328,8 @@ def evaluate(
         bool, typer.Option("--int8-keys", help="Round relation keys to int8, as an index does.")
     ] = False,
     weights: _Rounded = _Weights.model,
+    device: _Device = None,
+    dtype: _Numbers = None,
     out: Annotated[Path | None, typer.Option(help="Where the report is written.")] = None,
     as_json: _Json = False,
 ) -> None:
@@ -317,6 +347,8 @@ def evaluate(
         full_tokens=full_tokens,
         int8_keys=int8_keys,
         weights=weights.value,
+        device=device,
+        dtype=None if dtype is None else dtype.value,
         out=out,
     )
     if as_json:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 import retrv_r1
 from retrv_kernels import native, ops
+from retrv_r1.devices import device_of, dtype_of
 
 DISTRIBUTION = "retrv-r1"
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
@@ -55,6 +56,7 @@ def report() -> dict[str, Any]:
         "versions": _versions(problems),
         "cpu": _cpu(),
         "gpus": _gpus(),
+        "default": _default(),
         "kernels": _kernels(problems),
         "engines": _engines(),
         "checkpoints": _checkpoints(CHECKPOINTS, problems),
@@ -128,6 +130,14 @@ def _gpus() -> list[dict[str, Any]]:
         }
         for gpu in found
     ]
+
+
+def _default() -> dict[str, str]:
+    """Where models run and how weights are read unless a caller says otherwise."""
+    device = device_of()
+    dtype = dtype_of(None, device)
+    named = "the checkpoint's" if dtype is None else str(dtype).removeprefix("torch.")
+    return {"device": str(device), "dtype": named}
 
 
 def _kernels(problems: list[str]) -> dict[str, Any]:
@@ -256,7 +266,7 @@ def _data_sources() -> dict[str, dict[str, Any]]:
 
 
 def _sections(report: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    cpu, kernels = report["cpu"], report["kernels"]
+    cpu, kernels, default = report["cpu"], report["kernels"], report["default"]
     yield "versions", list(report["versions"].items())
     yield (
         "hardware",
@@ -265,6 +275,7 @@ def _sections(report: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str
             ("threads", str(cpu["threads"])),
             *((f"gpu {i}", _gpu_line(gpu)) for i, gpu in enumerate(report["gpus"])),
             *([] if report["gpus"] else [("gpu", "none that PyTorch can use")]),
+            ("default", f"{default['device']}, dtype: {default['dtype']}"),
         ],
     )
     yield (

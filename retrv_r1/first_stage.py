@@ -128,7 +128,7 @@ class FirstStage:
         if patches:
             grids = torch.tensor([encoded[i].grid for i in patches])
             pixels = torch.cat(list(patches.values())).to(device)
-            vectors = self.model.embed_pictures(pixels, grids.to(device))
+            vectors = self.model.embed_pictures(pixels, grids)
             pictures = (torch.tensor(list(patches), device=device), vectors)
         ids = {i: e.text_ids[: self.max_text] for i, e in enumerate(encoded) if e.text_ids}
         if ids:

@@ -153,10 +153,7 @@ class RequestBuilder:
             return _Table(layout, features, icm.content(rows, offsets), keys)
         rows, offsets = pack_features(features)
         candidates = torch.arange(1, len(items))
-        tokens = [
-            icm.content(rows, offsets),
-            icm.relation(rows, offsets, candidates, torch.zeros_like(candidates)),
-        ]
+        tokens = icm.tokens(rows, offsets, candidates, torch.zeros_like(candidates))
         keys += [_key("relation", icm.int8_keys, name, names[0]) for name in names[1:]]
         return _Table(layout, features, torch.cat(tokens).to(rows.dtype), keys)
 

@@ -26,6 +26,7 @@ from retrv_engine import (
 )
 from retrv_engine.sampler import COLDEST
 from retrv_r1.checkpoint import load_checkpoint, resolve
+from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.features import FeatureEncoder, FeatureStats
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
@@ -146,20 +147,28 @@ class Reranker:
         cls,
         name: str | Path = "tiny",
         *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
         **options: Any,
     ) -> Reranker:
         """Loads ``"tiny"`` (shipped), a directory, or a hub id.
 
         Args:
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; the first GPU if there is one when None.
+            dtype: of the weights. When None, float32 on a CPU, and on a GPU what the checkpoint's
+                config names: float32 for ``"tiny"``, bfloat16 for what was made of Qwen2.5-VL.
             options: ``window``, ``batch_size``, ``engine``, ``config`` and ``cache``, as above.
         Raises:
             CheckpointError: nothing usable is there; the message says what to do.
+            DeviceError: there is no such device, or it cannot do what ``config`` asks for.
         """
-        model, processor = load_checkpoint(name, dtype)
+        place = device_of(device)
+        config = options.get("config")
+        if isinstance(config, EngineConfig):
+            check_weights(config.weights, place)
+        model, processor = load_checkpoint(name, dtype_of(dtype, place))
         options = {"name": str(name), "checkpoint": resolve(name)} | options
-        return cls(model.to(device), processor, **options)
+        return cls(model.to(place), processor, **options)
 
     def rank(
         self,
@@ -320,8 +329,10 @@ class Reranker:
 
     def _result(self, job: _Job, last: _Ranked | None, mode: Mode) -> RankedResults:
         query = job.query.item
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        made_by = {"model": self.name, "device": str(self.model.device), "dtype": dtype}
         if last is None:
-            return RankedResults(query, None, (), mode=mode, model=self.name)
+            return RankedResults(query, None, (), mode=mode, **made_by)
         output, current = last.output, job.windows.current
         inspected = tuple(current[k] for k in output.inspected)
         order = merge_windows(last.order, job.windows.tail)
@@ -335,10 +346,10 @@ class Reranker:
             reasoning=reasoning_text(self.processor, output.tokens, current),
             inspected=inspected,
             mode=mode,
-            model=self.name,
             well_formed=output.well_formed,
             timings={**job.timings, **output.timings},
             tokens=last.tokens,
+            **made_by,
         )
 
 

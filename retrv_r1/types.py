@@ -25,6 +25,10 @@ class CheckpointError(RetrvError, ValueError):
     """A model directory that is missing, of another format, or damaged."""
 
 
+class DeviceError(RetrvError, ValueError):
+    """A device that is not there, or a dtype or weights that it has no use for."""
+
+
 @dataclass(frozen=True)
 class Item:
     """A query or a candidate: text, a picture, or both.
@@ -111,6 +115,7 @@ class RankedResults:
             empty in fast mode.
         inspected: indices of the candidates that the model looked at in full, in order.
         timings: seconds per phase.
+        device, dtype: where the model ran, and in which numbers: ``"cpu"``, ``"float32"``.
     """
 
     query: Item
@@ -123,6 +128,8 @@ class RankedResults:
     well_formed: bool = True
     timings: Mapping[str, float] = field(default_factory=dict)
     tokens: TokenCounts = field(default_factory=TokenCounts)
+    device: str = ""
+    dtype: str = ""
 
     def __len__(self) -> int:
         return len(self.ranking)

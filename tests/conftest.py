@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,30 @@ def poisoned() -> Iterator[None]:
     assert torch.empty(1).isnan()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@dataclass
+class Gpu:
+    """The machine's first GPU."""
+
+    def move(self, module: torch.nn.Module) -> torch.nn.Module:
+        """A module on it, in place."""
+        return module.to("cuda")
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def gpu(request) -> Iterator[Any]:
+    """Where modules are put by ``move``: an emulated GPU, and the machine's own."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device")
+        yield Gpu()
+        return
+    pytest.importorskip("triton", reason="an emulated GPU needs Triton, whose launches it takes")
+    from emulated_cuda import emulate
+
+    with emulate() as device:
+        yield device
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from retrv_engine import (
     Sampling,
     Vocabulary,
 )
+from retrv_engine.sampler import Picked, pick
 from retrv_engine.scheduler import Extend
 from retrv_r1.reranker import vocabulary_of
 
@@ -109,14 +110,20 @@ def names_of(processor: Any) -> Vocabulary:
     return vocabulary_of(processor.tokens)
 
 
-def real_requests(labels: Sequence[int], width: int = 64, seed: int = 0) -> list[Request]:
-    """Prompts of 3 to 40 rows with 2 to 6 candidates of 2 to 26 rows, for a model of some width."""
+def real_requests(
+    labels: Sequence[int], width: int = 64, seed: int = 0, device: str = "cpu"
+) -> list[Request]:
+    """Prompts of 3 to 40 rows with 2 to 6 candidates of 2 to 26 rows, for a model of some width.
+
+    Args:
+        device: of the rows: the model's.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def rows(count: int, grid: int = 0) -> FeatureRows:
         table = 0.15 * torch.randn(count, width, generator=generator)
         key = int(torch.randint(2**62, (1,), generator=generator))
-        return FeatureRows(table, 0, count, key, grid)
+        return FeatureRows(table.to(device), 0, count, key, grid)
 
     made = []
     for number, (length, count) in enumerate([(40, 6), (3, 2), (17, 4), (25, 3), (8, 5)]):
@@ -151,7 +158,7 @@ class Steered:
         return lambda hidden: self.steer(self.model.get_output_embeddings()(hidden))
 
     def steer(self, logits: Tensor) -> Tensor:
-        bias = torch.zeros(logits.shape[-1])
+        bias = torch.zeros(logits.shape[-1], device=logits.device)
         bias[self.vocabulary.inspect_start] = 4.0
         bias[self.vocabulary.think_end] = 1.0
         return logits + bias
@@ -170,7 +177,7 @@ class Ledger:
     """
 
     def __init__(self, pages: int, size: int) -> None:
-        self.pages, self.size, self.weights = pages, size, 0
+        self.pages, self.size, self.weights, self.single = pages, size, 0, False
         self.rows = torch.full((pages, size), -7, dtype=torch.long)
         self.steps: list[list[tuple[int, int]]] = []
         self.broken = False
@@ -185,11 +192,14 @@ class Ledger:
     def load_weights(self, weights: dict[str, Any]) -> None:
         self.weights = weights.get("version", 0)
 
-    def run(self, extends: list[Extend]) -> Tensor:
+    def reset(self) -> None:
+        pass
+
+    def run(self, extends: list[Extend]) -> list[list[Picked]]:
         if self.broken:
             raise MemoryError("the model broke")
         self.steps.append([(job.number, stop - first) for job, first, stop in extends])
-        logits = []
+        picks = []
         for extend in extends:
             job, first, stop = extend
             keys = [key ^ self.weights for key in job.context.keys[:stop]]
@@ -197,8 +207,9 @@ class Ledger:
                 self.rows[job.pages[row // self.size], row % self.size] = keys[row]
             kept = self.rows[job.pages[: -(-stop // self.size)]].flatten()[:stop].tolist()
             assert kept == keys
-            logits += [self._of(keys[: row + 1]) for row in range(stop - extend.logits, stop)]
-        return torch.stack(logits) if logits else torch.empty(0, SIZE)
+            logits = [self._of(keys[: row + 1]) for row in range(stop - extend.due, stop)]
+            picks.append(pick(torch.stack(logits), extend.choices()) if logits else [])
+        return picks
 
     @staticmethod
     def _of(keys: list[int]) -> Tensor:

@@ -22,6 +22,7 @@ from retrv_r1.features import FeatureStats
 from retrv_r1.images import load_image
 from retrv_r1.types import (
     CheckpointError,
+    DeviceError,
     Item,
     ItemLike,
     Mode,
@@ -36,6 +37,7 @@ class WordReranker:
 
     calls: list[dict] = []  # noqa: RUF012
     loaded: dict = {}  # noqa: RUF012
+    placed: tuple[str | None, str | None] = (None, None)
 
     def close(self) -> None:
         pass
@@ -46,8 +48,18 @@ class WordReranker:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, engine: str, config: EngineConfig | SGLangConfig, cache: Path | None
+        cls,
+        name: str,
+        *,
+        engine: str,
+        config: EngineConfig | SGLangConfig,
+        cache: Path | None,
+        device: str | None,
+        dtype: str | None,
     ) -> WordReranker:
+        cls.placed = device, dtype
+        if device == "cuda":
+            raise DeviceError("no device cuda:\nsay cpu")
         if isinstance(config, SGLangConfig):
             cls.loaded = {"engine": engine, "url": config.url}
             raise EngineDied("the server has died;\nits log says why")
@@ -150,6 +162,16 @@ def test_options_reach_the_model(folder, reranker):
         assert refused.exit_code == 2 and why in " ".join(refused.stderr.split())
     refused = run("rerank", "red", "pictures", "--mode", "fast", "--votes", "3")
     assert refused.exit_code == 2 and "nothing to vote on" in refused.stderr
+
+
+def test_device_and_dtype_reach_the_model(folder, reranker):
+    run("rerank", "red", "pictures")
+    assert reranker.placed == (None, None)
+    assert run("rerank", "red", "pictures", "--device", "cpu", "--dtype", "bfloat16").exit_code == 0
+    assert reranker.placed == ("cpu", "bfloat16")
+    refused = run("rerank", "red", "pictures", "--device", "cuda")
+    assert refused.exit_code == 2 and refused.stderr == "error: no device cuda: say cpu\n"
+    assert run("rerank", "red", "pictures", "--dtype", "int8").exit_code == 2
 
 
 def test_stats_say_what_it_took(folder):
@@ -362,7 +384,7 @@ def test_eval_passes_its_options_on(monkeypatch):
     assert run("eval", "set", "--k", "5, 20", "--limit", "7").stdout == "0 cells\n"
     options = {"model": "tiny", "k": (5, 20), "split": "all", "limit": 7, "out": None}
     systems = {"modes": ["reason", "fast"], "full_tokens": True, "int8_keys": False}
-    systems["weights"] = "model"
+    systems |= {"weights": "model", "device": None, "dtype": None}
     assert seen == [("set", options | systems)]
     arguments = ("--split", "unseen", "--out", "o", "--model", "m", "--json")
     arguments += ("--mode", "fast", "--no-full-tokens", "--int8-keys")
@@ -377,6 +399,8 @@ def test_eval_passes_its_options_on(monkeypatch):
         "full_tokens": False,
         "int8_keys": True,
         "weights": "int8",
+        "device": None,
+        "dtype": None,
         "out": Path("o"),
     }
 

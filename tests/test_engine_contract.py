@@ -30,7 +30,6 @@ from retrv_engine import (
     SGLangConfig,
     SGLangEngine,
 )
-from retrv_engine.sampler import distribution
 from retrv_engine.sequence import Sequence
 
 CONTEXT = 2048
@@ -147,11 +146,9 @@ def recited(output: Output) -> type[Sequence]:
             assert next(tokens) == token
             super()._take(token, logprob)
 
-        def _choose(self, logits, allowed, banned):
-            sampling = self.request.sampling
-            chances = distribution(logits, allowed, banned, sampling.temperature, sampling.top_p)
-            token = output.tokens[len(self.tokens)]
-            return token, float(chances[token])
+        def _choose(self, permitted, labels=()):
+            choice = super()._choose(permitted, labels)
+            return choice._replace(target=output.tokens[len(self.tokens)])
 
     return Recited
 

@@ -264,7 +264,10 @@ def permitted(names: Vocabulary, one: Request, written: tuple[int, ...], size: i
 def test_cached_steps_equal_one_plain_pass_over_the_final_sequence(
     model, names, requests, temperature
 ):
-    requests = [replace(r, sampling=replace(r.sampling, temperature=temperature)) for r in requests]
+    requests = [
+        replace(r, sampling=replace(r.sampling, temperature=temperature, seed=seed))
+        for seed, r in enumerate(requests, 40)
+    ]
     engine = PlainEngine(Steered(model, names), names, batch_size=len(requests))
     outputs = engine.generate(requests)
     assert sum(len(output.inspected) for output in outputs) >= 4, "inspections must happen"

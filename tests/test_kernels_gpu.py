@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from retrv_kernels import ops, registry
-from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of
+from retrv_kernels.cases import CASES, TOLERANCE, WRITTEN, error_of, expected_of, result_of
+from retrv_kernels.smoke import moved
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,13 +44,11 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-def moved(value, device: str):
-    """Tensors on a device, in lists too."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, list) and any(isinstance(one, torch.Tensor) for one in value):
-        return [moved(one, device) for one in value]
-    return value
+def typical(op: str):
+    """Arguments of an op as a step of the engine has them, on the device."""
+    names = ("ragged", "text_query", "stores", "decode", "nested", "width_64")
+    case = next(case for case in CASES if case.op == op and case.name in names)
+    return {key: moved(value, "cuda") for key, value in case.arguments(torch.float32).items()}
 
 
 @pytest.mark.parametrize(("case", "dtype", "name"), CHOSEN, ids=str)
@@ -59,7 +58,7 @@ def test_agrees_with_float64(case, dtype, name, poisoned, monkeypatch):
     kept = copy.deepcopy(arguments)
     monkeypatch.setenv(registry.OVERRIDE, name)
     try:
-        found = getattr(ops, case.op)(**arguments)
+        found = result_of(case.op, arguments)
     except RuntimeError as refusal:
         if name != "xformers" or "no implementation" not in str(refusal):
             raise
@@ -88,9 +87,7 @@ def test_is_a_sound_torch_operator(case):
 def test_does_not_wait_for_the_device(op, monkeypatch):
     """Not where one query is asked; with several, relate_tokens waits once and says why."""
     monkeypatch.setenv(registry.OVERRIDE, "triton")
-    names = ("ragged", "text_query", "stores", "decode", "nested")
-    case = next(case for case in CASES if case.op == op and case.name in names)
-    arguments = {key: moved(value, "cuda") for key, value in case.arguments(torch.float32).items()}
+    arguments = typical(op)
     getattr(ops, op)(**arguments)
     if op == "splice_features":
         pytest.skip("its list of spans is copied to the device, from memory that can be paged out")
@@ -99,3 +96,33 @@ def test_does_not_wait_for_the_device(op, monkeypatch):
         getattr(ops, op)(**arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "op", [op for op, name in runnable() if name == "triton" and op != "splice_features"]
+)
+def test_a_graph_replays_it(op, monkeypatch):
+    """Bit for bit, into results and caches that were poisoned in between."""
+    monkeypatch.setenv(registry.OVERRIDE, "triton")
+    arguments = typical(op)
+    expected = result_of(op, arguments)
+    written = [arguments[name] for name in WRITTEN.get(op, ())]
+    before = [tensor.clone() for tensor in written]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is compiled or allocated once
+        getattr(ops, op)(**arguments)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = getattr(ops, op)(**arguments)
+    results = [*out] if isinstance(out, tuple) else [out]
+    for tensor in results:
+        tensor.fill_(torch.nan)
+    for tensor, values in zip(written, before, strict=True):
+        tensor.copy_(values)
+    graph.replay()
+    torch.cuda.synchronize()
+    expected = [*expected] if isinstance(expected, tuple) else [expected]
+    for found, wanted in zip([*results, *written], expected, strict=True):
+        assert torch.equal(found, wanted)

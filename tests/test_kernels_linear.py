@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from retrv_kernels import native, ops, registry
-from retrv_kernels.linear import PreparedLinear
+from retrv_kernels.cases import error_of
+from retrv_kernels.linear import PreparedLinear, float_logits, logits
 from retrv_kernels.linear.native import ROWS
 
 requires_native = pytest.mark.skipif(native.find() is None, reason="native kernels not compiled")
@@ -101,7 +106,211 @@ class TestPrepared:
             PreparedLinear(nn.Linear(4, 3), dtype=torch.int16)
 
 
+class TestTogether:
+    """Several layers as one product over parameters that lie side by side, as on a GPU."""
+
+    @pytest.fixture(autouse=True)
+    def without_gradients(self, monkeypatch):
+        monkeypatch.setenv(registry.OVERRIDE, "reference")
+        with torch.no_grad():
+            yield
+
+    @pytest.fixture
+    def layers(self):
+        return nn.Linear(40, 30), nn.Linear(40, 7, bias=False), nn.Linear(40, 1)
+
+    @staticmethod
+    def products(prepared, x):
+        """The result, and how many products it took."""
+        with torch.profiler.profile() as seen:
+            out = prepared(x)
+        return out, sum(event.name == "aten::linear" for event in seen.events())
+
+    @pytest.mark.parametrize("biases", [(1, 0, 1), (0, 0, 0), (1, 1, 1)], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_is_one_product(self, biases, dtype, poisoned):
+        layers = [
+            nn.Linear(40, n, bool(b), dtype=dtype) for n, b in zip((3, 7, 1), biases, strict=True)
+        ]
+        x = torch.randn(1, 5, 40, dtype=dtype)
+        expected = torch.cat([layer(x) for layer in layers], -1)
+        out, products = self.products(PreparedLinear(*layers, together=True), x)
+        assert products == 1
+        torch.testing.assert_close(out, expected)
+        assert self.products(PreparedLinear(*layers), x)[1] == 3  # on a CPU unless asked
+
+    def test_parameters_stay_what_they_were(self, layers):
+        before = [dict(layer.named_parameters()) for layer in layers]
+        kept = copy.deepcopy(before)
+        PreparedLinear(*layers, together=True)
+        for layer, own, values in zip(layers, before, kept, strict=True):
+            assert all(own[name] is one for name, one in layer.named_parameters())
+            assert all(torch.equal(own[name], values[name]) for name in own)
+            assert layer.weight.is_contiguous() and layer.weight.requires_grad
+
+    def test_follows_training_and_loaded_weights(self, layers):
+        prepared, x = PreparedLinear(*layers, together=True), torch.randn(3, 40)
+        before = prepared(x)
+        with torch.enable_grad():
+            parameters = [one for layer in layers for one in layer.parameters()]
+            optimizer = torch.optim.AdamW(parameters, lr=0.1)
+            prepared(x).square().sum().backward()
+            assert all(one.grad is not None for one in parameters)
+            optimizer.step()
+        layers[1].load_state_dict({"weight": torch.randn(7, 40)})
+        out, products = self.products(prepared, x)
+        assert products == 1 and not torch.allclose(out, before)
+        torch.testing.assert_close(out, torch.cat([layer(x) for layer in layers], -1))
+
+    @pytest.mark.parametrize("replaced", ["weight", "bias"])
+    def test_replaced_parameters_are_read_and_laid_again(self, layers, replaced):
+        prepared, x = PreparedLinear(*layers, together=True), torch.randn(3, 40)
+        getattr(layers[2], replaced).data = torch.randn_like(getattr(layers[2], replaced))
+        expected = torch.cat([layer(x) for layer in layers], -1)
+        out, products = self.products(prepared, x)
+        assert products == 3
+        torch.testing.assert_close(out, expected)
+        prepared.refresh()
+        out, products = self.products(prepared, x)
+        assert products == 1
+        torch.testing.assert_close(out, expected)
+        address = layers[0].weight.data_ptr()
+        prepared.refresh()
+        assert layers[0].weight.data_ptr() == address  # nothing has changed
+
+    def test_two_engines_of_a_model_share_the_buffer(self):
+        layers, x = [nn.Linear(40, n) for n in (30, 7, 1)], torch.randn(3, 40)
+        first = PreparedLinear(*layers, together=True)
+        second = PreparedLinear(*layers, together=True)
+        assert [self.products(one, x)[1] for one in (first, second)] == [1, 1]
+        layers[1].weight.data = torch.randn(7, 40)
+        first.refresh()
+        second.refresh()
+        for one in (first, second):
+            out, products = self.products(one, x)
+            assert products == 1
+            torch.testing.assert_close(out, torch.cat([layer(x) for layer in layers], -1))
+
+    def test_made_in_inference_mode_its_parameters_can_be_trained(self, layers):
+        with torch.inference_mode():
+            prepared = PreparedLinear(*layers, together=True)
+        with torch.enable_grad():
+            prepared(torch.randn(3, 40)).sum().backward()
+        assert layers[0].weight.grad is not None
+
+    def test_tied_parameters_stay_tied(self):
+        first, second = nn.Linear(40, 30), nn.Linear(40, 30)
+        second.weight = first.weight
+        prepared, x = PreparedLinear(first, second, together=True), torch.randn(3, 40)
+        table = nn.Embedding(30, 40)
+        viewed = nn.Linear(40, 10)
+        viewed.weight.data = table.weight.data[:10]
+        also = PreparedLinear(nn.Linear(40, 5), viewed, together=True)
+        first.weight.mul_(2)
+        table.weight.mul_(2)
+        assert second.weight is first.weight
+        torch.testing.assert_close(prepared(x), torch.cat([first(x), second(x)], -1))
+        torch.testing.assert_close(also(x)[:, 5:], x @ table.weight[:10].T + viewed.bias)
+
+    def test_layers_of_several_dtypes_are_read_one_by_one(self):
+        layers = nn.Linear(40, 30), nn.Linear(40, 7).bfloat16()
+        prepared, x = PreparedLinear(*layers, together=True), torch.randn(3, 40)
+        out, products = self.products(prepared, x)
+        assert products == 2 and out.shape == (3, 37)
+
+    def test_a_copy_is_independent(self, layers):
+        prepared, x = PreparedLinear(*layers, together=True), torch.randn(3, 40)
+        twin = copy.deepcopy(prepared)
+        before = twin(x)
+        layers[0].weight.zero_()
+        assert torch.equal(twin(x), before)
+        twin.linears[0].weight.zero_()
+        out, products = self.products(twin, x)
+        assert products == 1
+        torch.testing.assert_close(out, prepared(x))
+
+    def test_a_model_is_saved_and_loaded(self, make_model, tmp_path):
+        model = make_model()
+        layer = model.language_model.layers[0]
+        attention, mlp = layer.self_attn, layer.mlp
+        kept = {name: value.clone() for name, value in model.state_dict().items()}
+        PreparedLinear(attention.q_proj, attention.k_proj, attention.v_proj, together=True)
+        PreparedLinear(mlp.gate_proj, mlp.up_proj, together=True)
+        assert mlp.gate_proj.weight.untyped_storage().nbytes() > mlp.gate_proj.weight.nbytes
+        model.save_pretrained(tmp_path)
+        found = type(model).from_pretrained(tmp_path).state_dict()
+        assert found.keys() == kept.keys()
+        for name, value in kept.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+        copied = copy.deepcopy(model)
+        assert copied.language_model.layers[0].mlp.gate_proj.weight.untyped_storage().nbytes() == (
+            mlp.gate_proj.weight.nbytes
+        )
+
+
 def test_gradients_still_flow():
     layer, x = nn.Linear(40, 30), torch.randn(3, 40)
     PreparedLinear(layer)(x).sum().backward()
     assert layer.weight.grad is not None
+
+
+class TestFloatLogits:
+    @pytest.fixture(params=["reference", pytest.param("native", marks=requires_native)])
+    def chosen(self, request, monkeypatch):
+        monkeypatch.setenv(registry.OVERRIDE, request.param)
+
+    @pytest.mark.parametrize("rows", [0, 1, 5, ROWS, ROWS + 1])
+    @pytest.mark.parametrize("bias", [True, False])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+    def test_err_as_float32_does(self, rows, bias, dtype, chosen, poisoned, monkeypatch):
+        monkeypatch.setattr(logits, "_BLOCK", 200 * 37)  # several blocks, the last one smaller
+        hidden, weight = torch.randn(rows, 200).to(dtype), torch.randn(391, 200).to(dtype)
+        offset = torch.randn(391).to(dtype) if bias else None
+        out = float_logits(hidden, weight, offset)
+        expected = hidden.double() @ weight.double().T + (0 if offset is None else offset.double())
+        assert out.dtype == torch.float32 and out.shape == (rows, 391)
+        assert error_of(out, expected) < 2e-6
+
+    def test_labels_are_told_apart_that_bfloat16_ties(self, chosen):
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(1, 256, generator=generator)
+        near = 0.08 * hidden + 0.05 * torch.randn(50, 256, generator=generator)  # logits near 20
+        hidden, weight = hidden.bfloat16(), near.bfloat16()
+        assert len((hidden @ weight.T).unique()) < 25
+        assert len(float_logits(hidden, weight).unique()) == 50
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_gradients_flow_and_autocast_changes_nothing(self, dtype):
+        hidden, weight = torch.randn(3, 40, dtype=dtype), torch.randn(9, 40, dtype=dtype)
+        hidden.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = float_logits(hidden, weight)
+        assert error_of(out, hidden.double() @ weight.double().T) < 2e-6
+        out.sum().backward()
+        assert error_of(hidden.grad, weight.double().sum(0).expand(3, 40)) < 1e-2
+
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_a_gpu_makes_no_wide_table(self, bias):
+        """What is asked of PyTorch there; what comes of it only a GPU can say."""
+        with FakeTensorMode(), torch.device("cuda"):
+            hidden, weight = torch.empty(2, 8).bfloat16(), torch.empty(30, 8).bfloat16()
+            offset = torch.empty(30).bfloat16() if bias else None
+            with _Results() as seen:
+                out = float_logits(hidden, weight, offset)
+        assert (out.device.type, out.dtype, out.shape) == ("cuda", torch.float32, (2, 30))
+        # The table is looked at as its transpose, never widened.
+        assert {dtype for shape, dtype in seen.made if 8 in shape} == {torch.bfloat16}
+
+
+class _Results(TorchDispatchMode):
+    """Notes shape and dtype of what operators return."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.made.append((tuple(out.shape), out.dtype))
+        return out

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import native, ops, ragged, registry
-from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, named
+from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, named, result_of
 from retrv_kernels.inputs import Case
 from retrv_kernels.ops import Span
 
@@ -39,7 +39,7 @@ PAIRS = [(case, dtype) for case in CASES for dtype in case.dtypes]
 def test_agrees_with_float64(case: Case, dtype: torch.dtype, variant, poisoned):
     arguments = case.arguments(dtype)
     kept = copy.deepcopy(arguments)
-    out = getattr(ops, case.op)(**arguments)
+    out = result_of(case.op, arguments)
     assert error_of(out, expected_of(case.op, arguments)) <= TOLERANCE[case.op][dtype]
     first = out[0] if isinstance(out, tuple) else out
     assert first.dtype == (torch.float32 if case.op.endswith("_tokens") else dtype)

@@ -38,12 +38,14 @@ def test_a_reranker_loaded_from_disk_ranks_as_the_one_in_memory(model, processor
     candidates = ["a red apple", "a blue bird", "high in the sky"]
     expected = Reranker(model, processor).rank("a bird", candidates)
     for name in (checkpoint, str(checkpoint)):
-        loaded = Reranker.from_pretrained(name, window=7, batch_size=3)
+        loaded = Reranker.from_pretrained(name, window=7, batch_size=3, device="cpu")
         assert (loaded.window, loaded.engine.config.max_sequences) == (7, 3)
         assert loaded.rank("a bird", candidates).ranking == expected.ranking
-    low = Reranker.from_pretrained(checkpoint, dtype=torch.bfloat16)
-    assert low.model.dtype == torch.bfloat16
-    assert len(low.rank("a bird", candidates)) == 3
+    for dtype in (torch.bfloat16, "bfloat16"):
+        low = Reranker.from_pretrained(checkpoint, device="cpu", dtype=dtype)
+        assert low.model.dtype == torch.bfloat16
+    found = low.rank("a bird", candidates)
+    assert (len(found), found.device, found.dtype) == (3, "cpu", "bfloat16")
 
 
 def test_a_name_is_a_folder_or_a_hub_id(checkpoint, monkeypatch):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from retrv_engine.weights import load_weights
 from retrv_kernels.cases import error_of
 from retrv_r1.model import direct
 from retrv_r1.model.config import ICMConfig
-from retrv_r1.model.icm import Attention, InformationCompressor, Pool
+from retrv_r1.model.icm import Attention, InformationCompressor, Pool, _together
 
 D = 32
 CONFIGS = {
@@ -296,3 +298,71 @@ def test_agreement_begins_as_the_likeness_of_tokens_and_codes():
     likeness = cosine(pooled[:2], pooled[2:]) + of_codes * 0.5
     assert agree.weight[0, 0] == pytest.approx(1.5 / D)
     torch.testing.assert_close(added, (1.5 * likeness[:, None]).expand_as(added))
+
+
+@torch.no_grad()
+def test_what_is_kept_of_weights_follows_them():
+    """In place, replaced, loaded, moved: tokens are those of the equations."""
+    icm = compressor(ICMConfig(relate_dim=8, memory_size=6, agreement=True))
+    other = compressor(ICMConfig(relate_dim=8, memory_size=6, agreement=True), seed=1)
+    features, offsets = rows_of([4, 7, 2])
+    pairs = torch.tensor([0, 1]), torch.tensor([2, 2])
+
+    def check() -> None:
+        parts = features.split(offsets.diff().tolist())
+        related = icm.relation(features, offsets, *pairs)
+        for (c, q), token in zip([(0, 2), (1, 2)], related, strict=True):
+            expected = naive_relation(icm, parts[c], parts[q])
+            torch.testing.assert_close(token.double(), expected, **TOLERANCE)
+
+    check()
+    icm = copy.deepcopy(icm)
+    with torch.inference_mode():
+        icm.pool.embedding.mul_(-2)
+        icm.memory.prototypes.add_(1)
+    check()
+    for weight in (icm.pool.attention.k_proj.weight, icm.relation_norm.weight):
+        weight.data = torch.randn_like(weight)
+        check()
+    icm.load_state_dict(other.state_dict())
+    check()
+    load_weights(icm, {"pool.embedding": torch.randn(D), "memory.prototypes": torch.randn(6, D)})
+    check()
+    icm.pool.attention.q_proj.weight.data.mul_(3)  # which nothing tells of
+    icm.forget()
+    check()
+
+
+def test_folded_weights_are_made_once_and_never_while_gradients_are_on(monkeypatch):
+    icm = compressor(ICMConfig(relate_dim=8))
+    made = []
+    fold = icm.pool._fold
+    monkeypatch.setattr(icm.pool, "_fold", lambda norm: (made.append(norm), fold(norm))[1])
+    features, offsets = rows_of([4, 7])
+    for _ in range(3):
+        with torch.no_grad():
+            icm.content(features, offsets)
+    assert len(made) == 1
+    for _ in range(2):
+        icm.content(features, offsets).sum().backward()
+    assert len(made) == 3 and icm.pool.embedding.grad.any()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@torch.no_grad()
+def test_both_tokens_together_are_what_they_are_apart(config):
+    icm = compressor(config)
+    features, offsets = rows_of([4, 1, 9])
+    for pairs in ([(0, 2), (1, 2)], [(0, 2), (1, 0), (2, 1)]):
+        pair = torch.tensor(pairs).T
+        content, relation = icm.tokens(features, offsets, *pair)
+        assert torch.equal(content, icm.content(features, offsets))
+        assert torch.equal(relation, icm.relation(features, offsets, *pair))
+
+
+def test_indices_go_to_a_device_together():
+    given = torch.arange(5), torch.tensor([1, 0, 2]), torch.zeros(0, dtype=torch.long)
+    assert _together(given, torch.device("cpu")) is given
+    there = _together(given, torch.device("meta"))
+    assert [(x.device.type, len(x)) for x in there] == [("meta", 5), ("meta", 3), ("meta", 0)]
+    assert all(x.storage_offset() % 2 == 0 for x in there)

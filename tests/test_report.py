@@ -256,5 +256,6 @@ def test_response_form(items):
     }
     assert set(response["retrv"]) == {
         *("answer", "reasoning", "inspected", "timings", "mode", "well_formed"),
+        *("device", "dtype"),
     }
     assert to_response(results(items))["id"] != to_response(results(items))["id"]

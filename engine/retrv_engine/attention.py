@@ -8,7 +8,7 @@ their sequences have there: those that decode read a prefix that they share once
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,11 @@ class PagedCache:
 
     values: Tensor
 
+    @property
+    def page_size(self) -> int:
+        """Rows of a page."""
+        return self.values.shape[4]
+
     def layer(self, number: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer as kernels take them, ``[pages, page size, H_kv, d_h]``."""
         keys, values = self.values[number].transpose(2, 3)
@@ -42,67 +47,29 @@ class PagedCache:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of a step in packed order: first those of sequences with a single row.
+    """The rows of a step, as attention takes them.
 
     Attributes:
-        order: which of the planned extends comes where.
-        page_table: of all sequences.
         parts: who attends how, one for rows that share prefixes and one for all others.
-        logits: the rows whose logits are wanted, in the order in which the extends were planned.
-        cache, slots: page and offset of each row there, once they have been placed.
+        slots: place of each row in the cache, page times page size plus offset, ``[n]``.
+        places: the same as pages and offsets.
     """
 
-    order: Sequence[int]
-    page_table: Tensor
     parts: Sequence[AttentionPart]
-    logits: Tensor
-    cache: PagedCache | None = None
-    slots: tuple[Tensor, Tensor] | None = None
-
-    @classmethod
-    def of(cls, extends: Sequence[Extend], page_size: int, device: torch.device) -> Batch:
-        """Arranges a step."""
-        number = range(len(extends))
-        order = sorted(
-            number, key=lambda i: (extends[i].stop - extends[i].first > 1, extends[i].job.pages)
-        )
-        arranged = [extends[i] for i in order]
-        pages = [job.pages[: pages_of(stop, page_size)] for job, _, stop in arranged]
-        lengths = [stop for _, _, stop in arranged]
-        starts, wanted = [0], {}
-        for i, extend in zip(order, arranged, strict=True):
-            starts.append(starts[-1] + extend.stop - extend.first)
-            wanted[i] = range(starts[-1] - extend.logits, starts[-1])
-        page_table = _padded(pages, device)
-        parts, first = [], 0
-        singles = sum(stop - first == 1 for _, first, stop in extends)
-        nodes = _tree(pages[:singles], lengths[:singles], page_size)
-        if len(nodes) > singles:  # some are shared
-            table = _padded([node.pages for node in nodes], device)
-            rows = torch.tensor([(node.first, node.stop) for node in nodes], device=device)
-            sizes = torch.tensor([node.length for node in nodes], device=device)
-            parts.append(AttentionPart(True, slice(0, singles), table, rows, sizes))
-            first = singles
-        if first < len(extends):
-            offsets = torch.tensor([start - first for start in starts[first:]], device=device)
-            sizes = torch.tensor(lengths[first:], device=device)
-            rest = slice(first, None)
-            parts.append(AttentionPart(False, rest, page_table[first:], offsets, sizes))
-        due = [row for i in number for row in wanted[i]]
-        logits = torch.tensor(due, dtype=torch.long, device=device)
-        return cls(order, page_table, parts, logits)
-
-    def place(self, cache: PagedCache, slots: Tensor) -> Batch:
-        """The batch with the place of each row, ``slots [n]``, in a cache."""
-        size = cache.values.shape[4]
-        return replace(self, cache=cache, slots=(slots // size, slots % size))
+    cache: PagedCache
+    slots: Tensor
+    places: tuple[Tensor, Tensor]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Keeps new rows ``[n, H_kv, d_h]`` of a layer and lets ``query [n, H, d_h]`` attend."""
-        assert self.cache is not None and self.slots is not None
         keys, values = self.cache.layer(layer)
-        keys[self.slots] = key
-        values[self.slots] = value
+        keys[self.places] = key
+        values[self.places] = value
+        return self.read(layer, query, scale)
+
+    def read(self, layer: int, query: Tensor, scale: float) -> Tensor:
+        """Lets ``query [n, H, d_h]`` attend to what a layer has kept, the new rows included."""
+        keys, values = self.cache.layer(layer)
         device = query.device.type
         out = []
         for part in self.parts:
@@ -114,7 +81,62 @@ class Batch:
         return out[0] if len(out) == 1 else torch.cat(out)
 
 
-class _Node(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
+    """Rows of a step in packed order: first those of sequences with a single row.
+
+    Attributes:
+        order: which of the planned extends comes where.
+        page_table: of all sequences.
+        parts: as of :class:`Batch`.
+        wanted: rows from which tokens are taken, in the order in which the extends were planned.
+    """
+
+    order: Sequence[int]
+    page_table: Tensor
+    parts: Sequence[AttentionPart]
+    wanted: Tensor
+
+    @classmethod
+    def of(cls, extends: Sequence[Extend], page_size: int, device: torch.device) -> Plan:
+        """Arranges a step."""
+        number = range(len(extends))
+        order = sorted(
+            number, key=lambda i: (extends[i].stop - extends[i].first > 1, extends[i].job.pages)
+        )
+        arranged = [extends[i] for i in order]
+        pages = [job.pages[: pages_of(stop, page_size)] for job, _, stop in arranged]
+        lengths = [stop for _, _, stop in arranged]
+        starts, due = [0], {}
+        for i, extend in zip(order, arranged, strict=True):
+            starts.append(starts[-1] + extend.stop - extend.first)
+            due[i] = range(starts[-1] - extend.due, starts[-1])
+        page_table = _padded(pages, device)
+        parts, first = [], 0
+        singles = sum(stop - first == 1 for _, first, stop in extends)
+        nodes = tree_of(pages[:singles], lengths[:singles], page_size)
+        if len(nodes) > singles:  # some are shared
+            table = _padded([node.pages for node in nodes], device)
+            rows = torch.tensor([(node.first, node.stop) for node in nodes], device=device)
+            sizes = torch.tensor([node.length for node in nodes], device=device)
+            parts.append(AttentionPart(True, slice(0, singles), table, rows, sizes))
+            first = singles
+        if first < len(extends):
+            offsets = torch.tensor([start - first for start in starts[first:]], device=device)
+            sizes = torch.tensor(lengths[first:], device=device)
+            rest = slice(first, None)
+            parts.append(AttentionPart(False, rest, page_table[first:], offsets, sizes))
+        last = [row for i in number for row in due[i]]
+        wanted = torch.tensor(last, dtype=torch.long, device=device)
+        return cls(order, page_table, parts, wanted)
+
+    def place(self, cache: PagedCache, slots: Tensor) -> Batch:
+        """The batch, whose rows go to ``slots [n]`` of a cache."""
+        size = cache.page_size
+        return Batch(self.parts, cache, slots, (slots // size, slots % size))
+
+
+class Node(NamedTuple):
     """A stretch of pages that the sequences ``first`` to ``stop`` share."""
 
     pages: Sequence[int]
@@ -123,20 +145,20 @@ class _Node(NamedTuple):
     stop: int
 
 
-def _tree(pages: Sequence[Sequence[int]], lengths: Sequence[int], page_size: int) -> list[_Node]:
+def tree_of(pages: Sequence[Sequence[int]], lengths: Sequence[int], page_size: int) -> list[Node]:
     """The tree that sorted page lists form; every sequence ends in a page of its own."""
-    nodes: list[_Node] = []
+    nodes: list[Node] = []
 
     def divide(first: int, stop: int, depth: int) -> None:
         if stop - first == 1:
             length = lengths[first] - depth * page_size
-            nodes.append(_Node(pages[first][depth:], length, first, stop))
+            nodes.append(Node(pages[first][depth:], length, first, stop))
             return
         # Sorted: what the first and the last share, all share.
         shared = common(pages[first], pages[stop - 1])
         if shared > depth:
             length = (shared - depth) * page_size
-            nodes.append(_Node(pages[first][depth:shared], length, first, stop))
+            nodes.append(Node(pages[first][depth:shared], length, first, stop))
         start = first
         for i in range(first + 1, stop + 1):
             if i == stop or pages[i][shared] != pages[start][shared]:

@@ -19,11 +19,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from retrv_engine import warming
 from retrv_engine.base import DeadlineExceeded, Handle, Stats
 from retrv_engine.config import EngineConfig
 from retrv_engine.pages import PagePool
-from retrv_engine.request import Output, Piece, Request, Vocabulary, load_distinct
+from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, load_distinct
 from retrv_engine.runner import Decoder, ModelRunner, Runner
+from retrv_engine.sampler import Picked
 from retrv_engine.scheduler import Extend, Job, Scheduler
 from retrv_engine.scoring import Scoring
 from retrv_engine.sequence import Sequence
@@ -50,15 +52,17 @@ class LocalEngine:
         runner: Runner | None = None,
         sequence: type[Sequence] = Sequence,
     ) -> None:
-        self.vocabulary, self.config = vocabulary, config or EngineConfig()
+        config = config or EngineConfig()
         if runner is None:
             if model is None:
                 raise ValueError("an engine needs a model, or what runs one")
-            runner = ModelRunner(model, self.config)
+            table: Any = model.get_input_embeddings().weight
+            config = config.on(table.device.type)
+            runner = ModelRunner(model, config)
+        self.vocabulary, self.config = vocabulary, config.on("cpu")
         self.runner, self.sequence = runner, sequence
-        self.scheduler = Scheduler(
-            PagePool(runner.pages, self.config.page_size), self.config, runner.copy
-        )
+        pool = PagePool(runner.pages, self.config.page_size)
+        self.scheduler = Scheduler(pool, self.config, runner.copy, runner.single)
         self._numbers = itertools.count()
         self._inbox: deque[Job] = deque()
         self._turn = threading.RLock()  # held while a step is taken
@@ -99,6 +103,34 @@ class LocalEngine:
         self.runner.check([*prompt, *tokens])
         handle: Handle[list[float]] = self._submit(Scoring(prompt, tokens), 0, None)
         return handle.result()
+
+    def warm(
+        self, samplings: List[Sampling] = (Sampling(),), sizes: List[int] | None = None
+    ) -> None:
+        """Compiles and captures what requests will launch, and forgets that anything ran.
+
+        On a GPU that takes seconds, which the first requests would take otherwise; call it before
+        there are any. On a CPU there is nothing to do.
+
+        Args:
+            samplings: how tokens will be taken; temperature and top_p matter.
+            sizes: numbers of requests that will run together; all that steps are made for if None.
+        Raises:
+            RuntimeError: there are requests already.
+        """
+        if not self.runner.single:
+            return
+        with self._turn:
+            if self.scheduler.running or self.scheduler.waiting or self._inbox:
+                raise RuntimeError("an engine is warmed before it has requests")
+            self.runner.warm()
+            sizes = self.runner.sizes if sizes is None else sizes
+            for requests in warming.batches(self.vocabulary, samplings, sizes):
+                self.generate(requests)
+                self.flush()
+            self._counts.clear()
+            self._seconds = dict.fromkeys(self._seconds, 0.0)
+            self.scheduler.preempted = self.scheduler.tree.evicted = 0
 
     def start(self) -> None:
         """See :meth:`retrv_engine.base.Engine.start`."""
@@ -176,10 +208,10 @@ class LocalEngine:
             self._seconds["schedule"] += ran - began
             phases = [_phase(extend) for extend in extends]
             try:
-                logits = self.runner.run(extends)
+                picks = self.runner.run(extends)
                 sampled = time.perf_counter()
                 self._seconds["run"] += sampled - ran
-                asking = self._take(extends, logits)
+                asking = self._take(extends, picks)
                 spliced = time.perf_counter()
                 self._seconds["sample"] += spliced - sampled
                 self._splice(asking)
@@ -207,15 +239,12 @@ class LocalEngine:
                 seconds = job.deadline - job.submitted
                 self._end(job, DeadlineExceeded(f"not done in {seconds:.3g} s"))
 
-    def _take(self, extends: List[Extend], logits: Tensor) -> list[Job]:
-        """Lets every sequence choose from its logits; those that want to inspect are returned."""
-        row, asking = 0, []
-        for extend in extends:
-            job = extend.job
-            if extend.logits:
-                job.logits.append(logits[row : row + extend.logits])
-                row += extend.logits
-            job.cached = extend.stop
+    def _take(self, extends: List[Extend], picks: List[List[Picked]]) -> list[Job]:
+        """Lets every sequence go on; those that want to inspect are returned."""
+        asking = []
+        for (job, _, stop), taken in zip(extends, picks, strict=True):
+            job.picks += taken
+            job.cached = stop
             if not job.writing:
                 self.scheduler.store(job)
             if job.left:
@@ -231,9 +260,9 @@ class LocalEngine:
         return asking
 
     def _advance(self, job: Job) -> None:
-        """Lets a sequence choose, and hands on what it has written."""
-        job.sequence.advance(torch.cat(job.logits))
-        job.logits.clear()
+        """Lets a sequence take its token, and hands on what it has written."""
+        job.sequence.advance(job.picks)
+        job.picks.clear()
         job.context.extend(job.sequence.take_pending())
         job.handle.add(job.sequence.tokens[job.reported :])
         job.reported = len(job.sequence.tokens)
@@ -303,6 +332,7 @@ class LocalEngine:
             self.scheduler.remove(job, keep=False)
             self._end(job, error)
         self._drop_cache()
+        self.runner.reset()
         with self._news:
             self._news.notify_all()
 

@@ -26,6 +26,7 @@ from retrv_engine.request import (
     load_distinct,
     positions_of,
 )
+from retrv_engine.sampler import pick
 from retrv_engine.sequence import Sequence
 from retrv_engine.weights import load_weights
 
@@ -78,11 +79,14 @@ class PlainEngine:
                 computed[i] += len(embeds)
             embeds, positions, present = _pad_left(chunks)
             mask = present if mask is None else torch.cat([mask, present], 1)
-            last = max(sequences[i].due for i in active)
-            logits = self.model.decode(embeds, positions, mask, cache, last)
+            due = [sequences[i].due for i in active]
+            logits = self.model.decode(embeds, positions, mask, cache, max(due))
+            wanted = torch.cat([rows[-n:] for rows, n in zip(logits, due, strict=True)])
+            counted = [(sequences[i], n) for i, n in zip(active, due, strict=True)]
+            picks = iter(pick(wanted, [one.choice(k) for one, n in counted for k in range(n)]))
             first = first or time.perf_counter() - started
-            for i, rows in zip(active, logits, strict=True):
-                sequences[i].advance(rows[-sequences[i].due :])
+            for one, n in counted:
+                one.advance(list(itertools.islice(picks, n)))
             _splice([sequences[i] for i in active])
             keep = [n for n, i in enumerate(active) if not sequences[i].done]
             if len(keep) < len(active) and keep:

@@ -257,8 +257,3 @@ def _load_one(source: FeatureSource, name: Hashable) -> Sequence[Piece] | Except
         return one
     except Exception as error:  # handed to the request that asked
         return error
-
-
-def generator_for(sampling: Sampling) -> torch.Generator:
-    """The random stream of a request."""
-    return torch.Generator().manual_seed(sampling.seed)

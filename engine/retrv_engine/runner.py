@@ -14,17 +14,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from retrv_engine.attention import NAME, Batch, PagedCache, register
+from retrv_engine.attention import NAME, Batch, PagedCache, Plan, register
 from retrv_engine.config import EngineConfig
+from retrv_engine.decode import DecodeSteps
 from retrv_engine.lean import lighten
 from retrv_engine.request import Piece, check_pieces
+from retrv_engine.sampler import Choice, Masks, Picked, pick
 from retrv_engine.scheduler import Extend
 from retrv_engine.weights import load_weights
-from retrv_kernels.linear import PreparedLinear
+from retrv_kernels.linear import PreparedLinear, float_logits
 from retrv_kernels.ops import Span, splice_features
 
 CPU_CACHE_BYTES = 2**30
+MOST_PAGES = 2**20
 STORES = 16  # of splice_features
+PICKED_ROWS = 256
+"""Rows whose logits are held at once: 256 of a vocabulary of 152,000 are 156 MB."""
 ROUNDED = {"model": None, "float16": torch.float16, "int8": torch.int8}
 
 
@@ -44,15 +49,22 @@ class Decoder(Protocol):
 
 
 class Runner(Protocol):
-    """What computes a step; pages are numbers below ``pages``."""
+    """What computes a step; pages are numbers below ``pages``.
+
+    Attributes:
+        single: as of :class:`retrv_engine.scheduler.Scheduler`.
+        sizes: numbers of sequences that a step is made for, where ``single``.
+    """
 
     pages: int
+    single: bool
+    sizes: Sequence[int]
 
-    def run(self, extends: Sequence[Extend]) -> Tensor:
-        """Computes rows and keeps what later ones need of them.
+    def run(self, extends: Sequence[Extend]) -> list[list[Picked]]:
+        """Computes rows, keeps what later ones need of them, and takes the tokens that are due.
 
         Returns:
-            Logits of the rows that want them, in the order of ``extends``, ``[m, vocabulary]``.
+            What each of ``extends`` wants.
         """
         ...
 
@@ -66,6 +78,14 @@ class Runner(Protocol):
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Copies values into the model's parameters, or raises ValueError and changes nothing."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets what is kept between steps, after an error in one."""
+        ...
+
+    def warm(self) -> None:
+        """Compiles what requests of other makes will launch; asked for where ``single``."""
         ...
 
 
@@ -87,9 +107,7 @@ class ModelRunner:
             raise ValueError(f"weights are rounded on CPUs only, not on {self.table.device}")
         if not lighten(self.decoder, stored):
             prepare_linears(self.decoder, stored)
-        self.head = model.get_output_embeddings()
-        if type(self.head) is nn.Linear:
-            self.head = PreparedLinear(self.head, dtype=stored)
+        self.head = _Head(model.get_output_embeddings(), stored)
         text: Any = self.decoder.config
         if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
             raise ValueError("models with sliding-window attention are not supported")
@@ -97,10 +115,17 @@ class ModelRunner:
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         row = 2 * text.num_hidden_layers * heads * width * self.table.element_size()
         size = config.page_size
-        self.pages = max(1, self._budget() // (row * size))
-        self.cache = PagedCache(
-            self.table.new_empty(text.num_hidden_layers, 2, self.pages, heads, size, width)
+        self.pages = min(MOST_PAGES, max(1, self._budget() // (row * size)))
+        # One more, which padding rows of a decode step write to.
+        shape = text.num_hidden_layers, 2, self.pages + 1, heads, size, width
+        self.cache = PagedCache(self.table.new_empty(shape))
+        self.single = bool(config.graphs)
+        self.steps = DecodeSteps(
+            self._logits, self.cache, self.pages, self.single, config.max_sequences
         )
+        self.sizes: Sequence[int] = self.steps.buckets
+        self._masks: Masks | None = None
+        self._places = self._parameters()
 
     def check(self, pieces: Sequence[Piece]) -> None:
         """See :meth:`Runner.check`."""
@@ -110,20 +135,49 @@ class ModelRunner:
         """Copies the first rows of a page to another."""
         self.cache.copy(source, target, rows)
 
-    def run(self, extends: Sequence[Extend]) -> Tensor:
+    def run(self, extends: Sequence[Extend]) -> list[list[Picked]]:
         """See :meth:`Runner.run`."""
-        batch = Batch.of(extends, self.config.page_size, self.table.device)
-        order = [extends[i] for i in batch.order]
+        choices = [extend.choices() for extend in extends]
+        if self._masks is None:
+            words = len(self.table) if self.head.words is None else self.head.words
+            rows = 2 * self.config.max_sequences + 2
+            self._masks = Masks(rows, words, self.table.device)
+        if all(map(_writes, extends)):
+            single = [one[0] if one else Choice() for one in choices]
+            found = self.steps.run(extends, single, self._masks)
+            return [[pick] if one else [] for one, pick in zip(choices, found, strict=True)]
+        picks = iter(self._run(extends, [choice for one in choices for choice in one]))
+        return [list(itertools.islice(picks, len(one))) for one in choices]
+
+    def _run(self, extends: Sequence[Extend], choices: Sequence[Choice]) -> list[Picked]:
+        """A step in which some read: rows of any number and kind."""
+        plan = Plan.of(extends, self.config.page_size, self.table.device)
+        pieces = self._pieces([extends[i] for i in plan.order])
         spliced = splice_features(
-            *self._pieces(order), batch.page_table, self.config.page_size, dtype=self.table.dtype
+            *pieces, plan.page_table, self.config.page_size, dtype=self.table.dtype
         )
-        hidden = self.decoder(
-            inputs_embeds=spliced.embeds[None],
-            position_ids=spliced.positions[:, None],
+        batch = plan.place(self.cache, spliced.slots)
+        hidden = self._hidden(spliced.embeds, spliced.positions, batch)[plan.wanted]
+        parts = [slice(first, first + PICKED_ROWS) for first in range(0, len(choices), PICKED_ROWS)]
+        return [
+            one
+            for part in parts
+            for one in pick(self.head(hidden[part]), choices[part], self._masks)
+        ]
+
+    def _logits(self, tokens: Tensor, positions: Tensor, batch: Batch) -> Tensor:
+        """Float32 logits ``[b, vocabulary]`` behind tokens ``[b]``."""
+        embeds = nn.functional.embedding(tokens, self.table)
+        return self.head(self._hidden(embeds, positions.expand(3, -1), batch))
+
+    def _hidden(self, embeds: Tensor, positions: Tensor, batch: Batch) -> Tensor:
+        """``embeds [n, d]`` at ``positions [3, n]`` behind the last layer and norm, ``[n, d]``."""
+        return self.decoder(
+            inputs_embeds=embeds[None],
+            position_ids=positions[:, None],
             use_cache=False,
-            retrv_batch=batch.place(self.cache, spliced.slots),
+            retrv_batch=batch,
         ).last_hidden_state[0]
-        return self.head(hidden[batch.logits])
 
     def _pieces(self, extends: Sequence[Extend]) -> tuple[list[Tensor], list[Span]]:
         """Stores and spans of the rows to feed; the first store is the table of embeddings."""
@@ -151,9 +205,29 @@ class ModelRunner:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :meth:`Runner.load_weights`."""
         load_weights(self.model, weights)
-        for module in (*self.decoder.modules(), self.head):
+        for module in (*self.decoder.modules(), *self.head.modules()):
             if isinstance(module, PreparedLinear):
                 module.refresh()
+        if (places := self._parameters()) != self._places:  # what graphs replay reads elsewhere
+            self._places = places
+            self.steps.clear()
+
+    def warm(self) -> None:
+        """See :meth:`Runner.warm`: rows from any number of stores."""
+        table = self.table.new_zeros(1, self.table.shape[1])
+        pages = torch.full((1, 1), self.pages, device=table.device)
+        for count in (1, 2, 4, 8, STORES):
+            spans = [Span(store, 0, 1, 0, 0, 0, 0, 0) for store in range(count)]
+            splice_features([table] * count, spans, pages, self.config.page_size, dtype=table.dtype)
+
+    def reset(self) -> None:
+        """See :meth:`Runner.reset`."""
+        self.steps.clear()
+        self._masks = None
+
+    def _parameters(self) -> list[int]:
+        """Where the parameters are."""
+        return [parameter.data_ptr() for _, parameter in self.model.named_parameters()]
 
     def _budget(self) -> int:
         """Bytes of the cache."""
@@ -163,6 +237,38 @@ class ModelRunner:
         if device.type == "cuda":
             return torch.cuda.mem_get_info(device)[0] * 4 // 5
         return CPU_CACHE_BYTES
+
+
+class _Head(nn.Module):
+    """Float32 logits, of a head of any make and dtype.
+
+    bfloat16 logits have a step of 1/16 between 8 and 16, and tie half of a ranking.
+
+    Attributes:
+        words: of the vocabulary; None where that is as many as there are embeddings.
+    """
+
+    def __init__(self, head: Any, stored: torch.dtype | None) -> None:
+        super().__init__()
+        self.head = head
+        self.words: int | None = None
+        self.widened = False
+        if type(head) is nn.Linear:
+            self.words, self.widened = head.out_features, head.weight.element_size() == 2
+            if not self.widened:
+                self.head = PreparedLinear(head, dtype=stored)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``hidden [m, d]`` → ``[m, vocabulary]``."""
+        if self.widened:
+            return float_logits(hidden, self.head.weight, self.head.bias)
+        return self.head(hidden).float()
+
+
+def _writes(extend: Extend) -> bool:
+    """Whether a sequence that writes feeds a token, and nothing else."""
+    job, first, stop = extend
+    return job.writing and stop - first == 1 and job.context.keys[first] >= 0
 
 
 def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> None:

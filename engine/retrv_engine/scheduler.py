@@ -15,13 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from torch import Tensor
-
 from retrv_engine.base import Handle, RequestTooLarge
 from retrv_engine.config import EngineConfig
 from retrv_engine.context import Context
 from retrv_engine.pages import PagePool, pages_of
 from retrv_engine.radix import Match, Node, RadixTree, common
+from retrv_engine.sampler import Choice, Picked
 from retrv_engine.scoring import Scoring
 from retrv_engine.sequence import Sequence as Writing
 
@@ -35,7 +34,7 @@ class Job:
         cached: rows of the context whose keys and values are in the pages.
         nodes: the tree's nodes of the first pages; the pages behind are the job's alone.
         writing: whether its prompt has been read.
-        logits: of the wanted rows so far.
+        picks: what was taken from the wanted rows so far.
         found, computed: rows that the cache had, and rows that it had not.
     """
 
@@ -51,7 +50,7 @@ class Job:
     cached: int = 0
     writing: bool = False
     reported: int = 0
-    logits: list[Tensor] = field(default_factory=list)
+    picks: list[Picked] = field(default_factory=list)
     found: int = 0
     computed: int = 0
     timings: dict[str, float] = field(default_factory=dict)
@@ -68,7 +67,7 @@ class Job:
 
     @property
     def wanted(self) -> int:
-        """The first row whose logits are wanted."""
+        """The first row from which a token is wanted."""
         return len(self.context) - self.sequence.due
 
 
@@ -80,9 +79,14 @@ class Extend(NamedTuple):
     stop: int
 
     @property
-    def logits(self) -> int:
-        """How many of the last rows give logits."""
+    def due(self) -> int:
+        """From how many of the last rows a token is wanted."""
         return max(0, self.stop - max(self.first, self.job.wanted))
+
+    def choices(self) -> list[Choice]:
+        """How those tokens are taken; asked once, when the rows are computed."""
+        first = self.stop - self.due - self.job.wanted
+        return [self.job.sequence.choice(first + i) for i in range(self.due)]
 
 
 class Scheduler:
@@ -90,12 +94,18 @@ class Scheduler:
 
     Args:
         copy: copies the first rows of a page to another: source, target, rows.
+        single: whether steps in which each sequence feeds one token are much cheaper than others:
+            ``</think>`` and ``<answer>`` are fed one after the other then.
     """
 
     def __init__(
-        self, pool: PagePool, config: EngineConfig, copy: Callable[[int, int, int], None]
+        self,
+        pool: PagePool,
+        config: EngineConfig,
+        copy: Callable[[int, int, int], None],
+        single: bool = False,
     ) -> None:
-        self.pool, self.config, self._copy = pool, config, copy
+        self.pool, self.config, self._copy, self._single = pool, config, copy, single
         self.tree = RadixTree(pool.size)
         self.waiting: list[Job] = []
         self.running: list[Job] = []
@@ -113,7 +123,8 @@ class Scheduler:
         plan: dict[Job, int] = {}
         for job in sorted(self.running, key=lambda job: job.rank):
             if job.writing and job in self.running:
-                self._plan(job, job.left, plan)
+                rows = 1 if self._single and job.left == 2 else job.left
+                self._plan(job, rows, plan)
         for job, rows in self._shares([job for job in self.running if not job.writing]):
             if job in self.running:
                 self._plan(job, rows, plan)
@@ -132,7 +143,7 @@ class Scheduler:
         self.tree.unlock(job.nodes)
         self.pool.give(job.pages[len(job.nodes) :])
         job.pages, job.nodes, job.cached, job.writing = [], [], 0, False
-        job.logits.clear()
+        job.picks.clear()
 
     def remove(self, job: Job, *, keep: bool = True) -> None:
         """Takes a job out, wherever it is."""
@@ -258,6 +269,7 @@ class Scheduler:
             return []
         oldest, *others = sorted(reading, key=lambda job: job.rank)
         budget = self.config.chunk_rows
+        assert budget is not None, "EngineConfig.on has put a number there"
         least = min(oldest.left, -(-budget // 2))
         budget -= least
         rows = {}

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-import torch
-from torch import Tensor
-
 from retrv_engine.request import FeatureSource, Piece
+from retrv_engine.sampler import Choice, Picked
 
 
 class Scoring:
@@ -32,11 +30,13 @@ class Scoring:
         pieces, self._pending = self._pending, []
         return pieces
 
-    def advance(self, logits: Tensor) -> None:
-        """Takes ``logits [tokens, vocabulary]`` of the rows before the tokens."""
-        logprobs = torch.log_softmax(logits.float(), -1)
-        chosen = torch.tensor(self._scored, device=logits.device)[:, None]
-        self._logprobs = logprobs.gather(1, chosen)[:, 0].tolist()
+    def choice(self, number: int) -> Choice:
+        """Token ``number`` of those that are scored, from the row before it."""
+        return Choice(target=self._scored[number])
+
+    def advance(self, picks: Sequence[Picked]) -> None:
+        """Takes the tokens' log-probabilities."""
+        self._logprobs = [pick.logprob for pick in picks]
 
     def splice(self, pieces: Sequence[Piece]) -> None:
         raise AssertionError("scoring inspects nothing")

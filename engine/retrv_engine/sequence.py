@@ -11,11 +11,11 @@ labels are constrained to the request's candidates; a candidate is inspected at 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Hashable
 from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from retrv_engine.request import (
@@ -24,10 +24,9 @@ from retrv_engine.request import (
     Piece,
     Request,
     Vocabulary,
-    generator_for,
     length_of,
 )
-from retrv_engine.sampler import choose
+from retrv_engine.sampler import COLDEST, Choice, Permitted, Picked
 
 
 @dataclass
@@ -36,7 +35,7 @@ class Sequence:
 
     Attributes:
         pending: the pieces that it wants to feed next.
-        due: of how many of the last rows it wants the logits then.
+        due: from how many of the last rows it wants a token then.
         wanted: the candidate that has to be spliced in before anything else, or None.
     """
 
@@ -54,7 +53,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         names, request = self.vocabulary, self.request
-        self.generator = generator_for(request.sampling)
+        self._random = random.Random(request.sampling.seed)
         self.pending = list(request.prompt)
         self._never = [names.answer_start, names.answer_end, names.think_start, names.inspect_end]
         self._never += [names.end, *request.banned]
@@ -99,21 +98,33 @@ class Sequence:
         """Tokens of reasoning that may be written before one is forced."""
         return max(0, self.request.sampling.max_reasoning_tokens - len(self.tokens))
 
-    def advance(self, logits: Tensor) -> None:
+    def choice(self, number: int) -> Choice:
+        """How a token is to be taken from row ``number`` of those that are due.
+
+        Engines ask once for each row, when it is computed: a random number is drawn.
+        """
+        if number < self.due - 1:
+            return Choice()  # what the model would have liked is all that is wanted of it
+        if (choices := self.choices) is not None:
+            answer = self.tokens[-1] == self.vocabulary.answer_start
+            return self._choose(Permitted(tuple(choices), False), tuple(choices) if answer else ())
+        return self._choose(Permitted(tuple(self.banned))) if self.room else Choice()
+
+    def advance(self, picks: List[Picked]) -> None:
         """Takes the next token and everything that follows from it.
 
         Args:
-            logits: of the last ``due`` rows that were fed, ``[due, vocabulary]``.
+            picks: of the rows that were due.
         """
         if self.due == 2:  # behind </think>, where <answer> was forced
-            self.well_formed &= int(logits[0].argmax()) == self.vocabulary.answer_start
+            self.well_formed &= picks[0].likeliest == self.vocabulary.answer_start
         self.due = 1
-        likeliest = int(logits[-1].argmax())
+        last = picks[-1]
         if (choices := self.choices) is not None:
-            self.well_formed &= likeliest in choices
-            self._label(logits[-1], choices)
+            self.well_formed &= last.likeliest in choices
+            self._label(last)
         elif self.room:
-            self.think(*self._choose(logits[-1], None, self.banned), likeliest)
+            self.think(last.token, last.logprob, last.likeliest)
         else:
             self.cut()
 
@@ -140,26 +151,24 @@ class Sequence:
         self._force(self.vocabulary.answer_start)
         self.due = 2
 
-    def _label(self, logits: Tensor, choices: list[int]) -> None:
+    def _label(self, pick: Picked) -> None:
         """Takes a label, to inspect its candidate or as the answer."""
         inspects = self.tokens[-1] == self.vocabulary.inspect_start
-        token, logprob = self._choose(logits, choices, [])
-        self._take(token, logprob)
+        self._take(pick.token, pick.logprob)
         self._force(self.vocabulary.inspect_end if inspects else self.vocabulary.answer_end)
         if not inspects:
-            labels = torch.as_tensor(choices, device=logits.device)
-            self.label_logits = logits[labels].float().cpu()
+            self.label_logits = pick.labels
             return
-        candidate = list(self.request.labels).index(token)
+        candidate = list(self.request.labels).index(pick.token)
         self.inspected.append(candidate)
         assert self.request.source is not None
         self.wanted = self.request.source, self.request.inspections[candidate]
 
-    def _choose(
-        self, logits: Tensor, allowed: list[int] | None, banned: list[int]
-    ) -> tuple[int, float]:
+    def _choose(self, permitted: Permitted, labels: tuple[int, ...] = ()) -> Choice:
         sampling = self.request.sampling
-        return choose(logits, allowed, banned, sampling.temperature, sampling.top_p, self.generator)
+        drawn = sampling.temperature >= COLDEST
+        uniform = self._random.random() if drawn else 0.0
+        return Choice(permitted, sampling.temperature, sampling.top_p, uniform, labels=labels)
 
     def output(self) -> Output:
         """The result of a finished request."""

@@ -28,4 +28,4 @@ def load_weights(model: HasParameters, weights: Mapping[str, Tensor]) -> None:
             shapes = f"{tuple(own[name].shape)}, not {tuple(value.shape)}"
             raise ValueError(f"{name} is of shape {shapes}")
     for name, value in weights.items():
-        own[name].data.copy_(value)
+        own[name].copy_(value)  # not its data: whoever keeps what was made of it asks its version

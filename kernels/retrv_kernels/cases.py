@@ -18,11 +18,14 @@ from torch import Tensor
 from retrv_kernels import ops, registry
 from retrv_kernels.inputs import (
     Case,
+    add_rms_norm,
     linear,
     paged_attention,
     pool_tokens,
     relate_tokens,
+    rotate_to_pages,
     shared_prefix_attention,
+    silu_product,
     splice_features,
 )
 from retrv_kernels.splice_features.op import Span
@@ -34,7 +37,19 @@ TOLERANCE: Mapping[str, Mapping[torch.dtype, float]] = {
     "paged_attention": {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
     "shared_prefix_attention": {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
     "linear": {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
+    "add_rms_norm": {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
+    "rotate_to_pages": {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
+    "silu_product": {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2},
 }
+# Arguments that an op writes into.
+WRITTEN: Mapping[str, tuple[str, ...]] = {"rotate_to_pages": ("key_pages", "value_pages")}
+
+
+def result_of(op: str, arguments: Mapping[str, Any]) -> Any:
+    """What an op returns and, behind it, copies of the arguments that it writes into."""
+    own = {name: arguments[name].clone() for name in WRITTEN.get(op, ())}
+    out = getattr(ops, op)(**{**arguments, **own})
+    return (out, *own.values()) if own else out
 
 
 def expected_of(op: str, arguments: Mapping[str, Any]) -> Any:
@@ -45,7 +60,7 @@ def expected_of(op: str, arguments: Mapping[str, Any]) -> Any:
             if isinstance(value, Tensor) and value.is_floating_point():
                 wide[name] = value.double()
     with patch.dict(os.environ, {registry.OVERRIDE: "reference"}):
-        return getattr(ops, op)(**wide)
+        return result_of(op, wide)
 
 
 def error_of(out: Any, expected: Any) -> float:
@@ -146,6 +161,24 @@ CASES: tuple[Case, ...] = (
     linear("several_threads", 7, 397, 200),
     linear("int8", 7, 397, 200, int8=True, small=True),
     linear("int8_one_row", 1, 50, 75, bias=False, int8=True, small=True),
+    add_rms_norm("no_rows", 0, 24, small=True),
+    *(add_rms_norm(f"width_{width}", 3, width, small=True) for width in (1, 7, 64, 65, 1500)),
+    add_rms_norm("without_delta", 2, 96, delta=False, small=True),
+    add_rms_norm("magnitude_1e4", 2, 96, magnitude=1e4, small=True),
+    add_rms_norm("rows_500", 500, 2048),
+    silu_product("no_rows", 0, 24, small=True),
+    *(silu_product(f"width_{width}", 3, width, small=True) for width in (1, 7, 64, 1025)),
+    silu_product("magnitude_100", 2, 96, magnitude=100.0, small=True),
+    silu_product("rows_500", 500, 11008),
+    rotate_to_pages("no_rows", 0, (4, 2), 16, small=True),
+    *(
+        rotate_to_pages(f"width_{width}", 3, (4, 2), width, small=True)
+        for width in (2, 8, 10, 64, 80, 128, 160)
+    ),
+    rotate_to_pages("norms", 5, (7, 1), 32, norms=True, small=True),
+    rotate_to_pages("norms_odd_width", 5, (3, 3), 18, norms=True, page_size=3, small=True),
+    rotate_to_pages("one_row", 1, (1, 1), 64, integers=torch.int32, small=True),
+    rotate_to_pages("rows_500", 500, (28, 4), 128, norms=True),
 )
 
 

@@ -335,3 +335,76 @@ def shared_prefix_attention(
         },
         **options,
     )
+
+
+def add_rms_norm(
+    name: str, rows: int, width: int, *, delta: bool = True, magnitude: float = 1.0, **options: Any
+) -> Case:
+    """Rows of a residual stream, and what is added to them."""
+
+    def arguments(dtype: torch.dtype) -> dict[str, Any]:
+        generator = seeded(rows, width)
+        x, added = magnitude * torch.randn(2, rows, width, generator=generator)
+        weight = torch.randn(width, generator=generator).to(dtype)
+        return {"x": x.to(dtype), "delta": added.to(dtype) if delta else None, "weight": weight}
+
+    shape = {"rows": rows, "d": width}
+    return Case("add_rms_norm", name, arguments, flops=5 * rows * width, shape=shape, **options)
+
+
+def silu_product(
+    name: str, rows: int, width: int, *, magnitude: float = 3.0, **options: Any
+) -> Case:
+    """Rows of gates and what they let through, of that width each."""
+
+    def arguments(dtype: torch.dtype) -> dict[str, Any]:
+        values = torch.randn(rows, 2 * width, generator=seeded(rows, width))
+        return {"gate_up": (magnitude * values).to(dtype)}
+
+    shape = {"rows": rows, "f": width}
+    return Case("silu_product", name, arguments, flops=5 * rows * width, shape=shape, **options)
+
+
+def rotate_to_pages(
+    name: str,
+    rows: int,
+    heads: tuple[int, int],
+    width: int,
+    *,
+    page_size: int = 16,
+    norms: bool = False,
+    integers: torch.dtype = torch.int64,
+    **options: Any,
+) -> Case:
+    """New rows for slots here and there; heads of query and cache."""
+
+    def arguments(dtype: torch.dtype) -> dict[str, Any]:
+        generator = seeded(rows, *heads, width)
+        pages = -(-rows // page_size) + 2
+        cache = torch.randn(2, pages, heads[1], page_size, width, generator=generator).to(dtype)
+        keys, values = cache.transpose(2, 3)
+        qkv = torch.randn(rows, heads[0] + 2 * heads[1], width, generator=generator)
+        angles = torch.arange(rows)[:, None, None] * 10.0 ** -torch.linspace(0, 4, width // 2)
+        sin, cos = angles.sin(), angles.cos()
+        slots = torch.randperm(pages * page_size, generator=generator)[:rows]
+        weights = torch.randn(2, width, generator=generator).to(dtype)
+        return {
+            "qkv": qkv.to(dtype),
+            "cos": torch.cat([cos, cos], -1).to(dtype),
+            "sin": torch.cat([-sin, sin], -1).to(dtype),
+            "key_pages": keys,
+            "value_pages": values,
+            "slots": slots.to(integers),
+            "heads": heads[0],
+            "q_norm": weights[0] if norms else None,
+            "k_norm": weights[1] if norms else None,
+        }
+
+    return Case(
+        "rotate_to_pages",
+        name,
+        arguments,
+        flops=4 * rows * sum(heads) * width,
+        shape={"rows": rows, "heads": heads[0], "kv heads": heads[1], "d_h": width},
+        **options,
+    )

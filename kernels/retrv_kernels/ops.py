@@ -9,24 +9,30 @@ from collections.abc import Callable
 from typing import Any
 
 from retrv_kernels import registry
+from retrv_kernels.add_rms_norm.op import add_rms_norm
 from retrv_kernels.linear.op import linear
 from retrv_kernels.paged_attention.op import paged_attention
 from retrv_kernels.pool_tokens.op import pool_tokens
 from retrv_kernels.registry import Choice
 from retrv_kernels.relate_tokens.op import relate_tokens
+from retrv_kernels.rotate_to_pages.op import rotate_to_pages
 from retrv_kernels.shared_prefix_attention.op import shared_prefix_attention
+from retrv_kernels.silu_product.op import silu_product
 from retrv_kernels.splice_features.op import Span, Splice, splice_features
 
 __all__ = [
     "Choice",
     "Span",
     "Splice",
+    "add_rms_norm",
     "explain",
     "linear",
     "paged_attention",
     "pool_tokens",
     "relate_tokens",
+    "rotate_to_pages",
     "shared_prefix_attention",
+    "silu_product",
     "splice_features",
     "unchecked",
 ]

@@ -98,6 +98,11 @@ OPS: Mapping[str, tuple[Implementation, ...]] = {
     "shared_prefix_attention": _implementations("shared_prefix_attention"),
     # On a GPU the product of PyTorch reads the weights once, as fast as they can be read.
     "linear": _implementations("linear")[1:],
+    # On a CPU few rows go through all layers in one call: see decoder_layers.
+    **{
+        op: (_implementations(op)[0], _implementations(op)[-1])
+        for op in ("add_rms_norm", "rotate_to_pages", "silu_product")
+    },
 }
 
 

@@ -76,14 +76,19 @@ def precision(dtype: tl.dtype) -> str:
     return "ieee" if dtype == tl.float32 else "tf32"
 
 
+MOST_PARTS = 64
+
+
 def splits(programs: int, most: int) -> int:
     """Among how many programs to split cached rows: two for each of an H100's multiprocessors.
+
+    From shapes alone, so that a graph may capture the launch: some may find nothing to read.
 
     Args:
         programs: that there are without splitting.
         most: blocks of cached rows that there can be.
     """
-    return max(1, min(264 // max(programs, 1), most, 64))
+    return max(1, min(264 // max(programs, 1), most, MOST_PARTS))
 
 
 def parts_of(query: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
@@ -101,7 +106,7 @@ def merged(parts: Tensor, levels: Tensor | None, dtype: torch.dtype) -> Tensor:
     count, rows, heads, width = parts.shape
     out = parts.new_empty((rows, heads, width), dtype=dtype)
     _merge_parts[(rows * heads,)](
-        parts, levels, out, rows * heads, count, width, COUNT=padded(count), WIDTH=padded(width)
+        parts, levels, out, rows * heads, count, width, MOST=MOST_PARTS, WIDTH=padded(width)
     )
     return out
 
@@ -171,14 +176,26 @@ def store_part(parts, levels, top, total, pooled, place, width, own, WIDTH: tl.c
 
 
 @triton.jit
-def _merge_parts(parts, levels, out, rows, count, width, COUNT: tl.constexpr, WIDTH: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    s, c = tl.arange(0, COUNT), tl.arange(0, WIDTH)
-    level = tl.load(levels + s * rows + row, s < count, other=float("-inf"))
-    top = tl.max(level)
-    weights = tl.exp2(level - tl.where(top == float("-inf"), 0, top))
-    own = (s < count)[:, None] & (c < width)[None, :]
-    part = tl.load(parts + (s[:, None] * rows + row) * width + c[None, :], own, other=0)
-    total = tl.sum(weights)
-    result = tl.sum(part * weights[:, None], 0) / tl.where(total > 0, total, 1)
+def store_empty(levels, place, own):
+    """Says of a part's rows that they are nothing: `_merge_parts` does not read them."""
+    if levels is not None:
+        tl.store(levels + place, tl.full(place.shape, float("-inf"), tl.float32), own)
+
+
+@triton.jit(do_not_specialize=["rows", "count"])
+def _merge_parts(parts, levels, out, rows, count, width, MOST: tl.constexpr, WIDTH: tl.constexpr):
+    row, c = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
+    every = tl.arange(0, MOST)
+    top = tl.max(tl.load(levels + every * rows + row, every < count, other=float("-inf")))
+    total = 0.0
+    result = tl.zeros([WIDTH], tl.float32)
+    for first in range(0, count, 8):
+        s = first + tl.arange(0, 8)
+        level = tl.load(levels + s * rows + row, s < count, other=float("-inf"))
+        weights = tl.exp2(level - tl.where(top == float("-inf"), 0, top))
+        own = (level > float("-inf"))[:, None] & (c < width)[None, :]
+        part = tl.load(parts + (s[:, None] * rows + row) * width + c[None, :], own, other=0)
+        total += tl.sum(weights)
+        result += tl.sum(part * weights[:, None], 0)
+    result /= tl.where(total > 0, total, 1)
     tl.store(out + row * width + c, result.to(out.dtype.element_ty), c < width)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from retrv_engine import Sampling
 from retrv_engine.config import Weights
+from retrv_r1.checkpoint import saved_dtype
 from retrv_r1.data.mbeir import Pool
+from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.eval.cells import choose
 from retrv_r1.eval.chart import draw
 from retrv_r1.eval.metrics import require_metrics
@@ -15,6 +19,7 @@ from retrv_r1.eval.ranking import CellRun, CellRunner, Models
 from retrv_r1.eval.report import Report, build
 from retrv_r1.eval.settings import Settings
 from retrv_r1.eval.trec import write_runs
+from retrv_r1.first_stage import local_checkpoint
 from retrv_r1.types import Mode
 
 
@@ -33,7 +38,8 @@ def run(
     batch_size: int = 16,
     pool: Pool = "local",
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
     sampling: Sampling | None = None,
 ) -> Report:
     """Evaluates both stages of a checkpoint on a directory in M-BEIR's layout.
@@ -49,14 +55,19 @@ def run(
             ``val``, or ``all`` for every test cell.
         limit: queries per cell, drawn by ``seed``; a larger one adds to a smaller one's.
         out: folder of ``report.json``, ``report.md``, ``chart.png``, ``runs/`` and ``outcomes/``.
-        modes, full_tokens, int8_keys, weights, batch_size, pool, seed, device, sampling: see
+        device, dtype: as of :meth:`retrv_r1.Reranker.from_pretrained`.
+        modes, full_tokens, int8_keys, weights, batch_size, pool, seed, sampling: see
             :class:`Settings`.
     Raises:
         EvalError: nothing to evaluate, an option that cannot be, or an unsound ranking.
         CheckpointError: no such model, or it has no first stage.
+        DeviceError: no such device, or it cannot do what is asked for.
         MBEIRError: the directory is not in M-BEIR's layout.
     """
     require_metrics()
+    place = device_of(device)
+    check_weights(weights, place)
+    read = dtype_of(dtype, place) or saved_dtype(local_checkpoint(model))
     settings = Settings(
         k=tuple(sorted(set(k))),
         modes=tuple(modes),
@@ -67,7 +78,8 @@ def run(
         batch_size=batch_size,
         pool=pool,
         seed=seed,
-        device=device,
+        device=str(place),
+        dtype=str(read).removeprefix("torch."),
         sampling=sampling,
     )
     root = Path(dataset)

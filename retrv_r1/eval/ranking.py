@@ -57,7 +57,9 @@ class Models:
     def reranker(self) -> Reranker:
         settings = self.settings
         config = EngineConfig(max_sequences=settings.batch_size, weights=settings.weights)
-        reranker = Reranker.from_pretrained(self.folder, device=settings.device, config=config)
+        reranker = Reranker.from_pretrained(
+            self.folder, device=settings.device, dtype=settings.dtype, config=config
+        )
         if settings.int8_keys:
             reranker.model.icm.int8_keys = True
         return reranker

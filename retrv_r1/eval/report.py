@@ -198,9 +198,9 @@ def _notes(settings: Settings, lists: int) -> list[str]:
         "their cell.",
         *(["Relation keys were rounded to int8."] if settings.int8_keys else []),
         *([f"Weights were rounded to {settings.weights}."] if settings.weights != "model" else []),
-        f"Seconds a query: a batch of up to {settings.batch_size} on {settings.device}, shared "
-        "equally, without encoding the items; the first stage's are for a query, its pool "
-        "embedded before.",
+        f"Seconds a query: a batch of up to {settings.batch_size} on {settings.device}, weights "
+        f"as {settings.dtype}, shared equally, without encoding the items; the first stage's are "
+        "for a query, its pool embedded before.",
         "Well-formed: the model closed its reasoning itself and its likeliest token always had a "
         "place in the form, to which the engine holds every output; a wish to inspect beyond the "
         "limit is refused and not counted.",

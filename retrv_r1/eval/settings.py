@@ -44,6 +44,8 @@ class Settings:
         weights: how the engine reads the language model's; see :class:`EngineConfig`.
         limit: queries per cell, drawn by the seed; all when None.
         pool: which candidate pool is searched.
+        device: that both stages run on.
+        dtype: that the reranker's weights are read in; the first stage is float32.
         seed: decides the sample of queries, the order in prompts, and the bootstrap.
         sampling: how tokens are chosen; the reranker's default when None.
     """
@@ -58,6 +60,7 @@ class Settings:
     pool: Pool = "local"
     seed: int = 0
     device: str = "cpu"
+    dtype: str = "float32"
     sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
@@ -90,5 +93,6 @@ class Settings:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "device": self.device,
+            "dtype": self.dtype,
             "sampling": self.sampling and asdict(self.sampling),
         }

@@ -16,7 +16,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
 )
 
-from retrv_r1.model.attention import use_packed_attention
+from retrv_r1.model.attention import tower_rows, use_packed_attention
 
 
 class RetrvEmbedderConfig(PretrainedConfig):
@@ -65,9 +65,9 @@ class RetrvEmbedder(PreTrainedModel):
 
     def pool_pictures(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Mean tower row of packed pictures, ``[i, d]``."""
-        rows = self.visual(pixel_values, grid_thw=image_grid_thw).pooler_output
+        rows = tower_rows(self.visual, pixel_values, image_grid_thw)
         sizes = image_grid_thw.prod(-1) // self.visual.spatial_merge_unit
-        return torch.segment_reduce(rows, "mean", lengths=sizes)
+        return torch.segment_reduce(rows, "mean", lengths=sizes.to(rows.device))
 
     def project_pictures(self, pooled: Tensor) -> Tensor:
         """Unit vectors of pooled pictures, ``[i, embedding_dim]``."""

@@ -19,12 +19,39 @@ says how alike candidate and query are, which softmax weights over the query's r
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
 from retrv_kernels import ops
 from retrv_kernels.ragged import quantize, take_items
 from retrv_r1.model.config import ICMConfig
+
+
+class Kept:
+    """A tensor made of weights alone, kept until one of them changes.
+
+    Weights count as changed when they lie elsewhere or were written to in place. What is written
+    through ``parameter.data`` PyTorch does not count: :meth:`InformationCompressor.forget` then.
+    Never kept while gradients are on.
+    """
+
+    def __init__(self) -> None:
+        self._made: tuple[object, list[torch.UntypedStorage], Tensor] | None = None
+
+    def get(self, weights: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
+        if torch.is_grad_enabled() or any(weight.is_inference() for weight in weights):
+            return make()
+        state = [(w.data_ptr(), w._version, w.dtype) for w in weights]
+        kept = self._made
+        if kept is None or kept[0] != state:
+            # Their memory is held, so that no others can come to lie there.
+            kept = self._made = (state, [weight.untyped_storage() for weight in weights], make())
+        return kept[2]
+
+    def forget(self) -> None:
+        self._made = None
 
 
 class Attention(nn.Module):
@@ -62,9 +89,16 @@ class Pool(nn.Module):
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(hidden_size))
         self.attention = Attention(hidden_size, heads, hidden_size)
+        self.kept = Kept()
 
     def folded_queries(self, norm: Tensor | None) -> Tensor:
         """``q̃_h = W_k,h (e W_q)_h / √d_h``, times the weight of the rows' norm, ``[H, d]``."""
+        attention = self.attention
+        weights = [self.embedding, attention.q_proj.weight, attention.k_proj.weight]
+        weights += [] if norm is None else [norm]
+        return self.kept.get(weights, lambda: self._fold(norm))
+
+    def _fold(self, norm: Tensor | None) -> Tensor:
         attention = self.attention
         query = attention.by_head(attention.q_proj(self.embedding)) * attention.scale
         folded = torch.einsum("hk,hkd->hd", query, attention.by_head(attention.k_proj.weight, 0))
@@ -97,11 +131,13 @@ class Memory(nn.Module):
         self.codes = nn.Parameter(torch.empty(config.memory_size, width))
         self.out = nn.Linear(width, hidden_size, bias=False)
         self.temperature, self.eps = config.memory_temperature, config.norm_eps
+        self.kept = Kept()
 
     def code(self, tokens: Tensor) -> Tensor:
         """Normed codes ``[m, w]`` of what tokens ``[m, d]`` resemble."""
         normalize = nn.functional.normalize
-        likeness = normalize(tokens, dim=-1) @ normalize(self.prototypes, dim=-1).T
+        prototypes = self.kept.get([self.prototypes], lambda: normalize(self.prototypes, dim=-1))
+        likeness = normalize(tokens, dim=-1) @ prototypes.T
         read = (likeness / self.temperature).softmax(-1) @ self.codes
         return nn.functional.rms_norm(read, read.shape[-1:], eps=self.eps)
 
@@ -163,6 +199,25 @@ class InformationCompressor(nn.Module):
         if self.agree is not None:  # one direction: how alike the tokens and their codes are
             nn.init.constant_(self.agree.weight, 3 * token_scale / self.agree.out_features)
 
+    def forget(self) -> None:
+        """Drops what is kept of the weights: for who has written through ``parameter.data``."""
+        for module in self.modules():
+            if isinstance(module, Pool | Memory):
+                module.kept.forget()
+
+    def tokens(
+        self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Content and relation tokens, ``[m, d]`` and ``[c, d]``: what both need is made once.
+
+        Args as of :meth:`relation`.
+        """
+        pooled = self.pooled(features, cu_seqlens)
+        code = None if self.memory is None else self.memory.code(pooled)
+        content = pooled if self.memory is None else pooled + self.memory.out(code)
+        related = self._related(features, cu_seqlens, candidate, query)
+        return content, self._agreeing(related, pooled, code, candidate, query)
+
     def content(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Content tokens of packed items: what :meth:`pooled` gives, and what it resembles.
 
@@ -183,10 +238,8 @@ class InformationCompressor(nn.Module):
         Returns:
             ``[m, d]``.
         """
-        queries, offsets = (
-            self.pool.folded_queries(self.row_norm.weight),
-            cu_seqlens.to(features.device),
-        )
+        queries = self.pool.folded_queries(self.row_norm.weight)
+        offsets = cu_seqlens.to(features.device, non_blocking=True)
         pooled = ops.pool_tokens(features, offsets, queries, eps=self.config.norm_eps)
         return self.content_norm(self.pool.token(pooled, self.row_norm.weight))
 
@@ -207,23 +260,40 @@ class InformationCompressor(nn.Module):
         Args:
             candidate: item number of each pair's candidate, ``[c]``.
             query: item number of each pair's query, ``[c]``.
+        All three index tensors are best on the CPU: on a device they are waited for.
+
         Returns:
             ``[c, d]``.
         """
+        related = self._related(features, cu_seqlens, candidate, query)
+        if self.agree is None:
+            return related
+        pooled = self.pooled(features, cu_seqlens)
+        code = None if self.memory is None else self.memory.code(pooled)
+        return self._agreeing(related, pooled, code, candidate, query)
+
+    def _related(
+        self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
+    ) -> Tensor:
+        """The equation's relation tokens, nothing added."""
         keys, scales = self.relation_keys(features)
-        cu_seqlens, candidate, query = (
-            x.to(features.device) for x in (cu_seqlens, candidate, query)
-        )
+        cu_seqlens, candidate, query = (x.cpu().long() for x in (cu_seqlens, candidate, query))
         asked, place = query.unique(return_inverse=True)
-        rows, offsets = take_items(features, cu_seqlens, asked)
+        if len(asked) == 1:
+            first, stop = cu_seqlens[asked[0] : asked[0] + 2].tolist()
+            rows, offsets = features[first:stop], torch.tensor([0, stop - first])
+        else:
+            rows, offsets = take_items(features, cu_seqlens, asked)
         rows = self.row_norm(rows)
+        index = (cu_seqlens, offsets, candidate, place)
+        cu_seqlens, offsets, candidate, place = _together(index, features.device)
         pool = self.relation_pool or self.pool
         norm = self.relation_norm.weight if isinstance(self.relation_norm, nn.RMSNorm) else None
         pooled = ops.relate_tokens(
             keys,
             cu_seqlens,
             self.relate.k_proj(rows) * self.relate.scale,
-            offsets.to(cu_seqlens.device),
+            offsets,
             self.relate.folded_values(rows),
             pool.folded_queries(norm),
             candidate,
@@ -231,13 +301,27 @@ class InformationCompressor(nn.Module):
             scales=scales,
             eps=None if norm is None else self.config.norm_eps,
         )
-        token = self.relation_token_norm(pool.token(pooled, norm))
+        return self.relation_token_norm(pool.token(pooled, norm))
+
+    def _agreeing(
+        self, token: Tensor, pooled: Tensor, code: Tensor | None, candidate: Tensor, query: Tensor
+    ) -> Tensor:
+        """Relation tokens and what agreement adds, of pooled tokens ``[m, d]`` and their codes."""
         if self.agree is None:
             return token
-        compared = self._compared(self.pooled(features, cu_seqlens))
-        return token + self.agree(compared[candidate] * compared[query])
-
-    def _compared(self, pooled: Tensor) -> Tensor:
-        """The ``x`` of agreement for pooled tokens ``[m, d]``: ``[m, d + w]``."""
         normed = nn.functional.rms_norm(pooled, pooled.shape[-1:], eps=self.config.norm_eps)
-        return normed if self.memory is None else torch.cat([normed, self.memory.code(pooled)], -1)
+        compared = normed if code is None else torch.cat([normed, code], -1)
+        one, other = _together((candidate, query), pooled.device)
+        return token + self.agree(compared[one] * compared[other])
+
+
+def _together(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Indices on a device, by one copy that does not wait for what the device has still to do.
+
+    Each begins at a multiple of 16 bytes, or a kernel would be compiled for either case.
+    """
+    if device.type == "cpu" or all(tensor.device == device for tensor in tensors):
+        return tensors
+    padded = [nn.functional.pad(tensor.cpu().long(), (0, len(tensor) % 2)) for tensor in tensors]
+    parts = torch.cat(padded).to(device, non_blocking=True).split([len(part) for part in padded])
+    return [part[: len(tensor)] for part, tensor in zip(parts, tensors, strict=True)]

@@ -8,7 +8,7 @@ the model with integers and pictures alone, and gradients reach tower and compre
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +23,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from retrv_r1.model.attention import use_packed_attention
+from retrv_kernels.linear import float_logits
+from retrv_r1.model.attention import tower_rows, use_packed_attention
 from retrv_r1.model.config import ICMConfig, RetrvR1Config
 from retrv_r1.model.icm import InformationCompressor
 
@@ -38,6 +39,7 @@ class PackedItems:
         pixel_values: flattened patches of all pictures in item order, ``[p, patch_dim]``, or None.
         image_grid_thw: patch grid of each picture, ``[i, 3]``, or None.
         vision_rows: merged tower rows instead of ``pixel_values``, ``[v, d]`` (a feature cache).
+        picture_rows: vision rows among ``ids``; None has the ids counted, which waits for a device.
     """
 
     ids: Tensor
@@ -45,11 +47,15 @@ class PackedItems:
     pixel_values: Tensor | None = None
     image_grid_thw: Tensor | None = None
     vision_rows: Tensor | None = None
+    picture_rows: int | None = None
 
     def to(self, device: torch.device | str) -> PackedItems:
-        """The same items on another device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in values.items() if v is not None})
+        """The same items on another device; offsets and grids stay: they are read on the CPU."""
+        moved = {name: getattr(self, name) for name in ("ids", "pixel_values", "vision_rows")}
+        return replace(
+            self,
+            **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None},
+        )
 
 
 class RetrvR1PreTrainedModel(PreTrainedModel):
@@ -60,14 +66,24 @@ class RetrvR1PreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _no_split_modules: ClassVar = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, InformationCompressor):
-            text = self.config.get_text_config()
-            module.reset_parameters(text.initializer_range, text.initializer_range)
-
 
 class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
     """Backbone, compressor, and the construction of embeddings from ids and row references."""
+
+    icm: InformationCompressor
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initializes the whole compressor when its first module is met.
+
+        Since 5.13 transformers passes over every module of custom code that owns no parameter
+        which is still to be made, and the compressor itself owns none; its parts are all met.
+        """
+        parts = set(self.icm.modules())
+        if module in parts:
+            spread = self.config.get_text_config().initializer_range
+            self.icm.reset_parameters(spread, spread)
+            for part in parts:  # or each of them would draw its numbers once more
+                part._is_hf_initialized = True  # type: ignore[assignment]
 
     def __init__(self, config: RetrvR1Config) -> None:
         super().__init__(config)
@@ -97,8 +113,7 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
 
     def encode_pictures(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Merged tower rows of packed pictures, ``[v, d]``."""
-        pixels = pixel_values.to(self.visual.dtype)
-        return self.visual(pixels, grid_thw=image_grid_thw).pooler_output
+        return tower_rows(self.visual, pixel_values, image_grid_thw)
 
     def features(self, items: PackedItems) -> Tensor:
         """Feature rows of packed items: token embeddings and vision rows, ``[n, d]``."""
@@ -111,8 +126,9 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
         if vision is None:
             return rows
         where = (items.ids == self.config.backbone_config.image_token_id)[:, None]
-        if int(where.sum()) != len(vision):
-            raise ValueError(f"{int(where.sum())} image tokens for {len(vision)} vision rows")
+        count = int(where.sum()) if items.picture_rows is None else items.picture_rows
+        if count != len(vision):
+            raise ValueError(f"{count} image tokens for {len(vision)} vision rows")
         return rows.masked_scatter(where, vision.to(rows.dtype))
 
     def row_table(self, items: PackedItems, pair_candidate: Tensor, pair_query: Tensor) -> Tensor:
@@ -122,9 +138,8 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
         tokens of the ``c`` pairs (item numbers of candidate and query).
         """
         features = self.features(items)
-        content = self.icm.content(features, items.cu_seqlens)
-        relation = self.icm.relation(features, items.cu_seqlens, pair_candidate, pair_query)
-        return torch.cat([features, content, relation])
+        tokens = self.icm.tokens(features, items.cu_seqlens, pair_candidate, pair_query)
+        return torch.cat([features, *tokens])
 
     def embed(self, input_ids: Tensor, row_refs: Tensor | None, table: Tensor | None) -> Tensor:
         """Embeddings of a sequence: a token's where ``row_refs`` is -1, else the table's row."""
@@ -141,7 +156,10 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
     def decode(
         self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Cache, last: int
     ) -> Tensor:
-        """Logits of the ``last`` rows of ``embeds [b, l, d]`` (the engines' protocol)."""
+        """Logits of the ``last`` rows of ``embeds [b, l, d]`` (the engines' protocol), in float32.
+
+        In bfloat16 half of 50 candidates' labels would tie, and ties are ranked by place.
+        """
         out = self.language_model(
             inputs_embeds=embeds,
             position_ids=positions.to(embeds.device),
@@ -149,7 +167,12 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
             past_key_values=cache,
             use_cache=True,
         )
-        return self.get_output_embeddings()(out.last_hidden_state[:, -last:])
+        hidden, head = out.last_hidden_state[:, -last:], self.get_output_embeddings()
+        if type(head) is not nn.Linear:  # one with adapters, say
+            return head(hidden).float()
+        return float_logits(hidden.flatten(0, 1), head.weight, head.bias).unflatten(
+            0, hidden.shape[:2]
+        )
 
     def forward(
         self,

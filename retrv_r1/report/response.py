@@ -43,6 +43,8 @@ def to_response(
             "inspected": list(results.inspected),
             "timings": dict(results.timings),
             "mode": results.mode,
+            "device": results.device,
+            "dtype": results.dtype,
             "well_formed": results.well_formed,
         },
     }

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from retrv_engine.request import Sampling
-from retrv_engine.sampler import COLDEST
+from retrv_engine.sampler import COLDEST, pick
 from retrv_engine.sequence import Sequence as Written
 from retrv_engine.sglang.wire import Prompt
 
@@ -112,7 +112,7 @@ def take_label(sequence: Written, part: Part, vocabulary: int) -> None:
     logits[-1, list(part.labels)] = torch.tensor([*part.labels.values()])
     if sequence.due > 1:
         logits[0, part.likeliest[-1]] = 0.0
-    sequence.advance(logits)
+    sequence.advance(pick(logits, [sequence.choice(number) for number in range(sequence.due)]))
 
 
 def ask_scores(prompt: Prompt, tokens: int) -> dict[str, Any]:

@@ -54,6 +54,16 @@ def configurations() -> tuple[Configuration, ...]:
         _shared("3B", 8, (16, 2), HALF, quick=True),
         _shared("7B", 8, (28, 4), HALF),
         _shared("3B float32", 8, (16, 2), SINGLE),
+        _norm("3B", 2048, HALF, quick=True),
+        _norm("7B", 3584, HALF),
+        _norm("3B float32", 2048, SINGLE),
+        _rotate("3B", (16, 2), HALF, quick=True),
+        _rotate("7B", (28, 4), HALF),
+        _rotate("8B with norms", (32, 8), HALF, norms=True),
+        _rotate("3B float32", (16, 2), SINGLE),
+        _silu("3B", 11008, HALF, quick=True),
+        _silu("7B", 18944, HALF),
+        _silu("3B float32", 11008, SINGLE),
     )
 
 
@@ -136,6 +146,34 @@ def _shared(
     arguments = query, cache, cache, table, *nodes, 128**-0.5
     least = size(*arguments[:6]) + size(query)
     return Configuration("shared_prefix_attention", name, arguments, least, quick=quick)
+
+
+def _norm(name: str, width: int, dtype: torch.dtype, quick: bool = False) -> Configuration:
+    x, weight = _meta(8, width, dtype=dtype), _meta(width, dtype=dtype)
+    least = size(x, x, weight, x, x)
+    return Configuration("add_rms_norm", name, (x, x, weight, 1e-6), least, quick=quick)
+
+
+def _silu(name: str, width: int, dtype: torch.dtype, quick: bool = False) -> Configuration:
+    rows = _meta(8, 2 * width, dtype=dtype)
+    return Configuration("silu_product", name, (rows,), size(rows) * 3 // 2, quick=quick)
+
+
+def _rotate(
+    name: str,
+    heads: tuple[int, int],
+    dtype: torch.dtype,
+    norms: bool = False,
+    quick: bool = False,
+) -> Configuration:
+    rows = _meta(8, heads[0] + 2 * heads[1], 128, dtype=dtype)
+    turn = _meta(8, 1, 128, dtype=dtype)
+    cache = _meta(1, 16, heads[1], 128, dtype=dtype)
+    weight = _meta(128, dtype=dtype) if norms else None
+    slots = _meta(8)
+    arguments = rows, turn, turn, cache, cache, slots, heads[0], weight, weight, 1e-6
+    least = size(rows, rows, turn, turn, slots, weight, weight)
+    return Configuration("rotate_to_pages", name, arguments, least, quick=quick)
 
 
 def _attention(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from retrv_kernels.linear.logits import float_logits
 from retrv_kernels.linear.prepared import PreparedLinear
 
-__all__ = ["PreparedLinear"]
+__all__ = ["PreparedLinear", "float_logits"]

@@ -24,6 +24,7 @@ from retrv_kernels.triton_common import (
     parts_of,
     precision,
     splits,
+    store_empty,
     store_part,
 )
 
@@ -71,7 +72,6 @@ def paged_attention(
         CHUNK=chunk,
         TILE=tile,
         BLOCK=block,
-        SPLITS=count,
         WIDTH=padded(width, 16),
         DOT=dot_type(query),
         PRECISION=precision(dot_type(query)),
@@ -96,7 +96,11 @@ def _configuration(query: Tensor, group: int, sequences: int) -> tuple[int, int,
     return padded(group, tile), block, 4 if small else 8
 
 
-@triton.jit
+# What differs from step to step compiles nothing anew: sizes, and where views of tables begin.
+@triton.jit(
+    do_not_specialize=["rows", "sequences", "most"],
+    do_not_specialize_on_alignment=["page_table", "offsets", "lengths"],
+)
 def _attend_pages(
     query,
     key_pages,
@@ -120,7 +124,6 @@ def _attend_pages(
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
     WIDTH: tl.constexpr,
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -133,17 +136,20 @@ def _attend_pages(
     row = start + m // GROUP
     own = (m // GROUP < CHUNK) & (row < stop)
     place = row * heads + head * GROUP + m % GROUP
+    # The last of the cached rows are the new ones; each sees those up to itself.
+    hidden = tl.load(offsets + b + 1).to(tl.int32) - tl.load(lengths + b).to(tl.int32)
+    seen = stop.to(tl.int32) - hidden
+    if split * BLOCK >= seen:  # not the first split: new rows are there
+        store_empty(levels, split * rows * heads + place, own)
+        return
     tile = tl.load(
         query + place[:, None] * width + c[None, :], own[:, None] & (c < width)[None, :], other=0
     ).to(DOT)
-    # The last of the cached rows are the new ones; each sees those up to itself.
-    hidden = tl.load(offsets + b + 1).to(tl.int32) - tl.load(lengths + b).to(tl.int32)
     limits = tl.where(own, (row + 1).to(tl.int32) - hidden, 0)
-    seen = stop.to(tl.int32) - hidden
     top = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
     pooled = tl.zeros([TILE, WIDTH], tl.float32)
-    for first in range(split * BLOCK, seen, SPLITS * BLOCK):
+    for first in range(split * BLOCK, seen, tl.num_programs(2) * BLOCK):
         top, total, pooled = attend(
             tile,
             top,

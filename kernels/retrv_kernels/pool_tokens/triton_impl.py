@@ -78,7 +78,7 @@ def _configuration(heads: int, width: int) -> tuple[int, int, int, int]:
     return block, group, 2 if group * block <= 8192 else 1, min(max(block // 256, 1), 16)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["items"], do_not_specialize_on_alignment=["scales", "offsets"])
 def _pool_chunks(
     features,
     scales,
@@ -135,7 +135,7 @@ def _pool_chunks(
     tl.store(sums + part.to(tl.int64)[:, None] * width + c[None, :], pooled, own)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["offsets"])
 def _merge(
     offsets, tops, totals, sums, out, heads, width, CHUNK: tl.constexpr, WIDTH: tl.constexpr
 ):

@@ -25,6 +25,7 @@ from retrv_kernels.triton_common import (
     parts_of,
     precision,
     splits,
+    store_empty,
     store_part,
 )
 
@@ -73,8 +74,7 @@ def shared_prefix_attention(
         CHUNK=chunk,
         TILE=tile,
         BLOCK=block,
-        SPLITS=count,
-        NODES=padded(max(nodes, 1)),
+        NODES=padded(nodes, 64),
         WIDTH=padded(width, 16),
         DOT=dot_type(query),
         PRECISION=precision(dot_type(query)),
@@ -87,17 +87,23 @@ def shared_prefix_attention(
 def _configuration(query: Tensor, group: int) -> tuple[int, int, int]:
     """Sequences times heads in a tile, cached rows in a step, warps.
 
-    64 is what Hopper's products begin with; a tile is no larger than what there is to fill it.
+    64 is what Hopper's products begin with; 16 serve what fits them, and are the one other size.
     Eight warps are what a full one of a head of 128 needs not to spill on sm_80 and sm_120.
-    float32 is multiplied on the ordinary cores: from 32 rows on it spills for sm_90.
+    float32 is multiplied on the ordinary cores: from 32 rows on it spills, and with four warps
+    Triton 3.6 leaves 8 to 16 bytes of stack for sm_90.
     """
     half, width = query.element_size() == 2, query.shape[2]
-    tile = padded(group, min(padded(len(query) * group, 16), 64 if half else 16))
+    tile = padded(group, 64 if half and len(query) * group > 16 else 16)
     block = 16 if not half else 64 if width <= 128 else 32
-    return tile, block, 8 if width > 128 or (width > 64 and tile > 32) else 4
+    small = width <= 64 or (half and width <= 128 and tile <= 32)
+    return tile, block, 4 if small else 8
 
 
-@triton.jit
+# What differs from step to step compiles nothing anew: sizes, and where views of tables begin.
+@triton.jit(
+    do_not_specialize=["rows", "nodes", "most"],
+    do_not_specialize_on_alignment=["page_table", "lengths", "node_rows"],
+)
 def _attend_nodes(
     query,
     key_pages,
@@ -121,7 +127,6 @@ def _attend_nodes(
     CHUNK: tl.constexpr,
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
-    SPLITS: tl.constexpr,
     NODES: tl.constexpr,
     WIDTH: tl.constexpr,
     DOT: tl.constexpr,
@@ -134,16 +139,21 @@ def _attend_nodes(
     row = start + m // GROUP
     own = row < stop
     place = row * heads + head * GROUP + m % GROUP
+    n = tl.arange(0, NODES)
+    begins = tl.load(node_rows + 2 * n, n < nodes, other=0)
+    ends = tl.load(node_rows + 2 * n + 1, n < nodes, other=0)
+    covers = (n < nodes) & (begins < stop) & (ends > start)
+    blocks = tl.sum(tl.cdiv(tl.load(lengths + n, covers, other=0).to(tl.int32), BLOCK))
+    if split >= tl.maximum(blocks, 1):  # the first split says it of rows that no node covers
+        store_empty(levels, split * rows * heads + place, own)
+        return
+    splits = tl.num_programs(2)
     tile = tl.load(
         query + place[:, None] * width + c[None, :], own[:, None] & (c < width)[None, :], other=0
     ).to(DOT)
     top = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
     pooled = tl.zeros([TILE, WIDTH], tl.float32)
-    n = tl.arange(0, NODES)
-    begins = tl.load(node_rows + 2 * n, n < nodes, other=0)
-    ends = tl.load(node_rows + 2 * n + 1, n < nodes, other=0)
-    covers = (n < nodes) & (begins < stop) & (ends > start)
     node = tl.min(tl.where(covers, n, NODES))
     dealt = 0
     while node < NODES:
@@ -151,8 +161,8 @@ def _attend_nodes(
         covered = (row >= tl.load(node_rows + 2 * node)) & (row < tl.load(node_rows + 2 * node + 1))
         limits = tl.where(own & covered, length, 0)
         # Blocks are dealt out in turn across the nodes, so that no program has many more.
-        turn = (split + SPLITS - dealt % SPLITS) % SPLITS
-        for first in range(turn * BLOCK, length, SPLITS * BLOCK):
+        turn = (split + splits - dealt % splits) % splits
+        for first in range(turn * BLOCK, length, splits * BLOCK):
             top, total, pooled = attend(
                 tile,
                 top,

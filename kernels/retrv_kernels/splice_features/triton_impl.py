@@ -25,6 +25,9 @@ def splice_features(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = stores[0].shape[1]
+    # Stores of powers of two, of which the last may be the first again: five numbers to compile.
+    more = range(padded(len(stores)) - len(stores))
+    stores, scales = [*stores, *(stores[0] for _ in more)], [*scales, *(scales[0] for _ in more)]
     # A store is a corpus: only one whose columns are apart is copied.
     packed = [store if store.stride(1) == 1 else store.contiguous() for store in stores]
     embeds = stores[0].new_empty((rows, width), dtype=dtype)
@@ -50,7 +53,11 @@ def splice_features(
     return embeds, positions, slots
 
 
-@triton.jit
+# What differs from step to step compiles nothing anew.
+@triton.jit(
+    do_not_specialize=["count", "pages", "rows"],
+    do_not_specialize_on_alignment=["spans", "page_table"],
+)
 def _splice(
     stores,
     scales,

@@ -1,0 +1,344 @@
+"""The decode step: every running sequence feeds one token.
+
+    fill → compute → take
+
+``fill`` writes what the step reads into one buffer and copies it to the device at once, ``compute``
+runs model and sampler over tensors whose addresses stay, and ``take`` waits once, for all results.
+``compute`` reads nothing from the host and allocates nothing that outlives it but its results. So a
+CUDA graph can replay it, which takes Python out of the step; on a CPU the same code runs eagerly.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrv_engine.attention import AttentionPart, Batch, Node, PagedCache, tree_of
+from retrv_engine.pages import pages_of
+from retrv_engine.sampler import COLUMNS, Choice, Level, Masks, Picked, fill_columns, picked, sample
+from retrv_engine.scheduler import Extend
+
+BUCKETS = (1, 2, 4, 8, 16, 24)
+"""Numbers of sequences that a fixed step is made for, besides the most that run at once."""
+TIER = 512
+"""Rows of the shortest context that a step is made for; each tier is four times the one before."""
+KEPT = 24
+"""Steps of different shapes that are kept, the least recently used being dropped."""
+SHARED_ROWS = {"cpu": 1, "cuda": 2**17}
+"""Cached rows that reading shared prefixes once must save, by device, to be worth a tree. On a GPU
+that is an estimate and nothing measured: what fits its cache is read from memory once either way.
+"""
+
+
+class Shape(NamedTuple):
+    """What a step is made for.
+
+    Attributes:
+        rows: sequences, padding included.
+        pages: columns of the page table.
+        nodes: of the tree of shared prefixes, padding included; 0 where nothing is shared.
+        level: how tokens are taken.
+    """
+
+    rows: int
+    pages: int
+    nodes: int
+    level: Level
+
+
+class Inputs:
+    """What a step reads, as views of one buffer of int64.
+
+    Attributes:
+        rows: of each sequence token, position, slot, page, offset in the page, length: ``[6, b]``.
+        columns: what :func:`retrv_engine.sampler.sample` needs, ``[5, b]``.
+        table: pages of sequences, or of nodes, ``[b or nodes, pages]``.
+        node_lens, node_rows: as shared_prefix_attention takes them, ``[nodes]``, ``[nodes, 2]``.
+    """
+
+    def __init__(self, shape: Shape, device: torch.device, pinned: bool = False) -> None:
+        rows, pages, nodes, _ = shape
+        sizes = [6 * rows, COLUMNS * rows, (nodes or rows) * pages, nodes, 2 * nodes]
+        self.buffer = torch.zeros(sum(sizes), dtype=torch.long, device=device, pin_memory=pinned)
+        parts = self.buffer.split(sizes)
+        self.rows = parts[0].view(6, rows)
+        self.columns = parts[1].view(COLUMNS, rows)
+        self.table = parts[2].view(-1, pages)
+        self.node_lens, self.node_rows = parts[3], parts[4].view(nodes, 2)
+
+
+class DecodeStep:
+    """A decode step of one shape.
+
+    Args:
+        spare: number of a page that belongs to nobody: what padding rows write to.
+        replayed: whether to capture a CUDA graph the second time and to replay it from then on.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        model: Callable[[Tensor, Tensor, Batch], Tensor],
+        cache: PagedCache,
+        spare: int,
+        replayed: bool,
+        pool: Any = None,
+    ) -> None:
+        self.shape, self.model, self.cache, self.spare = shape, model, cache, spare
+        device = cache.values.device
+        cuda = device.type == "cuda"
+        self.inputs = Inputs(shape, device)
+        self.host = Inputs(shape, torch.device("cpu"), pinned=cuda)
+        self._rows, self._columns = self.host.rows.numpy(), self.host.columns.numpy()
+        self._table, self._node_lens, self._node_rows = (
+            x.numpy() for x in (self.host.table, self.host.node_lens, self.host.node_rows)
+        )
+        self._found = torch.empty(3, shape.rows, dtype=torch.float64, pin_memory=cuda)
+        self._written: list[tuple[list[int], int]] = [([], 0)] * shape.rows
+        self._counted = shape.rows  # rows that have to be padded again when fewer are filled
+        self._ran, self._replayed, self._pool = False, replayed, pool
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.batch = self._batch()
+
+    def fill(
+        self,
+        extends: Sequence[Extend],
+        nodes: Sequence[Node],
+        choices: Sequence[Choice],
+        masks: Masks,
+    ) -> None:
+        """Says what the sequences feed and how their tokens are taken.
+
+        Args:
+            extends: of a row each.
+            nodes: of their tree, where the step reads shared prefixes once.
+        """
+        size, count = self.cache.page_size, len(extends)
+        rows = []
+        for job, first, _ in extends:
+            token = next(job.context.stretches(first, first + 1))
+            page, offset = job.pages[first // size], first % size
+            at = page * size + offset
+            rows.append((token.row, token.position, at, page, offset, first + 1))
+        self._rows[:, :count] = np.array(rows).T
+        fill_columns(self._columns[:, :count], choices, masks)
+        if self._counted > count:
+            self._pad(count)
+        self._counted = count
+        if self.shape.nodes:
+            self._fill_nodes(nodes)
+        else:
+            self._fill_table(extends)
+        self.inputs.buffer.copy_(self.host.buffer, non_blocking=True)
+        self._masks = masks.table
+
+    def compute(self) -> None:
+        """Runs the model, and takes tokens."""
+        if self._graph is None and self._replayed and self._ran:
+            self._graph = self._captured()
+        if self._graph is not None:
+            self._graph.replay()
+        else:
+            self._compute()
+        self._ran = True
+
+    def take(self, choices: Sequence[Choice]) -> list[Picked]:
+        """What came of the rows that were filled; waits for the device."""
+        found = self._sampled
+        if found.device.type == "cuda":
+            self._found.copy_(found, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record(torch.cuda.current_stream(found.device))
+            done.synchronize()
+            found = self._found
+        count = len(choices)
+        return picked(found[:, :count].tolist(), choices, self._logits)
+
+    def _compute(self) -> None:
+        token, position = self.inputs.rows[:2]
+        self._logits = self.model(token, position, self.batch)
+        self._sampled = sample(self._logits, self._masks, self.inputs.columns, self.shape.level)
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may copy pictures to the device meanwhile.
+        how = dict(pool=self._pool, capture_error_mode="thread_local")
+        with torch.cuda.device_of(self.inputs.buffer), torch.cuda.graph(graph, **how):
+            self._compute()
+        return graph
+
+    def _batch(self) -> Batch:
+        """The rows of the step, as attention takes them."""
+        inputs, rows = self.inputs, self.shape.rows
+        if self.shape.nodes:
+            offsets, lengths = inputs.node_rows, inputs.node_lens
+        else:
+            offsets = torch.arange(rows + 1, device=inputs.buffer.device)
+            lengths = inputs.rows[5]
+        part = AttentionPart(bool(self.shape.nodes), slice(0, rows), inputs.table, offsets, lengths)
+        _, _, slots, pages, places, _ = inputs.rows
+        return Batch([part], self.cache, slots, (pages, places))
+
+    def _pad(self, count: int) -> None:
+        """Lets the rows behind the first ``count`` compute what nobody reads."""
+        at = self.spare * self.cache.page_size
+        self._rows[:, count:] = np.array([[0, 0, at, self.spare, 0, 1]]).T
+        self._columns[:, count:] = 0  # greedy, and nothing is forbidden
+        self._columns[1, count:] = -1
+        self._written[count:] = [([], 0)] * (self.shape.rows - count)
+        if not self.shape.nodes:
+            self._table[count:, 0] = self.spare
+
+    def _fill_table(self, extends: Sequence[Extend]) -> None:
+        """Writes the pages that the table has not yet."""
+        for i, (job, _, stop) in enumerate(extends):
+            pages, known = self._written[i]
+            need = pages_of(stop, self.cache.page_size)
+            if pages is not job.pages:  # another sequence, or its pages were given up meanwhile
+                known = 0
+            if need > known:
+                self._table[i, known:need] = job.pages[known:need]
+                self._written[i] = job.pages, need
+
+    def _fill_nodes(self, nodes: Sequence[Node]) -> None:
+        for i, node in enumerate(nodes):
+            self._table[i, : len(node.pages)] = node.pages
+        count = len(nodes)
+        self._node_lens[:count] = [node.length for node in nodes]
+        self._node_rows[:count] = [(node.first, node.stop) for node in nodes]
+        self._node_lens[count:] = 0
+        self._node_rows[count:] = 0
+
+
+class DecodeSteps:
+    """The decode steps of a model, by shape.
+
+    Args:
+        model: tokens ``[b]``, their positions ``[b]`` and the batch → float32 logits
+            ``[b, vocabulary]``, without waiting for the device.
+        fixed: few shapes, with padding, which a GPU replays; else a shape for each step.
+        most: sequences of a step.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor, Tensor, Batch], Tensor],
+        cache: PagedCache,
+        spare: int,
+        fixed: bool,
+        most: int,
+    ) -> None:
+        self.model, self.cache, self.spare = model, cache, spare
+        self.fixed, self.buckets = fixed, [*(b for b in BUCKETS if b < most), most]
+        self.device = cache.values.device
+        self._steps: OrderedDict[Shape, DecodeStep] = OrderedDict()
+        self._pool: Any = None
+        self._sharing = Sharing([], [], [], [])
+
+    def run(
+        self, extends: Sequence[Extend], choices: Sequence[Choice], masks: Masks
+    ) -> list[Picked]:
+        """Computes a row of each sequence; what is picked is in the order of ``extends``."""
+        size, pages = self.cache.page_size, [extend.job.pages for extend in extends]
+        if not self._sharing.holds(pages):
+            self._sharing = Sharing.of(pages, [extend.stop for extend in extends], size)
+        ordered = [extends[i] for i in self._sharing.order]
+        chosen = [choices[i] for i in self._sharing.order]
+        worth = self._sharing.saved >= SHARED_ROWS[self.device.type]
+        nodes = self._sharing.nodes([extend.stop for extend in ordered], size) if worth else []
+        longest = max(extend.stop for extend in extends)
+        step = self.step(self.shape(len(extends), longest, len(nodes), Level.of(choices)))
+        step.fill(ordered, nodes, chosen, masks)
+        step.compute()
+        found = dict(zip(self._sharing.order, step.take(chosen), strict=True))
+        return [found[i] for i in range(len(extends))]
+
+    def shape(self, rows: int, longest: int, nodes: int, level: Level) -> Shape:
+        """The shape that a step of so many rows and nodes gets."""
+        tier = TIER
+        while tier < longest:
+            tier *= 4
+        if self.fixed:
+            rows = next(bucket for bucket in self.buckets if bucket >= rows)
+            nodes = 2 * rows if nodes else 0
+        return Shape(rows, pages_of(tier, self.cache.page_size), nodes, level)
+
+    def step(self, shape: Shape) -> DecodeStep:
+        """The step of a shape."""
+        if shape not in self._steps:
+            replayed = self.fixed and self.device.type == "cuda"
+            if replayed and self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            if len(self._steps) == KEPT:
+                self._steps.popitem(last=False)
+            self._steps[shape] = DecodeStep(
+                shape, self.model, self.cache, self.spare, replayed, self._pool
+            )
+        self._steps.move_to_end(shape)
+        return self._steps[shape]
+
+    def clear(self) -> None:
+        """Forgets all steps: for a model whose parameters are elsewhere, or after an error."""
+        self._steps.clear()
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How sequences that write share their pages, until another comes or one goes.
+
+    While a sequence writes, its list of pages only grows, by pages of its own.
+
+    Attributes:
+        pages: the lists themselves, in the order of the step.
+        order: of the sequences, so that those that share stand next to one another.
+        inner: nodes of several sequences.
+        depths: pages of each sequence that are in inner nodes, in ``order``.
+    """
+
+    pages: Sequence[list[int]]
+    order: Sequence[int]
+    inner: Sequence[Node]
+    depths: Sequence[int]
+
+    @classmethod
+    def of(cls, pages: Sequence[list[int]], lengths: Sequence[int], page_size: int) -> Sharing:
+        """Looks at all pages."""
+        order = sorted(range(len(pages)), key=pages.__getitem__)
+        stops = [lengths[i] for i in order]
+        used = [pages[i][: pages_of(lengths[i], page_size)] for i in order]
+        nodes = tree_of(used, stops, page_size)
+        inner = [node for node in nodes if node.stop - node.first > 1]
+        own = {node.first: node.length for node in nodes if node.stop - node.first == 1}
+        depths = [(stop - own[i]) // page_size for i, stop in enumerate(stops)]
+        return cls(pages, order, inner, depths)
+
+    def holds(self, pages: Sequence[list[int]]) -> bool:
+        """Whether these are still the lists."""
+        return len(pages) == len(self.pages) and all(map(operator.is_, pages, self.pages))
+
+    @property
+    def saved(self) -> int:
+        """Cached rows that need not be read again where nodes are read once."""
+        return sum(node.length * (node.stop - node.first - 1) for node in self.inner)
+
+    def nodes(self, lengths: Sequence[int], page_size: int) -> list[Node]:
+        """All nodes, of sequences of so many rows, in ``order``."""
+        own = [
+            Node(
+                self.pages[i][depth : pages_of(length, page_size)],
+                length - depth * page_size,
+                place,
+                place + 1,
+            )
+            for place, (i, depth, length) in enumerate(
+                zip(self.order, self.depths, lengths, strict=True)
+            )
+        ]
+        return [*self.inner, *own]

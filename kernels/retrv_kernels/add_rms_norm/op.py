@@ -1,0 +1,54 @@
+"""The public function, its checks and its registration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrv_kernels import checks
+from retrv_kernels.operator import register
+
+
+def add_rms_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, *, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """``s = x + δ`` and ``s / √(mean(s²) + eps) · weight``, row by row.
+
+    The sum is rounded to x's dtype, as the residual stream is; the norm is taken of the rounded
+    sum, in float32, and rounded once.
+
+    Args:
+        x: ``[n, d]`` float32, float16 or bfloat16.
+        delta: as x; None for the norm of x alone.
+        weight: ``[d]``, x's dtype.
+
+    Returns:
+        The sum, a copy of x where there is no delta, and its norm, both as x. Not differentiable.
+
+    Raises:
+        ValueError: shapes, dtypes or an eps that do not fit.
+
+    Source: RMSNorm (Zhang and Sennrich 2019).
+    """
+    checks.shape("x", x, "n", "d")
+    checks.dtype("x", x, checks.FLOATS)
+    if delta is not None:
+        checks.shape("delta", delta, *x.shape)
+        checks.dtype("delta", delta, (x.dtype,))
+    checks.shape("weight", weight, x.shape[1])
+    checks.dtype("weight", weight, (x.dtype,))
+    checks.not_negative("eps", eps)
+    checks.together(x=x, delta=delta, weight=weight)
+    checks.detached(x, delta, weight)
+    return torch.ops.retrv_kernels.add_rms_norm(x, delta, weight, eps)
+
+
+def _fake(x, delta, weight, eps):
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+register(
+    "add_rms_norm",
+    "(Tensor x, Tensor? delta, Tensor weight, float eps) -> (Tensor, Tensor)",
+    _fake,
+)

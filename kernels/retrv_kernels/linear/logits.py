@@ -1,0 +1,59 @@
+"""Logits in float32 of hidden states and a table of any precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retrv_kernels import registry
+from retrv_kernels.linear.native import ROWS, linear
+
+_HALF = (torch.float16, torch.bfloat16)
+# Numbers of the table that are widened at once: 16 MiB in float32.
+_BLOCK = 2**22
+
+
+def float_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``hidden Wᵀ + b`` in float32, where bfloat16 logits of 16 to 32 would lie an eighth apart.
+
+    float32 operands give PyTorch's product. Half-precision ones are multiplied exactly and summed
+    in float32: on CUDA by ``torch.mm(…, out_dtype=torch.float32)``, which PyTorch has from 2.8 on;
+    on a CPU with native kernels up to ``ROWS`` rows by the kernel that reads the table as it lies;
+    elsewhere block by block of the vocabulary, so that a whole float32 table is never made.
+    Differentiable: where a gradient is wanted, the whole table is widened. Autocast is ignored.
+
+    Args:
+        hidden: ``[m, d]`` float32, float16 or bfloat16.
+        weight: ``[V, d]``, of any of these dtypes.
+        bias: ``[V]`` floats.
+
+    Returns:
+        ``[m, V]`` float32.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return float_logits(hidden, weight, bias)
+    given = (hidden, weight) if bias is None else (hidden, weight, bias)
+    if hidden.dtype is weight.dtype is torch.float32 or (
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    ):
+        bias = None if bias is None else bias.float()
+        return nn.functional.linear(hidden.float(), weight.float(), bias)
+    if device == "cuda" and hidden.dtype is weight.dtype and hidden.dtype in _HALF:
+        out = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        return out if bias is None else out.add_(bias)
+    chosen = registry.choose("linear", device).implementation.name
+    if chosen == "native" and len(hidden) <= ROWS:
+        return linear(hidden.float(), weight, bias, None)
+    return _by_blocks(hidden.float(), weight, bias)
+
+
+def _by_blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``[m, d]`` float32 by ``[V, d]`` → ``[m, V]``."""
+    out = hidden.new_empty(len(hidden), len(weight))
+    step = max(1, _BLOCK // weight.shape[1])
+    for first in range(0, len(weight), step):
+        block = slice(first, first + step)
+        out[:, block] = hidden @ weight[block].float().T
+    return out if bias is None else out.add_(bias)

@@ -1,0 +1,94 @@
+"""The public function, its checks and its registration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from retrv_kernels import checks
+from retrv_kernels.operator import register
+
+
+def rotate_to_pages(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    slots: Tensor,
+    heads: int,
+    *,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Rotates new queries and keys to their positions; writes keys and values into the cache.
+
+    A head x becomes ``x cos + (x₂, x₁) sin``, x₁ and x₂ being its halves. Given norms, as Qwen3
+    has them, are taken of queries and keys before, each head by itself.
+
+    Args:
+        qkv: query, key and value heads of the new rows, ``[n, H + 2 H_kv, d_h]``, float32, float16
+            or bfloat16, d_h even.
+        cos, sin: of the rows' positions, ``[n, 1, d_h]``, qkv's dtype; the first half of sin is
+            negated.
+        key_pages, value_pages: the cache, ``[pages, page size, H_kv, d_h]``, qkv's dtype, of equal
+            strides, a head's columns side by side. **Written in place.**
+        slots: where rows go, page · page size + offset, ``[n]`` integers. Of several rows for one
+            slot, as padding may be, it is not said which one stays there.
+        heads: H.
+        q_norm, k_norm: weights ``[d_h]``, both or neither.
+
+    Returns:
+        The queries, ``[n, H, d_h]``. Not differentiable.
+
+    Raises:
+        ValueError: shapes, dtypes or strides that do not fit; on a CPU also slots.
+
+    Source: RoFormer (Su et al. 2021), in the halves' layout of GPT-NeoX.
+    """
+    checks.shape("key_pages", key_pages, "pages", "page size", "H_kv", "d_h")
+    cached, width = key_pages.shape[2:]
+    if heads < 1 or 0 in key_pages.shape[1:] or width % 2:
+        raise ValueError("there must be heads, of an even width, and pages must have rows")
+    checks.shape("qkv", qkv, "n", heads + 2 * cached, width)
+    checks.dtype("qkv", qkv, checks.FLOATS)
+    given = {"cos": cos, "sin": sin, "key_pages": key_pages, "value_pages": value_pages}
+    if (q_norm is None) != (k_norm is None):
+        raise ValueError("give q_norm and k_norm, both or neither")
+    if q_norm is not None and k_norm is not None:
+        checks.shape("q_norm", q_norm, width)
+        checks.shape("k_norm", k_norm, width)
+        given |= {"q_norm": q_norm, "k_norm": k_norm}
+    checks.shape("cos", cos, len(qkv), 1, width)
+    checks.shape("sin", sin, len(qkv), 1, width)
+    checks.shape("value_pages", value_pages, *key_pages.shape)
+    for name, tensor in given.items():
+        checks.dtype(name, tensor, (qkv.dtype,))
+    if key_pages.stride() != value_pages.stride() or key_pages.stride(3) != 1:
+        raise ValueError("key_pages and value_pages must have equal strides, the last of them 1")
+    checks.shape("slots", slots, len(qkv))
+    checks.dtype("slots", slots, checks.INTEGERS)
+    checks.not_negative("eps", eps)
+    checks.together(qkv=qkv, slots=slots, **given)
+    checks.detached(qkv, *given.values())
+    return torch.ops.retrv_kernels.rotate_to_pages(
+        qkv, cos, sin, key_pages, value_pages, slots, heads, q_norm, k_norm, eps
+    )
+
+
+def _check(qkv, cos, sin, key_pages, value_pages, slots, heads, q_norm, k_norm, eps):
+    checks.indices("slots", slots, key_pages.shape[0] * key_pages.shape[1])
+
+
+def _fake(qkv, cos, sin, key_pages, value_pages, slots, heads, q_norm, k_norm, eps):
+    return qkv.new_empty((qkv.shape[0], heads, qkv.shape[2]))
+
+
+register(
+    "rotate_to_pages",
+    "(Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) key_pages, Tensor(b!) value_pages, "
+    "Tensor slots, int heads, Tensor? q_norm, Tensor? k_norm, float eps) -> Tensor",
+    _fake,
+    _check,
+)

@@ -1,0 +1,1 @@
+"""The gated activation between the products of a feed-forward block."""

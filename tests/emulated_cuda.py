@@ -1,0 +1,185 @@
+"""What PyTorch and Triton know of an emulated device: streams, events, graphs, launches."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from emulated_device import Calls, Emulated, EmulatedDevice, Mismatch, raw_of, tensors_in
+from torch import Tensor
+
+from retrv_kernels import registry
+from retrv_r1.model import attention
+
+
+@contextlib.contextmanager
+def emulate(free: int = 2**27) -> Iterator[EmulatedDevice]:
+    """A device for as long as the context lasts; for this thread.
+
+    Args:
+        free: bytes of memory that it says are free.
+    """
+    device = EmulatedDevice()
+    torch._C._ensureCUDADeviceGuardSet()
+    with contextlib.ExitStack() as stack:
+        for name, value in _cuda(device, free).items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        stack.enter_context(_triton(device))
+        stack.enter_context(mock.patch.object(attention, "varlen_attn", _varlen(device)))
+        stack.enter_context(Calls(device))
+        stack.enter_context(device)
+        yield device
+
+
+def _cuda(device: EmulatedDevice, free: int) -> dict[str, Any]:
+    """Stand-ins for names of `torch.cuda`."""
+
+    class Stream:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def __enter__(self) -> Stream:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def wait_stream(self, _: Any) -> None: ...
+
+        def wait_event(self, _: Any) -> None: ...
+
+        def record_event(self, event: Any = None) -> Any:
+            return event or Event()
+
+        def synchronize(self) -> None:
+            device.wait("synchronize")
+
+    class Event:
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def record(self, _: Any = None) -> None: ...
+
+        def wait(self, _: Any = None) -> None: ...
+
+        def query(self) -> bool:
+            return True
+
+        def synchronize(self) -> None:
+            device.wait("synchronize")
+
+    class Graph:
+        """Runs again what it saw, over the same memory."""
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.tape: list[Callable[[], None]] = []
+
+        def replay(self) -> None:
+            device.books.launches["graph"] += 1
+            for step in self.tape:
+                step()
+
+        def pool(self) -> tuple[int, int]:
+            return 0, 0
+
+        def reset(self) -> None:
+            self.tape.clear()
+
+        @contextlib.contextmanager
+        def captured(self, *_: Any, **__: Any) -> Iterator[None]:
+            device.tape = self.tape
+            try:
+                with device.capturable():
+                    yield
+            finally:
+                device.tape = None
+
+    stream = Stream()
+    return {
+        "_lazy_init": lambda: None,
+        "CUDAGraph": Graph,
+        "Event": Event,
+        "Stream": Stream,
+        "current_stream": lambda *_: stream,
+        "device_of": lambda _: contextlib.nullcontext(),
+        "graph": Graph.captured,
+        "graph_pool_handle": lambda: (0, 0),
+        "is_current_stream_capturing": lambda: device.tape is not None,
+        "mem_get_info": lambda *_: (free, free),
+        "stream": lambda _: contextlib.nullcontext(),
+        "synchronize": lambda *_: device.wait("synchronize"),
+    }
+
+
+def _varlen(device: EmulatedDevice) -> Callable[..., Tensor]:
+    """PyTorch's attention of ragged batches, which CPUs do not have."""
+
+    def attend(*tensors: Any, scale: float) -> Tensor:
+        query, key, value, offsets, *_ = raw_of(tensors)
+        cuts = offsets.diff().tolist()
+        parts = zip(*(x.transpose(0, 1).split(cuts, 1) for x in (query, key, value)), strict=True)
+        out = [torch.nn.functional.scaled_dot_product_attention(*x, scale=scale) for x in parts]
+        device.books.launches["varlen_attn"] += 1
+        return device.put(torch.cat(out, 1).transpose(0, 1))
+
+    return attend
+
+
+@contextlib.contextmanager
+def _triton(device: EmulatedDevice) -> Iterator[None]:
+    """Kernels are launched in name only; what they would have written comes from references."""
+    from triton.runtime.jit import JITFunction
+
+    def launch(function: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> None:
+        on_host = [x for x in tensors_in(args) if not isinstance(x, Emulated)]
+        if on_host:
+            shapes = [tuple(x.shape) for x in on_host]
+            raise Mismatch(f"kernel {function.__name__}: {shapes} on the CPU")
+        device.books.launches[f"triton {function.__name__}"] += 1
+        device.books.compiled.add((function.__name__, _compile_key(function, args, options)))
+
+    def stand_in(run: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
+        def both(*arguments: Any) -> Any:
+            run(*arguments)
+            there = [x for x in tensors_in(arguments) if isinstance(x, Emulated)]
+            raw = raw_of(arguments)
+            result = reference(*raw)
+            device.record(lambda: reference(*raw), result)
+            return device.wrap(result, there)
+
+        return both
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(JITFunction, "run", launch))
+        for choices in registry.OPS.values():
+            if choices[0].name == "triton":
+                run = stand_in(choices[0].run, choices[-1].run)
+                stack.enter_context(mock.patch.dict(choices[0].__dict__, {"run": run}))
+        yield
+
+
+def _compile_key(function: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """What Triton compiles a kernel anew for: compile-time values, types, 1, divisibility by 16."""
+    named = dict(zip((one.name for one in function.params), args, strict=False))
+    known = {one.name: one for one in function.params}
+    key = []
+    for name, value in itertools.chain(named.items(), options.items()):
+        parameter = known.get(name)
+        plain = parameter is None or parameter.is_constexpr
+        key.append((name, str(value) if plain else _kind(value, parameter.do_not_specialize)))
+    return tuple(sorted(key))
+
+
+def _kind(value: Any, loosely: bool) -> Any:
+    """All that is compiled in of a run-time argument."""
+    if isinstance(value, tuple):
+        return tuple(_kind(one, loosely) for one in value)
+    if isinstance(value, Tensor):
+        return str(value.dtype), value.data_ptr() % 16 == 0
+    if isinstance(value, bool) or not isinstance(value, int):
+        return type(value).__name__
+    wide = -(2**31) <= value < 2**31
+    if loosely:
+        return wide
+    return wide, value == 1, value % 16 == 0
