@@ -3,22 +3,26 @@
     for round in rounds:  for implementation in order rotated by round:  evict caches, time a call
 
 What slows the machine for a while slows all of a round, so ratios are taken within rounds. An
-implementation that fails its check, or that cannot run, is never timed.
+implementation that fails its check, or that cannot run, is never timed. On a GPU a round replays a
+graph of calls over several inputs instead (:mod:`bench.device`), and there is nothing to evict.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from pytest_benchmark.stats import Stats
 from torch import Tensor
 from torch.utils.benchmark import timer
 
+from bench.device import Device
 from retrv_kernels.cases import error_of
 
 Result = Tensor | Sequence[Tensor]
@@ -41,6 +45,7 @@ class Entry:
             it has no error then.
         counts: what the call before took, by name, such as rows computed.
         before: done ahead of each call, outside of what is timed.
+        limit: seconds that the first call may take, which compiles; 0 for any number.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Entry:
     compared: bool = True
     counts: Callable[[], Mapping[str, int]] = dict
     before: Callable[[], None] = lambda: None
+    limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,13 @@ class Prepared:
 
     Args:
         expected: the result that is right: in float64, or of a reference.
+        again: makes the entries anew, with inputs in memory of their own; None for what is timed
+            call by call on a GPU as well.
     """
 
     expected: Callable[[], Result]
     entries: Sequence[Entry]
+    again: Callable[[], Sequence[Entry]] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,10 +120,9 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Spread:
-        stats = Stats()
-        for sample in samples:
-            stats.update(sample)
-        return cls(stats.median, stats.q1, stats.q3, stats.rounds)
+        parts = [*samples, *samples[:1]] if len(samples) == 1 else samples
+        q1, median, q3 = statistics.quantiles(parts, n=4, method="inclusive")
+        return cls(median, q1, q3, len(samples))
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ class Row:
         seconds: of a call; None unless the check passed.
         ratios: for each baseline its time divided by this one's, over rounds: above 1 is faster.
         counts: what the call that was checked took.
+        how: it was timed where that is not as usual on its device.
     """
 
     implementation: str
@@ -137,6 +146,7 @@ class Row:
     seconds: Spread | None = None
     ratios: Mapping[str, Spread] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    how: str = ""
 
 
 def run(
@@ -146,6 +156,7 @@ def run(
     rounds: tuple[int, int] = ROUNDS,
     evict: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = timer,
+    device: Device | None = None,
 ) -> list[dict[str, Any]]:
     """Checks and times every entry of a trial.
 
@@ -154,6 +165,7 @@ def run(
         rounds: at least and at most.
         evict: called before every timed call.
         clock: seconds; waits for the device first.
+        device: a GPU, which times in its own way what can be made again.
 
     Returns:
         A row for each entry, with the trial's own columns, as JSON values.
@@ -169,7 +181,12 @@ def run(
             results[entry.name] = found
         sound = [entry for entry in prepared.entries if not rows[entry.name].note]
         least = rounds[0] if trial.rounds is None else trial.rounds
-        times = _times(sound, budget, (least, rounds[1]), evict, clock)
+        if device is None or prepared.again is None:
+            samples = {entry.name: _one_by_one(entry, evict, clock) for entry in sound}
+        else:
+            samples, rows = _on_device(device, trial, prepared, sound, rows)
+            sound = [entry for entry in sound if entry.name in samples]
+        times = _times(sound, samples, budget, (least, rounds[1]))
     columns = {k: v for k, v in vars(trial).items() if k not in ("prepare", "rounds")}
     columns |= {"shape": dict(trial.shape), "plots": list(trial.plots)}
     baselines = [entry.name for entry in sound if entry.baseline]
@@ -183,7 +200,7 @@ def _check(
     if entry.because:
         return Row(entry.name, note=entry.because), []
     try:
-        with patch.dict(os.environ, entry.environment):
+        with patch.dict(os.environ, entry.environment), time_limit(entry.limit):
             entry.before()
             found = _tensors(entry.call())
     except Exception as raised:  # whatever a compiler raises: the row says it
@@ -202,14 +219,50 @@ def _check(
     return Row(entry.name, error, note=note, failed=True), found
 
 
+def _one_by_one(
+    entry: Entry, evict: Callable[[], None], clock: Callable[[], float]
+) -> Callable[[], float]:
+    def sample() -> float:
+        evict()
+        entry.before()
+        start = clock()
+        entry.call()
+        return clock() - start
+
+    return sample
+
+
+def _on_device(
+    device: Device,
+    trial: Trial,
+    prepared: Prepared,
+    sound: Sequence[Entry],
+    rows: dict[str, Row],
+) -> tuple[dict[str, Callable[[], float]], dict[str, Row]]:
+    """What times each entry over several inputs; one that cannot be timed gets a note instead."""
+    assert prepared.again is not None
+    sets = [prepared.entries]
+    sets += [prepared.again() for _ in range(device.sets(trial.bytes) - 1)]
+    samples: dict[str, Callable[[], float]] = {}
+    for entry in sound:
+        calls = [one.call for made in sets for one in made if one.name == entry.name]
+        try:
+            with patch.dict(os.environ, entry.environment):
+                samples[entry.name], how = device.sampler(calls)
+            rows[entry.name] = replace(rows[entry.name], how=how)
+        except Exception as raised:  # as of a check
+            note = f"cannot be timed: {type(raised).__name__}: {_first_line(raised)}"
+            rows[entry.name] = replace(rows[entry.name], note=note, failed=not entry.optional)
+    return samples, rows
+
+
 def _times(
     entries: Sequence[Entry],
+    samples: Mapping[str, Callable[[], float]],
     budget: float,
     rounds: tuple[int, int],
-    evict: Callable[[], None],
-    clock: Callable[[], float],
 ) -> dict[str, list[float]]:
-    """Seconds of each entry's calls, one a round; the check was the warm-up."""
+    """Seconds of each entry's calls, one sample a round; the check was the warm-up."""
     times: dict[str, list[float]] = {entry.name: [] for entry in entries}
     spent = 0.0
     for number in range(rounds[1] if entries else 0):
@@ -218,14 +271,38 @@ def _times(
         first = number % len(entries)
         for entry in (*entries[first:], *entries[:first]):
             with patch.dict(os.environ, entry.environment):
-                evict()
-                entry.before()
-                start = clock()
-                entry.call()
-                seconds = clock() - start
+                seconds = samples[entry.name]()
             times[entry.name].append(seconds)
             spent += seconds
     return times
+
+
+class _Late(BaseException):
+    """Raised by an alarm: no compiler catches it on its way."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError once Python has been inside for so long; 0 for never.
+
+    Only in a process's main thread; what is compiled code ends first.
+    """
+    if not seconds:
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except _Late:
+        raise TimeoutError(f"not done within {seconds:.0f} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _timed(row: Row, times: Mapping[str, list[float]], baselines: Sequence[str]) -> Row:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.benchmark import timer
 
+from bench.device import Device
 from bench.harness import Spread
 from retrv_r1 import doctor
 
@@ -59,42 +59,43 @@ def last_level_cache(device: str) -> int:
 class Probe:
     """Measures what the device can do, again and again, and empties its caches.
 
-    Both rates are those of PyTorch at its present number of threads: bandwidth from the sum of
-    a float32 buffer of 8 caches or more, arithmetic from a square float32 product.
+    Rates are those of PyTorch at its present number of threads: ``read`` from the sum of a float32
+    buffer of 8 caches or more, ``gemm`` from a square float32 product. Of a GPU also ``copy``, a
+    copy inside its memory that counts bytes read and written, and ``gemm bfloat16``.
     """
 
     def __init__(self, device: str) -> None:
+        self._device = Device.of(device)
+        on_gpu = device == "cuda"
         cache = last_level_cache(device)
-        size = 8192 if device == "cuda" else 1024
-        self._buffer = torch.ones(max(8 * cache, 256 * 2**20) // 4, device=device)
-        self._evicting = self._buffer[: 2 * cache // 4]
-        self._factor = torch.randn(size, size, device=device)
-        self._bandwidth: list[float] = []
-        self._rate: list[float] = []
+        size = 8192 if on_gpu else 1024
+        # In 2 GiB a GPU reads for so long that its start does not count.
+        buffer = torch.ones(max(8 * cache, 2**31 if on_gpu else 2**28) // 4, device=device)
+        self._evicting = buffer[: 2 * cache // 4]
+        factor = torch.randn(size, size, device=device)
+        self._calls: dict[str, tuple[float, Callable[[], Any]]] = {
+            "read": (4 * buffer.numel(), buffer.sum),
+            "gemm": (2 * size**3, lambda: factor @ factor),
+        }
+        if on_gpu:
+            half, other = factor.bfloat16(), torch.empty_like(buffer)
+            self._calls["copy"] = (8 * buffer.numel(), lambda: other.copy_(buffer))
+            self._calls["gemm bfloat16"] = (2 * size**3, lambda: half @ half)
+        self._samples: dict[str, list[float]] = {name: [] for name in self._calls}
 
     def measure(self) -> None:
         """One sample of each rate, the best of three calls."""
-        self._bandwidth.append(4 * self._buffer.numel() / _seconds(self._buffer.sum))
-        flops = 2 * len(self._factor) ** 3
-        self._rate.append(flops / _seconds(lambda: self._factor @ self._factor))
+        for name, (amount, call) in self._calls.items():
+            seconds = min(self._device.seconds(call) for _ in range(3))
+            self._samples[name].append(amount / seconds)
 
     def evict(self) -> None:
         """Reads twice the last-level cache, so that the next call finds its inputs in memory."""
         self._evicting.sum()
 
     def ceilings(self) -> dict[str, Any]:
-        """Medians and quartiles of the samples so far: bytes/s read, FLOP/s."""
-        rates = {"read": self._bandwidth, "gemm": self._rate}
-        return {name: asdict(Spread.of(samples)) for name, samples in rates.items()}
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    times = []
-    for _ in range(3):
-        start = timer()
-        call()
-        times.append(timer() - start)
-    return min(times)
+        """Medians and quartiles of the samples so far: bytes/s, FLOP/s."""
+        return {name: asdict(Spread.of(samples)) for name, samples in self._samples.items()}
 
 
 def _bytes(size: str) -> int:

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import machine, report, small
+from bench.device import Device
 from bench.suites.engine.entries import local, plain
 from bench.suites.engine.prompts import Paced, World
 from retrv_engine import Sampling, attention, lean, runner
@@ -131,15 +132,9 @@ def peak(form: str, k: int) -> float:
     """MiB that a call needs above what was there before it: for a process of its own."""
     world = World.small("cpu")
     call = FORMS[form](world, k)
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
-    call()
-    return (_status("VmHWM") - before) / 2**10
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+    device = Device()
+    before = device.held()
+    return (device.peak(call) - before) / 2**20
 
 
 def table(spans: Spans) -> Table:

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 Values = Mapping[str, Any]
-_BOUNDS = {"read": "bytes", "gemm": "flops"}
 
 
 def build(suite: str, card: Values, rows: Sequence[Values], notes: Sequence[str]) -> dict[str, Any]:
@@ -21,19 +20,27 @@ def build(suite: str, card: Values, rows: Sequence[Values], notes: Sequence[str]
         card: of the machine, with ``ceilings`` measured during the run.
         rows: of :func:`bench.harness.run`.
     """
-    rows = [{**row, "bound": _bound(row, card["ceilings"])} for row in rows]
+    rows = [{**row, "bound": bound(row, card["ceilings"])} for row in rows]
     failed = sum(row["failed"] for row in rows)
     return {"suite": suite, "card": dict(card), "rows": rows, "notes": [*notes], "failed": failed}
 
 
-def _bound(row: Values, ceilings: Values) -> dict[str, Any] | None:
-    """The ceiling that takes longer, and the fraction of it that the median call reached."""
+def bound(row: Values, ceilings: Values) -> dict[str, Any] | None:
+    """The ceiling that takes longer, and the fraction of it that the median call reached.
+
+    ``fractions`` are of memory and of products in the row's dtype, whichever bounds. Memory's rate
+    is a GPU's copies', which half of what a kernel does there is like.
+    """
     counted = row["flops"] or row["bytes"]
     if row["seconds"] is None or row["error"] is None or not counted:  # or of other bytes
         return None
-    least = {name: row[amount] / ceilings[name]["median"] for name, amount in _BOUNDS.items()}
-    name = max(least, key=least.__getitem__)
-    return {"name": name, "fraction": least[name] / row["seconds"]["median"]}
+    memory = "copy" if "copy" in ceilings else "read"
+    products = f"gemm {row['dtype']}" if f"gemm {row['dtype']}" in ceilings else "gemm"
+    amounts = {memory: row["bytes"], products: row["flops"]}
+    least = {name: amount / ceilings[name]["median"] for name, amount in amounts.items()}
+    fractions = {name: own / row["seconds"]["median"] for name, own in least.items()}
+    name = max(fractions, key=fractions.__getitem__)
+    return {"name": name, "fraction": fractions[name], "fractions": fractions}
 
 
 def render_card(card: Values, console: Console) -> None:
@@ -65,7 +72,8 @@ def describe(card: Values) -> str:
 
 def render(report: Values, console: Console) -> None:
     """Ceilings, a table for each operation, notes."""
-    console.print(Text(_ceilings(report["card"]["ceilings"]), style="bold"))
+    taken = "taken before each case and at the end"
+    console.print(Text(f"{rates(report['card']['ceilings'])}, {taken}", style="bold"))
     for op in dict.fromkeys(row["op"] for row in report["rows"]):
         console.print(_table(op, [row for row in report["rows"] if row["op"] == op]))
     for reason in _without_time(report["rows"]):
@@ -76,14 +84,20 @@ def render(report: Values, console: Console) -> None:
         console.print(Text(f"FAILED: {report['failed']}", style="bold red"))
 
 
-def _ceilings(ceilings: Values) -> str:
-    read, gemm = ceilings["read"], ceilings["gemm"]
-    return (
-        f"read {read['median'] / 1e9:.1f} GB/s ({read['q1'] / 1e9:.1f} to {read['q3'] / 1e9:.1f}), "
-        f"float32 products {gemm['median'] / 1e9:.0f} GFLOP/s ({gemm['q1'] / 1e9:.0f} to "
-        f"{gemm['q3'] / 1e9:.0f}): medians and quartiles of {read['rounds']} samples, taken "
-        "before each case and at the end"
-    )
+_RATES = {"read": "read", "copy": "copies (read and written)"}
+
+
+def rates(ceilings: Values) -> str:
+    """Rates with their quartiles, in GB/s and GFLOP/s."""
+    parts = []
+    for name, rate in ceilings.items():
+        dtype = name.removeprefix("gemm").strip() or "float32"
+        title, unit = _RATES.get(name, f"{dtype} products"), "GB/s" if name in _RATES else "GFLOP/s"
+        digits = 1 if name in _RATES else 0
+        middle, low, high = (f"{rate[key] / 1e9:.{digits}f}" for key in ("median", "q1", "q3"))
+        parts.append(f"{title} {middle} {unit} ({low} to {high})")
+    rounds = ceilings["read"]["rounds"]
+    return f"{', '.join(parts)}: medians and quartiles of {rounds} samples"
 
 
 def _table(op: str, rows: Sequence[Values]) -> Table:
@@ -121,8 +135,18 @@ def _cells(row: Values, baselines: Sequence[str], counts: Sequence[str]) -> Iter
     for name in baselines:
         ratio = row["ratios"].get(name)
         yield _ratio(ratio) if ratio else ""
-    yield f"{100 * bound['fraction']:.0f} % {bound['name']}" if bound else ""
+    yield _reached(bound)
     yield from (str(row.get("counts", {}).get(name, "")) for name in counts)
+
+
+def _reached(bound: Values | None) -> str:
+    """Of what bounds; on a GPU, where both are close, of the other too."""
+    if bound is None:
+        return ""
+    shown = {bound["name"]: bound["fraction"]}
+    if "copy" in bound.get("fractions", ()):
+        shown |= bound["fractions"]
+    return ", ".join(f"{100 * fraction:.0f} % {name}" for name, fraction in shown.items())
 
 
 def _ratio(ratio: Values) -> str:

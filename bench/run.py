@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
@@ -17,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import harness, machine, plots, report
+from bench.device import Device
+from bench.gpu import tables
 from bench.harness import Suite
 from bench.suites import engine, kernels
 from retrv_kernels import gpu
@@ -60,6 +61,9 @@ def main(
     ] = None,
     output: Annotated[Path | None, typer.Option("--json", help="Save the report here.")] = None,
     folder: Annotated[Path | None, typer.Option("--plots", help="Draw PNGs here.")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Of a report of bench.gpu: tables for a document.")
+    ] = False,
 ) -> None:
     """Measure a suite: a card, tables, and the report as one line of JSON.
 
@@ -71,6 +75,9 @@ def main(
     elif saved is not None and suite is None:
         result = json.loads(saved.read_text(encoding="utf-8"))
         report.render_card(result["card"], console)
+        if result["suite"] == "gpu":
+            show_gpu(result, markdown, console)
+            return
     else:
         raise typer.BadParameter("give either --suite or --from")
     report.render(result, console)
@@ -85,6 +92,16 @@ def main(
         raise typer.Exit(1)
 
 
+def show_gpu(result: dict[str, Any], markdown: bool, console: Console) -> None:
+    """A saved report of :mod:`bench.gpu`."""
+    if markdown:
+        typer.echo(tables.markdown(result))
+    else:
+        tables.render(result, console)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
 def measure(suite: Name, device: str, quick: bool, only: str, console: Console) -> dict[str, Any]:
     """Runs a suite's trials and reports on them."""
     if os.environ.get(gpu.INTERPRETER) == "1":
@@ -94,9 +111,13 @@ def measure(suite: Name, device: str, quick: bool, only: str, console: Console) 
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     card = machine.card(device)
     report.render_card(card, console)
+    measured = Device.of(device)
+    measured.warm()
     probe = machine.Probe(device)
     probe.measure()
-    made = SUITES[suite](device, probe.ceilings()["gemm"]["median"], quick)
+    ceilings = probe.ceilings()
+    rate = ceilings.get("gemm bfloat16", ceilings["gemm"])["median"]
+    made = SUITES[suite](device, rate, quick)
     trials = [trial for trial in made.trials if only in f"{trial.op} {trial.name}"]
     if not trials:
         raise typer.BadParameter(f"no trial has {only!r} in its op or name")
@@ -108,8 +129,9 @@ def measure(suite: Name, device: str, quick: bool, only: str, console: Console) 
         for trial in trials:
             progress.update(task, description=f"{trial.op}: {trial.name}, {trial.dtype}")
             probe.measure()
-            rows += harness.run(trial, BUDGET[quick], evict=probe.evict)
-            gc.collect()  # a trial's tensors, before the next one's are made
+            own = measured if device == "cuda" else None
+            rows += harness.run(trial, BUDGET[quick], evict=probe.evict, device=own)
+            measured.rest()  # a trial's tensors, before the next one's are made
             progress.advance(task)
     probe.measure()
     return report.build(suite, card | {"ceilings": probe.ceilings()}, rows, made.notes)

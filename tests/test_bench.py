@@ -189,7 +189,9 @@ class TestReport:
 
     def test_fraction_is_of_the_ceiling_that_takes_longer(self, example):
         row = example["rows"][0]
-        assert row["bound"] == {"name": "read", "fraction": 1.0}  # 4000 bytes at 1000 / s in 4 s
+        # 4000 bytes at 1000 / s and 1000 operations at a million, in 4 s
+        fractions = {"read": 1.0, "gemm": 0.00025}
+        assert row["bound"] == {"name": "read", "fraction": 1.0, "fractions": fractions}
 
     def test_json_round_trip_and_plots(self, example, tmp_path):
         again = json.loads(json.dumps(example, allow_nan=False))
@@ -269,14 +271,15 @@ class TestPeers:
     @pytest.mark.parametrize("asked, norm", [(None, True), (5, True), (5, False)])
     def test_direct_tokens_equal_folded_ones(self, asked, norm, sdpa):
         one = tokens.Sizes(SMALL, 3, 7, asked, norm)
-        weights = tokens.Weights.random(one, "cpu")
+        weights = tokens.Weights.random(one, "cpu", torch.float32)
         weights = tokens.Weights(
             weights.pool.double(), weights.relate.double(), weights.asked.double()
         )
         case = tokens._case(one, "float32")
         arguments = case.arguments(torch.float64) | weights.folded(torch.float64)
         folded = weights.token(entries.call(case.op, arguments))
-        direct = weights.direct(one, arguments)(sdpa)
+        form = peers.content_token if asked is None else peers.relation_token
+        direct = weights.direct(one, arguments, form, sdpa)()
         torch.testing.assert_close(direct, folded, rtol=1e-10, atol=1e-12)
 
     @pytest.mark.parametrize("new, cached", [(1, 37), (6, 41)])
@@ -334,7 +337,7 @@ class TestKernels:
     def test_other_trials_agree_with_float64(self):
         self.agrees(next(splice.trials(self.CONTEXT, True)), "reference", "torch.cat")
         for kind, nodes in (("flat", attention.FLAT), ("tree", attention.TREE)):
-            shared = attention._shared(self.CONTEXT, SMALL, kind, nodes)
+            shared = attention.shared(self.CONTEXT, SMALL, kind, nodes)
             self.agrees(shared, "reference", "SDPA, dense")
 
     @staticmethod

@@ -7,6 +7,7 @@ tests run in a process of their own, which the first of them starts.
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import subprocess
 import sys
@@ -93,3 +94,34 @@ class TestInterpreted:
         arguments = query, cache, cache, table, torch.tensor([0, 1, 2]), lengths
         expected = ops.paged_attention(*(a.double() if a.ndim > 2 else a for a in arguments))
         assert error_of(ops.paged_attention(*arguments), expected) < 2e-5
+
+    @pytest.mark.parametrize(
+        ("op", "name"),
+        [
+            ("add_rms_norm", "width_1500"),
+            ("rotate_to_pages", "norms"),
+            ("rotate_to_pages", "width_80"),
+            ("silu_product", "width_1025"),
+        ],
+    )
+    def test_rounds_where_pytorch_does(self, op, name, monkeypatch):
+        """To the dtype after each operation that a layer has: nearly all values are the same."""
+        arguments = named(op, name).arguments(torch.float16)
+        found = result_of(op, arguments)
+        monkeypatch.setenv(registry.OVERRIDE, "reference")
+        expected = result_of(op, arguments)
+        both = (found, expected) if isinstance(found, tuple) else ([found], [expected])
+        for ours, theirs in zip(*both, strict=True):
+            assert (ours != theirs).float().mean() < 0.003
+            torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-6)
+
+    @pytest.mark.parametrize("op", ["paged_attention", "shared_prefix_attention"])
+    def test_parts_with_nothing_to_read_are_not_merged(self, op, poisoned, monkeypatch):
+        """More programs than there are blocks, as where a table is wider than a context is long."""
+        name = {"paged_attention": "decode", "shared_prefix_attention": "nested"}[op]
+        arguments = named(op, name).arguments(torch.float32)
+        module = importlib.import_module(f"retrv_kernels.{op}.triton_impl")
+        monkeypatch.setattr(module, "splits", lambda *_: 19)
+        wide = torch.nn.functional.pad(arguments["page_table"], (0, 40), value=-(10**6))
+        found = getattr(ops, op)(**{**arguments, "page_table": wide})
+        assert error_of(found, expected_of(op, arguments)) <= TOLERANCE[op][torch.float32]

@@ -14,7 +14,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from retrv_engine.attention import AttentionPart, Batch, Node, PagedCache, tree_of
 from retrv_engine.pages import pages_of
-from retrv_engine.sampler import Choice, Level, Masks, Picked, columns_of, picked, sample
+from retrv_engine.sampler import COLUMNS, Choice, Level, Masks, Picked, fill_columns, picked, sample
 from retrv_engine.scheduler import Extend
 
 BUCKETS = (1, 2, 4, 8, 16, 24)
@@ -58,18 +58,18 @@ class Inputs:
 
     Attributes:
         rows: of each sequence token, position, slot, page, offset in the page, length: ``[6, b]``.
-        columns: what :func:`retrv_engine.sampler.sample` needs, float64 ``[b, 5]``.
+        columns: what :func:`retrv_engine.sampler.sample` needs, ``[5, b]``.
         table: pages of sequences, or of nodes, ``[b or nodes, pages]``.
         node_lens, node_rows: as shared_prefix_attention takes them, ``[nodes]``, ``[nodes, 2]``.
     """
 
     def __init__(self, shape: Shape, device: torch.device, pinned: bool = False) -> None:
         rows, pages, nodes, _ = shape
-        sizes = [6 * rows, 5 * rows, (nodes or rows) * pages, nodes, 2 * nodes]
+        sizes = [6 * rows, COLUMNS * rows, (nodes or rows) * pages, nodes, 2 * nodes]
         self.buffer = torch.zeros(sum(sizes), dtype=torch.long, device=device, pin_memory=pinned)
         parts = self.buffer.split(sizes)
         self.rows = parts[0].view(6, rows)
-        self.columns = parts[1].view(torch.float64).view(rows, 5)
+        self.columns = parts[1].view(COLUMNS, rows)
         self.table = parts[2].view(-1, pages)
         self.node_lens, self.node_rows = parts[3], parts[4].view(nodes, 2)
 
@@ -89,7 +89,7 @@ class DecodeStep:
         cache: PagedCache,
         spare: int,
         replayed: bool,
-        pool: object = None,
+        pool: Any = None,
     ) -> None:
         self.shape, self.model, self.cache, self.spare = shape, model, cache, spare
         device = cache.values.device
@@ -128,7 +128,7 @@ class DecodeStep:
             at = page * size + offset
             rows.append((token.row, token.position, at, page, offset, first + 1))
         self._rows[:, :count] = np.array(rows).T
-        self._columns[:count] = columns_of(choices, masks)
+        fill_columns(self._columns[:, :count], choices, masks)
         if self._counted > count:
             self._pad(count)
         self._counted = count
@@ -155,7 +155,7 @@ class DecodeStep:
         if found.device.type == "cuda":
             self._found.copy_(found, non_blocking=True)
             done = torch.cuda.Event()
-            done.record()
+            done.record(torch.cuda.current_stream(found.device))
             done.synchronize()
             found = self._found
         count = len(choices)
@@ -169,7 +169,8 @@ class DecodeStep:
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         # Other threads may copy pictures to the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        how = dict(pool=self._pool, capture_error_mode="thread_local")
+        with torch.cuda.device_of(self.inputs.buffer), torch.cuda.graph(graph, **how):
             self._compute()
         return graph
 
@@ -189,7 +190,8 @@ class DecodeStep:
         """Lets the rows behind the first ``count`` compute what nobody reads."""
         at = self.spare * self.cache.page_size
         self._rows[:, count:] = np.array([[0, 0, at, self.spare, 0, 1]]).T
-        self._columns[count:] = (0, -1, 0, 1, 0)
+        self._columns[:, count:] = 0  # greedy, and nothing is forbidden
+        self._columns[1, count:] = -1
         self._written[count:] = [([], 0)] * (self.shape.rows - count)
         if not self.shape.nodes:
             self._table[count:, 0] = self.spare
@@ -237,7 +239,7 @@ class DecodeSteps:
         self.fixed, self.buckets = fixed, [*(b for b in BUCKETS if b < most), most]
         self.device = cache.values.device
         self._steps: OrderedDict[Shape, DecodeStep] = OrderedDict()
-        self._pool = None
+        self._pool: Any = None
         self._sharing = Sharing([], [], [], [])
 
     def run(

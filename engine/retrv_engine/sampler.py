@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,14 +66,14 @@ class Picked(NamedTuple):
 
 
 class Masks:
-    """Which tokens may be taken, as rows of one table on the device; row 0 permits all.
+    """Which tokens may not be taken, as rows of one table on the device; row 0 forbids none.
 
     Args:
         capacity: rows at most; the least recently used are replaced. No step may need more.
     """
 
     def __init__(self, capacity: int, vocabulary: int, device: torch.device | str) -> None:
-        self.table = torch.ones(capacity, vocabulary, dtype=torch.bool, device=device)
+        self.table = torch.zeros(capacity, vocabulary, dtype=torch.bool, device=device)
         self._rows: OrderedDict[Permitted, int] = OrderedDict()
 
     def row(self, permitted: Permitted) -> int:
@@ -83,25 +84,31 @@ class Masks:
             row = len(self._rows) + 1
             if row == len(self.table):
                 _, row = self._rows.popitem(last=False)
-            mask = torch.full(self.table.shape[1:], permitted.banned, dtype=torch.bool)
-            mask[list(permitted.tokens)] = not permitted.banned
-            self.table[row] = mask.to(self.table.device)
+            mask = torch.full(self.table.shape[1:], not permitted.banned, dtype=torch.bool)
+            mask[list(permitted.tokens)] = permitted.banned
+            self.table[row].copy_(mask)
             self._rows[permitted] = row
         self._rows.move_to_end(permitted)
         return row
 
 
 class Level(NamedTuple):
-    """What sampling a step needs: whether any row is drawn, and from a nucleus."""
+    """What sampling a step needs: whether any row is drawn, from a nucleus, or given."""
 
     drawn: bool
     nucleus: bool
+    given: bool = False
 
     @classmethod
     def of(cls, choices: Sequence[Choice]) -> Level:
         """What these need."""
         drawn = [choice for choice in choices if choice.temperature >= COLDEST]
-        return cls(bool(drawn), any(choice.top_p < 1 for choice in drawn))
+        nucleus = any(choice.top_p < 1 for choice in drawn)
+        return cls(bool(drawn), nucleus, any(choice.target >= 0 for choice in choices))
+
+
+COLUMNS = 5
+"""Numbers that :func:`sample` needs of a row, as int64."""
 
 
 def pick(logits: Tensor, choices: Sequence[Choice], masks: Masks | None = None) -> list[Picked]:
@@ -113,15 +120,26 @@ def pick(logits: Tensor, choices: Sequence[Choice], masks: Masks | None = None) 
     if masks is None:
         masks = Masks(len(choices) + 1, logits.shape[-1], logits.device)
     logits = logits.float()
-    columns = torch.tensor(columns_of(choices, masks), dtype=torch.float64)
-    columns = columns.to(logits.device)
-    found = sample(logits, masks.table, columns, Level.of(choices))
+    columns = np.empty((COLUMNS, len(choices)), np.int64)
+    fill_columns(columns, choices, masks)
+    found = sample(
+        logits, masks.table, torch.from_numpy(columns).to(logits.device), Level.of(choices)
+    )
     return picked(found.tolist(), choices, logits)
 
 
-def columns_of(choices: Sequence[Choice], masks: Masks) -> list[tuple[float, ...]]:
-    """What :func:`sample` needs of each row: mask, target, temperature, top_p, uniform."""
-    return [(masks.row(c.permitted), c.target, c.temperature, c.top_p, c.uniform) for c in choices]
+def fill_columns(columns: np.ndarray, choices: Sequence[Choice], masks: Masks) -> None:
+    """Writes what :func:`sample` needs of each row into ``[5, m]``.
+
+    Mask and target, and as the bits of float64 temperature, top_p and uniform number.
+    """
+    columns[0] = [masks.row(choice.permitted) for choice in choices]
+    columns[1] = [choice.target for choice in choices]
+    columns[2:].view(np.float64)[:] = [
+        [choice.temperature for choice in choices],
+        [choice.top_p for choice in choices],
+        [choice.uniform for choice in choices],
+    ]
 
 
 def picked(
@@ -146,15 +164,15 @@ def sample(logits: Tensor, masks: Tensor, columns: Tensor, level: Level) -> Tens
 
     Args:
         logits: float32 ``[m, vocabulary]``.
-        masks: tokens that may be taken, ``[rows, vocabulary]``.
-        columns: of each row mask, target (-1 for none), temperature, top_p and uniform number,
-            float64 ``[m, 5]``.
+        masks: tokens that may not be taken, ``[rows, vocabulary]``.
+        columns: as :func:`fill_columns` writes them, int64 ``[5, m]``.
         level: what the rows need; a greedy row comes out the same whatever it is.
     Returns:
         float64 ``[3, m]``: tokens, their log-probabilities, and the likeliest tokens of all.
     """
-    mask, target, temperature, top_p, uniform = columns.unbind(1)
-    scores = logits.masked_fill(~masks[mask.long()], -torch.inf)
+    mask, target = columns[:2]
+    temperature, top_p, uniform = columns[2:].view(torch.float64)
+    scores = logits.masked_fill(masks[mask], -torch.inf)
     token = scores.argmax(-1)  # of logits: their logarithms round more of them to the same
     if level.drawn:
         logprobs = distribution(scores, temperature, top_p, level.nucleus)
@@ -163,7 +181,8 @@ def sample(logits: Tensor, masks: Tensor, columns: Tensor, level: Level) -> Tens
         token = torch.where(temperature < COLDEST, token, drawn.clamp(max=logits.shape[-1] - 1))
     else:
         logprobs = scores.log_softmax(-1)
-    token = torch.where(target < 0, token, target.long())
+    if level.given:
+        token = torch.where(target < 0, token, target)
     chosen = logprobs.gather(1, token[:, None])[:, 0]
     return torch.stack([token.double(), chosen.double(), logits.argmax(-1).double()])
 

@@ -38,7 +38,7 @@ class Kept:
     """
 
     def __init__(self) -> None:
-        self._made: tuple[object, list[Tensor], Tensor] | None = None
+        self._made: tuple[object, list[torch.UntypedStorage], Tensor] | None = None
 
     def get(self, weights: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
         if torch.is_grad_enabled() or any(weight.is_inference() for weight in weights):
@@ -46,8 +46,8 @@ class Kept:
         state = [(w.data_ptr(), w._version, w.dtype) for w in weights]
         kept = self._made
         if kept is None or kept[0] != state:
-            # The weights are held, so that no others can come to lie where they lay.
-            kept = self._made = (state, [weight.detach() for weight in weights], make())
+            # Their memory is held, so that no others can come to lie there.
+            kept = self._made = (state, [weight.untyped_storage() for weight in weights], make())
         return kept[2]
 
     def forget(self) -> None:

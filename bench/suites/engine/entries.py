@@ -72,7 +72,9 @@ def local(
     radix: bool = True,
 ) -> Call:
     """The embedded engine; ``warm`` leaves what the call before has cached."""
-    config = EngineConfig(weights=weights, radix=radix)
+    # On a GPU an engine that is asked for no size takes most of what is free.
+    size = None if world.model.device.type == "cpu" else 2**31
+    config = EngineConfig(size, weights=weights, radix=radix)
     if config not in world.engines:
         engine = LocalEngine(world.model, world.vocabulary, config, sequence=Paced)
         world.engines[config] = engine

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bench import small
+from bench.device import Device
 from retrv_engine import (
     EngineConfig,
     FeatureRows,
@@ -107,7 +108,8 @@ class World:
     def _of(cls, name, model, processor, rows, width, device):  # type: ignore[no-untyped-def]
         tokens, words = processor.tokens, len(processor.tokenizer) // 2
         vocabulary = vocabulary_of(tokens)
-        return cls(name, model.to(device), vocabulary, tokens.labels, rows, width, words)
+        model = model.to(device, Device.of(device).dtype)
+        return cls(name, model, vocabulary, tokens.labels, rows, width, words)
 
     @property
     def parameters(self) -> int:
@@ -131,10 +133,7 @@ class World:
         """
         generator = torch.Generator().manual_seed(seed)
         text = torch.randint(self.words, (INSTRUCTION + TASK,), generator=generator).tolist()
-        width = self.model.config.hidden_size
-        device = self.model.device
-        count = candidates * (self.rows + 2)
-        table = 0.02 * torch.randn(count, width, generator=generator).to(device)
+        table = self._table(seed, candidates * (self.rows + 2))
         pictures = Pictures(table, self.rows, self.width, seed)
         prompt: list[Piece] = text[:INSTRUCTION]
         for i in range(candidates):
@@ -152,14 +151,18 @@ class World:
             banned=[self.vocabulary.think_end, self.vocabulary.inspect_start],
         )
 
+    def _table(self, seed: int, rows: int) -> Tensor:
+        """Random rows, made where the model is: of a real one they are hundreds of MB."""
+        device, width = self.model.device, self.model.config.hidden_size
+        generator = torch.Generator(device).manual_seed(seed)
+        table = 0.02 * torch.randn(rows, width, generator=generator, device=device)
+        return table.to(self.model.dtype)
+
     def pointwise(self, seed: int, candidates: int) -> list[Request]:
         """A prompt for each candidate, all behind the same query of 64 rows."""
         generator = torch.Generator().manual_seed(seed)
         text = torch.randint(self.words, (64 + TASK,), generator=generator).tolist()
-        table = 0.02 * torch.randn(
-            candidates * self.rows, self.model.config.hidden_size, generator=generator
-        )
-        pictures = Pictures(table.to(self.model.device), self.rows, self.width, seed)
+        pictures = Pictures(self._table(seed, candidates * self.rows), self.rows, self.width, seed)
         verdicts = self.labels[:2]
         return [
             Request([*text[:64], pictures.of(i), *text[64:]], verdicts, reason=False)

@@ -19,6 +19,8 @@ from bench.suites.kernels.entries import (
     Context,
     Model,
     call,
+    compiled,
+    copied,
     moved,
     ours,
 )
@@ -44,80 +46,95 @@ def trials(context: Context, quick: bool) -> Iterator[Trial]:
     models = (TINY, QWEN_3B) if quick else (TINY, QWEN_3B, QWEN_7B, MULTI_HEAD)
     for model in models:
         inspected = 17 if model is TINY else 261
-        yield _paged(context, model, "decode", 1, PREFIX + TAIL)
-        yield _paged(context, model, "inspect", inspected, 600 + inspected)
+        yield paged(context, model, "decode", 1, PREFIX + TAIL)
+        yield paged(context, model, "inspect", inspected, 600 + inspected)
     for model in models:
-        yield _shared(context, model, "flat", FLAT)
-        yield _shared(context, model, "tree", TREE)
+        yield shared(context, model, "flat", FLAT)
+        yield shared(context, model, "tree", TREE)
 
 
-def _paged(context: Context, model: Model, kind: str, new: int, cached: int) -> Trial:
+def paged(
+    context: Context, model: Model, kind: str, new: int, cached: int, sequences: int = SEQUENCES
+) -> Trial:
+    """Sequences that each have ``new`` of ``cached`` rows."""
     case = inputs.paged_attention(
-        f"{model.name} {kind} {SEQUENCES} × {new} of {cached:,}",
-        [(new, cached)] * SEQUENCES,
+        f"{model.name} {kind} {sequences} × {new} of {cached:,}",
+        [(new, cached)] * sequences,
         model.heads,
         model.d_h,
         page_size=PAGE,
     )
 
-    def prepare() -> Prepared:
-        arguments = moved(case.arguments(torch.float32), context.device)
+    def entries(arguments: Mapping[str, Any]) -> list[Entry]:
         gather = partial(_gather, arguments, new, cached)
         dense = gather()
-        entries = ours(case.op, context.device, partial(call, case.op, arguments), "reference")
-        entries += [
+        return [
+            *ours(case.op, context.device, partial(call, case.op, arguments), "reference"),
             Entry("SDPA, gathered", lambda: gather().sdpa(), baseline=True),
             Entry("SDPA, dense", dense.sdpa, baseline=True),
-            Entry("flex, dense", dense.flex(), optional=True),
+            compiled("flex, dense", dense.flex(), context),
         ]
-        return Prepared(partial(_exact, case.op, arguments), entries)
 
-    return _trial(case, model, SEQUENCES * cached, SEQUENCES * new, prepare, new == 1)
+    return _trial(context, case, (sequences * cached, sequences * new), model, entries, new == 1)
 
 
-def _shared(
-    context: Context, model: Model, kind: str, nodes: Sequence[tuple[int, tuple[int, int]]]
+def shared(
+    context: Context,
+    model: Model,
+    kind: str,
+    nodes: Sequence[tuple[int, tuple[int, int]]],
+    sequences: int = SEQUENCES,
 ) -> Trial:
+    """One new row of each sequence over a tree of shared rows."""
     length = sum(rows for rows, (first, end) in nodes if first == 0)
     case = inputs.shared_prefix_attention(
-        f"{model.name} {kind} {SEQUENCES} × {length:,}",
+        f"{model.name} {kind} {sequences} × {length:,}",
         nodes,
-        SEQUENCES,
+        sequences,
         model.heads,
         model.d_h,
         page_size=PAGE,
     )
 
-    def prepare() -> Prepared:
-        arguments = moved(case.arguments(torch.float32), context.device)
-        same = _own_pages(arguments, nodes, length)
+    def entries(arguments: Mapping[str, Any]) -> list[Entry]:
+        same = _own_pages(arguments, nodes, length, sequences)
         dense = _gather(same, 1, length)
-        entries = ours(case.op, context.device, partial(call, case.op, arguments), "reference")
-        for name, paged in (("same pages", same), ("copies", dense.paged(PAGE))):
-            entries.append(_best_paged(context.device, f"paged, {name}", paged))
-        entries.append(Entry("SDPA, dense", dense.sdpa, baseline=True))
-        return Prepared(partial(_exact, case.op, arguments), entries)
+        made = ours(case.op, context.device, partial(call, case.op, arguments), "reference")
+        for name, pages in (("same pages", same), ("copies", dense.paged(PAGE))):
+            made.append(_best_paged(context.device, f"paged, {name}", pages))
+        return [*made, Entry("SDPA, dense", dense.sdpa, baseline=True)]
 
-    return _trial(case, model, sum(rows for rows, _ in nodes), SEQUENCES, prepare, nodes is FLAT)
+    cached = sum(rows for rows, _ in nodes)
+    return _trial(context, case, (cached, sequences), model, entries, nodes is FLAT)
 
 
 def _trial(
+    context: Context,
     case: Case,
+    rows: tuple[int, int],
     model: Model,
-    cached: int,
-    new: int,
-    prepare: Callable[[], Prepared],
+    entries: Callable[[Mapping[str, Any]], list[Entry]],
     charted: bool,
 ) -> Trial:
-    heads, kv_heads = model.heads
+    """A trial of ``rows``, cached and new, whose entries are made of arguments."""
+    (heads, kv_heads), (cached, new) = model.heads, rows
+
+    def prepare() -> Prepared:
+        arguments = moved(case.arguments(context.dtype), context.device)
+        return Prepared(
+            partial(_exact, case.op, arguments),
+            entries(arguments),
+            lambda: entries(copied(arguments)),
+        )
+
     return Trial(
         op=case.op,
         name=case.name,
-        dtype="float32",
+        dtype=context.form,
         shape=case.shape,
         flops=case.flops,
-        bytes=4 * 2 * model.d_h * (cached * kv_heads + new * heads),
-        tolerance=TOLERANCE[case.op][torch.float32],
+        bytes=context.dtype.itemsize * 2 * model.d_h * (cached * kv_heads + new * heads),
+        tolerance=TOLERANCE[case.op][context.dtype],
         prepare=prepare,
         plots=("ratios",) if charted else (),
     )
@@ -132,7 +149,10 @@ def _best_paged(device: str, name: str, arguments: Mapping[str, Any]) -> Entry:
 
 
 def _own_pages(
-    arguments: Mapping[str, Any], nodes: Sequence[tuple[int, tuple[int, int]]], length: int
+    arguments: Mapping[str, Any],
+    nodes: Sequence[tuple[int, tuple[int, int]]],
+    length: int,
+    sequences: int,
 ) -> dict[str, Any]:
     """Arguments of paged_attention: each sequence lists the pages of all its nodes."""
     table = arguments["page_table"]
@@ -144,13 +164,13 @@ def _own_pages(
                 if first <= i < end
             ]
         )
-        for i in range(SEQUENCES)
+        for i in range(sequences)
     ]
     cache = {name: arguments[name] for name in ("query", "key_pages", "value_pages")}
     return cache | {
         "page_table": torch.stack(lists),
-        "cu_seqlens": torch.arange(SEQUENCES + 1, device=table.device).int(),
-        "kv_lens": torch.full((SEQUENCES,), length, device=table.device).int(),
+        "cu_seqlens": torch.arange(sequences + 1, device=table.device).int(),
+        "kv_lens": torch.full((sequences,), length, device=table.device).int(),
     }
 
 

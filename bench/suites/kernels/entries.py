@@ -18,10 +18,28 @@ _RUNS = {"cpu": ("native", "reference"), "cuda": ("triton", "xformers", "referen
 
 @dataclass(frozen=True)
 class Context:
-    """Where trials run; ``rate`` is in FLOP/s of float32 products."""
+    """Where trials run, and in which dtype.
+
+    Args:
+        rate: FLOP/s of products in that dtype.
+        compiling: seconds that a peer's compiler may take; 0 for any number, None for no peer that
+            has to be compiled.
+    """
 
     device: str
     rate: float
+    dtype: torch.dtype = torch.float32
+    compiling: float | None = 0.0
+
+    @classmethod
+    def of(cls, device: str, rate: float) -> Context:
+        """As each device runs models: a GPU in bfloat16, where a compiler may take 20 s."""
+        return cls(device, rate, torch.bfloat16, 20) if device == "cuda" else cls(device, rate)
+
+    @property
+    def form(self) -> str:
+        """Name of the dtype."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -74,14 +92,22 @@ def ours(op: str, device: str, run: Callable[[], Result], reference: str) -> lis
     return entries
 
 
-def compiled(name: str, run: Callable[[], Result], because: str = "") -> Entry:
-    """``run`` by torch.compile, for this trial's shape alone."""
-    return Entry(
-        f"{name}, compiled",
-        torch.compile(run, dynamic=False),
-        optional=True,
-        because=because,
-    )
+def compiled(name: str, run: Callable[[], Result], context: Context, because: str = "") -> Entry:
+    """An entry whose ``run`` calls what torch.compile made, which its first call compiles."""
+    if context.compiling is None:
+        because = because or "left out: compiling takes longer than there is time"
+    return Entry(name, run, optional=True, because=because, limit=context.compiling or 0)
+
+
+def copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arguments, their tensors in other memory and laid out alike."""
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, list):
+            return [copy(one) for one in value]
+        return value.clone() if isinstance(value, Tensor) else value
+
+    return {name: copy(value) for name, value in arguments.items()}
 
 
 def moved(arguments: Mapping[str, Any], to: str | torch.dtype) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retrv_kernels.ops import Span
+from retrv_kernels.ragged import dequantize, wide
 from retrv_r1.model import direct
 from retrv_r1.model.icm import Attention, Pool
 
@@ -40,6 +42,37 @@ def relation_token(
     if eps is not None:
         related = nn.functional.rms_norm(related, related.shape[-1:], eps=eps)
     return direct.pool(pool, related, None, fused)
+
+
+def folded_pool(
+    features: Tensor, folded_queries: Tensor, scales: Tensor | None, eps: float, count: int
+) -> Tensor:
+    """pool_tokens of ``count`` items of one length, ``[count, H, d]``: nothing is padded."""
+    rows = dequantize(features, scales).unflatten(0, (count, -1))
+    rows = nn.functional.rms_norm(rows, rows.shape[-1:], eps=eps)
+    return (rows @ wide(folded_queries).T).softmax(1).transpose(1, 2) @ rows
+
+
+def folded_relate(
+    relation_keys: Tensor,
+    query_keys: Tensor,
+    folded_values: Tensor,
+    folded_queries: Tensor,
+    scales: Tensor | None,
+    eps: float | None,
+    count: int,
+) -> Tensor:
+    """relate_tokens of one query and ``count`` candidates of one length, ``[count, H, d]``."""
+    heads = folded_values.shape[1]
+    rows = dequantize(relation_keys, scales).unflatten(0, (count, -1)).unflatten(-1, (heads, -1))
+    keys = wide(query_keys).unflatten(-1, (heads, -1))
+    values = wide(folded_values).transpose(0, 1).flatten(0, 1)
+    weights = torch.einsum("cnew,qew->cneq", rows, keys).softmax(-1).flatten(2)
+    if eps is not None:
+        squares = ((weights @ (values @ values.T)) * weights).sum(-1, keepdim=True)
+        weights = weights * (squares.clamp(min=0) / values.shape[-1] + eps).rsqrt()
+    scores = weights @ (values @ wide(folded_queries).T)
+    return scores.softmax(1).transpose(1, 2) @ weights @ values
 
 
 @dataclass(frozen=True)
@@ -89,32 +122,29 @@ class Dense:
 
     def flex(self) -> Callable[[], Tensor]:
         """The same by flex_attention, compiled at the first call; uncompiled it is for tests."""
-        attention, mask = None, None
+        mask: Any = None
 
         def call() -> Tensor:
-            nonlocal attention, mask
-            if attention is None:
-                attention, mask = self._compiled_flex()
-            out = attention(self.query, self.keys, self.values, block_mask=mask, enable_gqa=True)
+            nonlocal mask
+            if mask is None and self.sees is not None:
+                mask = self._block_mask()
+            out = _flex()(self.query, self.keys, self.values, block_mask=mask, enable_gqa=True)
             return out.transpose(1, 2).flatten(0, 1)
 
         return call
 
-    def _compiled_flex(self) -> tuple[Callable[..., Tensor], Any]:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    def _block_mask(self) -> Any:
+        from torch.nn.attention.flex_attention import create_block_mask
 
         new, cached = self.query.shape[2], self.keys.shape[2]
-        mask = None
-        if self.sees is not None:
-            mask = create_block_mask(
-                lambda batch, head, row, column: column <= row + cached - new,
-                B=None,
-                H=None,
-                Q_LEN=new,
-                KV_LEN=cached,
-                device=self.query.device.type,
-            )
-        return torch.compile(flex_attention, dynamic=False), mask
+        return create_block_mask(
+            lambda batch, head, row, column: column <= row + cached - new,
+            B=None,
+            H=None,
+            Q_LEN=new,
+            KV_LEN=cached,
+            device=self.query.device.type,
+        )
 
     def paged(self, page_size: int) -> dict[str, Tensor]:
         """Arguments of paged_attention: every sequence on pages of its own."""
@@ -160,3 +190,11 @@ def splice(
         position + torch.where(width > 0, grid, k),
         pages * page_size + places % page_size,
     )
+
+
+@functools.cache
+def _flex() -> Callable[..., Tensor]:
+    """One compiled function for all inputs of a shape."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 
 from bench.harness import Entry, Prepared, Trial
 from bench.suites.kernels import peers
-from bench.suites.kernels.entries import QWEN_3B, QWEN_7B, TINY, Context, Model, moved, ours
+from bench.suites.kernels.entries import QWEN_3B, QWEN_7B, TINY, Context, Model, copied, moved, ours
 from retrv_kernels import inputs, ops
 from retrv_kernels.cases import TOLERANCE
 from retrv_kernels.ops import Span
@@ -46,24 +47,28 @@ def _trial(context: Context, model: Model, rows: int, width: int) -> Trial:
         pages=(sequences, -(-(cached + rows + 5) // PAGE)),
     )
 
-    def prepare() -> Prepared:
-        arguments = moved(case.arguments(torch.float32), context.device)
-        splice = partial(ops.splice_features, **arguments)
-        names = ("stores", "spans", "page_table", "page_size")
+    names = ("stores", "spans", "page_table", "page_size")
+
+    def entries(arguments: Mapping[str, Any]) -> list[Entry]:
         plain = {name: arguments[name] for name in names}
-        entries = ours(case.op, context.device, splice, "reference")
-        entries.append(Entry("torch.cat", partial(peers.splice, **plain), baseline=True))
-        exact = partial(peers.splice, **moved(plain, torch.float64))
-        return Prepared(exact, entries)
+        made = ours(case.op, context.device, partial(ops.splice_features, **arguments), "reference")
+        return [*made, Entry("torch.cat", partial(peers.splice, **plain), baseline=True)]
+
+    def prepare() -> Prepared:
+        arguments = moved(case.arguments(context.dtype), context.device)
+        wide = moved({name: arguments[name] for name in names}, torch.float64)
+        exact = partial(peers.splice, **wide)
+        return Prepared(exact, entries(arguments), lambda: entries(copied(arguments)))
 
     return Trial(
         op=case.op,
         name=case.name,
-        dtype="float32",
+        dtype=context.form,
         shape=case.shape,
         flops=case.flops,
-        bytes=case.shape["rows"] * (2 * 4 * model.d + 4 * 8),  # in and out; positions and slot
-        tolerance=TOLERANCE[case.op][torch.float32],
+        bytes=case.shape["rows"]
+        * (2 * context.dtype.itemsize * model.d + 4 * 8),  # in and out; positions and slot
+        tolerance=TOLERANCE[case.op][context.dtype],
         prepare=prepare,
         plots=("ratios",),
     )

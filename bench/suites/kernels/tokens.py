@@ -21,10 +21,11 @@ from bench.suites.kernels.entries import (
     Model,
     call,
     compiled,
+    copied,
     moved,
     ours,
 )
-from retrv_kernels import inputs, registry
+from retrv_kernels import inputs
 from retrv_kernels.cases import TOLERANCE
 from retrv_kernels.inputs import Case
 from retrv_r1.model.icm import Attention, Pool
@@ -38,7 +39,14 @@ SLOWEST = 10.0
 # Rows at a time in float64: of all at once the reference would need 8 GB.
 EXACT_ROWS = 2**14
 
-FORMS = {"float32": torch.float32, "float16": torch.float16, "int8": torch.float32}
+FORMS = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.float32,
+}
+# A token's projections round to bfloat16 after the operation, and a direct form each of its steps.
+HALF_TOLERANCE = 3e-2
 SWEPT = tuple(Model(f"d={d}", d, d // 4, (1, 1)) for d in (192, 768))
 
 
@@ -85,13 +93,17 @@ def left_out(sizes: Sequence[Sizes]) -> list[str]:
 
 
 def trials(context: Context, sizes: Sequence[Sizes]) -> Iterator[Trial]:
-    """The operation alone in every size; narrower rows, and whole tokens, in plotted ones."""
+    """The operation alone in every size; narrower rows, and whole tokens, in plotted ones.
+
+    A GPU computes in bfloat16, and in float32 from int8 rows.
+    """
     for one in sizes:
         if one.too_large:
             continue
-        yield _operation(context, one, "float32")
+        yield _operation(context, one, context.form)
         if "ratios" in one.plots:
-            yield _operation(context, one, "float16")
+            if context.form == "float32":
+                yield _operation(context, one, "float16")
             yield _operation(context, one, "int8")
         if one.plots:
             yield _token(context, one)
@@ -145,24 +157,31 @@ class Weights:
     asked: Tensor
 
     @classmethod
-    def random(cls, one: Sizes, device: str) -> Weights:
+    def random(cls, one: Sizes, device: str, dtype: torch.dtype) -> Weights:
         """Rows of size 1 keep their size."""
-        d, generator = one.model.d, inputs.seeded(one.model.d)
-        pool, relate = Pool(d, HEADS[1]), Attention(d, HEADS[0], one.model.w)
+        d, generator = one.model.d, torch.Generator(device).manual_seed(one.model.d)
+        with torch.device(device):
+            pool, relate = Pool(d, HEADS[1]), Attention(d, HEADS[0], one.model.w)
         for weight in (*pool.attention.parameters(), *relate.parameters()):
             nn.init.normal_(weight, std=d**-0.5, generator=generator)
         nn.init.normal_(pool.embedding, std=2, generator=generator)
-        asked = torch.randn(one.asked or 0, d, generator=generator).to(device)
-        return cls(pool.to(device), relate.to(device), asked)
+        asked = torch.randn(one.asked or 0, d, generator=generator, device=device).to(dtype)
+        return cls(pool.to(dtype), relate.to(dtype), asked)
 
     @torch.no_grad()
     def folded(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """What a case's arguments hold of the weights."""
-        folded = {"folded_queries": self.pool.folded_queries(None)}
-        if len(self.asked):
-            folded["query_keys"] = self.relate.k_proj(self.asked) * self.relate.scale
-            folded["folded_values"] = self.relate.folded_values(self.asked)
+        """What a case's arguments hold of the weights, rounded once."""
+        wide = self if dtype == torch.float64 else self.to(torch.float32)
+        folded = {"folded_queries": wide.pool.folded_queries(None)}
+        if len(wide.asked):
+            folded["query_keys"] = wide.relate.k_proj(wide.asked) * wide.relate.scale
+            folded["folded_values"] = wide.relate.folded_values(wide.asked)
         return moved(folded, dtype)
+
+    def to(self, dtype: torch.dtype) -> Weights:
+        """The same in another dtype."""
+        pool, relate = copy.deepcopy(self.pool).to(dtype), copy.deepcopy(self.relate).to(dtype)
+        return Weights(pool, relate, self.asked.to(dtype))
 
     def arguments(self, case: Case, form: str) -> dict[str, Any]:
         """The case's arguments, the folded ones of these weights."""
@@ -171,31 +190,58 @@ class Weights:
 
     def token(self, pooled: Tensor) -> Tensor:
         """Value and output projection of what the heads have pooled, in its dtype."""
-        pool = self.pool if pooled.dtype == torch.float32 else copy.deepcopy(self.pool).double()
+        wide = pooled.dtype == torch.float64
+        pool = copy.deepcopy(self.pool).double() if wide else self.pool
         return pool.token(pooled, None)
 
     @torch.no_grad()
-    def direct(self, one: Sizes, arguments: Mapping[str, Any]) -> Callable[[bool], Tensor]:
-        """The token by the paper's equations, by SDPA or not; the query's side is prepared."""
+    def direct(
+        self, one: Sizes, arguments: Mapping[str, Any], form: Callable[..., Tensor], fused: bool
+    ) -> Callable[[], Tensor]:
+        """The token by the paper's equations, by SDPA or not; the query's side is prepared.
+
+        Args:
+            form: of :mod:`bench.suites.kernels.peers`, or what a compiler made of it.
+        """
         if one.asked is None:
             rows = arguments["features"].unflatten(0, (one.candidates, one.rows))
-            return partial(peers.content_token, self.pool, rows, EPS)
+            return partial(form, self.pool, rows, EPS, fused)
         rows = arguments["relation_keys"].unflatten(0, (one.candidates, one.rows))
         query = (self.relate.k_proj(self.asked), self.relate.v_proj(self.asked))
-        return partial(peers.relation_token, self.pool, self.relate, rows, *query, arguments["eps"])
+        return partial(form, self.pool, self.relate, rows, *query, arguments["eps"], fused)
+
+
+_RAGGED = ("cu_seqlens", "cu_queries", "candidate", "query")
+
+
+def form_of(one: Sizes) -> Callable[..., Tensor]:
+    """The operation in plain PyTorch where all items have one length: it waits for nothing."""
+    return peers.folded_pool if one.asked is None else peers.folded_relate
 
 
 def _operation(context: Context, one: Sizes, form: str) -> Trial:
     """The operation alone."""
     case = _case(one, form)
+    charted = form == context.form
+
+    def entries(arguments: Mapping[str, Any], fast: Callable[..., Tensor]) -> list[Entry]:
+        made = ours(case.op, context.device, partial(call, case.op, arguments), "folded")
+        dense = {name: value for name, value in arguments.items() if name not in _RAGGED}
+        dense["count"] = one.candidates
+        if charted:
+            made.append(Entry("folded, dense", partial(form_of(one), **dense), baseline=True))
+        if "ratios" in one.plots and charted:
+            made.append(compiled("folded, dense, compiled", partial(fast, **dense), context))
+        return made
 
     def prepare() -> Prepared:
-        arguments = Weights.random(one, context.device).arguments(case, form)
-        entries = ours(case.op, context.device, partial(call, case.op, arguments), "folded")
-        if "ratios" in one.plots and form == "float32":
-            reference = registry.OPS[case.op][-1].run
-            entries.append(compiled("folded", partial(reference, **arguments)))
-        return Prepared(partial(_exact, one, case.op, arguments), entries)
+        arguments = moved(case.arguments(FORMS[form]), context.device)
+        fast = torch.compile(form_of(one), dynamic=False)
+        return Prepared(
+            partial(_exact, one, case.op, arguments),
+            entries(arguments, fast),
+            lambda: entries(copied(arguments), fast),
+        )
 
     return Trial(
         op=case.op,
@@ -206,45 +252,55 @@ def _operation(context: Context, one: Sizes, form: str) -> Trial:
         bytes=_bytes(one, form),
         tolerance=TOLERANCE[case.op][FORMS[form]],
         prepare=prepare,
-        plots=one.plots if form == "float32" else (),
+        plots=one.plots if charted else (),
     )
 
 
 def _token(context: Context, one: Sizes) -> Trial:
     """The whole token: the operation, then ATT₁'s value and output projection."""
-    case, d = _case(one, "float32"), one.model.d
+    form, d = context.form, one.model.d
+    case = _case(one, form)
     projections = 4 if one.asked is None else 6  # FLOPs a row are this times d²
     seconds = projections * one.candidates * one.rows * d * d / context.rate
     because = f"left out: a call would take about {seconds:.0f} s" if seconds > SLOWEST else ""
+    equation = peers.content_token if one.asked is None else peers.relation_token
+
+    def entries(
+        weights: Weights, arguments: Mapping[str, Any], fast: Callable[..., Tensor]
+    ) -> list[Entry]:
+        direct = partial(weights.direct, one, arguments)
+        made = ours(
+            case.op, context.device, lambda: weights.token(call(case.op, arguments)), "folded"
+        )
+        made.append(Entry("direct", direct(equation, False), baseline=True, because=because))
+        if "ratios" in one.plots:
+            made.append(Entry("direct, SDPA", direct(equation, True), because=because))
+            run = direct(fast, False)
+            made.append(compiled("direct, compiled", run, context, because))
+        return made
 
     def prepare() -> Prepared:
-        weights = Weights.random(one, context.device)
-        arguments = weights.arguments(case, "float32")
-        direct = weights.direct(one, arguments)
-
-        def folded() -> Tensor:
-            return weights.token(call(case.op, arguments))
-
-        def expected() -> Tensor:
-            return weights.token(_exact(one, case.op, arguments))
-
-        entries = ours(case.op, context.device, folded, "folded")
-        entries.append(Entry("direct", lambda: direct(False), baseline=True, because=because))
-        if "ratios" in one.plots:
-            entries.append(Entry("direct, SDPA", lambda: direct(True), because=because))
-            entries.append(compiled("direct", lambda: direct(False), because))
-        return Prepared(expected, entries)
+        weights = Weights.random(one, context.device, context.dtype)
+        arguments = weights.arguments(case, form)
+        fast = torch.compile(equation, dynamic=False)
+        return Prepared(
+            lambda: weights.token(_exact(one, case.op, arguments)),
+            entries(weights, arguments, fast),
+            # The weights stay where they are: a compiler would begin anew with others.
+            lambda: entries(weights, copied(arguments), fast),
+        )
 
     # The result is H times smaller than the operation's; W_v and W_o are read.
     extra = 2 * d * d - (HEADS[1] - 1) * one.candidates * d
+    exact = TOLERANCE[case.op][context.dtype]
     return Trial(
         op="content token" if one.asked is None else "relation token",
         name=case.name,
-        dtype="float32",
+        dtype=form,
         shape=case.shape,
         flops=case.flops + 4 * one.candidates * d * d,
-        bytes=_bytes(one, "float32") + 4 * extra,
-        tolerance=TOLERANCE[case.op][torch.float32],
+        bytes=_bytes(one, form) + context.dtype.itemsize * extra,
+        tolerance=exact if context.dtype == torch.float32 else HALF_TOLERANCE,
         prepare=prepare,
         plots=one.plots,
     )

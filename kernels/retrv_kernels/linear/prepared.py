@@ -179,13 +179,13 @@ class _Laid:
         if weight is not None and (bias is None) == (not given):
             return cls(weight, bias, linears)
         ours = set() if former is None else {_storage(former.weight), _storage(former.bias)}
-        if len({(one.dtype, one.device) for one in own}) > 1:
-            return None
-        if len({one.data_ptr() for one in own}) < len(own):
-            return None
-        if any(
-            one.untyped_storage().nbytes() != one.nbytes and _storage(one) not in ours
-            for one in own
+        if (
+            len({(one.dtype, one.device) for one in own}) > 1
+            or len({one.data_ptr() for one in own}) < len(own)
+            or any(
+                one.untyped_storage().nbytes() != one.nbytes and _storage(one) not in ours
+                for one in own
+            )
         ):
             return None
         # Parameters of inference mode could not be trained any more.
@@ -217,7 +217,7 @@ def _storage(tensor: Tensor | None) -> int:
     """Address of the memory of which a tensor is a view."""
     if tensor is None:
         return 0
-    return tensor.data_ptr() - tensor.storage_offset() * tensor.element_size()
+    return tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _parameters(linears: tuple[nn.Linear, ...]) -> list[Tensor]:

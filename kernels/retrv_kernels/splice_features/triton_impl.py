@@ -26,8 +26,8 @@ def splice_features(
 ) -> tuple[Tensor, Tensor, Tensor]:
     width = stores[0].shape[1]
     # Stores of powers of two, of which the last may be the first again: five numbers to compile.
-    more = padded(len(stores)) - len(stores)
-    stores, scales = [*stores, *stores[:1] * more], [*scales, *scales[:1] * more]
+    more = range(padded(len(stores)) - len(stores))
+    stores, scales = [*stores, *(stores[0] for _ in more)], [*scales, *(scales[0] for _ in more)]
     # A store is a corpus: only one whose columns are apart is copied.
     packed = [store if store.stride(1) == 1 else store.contiguous() for store in stores]
     embeds = stores[0].new_empty((rows, width), dtype=dtype)

@@ -1,0 +1,231 @@
+"""The device that is measured: one seam for all that is timed otherwise on a GPU than on a CPU.
+
+A GPU works behind Python's back. There a kernel is timed as the replay of a CUDA graph of many
+calls, by CUDA events, so that neither Python nor the launch is what is timed; each call reads
+inputs of its own, more of them than the last-level cache holds.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+Call = Callable[[], Any]
+CALLS = 20
+"""In a graph, at least."""
+MOST_SETS = 256
+WARM_SECONDS = 1.0
+
+
+class Sampler(NamedTuple):
+    """Seconds of a call, anew each time that it is called; ``how`` is empty where captured."""
+
+    sample: Callable[[], float]
+    how: str = ""
+
+
+class Profile(NamedTuple):
+    """What ran while a call was profiled.
+
+    Args:
+        seconds: of the call, profiled.
+        busy: share of it in which the device computed.
+        launches: kernels (on a CPU operations) that ran; ``host`` calls that launched them.
+        top: names that took most, with their share of the busy time.
+    """
+
+    seconds: float
+    busy: float
+    launches: int
+    host: int
+    top: list[tuple[str, float]]
+
+
+class Device:
+    """A CPU, and what a GPU has in common with it."""
+
+    kind = "cpu"
+    dtype = torch.float32
+    """Of the models that are measured."""
+
+    @staticmethod
+    def of(kind: str) -> Device:
+        """The device of a name, "cpu" or "cuda"."""
+        return Gpu() if kind == "cuda" else Device()
+
+    def synchronize(self) -> None:
+        """Waits until everything is done."""
+
+    def seconds(self, call: Call) -> float:
+        """Of one call, its work done."""
+        self.synchronize()
+        began = time.perf_counter()
+        call()
+        self.synchronize()
+        return time.perf_counter() - began
+
+    def sampler(self, calls: Sequence[Call]) -> Sampler:
+        """What times a call of those that do the same on inputs of their own."""
+        left = [iter(())]
+
+        def sample() -> float:
+            call = next(left[0], None)
+            if call is None:
+                left[0] = iter(calls)
+                call = next(left[0])
+            return self.seconds(call)
+
+        return Sampler(sample, "one by one")
+
+    def sets(self, size: int) -> int:
+        """Inputs of ``size`` bytes that a kernel is timed over."""
+        return 1
+
+    def rest(self) -> None:
+        """Gives back what nobody holds."""
+        gc.collect()
+
+    def warm(self) -> None:
+        """Raises a clock that has slept."""
+
+    def peak(self, call: Call) -> int:
+        """Bytes that were in use at once during a call, weights included."""
+        Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+        call()
+        return 2**10 * status("VmHWM")
+
+    def held(self) -> int:
+        """Bytes in use now."""
+        return 2**10 * status("VmRSS")
+
+    def profile(self, call: Call) -> Profile:
+        """Profiles a call."""
+        with torch.profiler.profile(activities=self._activities()) as profiler:
+            seconds = self.seconds(call)
+        spans, launched = self._spans(profiler.events())
+        busy, end = 0.0, 0.0
+        by_name: dict[str, float] = {}
+        for start, stop, name in sorted(spans):
+            busy += max(0.0, stop - max(start, end))
+            end = max(end, stop)
+            by_name[name] = by_name.get(name, 0.0) + stop - start
+        whole = sum(by_name.values()) or 1.0
+        top = sorted(by_name.items(), key=lambda item: -item[1])[:8]
+        shares = [(name[:60], round(own / whole, 4)) for name, own in top]
+        return Profile(seconds, busy / 1e6 / seconds, len(spans), launched, shares)
+
+    def _activities(self) -> list[Any]:
+        return [torch.profiler.ProfilerActivity.CPU]
+
+    def _spans(self, events: Any) -> tuple[list[tuple[float, float, str]], int]:
+        """Start, end (µs) and name of what ran, and how many calls launched it."""
+        outer = [e for e in events if e.cpu_parent is None and e.name.startswith("aten::")]
+        return [(e.time_range.start, e.time_range.end, e.name) for e in outer], len(outer)
+
+
+class Gpu(Device):
+    """The first CUDA device. No line of this class has run where there is none."""
+
+    kind = "cuda"
+    dtype = torch.bfloat16
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def sampler(self, calls: Sequence[Call]) -> Sampler:
+        """Replays a graph of the calls; what waits for the device is timed one by one."""
+        torch.cuda.synchronize()
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            calls[0]()
+        except RuntimeError as error:
+            if "synchron" not in str(error):
+                raise
+            return Sampler(super().sampler(calls).sample, "one by one: it waits for the device")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        try:
+            graph, count = self._captured(calls)
+        except RuntimeError as error:
+            torch.cuda.synchronize()
+            how = f"one by one: not captured: {str(error).splitlines()[0][:100]}"
+            return Sampler(super().sampler(calls).sample, how)
+        # The graph reads the calls' inputs: they stay as long as it does.
+        return Sampler(lambda kept=calls: self._events(graph.replay) / count)
+
+    @staticmethod
+    def _captured(calls: Sequence[Call]) -> tuple[Any, int]:
+        """A graph that has been replayed once, and how many calls are in it."""
+        count = max(CALLS, len(calls))
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # libraries set up what a capture must not
+            calls[0]()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            for i in range(count):
+                calls[i % len(calls)]()
+        graph.replay()
+        return graph, count
+
+    @staticmethod
+    def _events(call: Call) -> float:
+        """Seconds that the device spends on what a call launches."""
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3
+
+    def sets(self, size: int) -> int:
+        """So many that they fill the last-level cache twice, and 4 at least."""
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        return min(MOST_SETS, max(4, -(-2 * cache // max(1, size))))
+
+    def rest(self) -> None:
+        super().rest()
+        torch.cuda.empty_cache()
+
+    def warm(self) -> None:
+        """A card idles at a fifth of its clock, and takes a while to leave it."""
+        factor = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+        began = time.perf_counter()
+        while time.perf_counter() - began < WARM_SECONDS:
+            for _ in range(20):
+                factor @ factor
+            torch.cuda.synchronize()
+
+    def peak(self, call: Call) -> int:
+        self.rest()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated()
+
+    def held(self) -> int:
+        return torch.cuda.memory_allocated()
+
+    def _activities(self) -> list[Any]:
+        return [*super()._activities(), torch.profiler.ProfilerActivity.CUDA]
+
+    def _spans(self, events: Any) -> tuple[list[tuple[float, float, str]], int]:
+        on_device = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
+        launched = [
+            e for e in events if e.name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphL"))
+        ]
+        spans = [(e.time_range.start, e.time_range.end, e.name) for e in on_device]
+        return spans, len(launched)
+
+
+def status(name: str) -> int:
+    """KiB of this process by a name of Linux's, such as VmRSS."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))

@@ -1,0 +1,105 @@
+"""The command line: all parts within some minutes, a file that grows with them, then tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from bench import machine, report
+from bench.gpu import tables
+from bench.gpu.context import Row
+from bench.gpu.parts import PARTS, Done, measure
+
+FILE = "bench.json"
+# Of the widest table: in less the numbers would be cut.
+WIDTH = 180
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Everything in a small form: the rehearsal.")
+    ] = False,
+    minutes: Annotated[float, typer.Option(help="After which nothing new begins.")] = 5.0,
+    out: Annotated[Path, typer.Option(help="Here a folder is made for the card.")] = Path(
+        "bench/results/gpu"
+    ),
+    only: Annotated[str, typer.Option(help="Parts, separated by commas.")] = "",
+) -> None:
+    """Measure what a GPU must show.
+
+    Exits with 1 where something failed: its row says why. What there was no time for is no failure.
+    """
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"device must be cpu or cuda, not {device}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("PyTorch finds no GPU here")
+    names = [name for name in only.split(",") if name]
+    if unknown := set(names) - {part.name for part in PARTS}:
+        known = ", ".join(part.name for part in PARTS)
+        raise typer.BadParameter(f"no part {', '.join(sorted(unknown))}; there are {known}")
+    # What all else is compared with is measured always.
+    parts = [part for part in PARTS if not names or part.name in ("ceilings", *names)]
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    console = Console(width=max(Console().width, WIDTH))
+    card = machine.card(device)
+    report.render_card(card, console)
+    path = out / slug(card["name"]) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {
+        "suite": "gpu",
+        "card": card,
+        "quick": quick,
+        "minutes": minutes,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "parts": [],
+        "rows": [],
+        "failed": 0,
+    }
+
+    def keep(news: Row | Done) -> None:
+        if isinstance(news, Done):
+            result["parts"].append(vars(news))
+        else:
+            result["rows"].append(news)
+            if "ceilings" in news:
+                card["ceilings"] = news["ceilings"]
+        result["failed"] = sum(bool(row.get("failed")) for row in result["rows"])
+        result["failed"] += sum(part["state"] == "failed" for part in result["parts"])
+        write(path, result)
+        console.print(tables.line(news), markup=False, highlight=False, soft_wrap=True)
+
+    measure(parts, device, quick, 60 * minutes, keep)
+    tables.render(result, console)
+    console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Puts the report where it was, whole at any moment."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    new.replace(path)
+
+
+def slug(name: str) -> str:
+    """A card's name of letters, digits and ``-``."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,388 @@
+"""What bench.gpu measures, in a small form on a CPU; how it keeps to its time; what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from test_bench import CARD
+from typer.testing import CliRunner
+
+from bench import harness
+from bench import run as bench_run
+from bench.device import CALLS, Device, Gpu
+from bench.gpu import __main__ as command
+from bench.gpu import parts, tables, worlds
+from bench.gpu.context import Context, knows
+from bench.gpu.parts import PARTS, Done
+from bench.gpu.worlds import Scale, Shape
+from bench.suites import engine as suites
+
+SMALL = dataclasses.replace(
+    Scale.quick(),
+    models=("tiny", "tiny"),
+    shapes=(Shape(3, 4, 2),),
+    tokens=4,
+    inspections=1,
+    sequences=(2,),
+    steps=2,
+    pictures=(2, ((4, 4),)),
+    compiling=None,
+    seconds=0.0,
+)
+
+
+DISTINCT = list({part.run: part for part in reversed(PARTS)}.values())[::-1]
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict:
+    """A report of all parts that differ; others do the same with another model."""
+    context, rows, ends = Context(Device(), SMALL), [], []
+    known: dict = {}
+    for part in DISTINCT:
+        reason = parts.serve(context, part, 600, known, lambda message: rows.append(message[1]))
+        known = context.ceilings
+        ends.append(vars(Done(part.name, "failed" if reason else "done", reason, 1.0, 1.0)))
+    card = {**CARD, "ceilings": known}
+    report = {"suite": "gpu", "card": card, "quick": True, "minutes": 1, "parts": ends}
+    return report | {"started": "2026-01-02T03:04:05+00:00", "rows": rows, "failed": 0}
+
+
+class TestParts:
+    def test_all_run_on_a_cpu_and_none_fails(self, measured):
+        assert [part["note"] for part in measured["parts"]] == [""] * len(DISTINCT)
+        assert not [row for row in measured["rows"] if row.get("failed")]
+        kinds = {row["kind"] for row in measured["rows"]}
+        assert kinds == {
+            *("ceilings", "efficiency", "encoding", "step", "tower", "rollouts", "kernel")
+        }
+        json.dumps(measured, allow_nan=False)
+
+    def test_every_form_of_a_request_is_measured(self, measured):
+        rows = [row for row in measured["rows"] if row["part"] == "efficiency-3b"]
+        forms = [(row["form"], row["inspections"]) for row in rows if row["kind"] == "efficiency"]
+        assert sorted(forms) == sorted(
+            [
+                *(("ours, compressed", n) for n in (0, 1)),
+                *(("transformers, compressed", n) for n in (0, 1)),
+                *((f"{whose}, full tokens", 0) for whose in ("ours", "transformers")),
+                ("ours, fast", 0),
+            ]
+        )
+        for row in rows:
+            if row["kind"] == "efficiency":
+                assert row["inspected"] == row["inspections"], row
+                assert 0 < row["first"]["median"] <= row["total"]["median"]
+                assert row["alike"] == row["written"]  # float32: all engines write the same
+
+    def test_a_step_says_what_ran(self, measured):
+        steps = [row for row in measured["rows"] if row["kind"] == "step" and "seconds" in row]
+        assert {"one prefix, read once", "one prefix, read by each"} < {
+            row["form"] for row in steps
+        }
+        for row in steps:
+            assert row["launches"] > 10 and 0 < row["busy"] <= 1 and row["floor"] > 0
+
+    def test_what_there_is_no_time_for_says_so(self):
+        context = Context(Device(), SMALL)
+        context.begin(-1)
+        rows = [row for part in PARTS[1:] for row in part.run(context, "tiny", part.name)]
+        assert all("time was up" in row["note"] or "no graphs" in row["note"] for row in rows)
+        assert not any(row.get("failed") for row in rows) and len(rows) > 20
+
+    def test_an_error_is_of_its_row_alone(self):
+        def broken():
+            raise torch.OutOfMemoryError("no room\nat all")
+
+        row = Context(Device(), SMALL).measured({"form": "a"}, broken)
+        assert row["failed"] and row["note"] == "OutOfMemoryError: no room"
+
+    def test_an_engine_of_other_settings_is_measured_with_them(self, monkeypatch):
+        assert knows("radix") and not knows("nothing of the kind")
+        monkeypatch.setattr("bench.gpu.decoding.knows", lambda setting: setting == "graphs")
+        asked = []
+
+        @contextlib.contextmanager
+        def local(context, world, requests, rows, **settings):
+            asked.append(settings)
+            raise RuntimeError("stop here")
+            yield
+
+        monkeypatch.setattr("bench.gpu.decoding.local", local)
+        part = next(part for part in PARTS if part.name == "steps-3b")
+        list(part.run(Context(Device(), SMALL), "tiny", part.name))
+        assert [one["graphs"] for one in asked if "graphs" in one] == [True, False]
+
+
+class TestWorlds:
+    @pytest.mark.parametrize(
+        "name, decoder, tower, read, row",
+        [("3B", 3.086e9, 0.669e9, 6.17e9, 36864), ("7B", 7.071e9, 0.677e9, 14.14e9, 57344)],
+    )
+    def test_real_sizes_are_those_of_the_official_checkpoints(
+        self, name, decoder, tower, read, row
+    ):
+        class Meta(Device):
+            kind, dtype = "meta", torch.bfloat16
+
+        world = worlds.make(name, Meta())
+        size = worlds.SIZES[name]
+        counted = world.parameters - (not size.tied) * size.hidden * size.vocabulary
+        head = 0 if size.tied else size.hidden * size.vocabulary
+        assert counted + head == pytest.approx(decoder, rel=1e-3)
+        visual = sum(one.numel() for one in world.model.visual.parameters())
+        assert visual == pytest.approx(tower, rel=1e-3)
+        assert worlds.weight_bytes(world.model) == pytest.approx(read, rel=1e-3)
+        assert worlds.row_bytes(world.model) == row
+        assert {one.dtype for one in world.model.parameters()} == {torch.bfloat16}
+
+    def test_random_weights_leave_nothing_unset(self):
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.RMSNorm(8))
+        for parameter in model.parameters():
+            parameter.data.fill_(torch.nan)
+        worlds.randomize(model)
+        assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+class FakeWorker:
+    """Takes its orders from ``plan``: rows, or an error, by a part's name."""
+
+    plan: dict = {}  # noqa: RUF012
+    made = 0
+
+    def __init__(self, kind: str, quick: bool) -> None:
+        type(self).made += 1
+
+    def rows(self, part, seconds, known):
+        found = self.plan.get(part.name, [])
+        if isinstance(found, Exception):
+            raise found
+        yield from (
+            {"part": part.name, "seconds": seconds, "known": dict(known)} | r for r in found
+        )
+
+    def kill(self) -> str:
+        return " (exit status -9)"
+
+
+class TestTime:
+    @pytest.fixture
+    def run(self, monkeypatch):
+        def run(plan: dict, seconds: float) -> list:
+            FakeWorker.plan, FakeWorker.made = plan, 0
+            monkeypatch.setattr(parts, "Worker", FakeWorker)
+            kept: list = []
+            parts.measure(PARTS, "cpu", True, seconds, kept.append)
+            return kept
+
+        return run
+
+    def test_parts_get_shares_of_what_is_left(self, run):
+        kept = run({"ceilings": [{"ceilings": {"read": 1}}], "kernels": [{}]}, 300)
+        (kernels,) = [one for one in kept if isinstance(one, dict) and one["part"] == "kernels"]
+        assert kernels["known"] == {"read": 1}
+        weights = [part.share for part in PARTS]
+        # Nothing took any time, so the share is of all 300 s among those that are left.
+        assert kernels["seconds"] == pytest.approx(300 * weights[3] / sum(weights[3:]), rel=0.01)
+
+    def test_a_part_that_dies_costs_itself_alone(self, run):
+        kept = run({"kernels": EOFError("dead"), "steps-3b": TimeoutError("late")}, 300)
+        ends = {one.name: one for one in kept if isinstance(one, Done)}
+        assert [ends[name].state for name in ("steps-3b", "kernels")] == ["failed"] * 2
+        assert ends["kernels"].note == "dead (exit status -9)"
+        assert all(
+            ends[p.name].state == "done" for p in PARTS if p.name not in ("steps-3b", "kernels")
+        )
+        assert FakeWorker.made == 3
+
+    def test_what_a_part_raises_leaves_the_process(self, run):
+        kept = run({"kernels": RuntimeError("wrong")}, 300)
+        assert [one.state for one in kept].count("failed") == 1 and FakeWorker.made == 1
+
+    def test_nothing_begins_when_the_time_is_up(self, run):
+        assert {one.state for one in run({}, 0)} == {"left out"} and FakeWorker.made == 0
+
+    def test_a_killed_process_is_noticed(self):
+        worker = parts.Worker("cpu", True)
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises((EOFError, OSError)):
+            list(worker.rows(PARTS[0], 60, {}))
+        assert "-9" in worker.kill()
+
+    def test_a_limit_ends_what_takes_longer(self):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match="not done"), harness.time_limit(0.2):
+            while True:
+                time.sleep(0.01)
+        assert time.monotonic() - began < 5
+        with harness.time_limit(0):
+            pass
+
+
+class TestReport:
+    def test_tables_and_markdown_show_all_that_was_measured(self, measured):
+        console = Console(width=200, file=io.StringIO())
+        tables.render(measured, console)
+        text = tables.markdown(measured)
+        for title in ("A request", "A decode step", "The vision tower", "Kernels"):
+            assert title in console.file.getvalue() and f"**{title}**" in text
+        assert "2026-01-02, commit 0123abcd, with changes" in text
+        assert "A rehearsal" in text and "Aims" not in text
+        widths = [line.count("|") for line in text.splitlines() if line.startswith("|")]
+        assert len(widths) > 20
+
+    def test_aims_are_met_or_missed(self, measured):
+        def row(form: str, seconds: float, peak: int, inspections: int = 3) -> dict:
+            spread = {"median": seconds}
+            base = {"part": "efficiency-7b", "kind": "efficiency", "model": "7B", "form": form}
+            base |= {"candidates": 50, "rows": 256, "inspections": inspections}
+            base |= {"first": spread, "total": spread, "peak": peak, "above_weights": peak}
+            return base
+
+        step = {"part": "s", "kind": "step", "model": "3B", "form": "replayed", "sequences": 1}
+        step |= {"seconds": {"median": 0.003}, "floor": 0.0015}
+        rows = [
+            row(tables.COMPRESSED, 0.4, 10),
+            row(tables.FULL, 4.0, 20, 0),
+            row("ours, fast", 0.03, 10, 0),
+            step,
+        ]
+        report = measured | {"rows": rows, "quick": False}
+        found = {what: (reached, met) for what, reached, _, met in tables._aims(report).rows}
+        assert found == {
+            "time, full over compressed: 7B, 50 × 256, 3 inspections": ("10.0", "met"),
+            "memory, full over compressed: 7B, 50 × 256, 3 inspections": ("2.0", "missed"),
+            "reasoned: 7B, 50 × 256, 3 inspections": ("400 ms", "met"),
+            "fast: 7B, 50 × 256": ("30 ms", "missed"),
+            "a step over its floor: 3B, 1 sequences": ("2.00", "missed"),
+        } or pytest.fail(str(found))
+
+    def test_the_command_writes_as_it_goes_and_says_what_failed(self, tmp_path, monkeypatch):
+        seen = []
+
+        def measure(asked, kind, quick, seconds, keep):
+            keep({"part": "x", "kind": "ceilings", "ceilings": CARD["ceilings"]})
+            (path,) = tmp_path.rglob("*.json")
+            seen.append(json.loads(path.read_text())["rows"])
+            keep({"part": "x", "kind": "tower", "note": "no room", "failed": True})
+            keep(Done("x", "done", "", 1.0, 1.0))
+
+        monkeypatch.setattr(command, "measure", measure)
+        monkeypatch.setattr(command.machine, "card", lambda device: dict(CARD))
+        words = ["--device", "cpu", "--quick", "--out", str(tmp_path)]
+        done = CliRunner().invoke(command.app, words)
+        assert done.exit_code == 1, done.output
+        assert len(seen[0]) == 1 and "FAILED: 1" in done.output
+        (path,) = tmp_path.rglob("*.*")
+        assert re.fullmatch(r"[A-Za-z0-9._/-]+", str(path.relative_to(tmp_path)))
+        again = CliRunner().invoke(bench_run.app, ["--from", str(path)])
+        assert again.exit_code == 1 and "no room" in again.output
+        text = CliRunner().invoke(bench_run.app, ["--from", str(path), "--markdown"]).output
+        assert CARD["name"] in text and "no room" in text
+
+    def test_an_unknown_part_is_refused(self):
+        done = CliRunner().invoke(command.app, ["--device", "cpu", "--only", "nothing"])
+        assert done.exit_code == 2
+
+
+class TestGpu:
+    """The paths of a GPU, with stand-ins for what CUDA gives; none of it has run on one."""
+
+    @pytest.fixture
+    def cuda(self, monkeypatch):
+        state = SimpleNamespace(captured=0, replays=0, error="")
+
+        class Graph:
+            def replay(self):
+                state.replays += 1
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                pass
+
+            def synchronize(self):
+                pass
+
+            def elapsed_time(self, other):
+                return 50.0  # ms
+
+        for name, value in {
+            "synchronize": lambda: None,
+            "set_sync_debug_mode": lambda mode: None,
+            "CUDAGraph": Graph,
+            "Event": Event,
+            "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+            "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+            "stream": contextlib.nullcontext,
+            "graph": contextlib.nullcontext,
+            "get_device_properties": lambda i: SimpleNamespace(L2_cache_size=50 * 2**20),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        return state
+
+    def test_a_kernel_is_timed_by_replays_over_all_its_inputs(self, cuda):
+        calls = [0] * 32
+
+        def call(i: int):
+            return lambda: calls.__setitem__(i, calls[i] + 1)
+
+        sampler = Gpu().sampler([call(i) for i in range(32)])
+        assert sampler.how == "" and min(calls) == 1  # all are captured, the first runs before
+        assert sampler.sample() == pytest.approx(0.05 / 32)
+        assert cuda.replays == 2
+        assert Gpu().sampler([call(0)] * 4).sample() == pytest.approx(0.05 / CALLS)
+
+    @pytest.mark.parametrize("size, sets", [(2**30, 4), (10 * 2**20, 10), (1, 256)])
+    def test_inputs_fill_the_cache_twice(self, cuda, size, sets):
+        assert Gpu().sets(size) == sets
+
+    def test_what_waits_for_the_device_is_timed_call_by_call(self, cuda):
+        left = iter([RuntimeError("called a synchronizing CUDA operation")])
+
+        def call():
+            for error in left:
+                raise error
+
+        sampler = Gpu().sampler([call])
+        assert "waits" in sampler.how and sampler.sample() >= 0 and cuda.replays == 0
+
+    def test_other_errors_are_not_taken_for_waits(self, cuda):
+        def broken():
+            raise RuntimeError("out of memory")
+
+        with pytest.raises(RuntimeError, match="memory"):
+            Gpu().sampler([broken])
+
+    def test_rounded_weights_lose_no_run(self, monkeypatch):
+        """A suite on a GPU says that it rounds none; everything else of the trial is there."""
+        model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
+        world = SimpleNamespace(name="tiny", model=model, parameters=1, text=lambda *a: None)
+        monkeypatch.setattr(suites, "plain", lambda *a: lambda: torch.ones(1))
+        monkeypatch.setattr(suites, "local", lambda *a: _Called())
+        rows = harness.run(suites._decode(world, 1), 0.0, rounds=(1, 1))
+        notes = {row["implementation"]: row["note"] for row in rows}
+        assert notes.pop("transformers") == notes.pop("local") == ""
+        assert set(notes.values()) == {"weights are rounded on CPUs only"}
+        assert not any(row["failed"] for row in rows)
+
+
+class _Called:
+    def __call__(self) -> torch.Tensor:
+        return torch.ones(1)
+
+    def counts(self) -> dict:
+        return {}
