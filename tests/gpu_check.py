@@ -26,7 +26,7 @@ import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = "tests/test_kernels_gpu.py"
-INTERPRETED = "tests/test_kernels_triton.py"
+ON_CPU = "tests/test_kernels_ops.py"
 NEEDED = {"xdist": "pytest-xdist", "pytest_timeout": "pytest-timeout"}
 SHOWN = 30  # failures, in the summary
 # What a memory checker says where the machine does not let it at the card.
@@ -101,23 +101,13 @@ def parts_of(device: str, quick: bool, seconds: float, workers: int) -> list[Par
     spread = ["-n", str(workers), "--maxfail", "30"]
     others = [name for name in _gpu_files() if name != KERNELS]
     smoke = [sys.executable, "-m", "retrv_kernels.smoke", "--device", device]
+    few = ["-k", "decode or stores"] if quick else []
     if device == "cpu":
-        kernels = [*pytest, *spread, INTERPRETED, *(["-k", "decode or stores"] if quick else [])]
-        interpreted = {"TRITON_INTERPRET": "1", "RETRV_KERNELS": "triton"}
+        kernels = [*pytest, *spread, ON_CPU, *few]
         engine = [*pytest, *others, "-k", "emulated" + (" and not half" if quick else "")]
-        return [
-            Part("kernels", kernels, seconds, interpreted),
-            Part("engine", engine, seconds),
-            Part("memory", smoke, seconds),
-        ]
-    kernels = [
-        *pytest,
-        *spread,
-        "-m",
-        "gpu",
-        KERNELS,
-        *(["-k", "decode or stores"] if quick else []),
-    ]
+        commands = {"kernels": kernels, "engine": engine, "memory": smoke}
+        return [Part(name, command, seconds) for name, command in commands.items()]
+    kernels = [*pytest, *spread, "-m", "gpu", KERNELS, *few]
     # Each engine takes a part of the card's memory: one after another.
     engine = [*pytest, "-m", "gpu", *others]
     checker = shutil.which("compute-sanitizer")
