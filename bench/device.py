@@ -8,8 +8,10 @@ inputs of its own, more of them than the last-level cache holds.
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,16 +73,8 @@ class Device:
 
     def sampler(self, calls: Sequence[Call]) -> Sampler:
         """What times a call of those that do the same on inputs of their own."""
-        left = [iter(())]
-
-        def sample() -> float:
-            call = next(left[0], None)
-            if call is None:
-                left[0] = iter(calls)
-                call = next(left[0])
-            return self.seconds(call)
-
-        return Sampler(sample, "one by one")
+        turns = itertools.cycle(calls)
+        return Sampler(lambda: self.seconds(next(turns)), "one by one")
 
     def sets(self, size: int) -> int:
         """Inputs of ``size`` bytes that a kernel is timed over."""
@@ -155,8 +149,11 @@ class Gpu(Device):
             torch.cuda.synchronize()
             how = f"one by one: not captured: {str(error).splitlines()[0][:100]}"
             return Sampler(super().sampler(calls).sample, how)
-        # The graph reads the calls' inputs: they stay as long as it does.
-        return Sampler(lambda kept=calls: self._events(graph.replay) / count)
+        # The graph reads the calls' inputs: they must stay as long as it does.
+        return Sampler(partial(self._replayed, graph, count, calls))
+
+    def _replayed(self, graph: Any, count: int, _: Sequence[Call]) -> float:
+        return self._events(graph.replay) / count
 
     @staticmethod
     def _captured(calls: Sequence[Call]) -> tuple[Any, int]:

@@ -216,7 +216,8 @@ class FeatureEncoder:
 
     def _run(self, batch: dict[str, EncodedItem], version: int) -> dict[str, Features]:
         device = self.model.device
-        packed = self.processor.pack(list(batch.values()), pin=device.type == "cuda").to(device)
+        pin = device.type == "cuda" and torch.cuda.is_available()  # not where a GPU is emulated
+        packed = self.processor.pack(list(batch.values()), pin=pin).to(device)
         rows = self.model.features(packed).split([len(item) for item in batch.values()])
         return {
             key: Features(replace(item, patches=None), part.clone(), key, version)

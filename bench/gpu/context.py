@@ -76,7 +76,8 @@ class Context:
 
     def repeat(self, call: Callable[[], Any], least: int = 2, most: int = 7) -> list[Any]:
         """Results of calls: ``least`` at least, more while the scale's seconds last."""
-        found, began = [], time.monotonic()
+        found: list[Any] = []
+        began = time.monotonic()
         while len(found) < least or (
             len(found) < most and time.monotonic() - began < min(self.scale.seconds, self.left)
         ):

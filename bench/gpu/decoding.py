@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -39,7 +40,7 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
                 continue
             settings = {GRAPHS: graphs} if knows(GRAPHS) else {}
             requests = [_text(context, world, i, scale.prompt, count) for i in range(count)]
-            yield context.measured(row, lambda r=requests, s=settings: _steps(context, world, r, s))
+            yield context.measured(row, partial(_steps, context, world, requests, settings))
     for count, rows in scale.shared:
         for form, least in (("one prefix, read once", 1), ("one prefix, read by each", 2**60)):
             row = {
@@ -52,7 +53,7 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
             }
             requests = [_text(context, world, 0, rows, count)] * count
             with patch.dict(SHARED_ROWS, {context.device.kind: least}):
-                yield context.measured(row, lambda r=requests: _steps(context, world, r, {}))
+                yield context.measured(row, partial(_steps, context, world, requests, {}))
     yield from _tower(context, world, part)
 
 

@@ -132,9 +132,9 @@ def encoding(context: Context, world: World, shape: Shape, part: str) -> Row:
         features = world.model.encode_pictures(pixels, grid)
         query = features[:QUERY]
         packed = torch.cat([features, query])
-        lengths = torch.tensor([0, *[shape.rows] * count, len(query)])
-        offsets = lengths.cumsum(0).to(packed.device)
-        candidate = torch.arange(count, device=packed.device)
+        # On the CPU, as they are in a request: lengths are read there.
+        offsets = torch.tensor([0, *[shape.rows] * count, len(query)]).cumsum(0)
+        candidate = torch.arange(count)
         asked = torch.full_like(candidate, count)
 
         def compress() -> Any:
@@ -150,12 +150,12 @@ def encoding(context: Context, world: World, shape: Shape, part: str) -> Row:
 
 
 def pictures(world: World, count: int, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Patches of random pictures ``[p, patch_dim]`` and their grids ``[count, 3]``."""
+    """Patches of random pictures ``[p, patch_dim]``; their grids ``[count, 3]`` on the CPU."""
     vision = world.model.config.backbone_config.vision_config
     depth = 3 * vision.temporal_patch_size * vision.patch_size**2
     device = world.model.device
     pixels = torch.randn(count * grid[0] * grid[1], depth, device=device, dtype=world.model.dtype)
-    return pixels, torch.tensor([[1, *grid]] * count, device=device)
+    return pixels, torch.tensor([[1, *grid]] * count)
 
 
 def tower_seconds(

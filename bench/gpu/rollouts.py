@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
         group = [_sampled(one, seed) for seed in range(count)]
         rows = count * rows_of(context, one, shape, False)
         for form, measure in (
-            ("ours", lambda g=group, n=rows: _ours(context, world, g, n)),
-            ("transformers, generate()", lambda g=group: _generate(context, world, g)),
-            ("transformers, our plain engine", lambda g=group: _plain(context, world, g)),
+            ("ours", partial(_ours, context, world, group, rows)),
+            ("transformers, generate()", partial(_generate, context, world, group)),
+            ("transformers, our plain engine", partial(_plain, context, world, group)),
         ):
             row: Row = {
                 "part": part,

@@ -61,7 +61,7 @@ def markdown(report: Values) -> str:
         parts.append(f"{reports.rates(ceilings)}.")
     for sheet in sheets(report):
         rule = ["---"] * sheet.names + ["---:"] * (len(sheet.columns) - sheet.names)
-        lines = [sheet.columns, rule, *sheet.rows]
+        lines: list[Sequence[str]] = [sheet.columns, rule, *sheet.rows]
         parts.append(f"**{sheet.title}**")
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     parts += ["\n".join(f"- {note}" for note in notes(report))]
@@ -77,8 +77,10 @@ def line(news: Values | Done) -> str:
     return f"{', '.join(what)}: {news.get('note') or _result(news)}"
 
 
-_WORDS = ("op", "name", "implementation", "kind", "model", "form", "candidates", "rows")
-_WORDS += ("inspections", "sequences", "prompt", "patches")
+_WORDS = (
+    *("op", "name", "implementation", "kind", "model", "form", "candidates", "rows"),
+    *("inspections", "sequences", "prompt", "patches"),
+)
 
 
 def _result(row: Values) -> str:
