@@ -41,8 +41,8 @@ def feature_bytes(device: torch.device) -> int:
 def tower_rows_at_once(visual: Any, device: torch.device) -> int:
     """Feature rows that one batch of a vision tower makes, at most.
 
-    A row is ``spatial_merge_size²`` patches; a patch takes eight widths of the tower and three of
-    its MLP at once, at the largest.
+    A row is ``spatial_merge_size²`` patches; a patch is taken to need eight widths of the tower and
+    three of its MLP at once, an estimate that no GPU has confirmed.
     """
     if device.type != "cuda":
         return MOST_ROWS

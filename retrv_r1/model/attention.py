@@ -4,7 +4,8 @@ Attention is plugged into transformers' attention interface.
 transformers' path without a flash library runs one attention call a segment: of fifty photos of
 26 x 36 patches a windowed layer has 1,000, of four lengths. Here segments of one length are a
 plain batch: on a GPU all of them, so that a layer makes as many calls as there are lengths, on a
-CPU neighbours alone, because there a call takes 15 µs and moving 15,000 rows of 128 numbers 20 ms.
+CPU neighbours alone, because moving rows costs more there than calls: 284 windows of 8 lengths
+(15,000 rows of 128 numbers) took 43 ms one by one on one core, 57 by length, 31 by neighbours.
 """
 
 from __future__ import annotations
