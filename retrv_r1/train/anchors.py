@@ -70,8 +70,8 @@ class Anchors(nn.Module):
         """
         memory = model.icm.memory
         if memory is None or not count:
-            start = torch.randn(count, model.config.hidden_size).to(model.device)
-            return cls(nn.Parameter(start))
+            start = torch.randn(count, model.config.hidden_size)
+            return cls(nn.Parameter(start.to(model.icm.pool.embedding.device)))
         if len(memory.prototypes) != count:
             raise ValueError(
                 f"the compressor's memory has {len(memory.prototypes)} prototypes, the data names "

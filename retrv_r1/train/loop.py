@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -226,7 +226,7 @@ class Recorder(ProgressCallback):
         self.path, self.stage = path, stage
         self.sums: dict[str, list[float]] = {}
         self.since = time.time()
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = self.samples = 0
 
     @contextmanager

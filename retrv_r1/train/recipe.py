@@ -40,7 +40,7 @@ SHARES = {"embed": 0.2, "pretrain": 0.5, "sft": 0.3}
 SHIPPING = 0.1
 """The share of all time in which the checkpoint is calibrated and tried."""
 # A rehearsal: everything is done, on little data and in small batches.
-_QUICK_QUERIES = 24
+_QUICK_QUERIES = 8
 _QUICK: dict[str, dict[str, Any]] = {
     "embed": {"batch": 32},
     "pretrain": {
@@ -86,7 +86,7 @@ def train_all(
         folder = unpack(data, work / "data", _QUICK_QUERIES if quick else None)
     shutil.rmtree(work / "runs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    record = {
+    record: dict[str, Any] = {
         "minutes": minutes,
         "quick": quick,
         "commit": commit or _commit(),
@@ -147,7 +147,7 @@ def _ship(checkpoint: Path, data: Path, machine: Machine, queries: int) -> dict[
         found["calibration"] = asdict(fitted)
     except RetrvError as error:  # a model that learned too little has no temperature
         found["calibration"] = {"failed": str(error)}
-    cell = next(c for c in mbeir.cells(data) if c.split == "val" and c.dataset.endswith("t2i"))
+    cell = next(c for c in mbeir.cells(data) if c.split == "val" and c.dataset.endswith("_t2i"))
     task = mbeir.load(data, cell.dataset, cell.split)
     query = task.queries[0]
     pool = [task.candidate(query.positives[0]), *task.pool[:9]]

@@ -31,7 +31,7 @@ def write_record(settings: Settings, out: Path, stage: Stage, machine: Machine) 
         "config": yaml.safe_load(settings.source.read_text(encoding="utf-8")),
         "seed": settings.loop.seed,
         "data_hash": json.loads(manifest.read_text(encoding="utf-8"))["hash"],
-        "steps": logged[-1]["step"] if logged and stage.schedule else settings.loop.steps,
+        "steps": stage.spent.steps if stage.schedule and stage.spent else settings.loop.steps,
         "minutes": stage.schedule.seconds / 60 if stage.schedule else None,
         "hours": round(sum(row["seconds"] for row in logged) / 3600, 3),
         "last": logged[-1] if logged else None,
