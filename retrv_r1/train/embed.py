@@ -16,7 +16,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.tokens import encode_text
 from retrv_r1.train.corpus import Cell, Corpus, Entry, used_pictures
-from retrv_r1.train.features import tower_rows
+from retrv_r1.train.features import square_rows
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.pictures import Augmentation, Mix, Shown, side_of
 from retrv_r1.train.tensors import to_device
@@ -86,7 +86,7 @@ class EntryEmbedder:
         pictures = texts = pooled = None
         if "pictures" in inputs:
             image = inputs["shown"].paint(self.corpus.bank, self.side)
-            pooled = tower_rows(self.model.visual, image, self.processor).mean(1)
+            pooled = square_rows(self.model.visual, image, self.processor).mean(1)
             pictures = (inputs["pictures"], self.model.project_pictures(pooled))
         if "texts" in inputs:
             vectors = self.model.embed_texts(inputs["input_ids"], inputs["attention_mask"])

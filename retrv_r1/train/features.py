@@ -11,8 +11,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from retrv_r1.model.attention import tower_rows
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.pictures import (
@@ -27,34 +27,10 @@ from retrv_r1.train.pictures import (
 from retrv_r1.train.tensors import to_device
 
 
-def tower_rows(visual: Any, image: Tensor, processor: Qwen2VLImageProcessorPil) -> Tensor:
+def square_rows(visual: Any, image: Tensor, processor: Qwen2VLImageProcessorPil) -> Tensor:
     """Merged tower rows of square pictures: ``[b, 3, s, s]`` in [0, 1] → ``[b, rows, d]``."""
-    pixels, grid = to_patches(image, processor, side_of(processor))
-    rows = visual(pixels.to(visual.dtype), grid_thw=grid, **_places(visual, grid, pixels.device))
-    return rows.pooler_output.view(len(image), -1, rows.pooler_output.shape[-1])
-
-
-def _places(visual: Any, grid: Tensor, device: torch.device) -> dict[str, Tensor]:
-    """What the tower derives from the grids of pictures that are all alike.
-
-    It would go picture by picture, 25 small operations each, on a GPU as so many launches. What
-    decides about shapes stays on the host, where reading it does not wait for the GPU.
-    """
-    count, one = len(grid), grid[:1]
-    patches = int(one.prod())
-    numbers = torch.arange(count)[:, None]
-    index, offsets = get_vision_window_index(
-        one, visual.spatial_merge_size, visual.window_size, visual.patch_size
-    )
-    windows = (numbers * patches + offsets[1:]).flatten()
-    return {
-        "position_ids": get_vision_position_ids(one, visual.spatial_merge_size)
-        .repeat(count, 1)
-        .to(device),
-        "window_index": (numbers * len(index) + index).flatten().to(device),
-        "cu_seqlens": torch.arange(count + 1, dtype=torch.int32) * patches,
-        "cu_window_seqlens": torch.cat([offsets[:1], windows]).int(),
-    }
+    rows = tower_rows(visual, *to_patches(image, processor, side_of(processor)))
+    return rows.view(len(image), -1, rows.shape[-1])
 
 
 @torch.no_grad()
@@ -69,7 +45,7 @@ def clean_rows(
     images, parts = processor.image_processor, []
     for start in range(0, len(pictures), batch):
         shown = Shown(Mix.plain(pictures[start : start + batch]))
-        parts.append(tower_rows(model.visual, shown.paint(bank, side_of(images)), images))
+        parts.append(square_rows(model.visual, shown.paint(bank, side_of(images)), images))
     return torch.cat(parts)
 
 
@@ -121,7 +97,7 @@ class FeatureBank:
                 mix = mixer.draw(chosen, blend, rng)
                 shown = Shown(mix, Augmentation.draw(len(chosen), generator))
             image = to_device(shown, model.device).paint(bank, side_of(images))
-            kept = tower_rows(model.visual, image, images).half()
+            kept = square_rows(model.visual, image, images).half()
             if out is None:
                 shape = (views, len(bank.paths), *kept.shape[1:])
                 out = torch.full(shape, torch.nan, dtype=torch.half, device=kept.device)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.train.lists import ListBatch, PairBatch
 
 
@@ -151,7 +151,7 @@ def run_lists(
     model: RetrvR1ForConditionalGeneration, batch: ListBatch, vision_rows: Tensor | None
 ) -> ListOutput:
     """Runs a batch through compressor and language model; ``vision_rows [v, d]``."""
-    items = PackedItems(batch.items.ids, batch.items.cu_seqlens, vision_rows=vision_rows)
+    items = replace(batch.items, vision_rows=vision_rows)
     table = model.row_table(items, batch.pair_candidate, batch.pair_query)
     embeds = model.embed(batch.input_ids, batch.row_refs, table)
     out = model.language_model(
@@ -171,7 +171,7 @@ def pooled_tokens(
     model: RetrvR1ForConditionalGeneration, batch: PairBatch, vision_rows: Tensor | None
 ) -> Tensor:
     """Content token of every item of a batch without what memory adds, ``[m, d]``."""
-    items = PackedItems(batch.items.ids, batch.items.cu_seqlens, vision_rows=vision_rows)
+    items = replace(batch.items, vision_rows=vision_rows)
     return model.icm.pooled(model.features(items), items.cu_seqlens)
 
 

@@ -23,7 +23,7 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import Corpus, Entry, Key, used_pictures
-from retrv_r1.train.features import clean_rows, tower_rows
+from retrv_r1.train.features import clean_rows, square_rows
 from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import pair_loss, pooled_tokens, run_lists
@@ -160,7 +160,7 @@ class PretrainStage(Stage):
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         image = batch["shown"].paint(self.corpus.bank, self.side)
-        rows = tower_rows(self.model.visual, image, self.processor.image_processor)
+        rows = square_rows(self.model.visual, image, self.processor.image_processor)
         rows = rows * self.row_scale
         seen = {name: rows[numbers].flatten(0, 1) for name, numbers in batch["rows"].items()}
         described: ListBatch = batch["describe"]
