@@ -16,9 +16,9 @@ from retrv_kernels.ops import pool_tokens
 # The most that a step may ask of a GPU where no graph is replayed: lower these when it asks less.
 # One launch more or less outside the layers is transformers', by its version.
 BOUNDS = {
-    "1 greedy": Counts(layer=10, rest=34, copies=1, waits=1),
-    "8 greedy": Counts(layer=10, rest=34, copies=1, waits=1),
-    "8 sampled": Counts(layer=10, rest=58, copies=1, waits=1),
+    "1 greedy": Counts(layer=10, rest=29, copies=1, waits=1),
+    "8 greedy": Counts(layer=10, rest=29, copies=1, waits=1),
+    "8 sampled": Counts(layer=10, rest=53, copies=1, waits=1),
 }
 REPLAYED = Counts(layer=0, rest=1, copies=1, waits=1)
 # Of Triton, for prompts of 40 rows and 60 decode steps.
