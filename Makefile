@@ -24,7 +24,24 @@ PEERS := build/peers
 # Inside .venv, where the engine looks for it.
 SGLANG := .venv/sglang
 
-.PHONY: help demo test bench bench-peers sglang-cpu lint clean data tiny
+# The commands for a GPU (docs/gpu.md) run without network and without .venv, if there is none.
+DEVICE ?= cuda
+QUICK ?=
+FLAGS ?=
+DATA ?= data/pictographs.pack
+RESULTS ?= bench/results/gpu
+named = $(filter command environment,$(origin PYTHON))
+GPU_PYTHON = $(if $(named),$(PYTHON),$(or $(wildcard $(BIN)/python),$(PYTHON)))
+GPU_RUN = PYTHONPATH=.:engine:kernels PYTHONUNBUFFERED=1 "$(GPU_PYTHON)"
+GPU_FLAGS = --device $(DEVICE) --minutes $(MINUTES) $(if $(QUICK),--quick) $(FLAGS)
+GPU_ENV := build/gpu-env
+
+NEWEST := build/transformers-newest
+# What depends on transformers: the model, its engines, the stages of training.
+VERSION_TESTS ?= $(wildcard tests/test_model_*.py) tests/test_train_stages.py
+
+.PHONY: help demo test test-versions bench bench-peers sglang-cpu lint clean data tiny
+.PHONY: gpu-check gpu-bench gpu-train gpu-rehearsal
 
 help:
 	@echo 'make demo    rank the pictures of examples/demo by a query: make demo QUERY="a red car"'
@@ -34,6 +51,9 @@ help:
 	@echo 'make bench   measure on this machine: make bench SUITE=rerank BENCH_FLAGS=--quick'
 	@echo 'make sglang-cpu   install SGLang for a machine without a GPU'
 	@echo 'make bench-peers  install llama.cpp and vLLM, which the engines are compared with'
+	@echo 'make gpu-check    what a GPU must prove, in minutes, offline; also gpu-bench, gpu-train'
+	@echo 'make gpu-rehearsal  those three on a CPU, with the packages of a GPU machine alone'
+	@echo 'make test-versions  tests of the model on the newest transformers'
 	@echo 'make lint    ruff, mypy, and clang-format where there is one'
 	@echo 'make clean   remove what was built, .venv apart'
 
@@ -44,8 +64,45 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
+# On the newest transformers, put before the packages of .venv, which has the oldest.
+test-versions: $(NEWEST)/.installed
+	PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -q -m "not slow" $(VERSION_TESTS)
+
+$(NEWEST)/.installed: requirements/transformers_newest.txt | $(INSTALLED)
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --target $(@D) -r $<
+	@touch $@
+
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.run --suite $(SUITE) $(BENCH_FLAGS)
+
+gpu-check: MINUTES ?= 4
+gpu-check:
+	$(GPU_RUN) tests/gpu_check.py $(GPU_FLAGS) --out $(RESULTS)/check
+
+gpu-bench: MINUTES ?= 5
+gpu-bench:
+	$(GPU_RUN) -m bench.gpu $(GPU_FLAGS) --out $(RESULTS)
+
+gpu-train: MINUTES ?= 8
+gpu-train:
+	@test -e "$(DATA)" || { echo '$(DATA) is not there: make data, then' \
+	  '$(BIN)/retrv-r1 data pack data/pictographs $(DATA); or DATA=… for another' >&2; exit 1; }
+	$(GPU_RUN) -m retrv_r1.train.recipe --data $(DATA) $(GPU_FLAGS) --out $(RESULTS)/train
+
+# Where the network cannot be taken away, that is said.
+gpu-rehearsal: $(GPU_ENV)/.installed
+	@set -e; if unshare -rn true 2>/dev/null; then offline='unshare -rn'; \
+	else offline=; echo 'unshare does not work here: the network stays'; fi; \
+	for goal in gpu-check gpu-bench $(if $(wildcard $(DATA)),gpu-train); do \
+	  $$offline $(MAKE) --no-print-directory $$goal DEVICE=cpu QUICK=1 MINUTES=15 \
+	    PYTHON=$(GPU_ENV)/bin/python RESULTS=build/gpu-rehearsal; done
+	@test -e "$(DATA)" || echo 'gpu-train was not rehearsed: there is no $(DATA)'
+
+$(GPU_ENV)/.installed: requirements/gpu_machine.txt
+	"$(PYTHON)" -m venv $(@D)
+	$(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) -r $<
+	@touch $@
 
 # In an environment of its own: where its torchvision is installed beside a CPU's PyTorch,
 # transformers cannot be imported.

@@ -257,6 +257,17 @@ def pictographs(
     typer.echo(f"{state}: {manifest.root}  {len(manifest.counts)} tasks, hash {manifest.hash[:16]}")
 
 
+@data.command()
+def pack(
+    root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a built data set.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The pack to write.")],
+) -> None:
+    """Put what training needs of a built data set into one file; some minutes."""
+    from retrv_r1.data.pack import pack as write
+
+    typer.echo(f"packed: {file}  {write(root, file) / 1e6:.1f} MB")
+
+
 @app.command()
 def train(
     stage: Annotated[
@@ -267,11 +278,35 @@ def train(
         Path | None, typer.Option(help="Where the result goes; the config's by default.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = True,
+    source: Annotated[
+        Path | None,
+        typer.Option("--data", help="Folder or pack of the data set; the config's by default."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16, the default on a GPU.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that make batches; 0 by default on a CPU.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Be done in this time, whatever steps are planned.")
+    ] = None,
 ) -> None:
     """Train one stage of the model; prints the folder of the result."""
     from retrv_r1.train import run
 
-    typer.echo(str(run(stage.value, config, out=out, resume=resume)))
+    asked = {
+        "data": source,
+        "device": device,
+        "dtype": dtype,
+        "workers": workers,
+        "minutes": minutes,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    typer.echo(str(run(stage.value, config, out=out, resume=resume, **given)))
 
 
 @app.command("eval")

@@ -330,14 +330,16 @@ class Reranker:
     def _result(self, job: _Job, last: _Ranked | None, mode: Mode) -> RankedResults:
         query = job.query.item
         dtype = str(self.model.dtype).removeprefix("torch.")
-        made_by = {"model": self.name, "device": str(self.model.device), "dtype": dtype}
+        nothing = RankedResults(
+            query, None, (), mode=mode, model=self.name, device=str(self.model.device), dtype=dtype
+        )
         if last is None:
-            return RankedResults(query, None, (), mode=mode, **made_by)
+            return nothing
         output, current = last.output, job.windows.current
         inspected = tuple(current[k] for k in output.inspected)
         order = merge_windows(last.order, job.windows.tail)
-        return RankedResults(
-            query=query,
+        return replace(
+            nothing,
             answer=current[output.answer],
             ranking=tuple(
                 RankedItem(number, score, job.candidates[number].item, number in inspected)
@@ -345,11 +347,9 @@ class Reranker:
             ),
             reasoning=reasoning_text(self.processor, output.tokens, current),
             inspected=inspected,
-            mode=mode,
             well_formed=output.well_formed,
             timings={**job.timings, **output.timings},
             tokens=last.tokens,
-            **made_by,
         )
 
 

@@ -13,6 +13,7 @@ from emulated_device import Calls, Emulated, EmulatedDevice, Mismatch, raw_of, t
 from torch import Tensor
 
 from retrv_kernels import registry
+from retrv_r1.model import attention
 
 
 @contextlib.contextmanager
@@ -28,6 +29,7 @@ def emulate(free: int = 2**27) -> Iterator[EmulatedDevice]:
         for name, value in _cuda(device, free).items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(_triton(device))
+        stack.enter_context(mock.patch.object(attention, "varlen_attn", _varlen(device)))
         stack.enter_context(Calls(device))
         stack.enter_context(device)
         yield device
@@ -108,6 +110,20 @@ def _cuda(device: EmulatedDevice, free: int) -> dict[str, Any]:
         "stream": lambda _: contextlib.nullcontext(),
         "synchronize": lambda *_: device.wait("synchronize"),
     }
+
+
+def _varlen(device: EmulatedDevice) -> Callable[..., Tensor]:
+    """PyTorch's attention of ragged batches, which CPUs do not have."""
+
+    def attend(*tensors: Any, scale: float) -> Tensor:
+        query, key, value, offsets, *_ = raw_of(tensors)
+        cuts = offsets.diff().tolist()
+        parts = zip(*(x.transpose(0, 1).split(cuts, 1) for x in (query, key, value)), strict=True)
+        out = [torch.nn.functional.scaled_dot_product_attention(*x, scale=scale) for x in parts]
+        device.books.launches["varlen_attn"] += 1
+        return device.put(torch.cat(out, 1).transpose(0, 1))
+
+    return attend
 
 
 @contextlib.contextmanager

@@ -168,7 +168,8 @@ class EmulatedDevice(TorchDispatchMode):
 
     def put(self, raw: Tensor) -> Emulated:
         """A tensor on the device, of memory on the CPU; no copy is counted."""
-        return Emulated(raw, self)
+        with torch.inference_mode(raw.is_inference()):  # as its memory: a view of weights is none
+            return Emulated(raw, self)
 
     def move(self, module: nn.Module) -> nn.Module:
         """A module on the device, in place; parameters that were shared still are."""

@@ -179,10 +179,11 @@ def test_parameters_that_moved_drop_what_was_kept(make_model, processor, request
 
 def test_warming_leaves_no_trace(steered, requests, expected, shapes):
     engine = LocalEngine(steered, steered.vocabulary, FIXED)
-    engine.warm()
-    levels = {Level(False, False), Level(True, False), Level(True, True)}
+    engine.warm([Sampling(), Sampling(0.7, 0.9)])
     assert {(shape.rows, shape.level) for shape in shapes} == {
-        (rows, level) for rows in (1, 2, 4, 6) for level in levels
+        (rows, level)
+        for rows in (1, 2, 4, 6)
+        for level in (Level(False, False), Level(True, True))
     }
     assert all(count >= 3 for count in shapes.values()), "run, captured, replayed"
     stats = engine.stats()

@@ -52,7 +52,7 @@ def typical(op: str):
 
 
 @pytest.mark.parametrize(("case", "dtype", "name"), CHOSEN, ids=str)
-def test_agrees_with_float64(case, dtype, name, poisoned, monkeypatch):
+def test_agrees_with_float64(case, dtype, name, poisoned, monkeypatch, record_property):
     on_host = case.arguments(dtype)
     arguments = {key: moved(value, "cuda") for key, value in on_host.items()}
     kept = copy.deepcopy(arguments)
@@ -65,7 +65,11 @@ def test_agrees_with_float64(case, dtype, name, poisoned, monkeypatch):
         pytest.skip(str(refusal))
     torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
     found = tuple(one.cpu() for one in found) if isinstance(found, tuple) else found.cpu()
-    assert error_of(found, expected_of(case.op, on_host)) <= TOLERANCE[case.op][dtype]
+    error, bound = error_of(found, expected_of(case.op, on_host)), TOLERANCE[case.op][dtype]
+    told = {"op": case.op, "dtype": str(dtype).removeprefix("torch.")}
+    for key, value in {**told, "error": float(error), "bound": float(bound)}.items():
+        record_property(key, value)
+    assert error <= bound
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.small], ids=str)

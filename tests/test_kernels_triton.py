@@ -14,6 +14,7 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from retrv_kernels import gpu, ops, registry
 from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, named, result_of
@@ -125,3 +126,15 @@ class TestInterpreted:
         wide = torch.nn.functional.pad(arguments["page_table"], (0, 40), value=-(10**6))
         found = getattr(ops, op)(**{**arguments, "page_table": wide})
         assert error_of(found, expected_of(op, arguments)) <= TOLERANCE[op][torch.float32]
+
+    def test_a_gpu_multiplies_halves_into_float32(self, monkeypatch):
+        """What is asked of PyTorch there; what comes of it only a GPU can say."""
+        module = importlib.import_module("retrv_kernels.relate_tokens.triton_impl")
+        multiply, asked = torch.bmm, []
+        monkeypatch.setattr(
+            torch, "bmm", lambda a, b, **how: asked.append((a.dtype, how)) or multiply(a, b, **how)
+        )
+        with FakeTensorMode(), torch.device("cuda"):
+            out = module._squared(torch.empty(1, 32, 8, dtype=torch.bfloat16))
+        assert out.dtype == torch.float32 and out.shape == (1, 32, 32)
+        assert asked == [(torch.bfloat16, {"out_dtype": torch.float32})]

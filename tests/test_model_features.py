@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -129,3 +131,81 @@ def test_an_unusable_item_is_named_by_its_first_place_or_its_id(model, processor
     with pytest.raises(ItemError, match=r"^a\.png: "):
         encoder.encode([good, Item(image=b"nonsense", id="a.png")])
     assert len(encoder.encode([good, Item(image=picture(0))])) == 2, "the encoder goes on working"
+
+
+@pytest.fixture
+def photos(picture) -> list[Item]:
+    """Pictures that are worth a thread, with texts and icons between them."""
+    large = [Item(image=picture(n, 256, 300)) for n in range(12)]
+    return [Item(text="a red apple"), *large[:6], Item(image=picture(99)), *large[6:]]
+
+
+@pytest.mark.parametrize("workers", [1, 3, 16])
+def test_threads_read_pictures_in_order_and_not_far_ahead(
+    model, processor, photos, monkeypatch, workers
+):
+    expected = rows_of([FeatureEncoder(model, processor).encode([item])[0] for item in photos])
+    readers, started, read = set(), [], processor.encode
+
+    def encode(item):
+        readers.add(threading.current_thread())
+        started.append(item)
+        time.sleep(0.001 * (len(started) % 3))
+        return read(item)
+
+    monkeypatch.setattr(processor, "encode", encode)
+    encoder = FeatureEncoder(model, processor, workers=workers)
+    first = next(encoder._read(list(enumerate(photos))))
+    assert len(started) <= 2 * workers + 1 and len(first) == len(expected[0])
+    assert threading.main_thread() not in readers and len(readers) <= workers
+    assert_same(rows_of(encoder.encode(photos)), expected)
+
+
+def test_small_pictures_are_read_where_they_are_wanted(model, processor, picture, monkeypatch):
+    readers, read = set(), processor.encode
+    monkeypatch.setattr(
+        processor, "encode", lambda x: (readers.add(threading.current_thread()), read(x))[1]
+    )
+    small = [Item(image=picture(n)) for n in range(5)]
+    FeatureEncoder(model, processor).encode([*small, Item(image=picture(9, 300, 300))])
+    assert readers == {threading.current_thread()}
+
+
+def test_an_unusable_picture_is_named_whatever_thread_has_read_it(model, processor, photos):
+    encoder = FeatureEncoder(model, processor, workers=3)
+    broken = Item(image=b"nonsense" * 3000)
+    with pytest.raises(ItemError, match=r"^candidate 6: "):
+        encoder.encode([*photos[:7], broken, *photos[7:], broken])
+    assert len(encoder.encode(photos)) == len(photos), "the encoder goes on working"
+
+
+def test_a_missing_file_is_named(model, processor, tmp_path):
+    encoder = FeatureEncoder(model, processor)
+    with pytest.raises(ItemError, match=r"^candidate 0: no such picture file"):
+        encoder.encode([Item(text="q"), *(Item(image=tmp_path / name) for name in "ab")])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_patches_are_made_in_the_towers_dtype(make_model, processor, photos, monkeypatch, dtype):
+    model = make_model().to(dtype)
+    encoder, seen, features = FeatureEncoder(model, processor), [], model.features
+    monkeypatch.setattr(model, "features", lambda x: (seen.append(x), features(x))[1])
+    found = encoder.encode(photos)
+    assert [packed.pixel_values.dtype for packed in seen] == [dtype]
+    packed = processor.pack([processor.encode(item) for item in photos])
+    assert packed.pixel_values.dtype == torch.float32
+    assert torch.equal(torch.cat(rows_of(found)), model.features(packed))
+
+
+def test_a_gpu_gets_patches_in_pinned_memory(processor, photos, monkeypatch):
+    """As far as a CPU can: pinned memory is asked for, and copied from without waiting."""
+    made, empty = [], torch.empty
+    monkeypatch.setattr(
+        torch,
+        "empty",
+        lambda *x, pin_memory=False, **y: (made.append(pin_memory), empty(*x, **y))[1],
+    )
+    encoded = [processor.encode(item) for item in photos[:3]]
+    packed = processor.pack(encoded, pin=True)
+    assert made[-1] is True and packed.picture_rows == sum(e.picture_rows for e in encoded)
+    assert torch.equal(packed.pixel_values, processor.pack(encoded).pixel_values)

@@ -126,8 +126,8 @@ class Plan:
             sizes = torch.tensor(lengths[first:], device=device)
             rest = slice(first, None)
             parts.append(AttentionPart(False, rest, page_table[first:], offsets, sizes))
-        rows = [row for i in number for row in due[i]]
-        wanted = torch.tensor(rows, dtype=torch.long, device=device)
+        last = [row for i in number for row in due[i]]
+        wanted = torch.tensor(last, dtype=torch.long, device=device)
         return cls(order, page_table, parts, wanted)
 
     def place(self, cache: PagedCache, slots: Tensor) -> Batch:

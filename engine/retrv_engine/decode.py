@@ -14,7 +14,7 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class DecodeStep:
         cache: PagedCache,
         spare: int,
         replayed: bool,
-        pool: object = None,
+        pool: Any = None,
     ) -> None:
         self.shape, self.model, self.cache, self.spare = shape, model, cache, spare
         device = cache.values.device
@@ -155,7 +155,7 @@ class DecodeStep:
         if found.device.type == "cuda":
             self._found.copy_(found, non_blocking=True)
             done = torch.cuda.Event()
-            done.record()
+            done.record(torch.cuda.current_stream(found.device))
             done.synchronize()
             found = self._found
         count = len(choices)
@@ -169,7 +169,8 @@ class DecodeStep:
     def _captured(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         # Other threads may copy pictures to the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        how = dict(pool=self._pool, capture_error_mode="thread_local")
+        with torch.cuda.device_of(self.inputs.buffer), torch.cuda.graph(graph, **how):
             self._compute()
         return graph
 
@@ -238,7 +239,7 @@ class DecodeSteps:
         self.fixed, self.buckets = fixed, [*(b for b in BUCKETS if b < most), most]
         self.device = cache.values.device
         self._steps: OrderedDict[Shape, DecodeStep] = OrderedDict()
-        self._pool = None
+        self._pool: Any = None
         self._sharing = Sharing([], [], [], [])
 
     def run(

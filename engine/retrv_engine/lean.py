@@ -89,9 +89,8 @@ class Layer(nn.Module):
         )
         hidden, normed = add_norm(hidden, delta, self.before.weight, self.before.eps)
         qkv = self.qkv(normed).view(len(hidden), self.heads + 2 * self.cached, self.width)
-        pages, norms = batch.cache.layer(self.number), (None, None)
-        if self.q_norm is not None and self.k_norm is not None:
-            norms = self.q_norm.weight, self.k_norm.weight
+        pages = batch.cache.layer(self.number)
+        norms = [None if norm is None else norm.weight for norm in (self.q_norm, self.k_norm)]
         eps = self.before.eps if self.q_norm is None else self.q_norm.eps
         query = rotate(qkv, *rotation, *pages, batch.slots, self.heads, *norms, eps)
         out = batch.read(self.number, query, self.scale)
@@ -127,6 +126,7 @@ class Layers(nn.Module):
         rows, delta = hidden[0], None
         for layer in self.layers:
             rows, delta = layer(rows, delta, position_embeddings, retrv_batch)
+        assert delta is not None, "there is a layer"
         return (rows + delta)[None]
 
 

@@ -23,7 +23,7 @@ from retrv_engine import warming
 from retrv_engine.base import DeadlineExceeded, Handle, Stats
 from retrv_engine.config import EngineConfig
 from retrv_engine.pages import PagePool
-from retrv_engine.request import Output, Piece, Request, Vocabulary, load_distinct
+from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, load_distinct
 from retrv_engine.runner import Decoder, ModelRunner, Runner
 from retrv_engine.sampler import Picked
 from retrv_engine.scheduler import Extend, Job, Scheduler
@@ -52,14 +52,14 @@ class LocalEngine:
         runner: Runner | None = None,
         sequence: type[Sequence] = Sequence,
     ) -> None:
-        self.vocabulary, config = vocabulary, config or EngineConfig()
-        if runner is not None:
-            self.config = config.on("cpu")
-        elif model is None:
-            raise ValueError("an engine needs a model, or what runs one")
-        else:
-            self.config = config.on(model.get_input_embeddings().weight.device.type)
-            runner = ModelRunner(model, self.config)
+        config = config or EngineConfig()
+        if runner is None:
+            if model is None:
+                raise ValueError("an engine needs a model, or what runs one")
+            table: Any = model.get_input_embeddings().weight
+            config = config.on(table.device.type)
+            runner = ModelRunner(model, config)
+        self.vocabulary, self.config = vocabulary, config.on("cpu")
         self.runner, self.sequence = runner, sequence
         pool = PagePool(runner.pages, self.config.page_size)
         self.scheduler = Scheduler(pool, self.config, runner.copy, runner.single)
@@ -104,12 +104,17 @@ class LocalEngine:
         handle: Handle[list[float]] = self._submit(Scoring(prompt, tokens), 0, None)
         return handle.result()
 
-    def warm(self) -> None:
+    def warm(
+        self, samplings: List[Sampling] = (Sampling(),), sizes: List[int] | None = None
+    ) -> None:
         """Compiles and captures what requests will launch, and forgets that anything ran.
 
         On a GPU that takes seconds, which the first requests would take otherwise; call it before
         there are any. On a CPU there is nothing to do.
 
+        Args:
+            samplings: how tokens will be taken; temperature and top_p matter.
+            sizes: numbers of requests that will run together; all that steps are made for if None.
         Raises:
             RuntimeError: there are requests already.
         """
@@ -119,7 +124,8 @@ class LocalEngine:
             if self.scheduler.running or self.scheduler.waiting or self._inbox:
                 raise RuntimeError("an engine is warmed before it has requests")
             self.runner.warm()
-            for requests in warming.batches(self.vocabulary, self.runner.sizes):
+            sizes = self.runner.sizes if sizes is None else sizes
+            for requests in warming.batches(self.vocabulary, samplings, sizes):
                 self.generate(requests)
                 self.flush()
             self._counts.clear()

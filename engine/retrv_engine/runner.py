@@ -123,7 +123,7 @@ class ModelRunner:
         self.steps = DecodeSteps(
             self._logits, self.cache, self.pages, self.single, config.max_sequences
         )
-        self.sizes = self.steps.buckets
+        self.sizes: Sequence[int] = self.steps.buckets
         self._masks: Masks | None = None
         self._places = self._parameters()
 
@@ -250,15 +250,17 @@ class _Head(nn.Module):
 
     def __init__(self, head: Any, stored: torch.dtype | None) -> None:
         super().__init__()
-        self.head, self.words, self.half = head, None, False
+        self.head = head
+        self.words: int | None = None
+        self.widened = False
         if type(head) is nn.Linear:
-            self.words, self.half = head.out_features, head.weight.element_size() == 2
-            if not self.half:
+            self.words, self.widened = head.out_features, head.weight.element_size() == 2
+            if not self.widened:
                 self.head = PreparedLinear(head, dtype=stored)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``hidden [m, d]`` → ``[m, vocabulary]``."""
-        if self.half:
+        if self.widened:
             return float_logits(hidden, self.head.weight, self.head.bias)
         return self.head(hidden).float()
 

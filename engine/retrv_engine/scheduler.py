@@ -269,6 +269,7 @@ class Scheduler:
             return []
         oldest, *others = sorted(reading, key=lambda job: job.rank)
         budget = self.config.chunk_rows
+        assert budget is not None, "EngineConfig.on has put a number there"
         least = min(oldest.left, -(-budget // 2))
         budget -= least
         rows = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
 
 from retrv_engine.request import Piece, Request, Sampling, Vocabulary
 
@@ -18,13 +19,15 @@ class _Nothing:
         raise AssertionError("these requests inspect nothing")
 
 
-def batches(vocabulary: Vocabulary, sizes: Sequence[int]) -> Iterator[list[Request]]:
-    """Requests to run together, of each size, greedy and sampled."""
+def batches(
+    vocabulary: Vocabulary, samplings: Sequence[Sampling], sizes: Sequence[int]
+) -> Iterator[list[Request]]:
+    """Requests to run together: of each size, with tokens taken in each of some ways."""
     special = vars(vocabulary).values()
     label = next(token for token in itertools.count() if token not in special)
     banned = [vocabulary.think_end, vocabulary.inspect_start]
-    for values in ({}, {"temperature": 0.7}, {"temperature": 0.7, "top_p": 0.95}):
-        sampling = Sampling(max_reasoning_tokens=TOKENS, max_inspections=0, **values)
-        request = Request([label] * ROWS, [label], [0], _Nothing(), True, sampling, banned)
+    for sampling in samplings:
+        short = replace(sampling, max_reasoning_tokens=TOKENS, max_inspections=0)
+        request = Request([label] * ROWS, [label], [0], _Nothing(), True, short, banned)
         for size in sizes:
             yield [request] * size

@@ -105,9 +105,9 @@ def packed_vision_attention(
         ``[1, n, heads, d_h]`` and no weights.
     """
     segments = _segments(cu_seq_lens_q, query.device)
-    rows = [x[0].transpose(0, 1) for x in (query, key, value)]
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     attend = _by_kernel if _has_kernel(query) else _by_length
-    return attend(*rows, segments, scaling)[None], None
+    return attend(q, k, v, segments, scaling)[None], None
 
 
 def _has_kernel(query: Tensor) -> bool:
@@ -118,8 +118,10 @@ def _has_kernel(query: Tensor) -> bool:
 def _by_kernel(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float) -> Tensor:
     """Rows ``[n, heads, d_h]`` by one launch."""
     cut, longest = segments.offsets, segments.longest
-    rows = (x.contiguous() for x in (q, k, v))
-    return varlen_attn(*rows, cut, cut, longest, longest, scale=scaling)
+    q, k, v = (x.contiguous() for x in (q, k, v))
+    out = varlen_attn(q, k, v, cut, cut, longest, longest, scale=scaling)
+    assert isinstance(out, Tensor)  # and no statistics, which nobody has asked for
+    return out
 
 
 def _by_length(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float) -> Tensor:
@@ -131,8 +133,8 @@ def _by_length(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: flo
     parts = zip(*(x.split([a * b for a, b in segments.groups]) for x in (q, k, v)), strict=True)
     found = []
     for (_, count), part in zip(segments.groups, parts, strict=True):
-        batch = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in part)
-        out = nn.functional.scaled_dot_product_attention(*batch, scale=scaling)
+        one, two, three = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in part)
+        out = nn.functional.scaled_dot_product_attention(one, two, three, scale=scaling)
         found.append(out.transpose(1, 2).flatten(0, 1))
     out = torch.cat(found) if len(found) > 1 else found[0]
     if segments.back is None:

@@ -46,12 +46,15 @@ class Kept:
         state = [(w.data_ptr(), w._version, w.dtype) for w in weights]
         kept = self._made
         if kept is None or kept[0] != state:
-            # Their memory is held, so that no others can come to lie there.
+            # Their memory is held, so that no others can come to lie where these lay.
             kept = self._made = (state, [weight.untyped_storage() for weight in weights], make())
         return kept[2]
 
     def forget(self) -> None:
         self._made = None
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:  # copies begin empty
+        return Kept, ()
 
 
 class Attention(nn.Module):

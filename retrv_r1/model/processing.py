@@ -99,8 +99,13 @@ class RetrvR1Processor:
         merge = self.image_processor.merge_size
         return out["pixel_values"], (t, h, w), (h // merge, w // merge)
 
-    def pack(self, items: Sequence[EncodedItem]) -> PackedItems:
-        """Packs encoded items: a picture's rows first, then its text."""
+    def pack(self, items: Sequence[EncodedItem], *, pin: bool = False) -> PackedItems:
+        """Packs encoded items: a picture's rows first, then its text.
+
+        Args:
+            pin: whether patches go into pinned memory, which a GPU copies from while the CPU goes
+                on.
+        """
         image_pad = self.tokens.image_pad
         ids = [i for item in items for i in [image_pad] * item.picture_rows + list(item.text_ids)]
         lengths = torch.tensor([0, *(len(item) for item in items)])
@@ -109,7 +114,15 @@ class RetrvR1Processor:
         return PackedItems(
             ids=torch.tensor(ids, dtype=torch.long),
             cu_seqlens=lengths.cumsum(0),
-            pixel_values=torch.cat(patches) if patches else None,
+            pixel_values=_cat(patches, pin) if patches else None,
             image_grid_thw=torch.tensor(grids) if grids else None,
             picture_rows=sum(item.picture_rows for item in items),
         )
+
+
+def _cat(parts: Sequence[Tensor], pin: bool) -> Tensor:
+    if not pin:
+        return torch.cat(list(parts))
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    pinned = torch.empty(shape, dtype=parts[0].dtype, pin_memory=True)
+    return torch.cat(list(parts), out=pinned)

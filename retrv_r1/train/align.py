@@ -82,18 +82,17 @@ class AlignStage(Stage):
             batch[f"lists_{reading}"] = self.collator.collate(
                 lists, np.random.default_rng(label_seed), reason=0.0, reading=reading
             )
-        batch["describe_rows"] = self.bank.draw(batch["describe_full"].pictures, rng)
-        batch["list_rows"] = self.bank.draw(batch["lists_full"].pictures, rng)
+        batch["describe_views"] = self.bank.draw(batch["describe_full"].pictures, rng)
+        batch["lists_views"] = self.bank.draw(batch["lists_full"].pictures, rng)
         return batch
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         outs: dict[str, ListOutput] = {}
-        for task, rows in (("describe", "describe_rows"), ("lists", "list_rows")):
+        for task in ("describe", "lists"):
+            rows = self.bank.rows_of(batch[f"{task}_views"])
             with torch.no_grad():
-                outs[f"{task}_full"] = run_lists(self.model, batch[f"{task}_full"], batch[rows])
-            outs[f"{task}_compressed"] = run_lists(
-                self.model, batch[f"{task}_compressed"], batch[rows]
-            )
+                outs[f"{task}_full"] = run_lists(self.model, batch[f"{task}_full"], rows)
+            outs[f"{task}_compressed"] = run_lists(self.model, batch[f"{task}_compressed"], rows)
         describe_loss = divergence(
             target_logits(outs["describe_compressed"]), target_logits(outs["describe_full"])
         )
@@ -110,7 +109,8 @@ class AlignStage(Stage):
             "match_accuracy": match_hits,
             "answer_accuracy": answer_hits,
             "full_accuracy": full_hits,
-            "tokens": sum(b.tokens for k, b in batch.items() if not k.endswith("_rows")),
+            "samples": len(batch["lists_full"].input_ids),
+            "tokens": sum(b.tokens for k, b in batch.items() if not k.endswith("_views")),
         }
 
     def save(self, out: Path) -> None:

@@ -70,7 +70,8 @@ class Anchors(nn.Module):
         """
         memory = model.icm.memory
         if memory is None or not count:
-            return cls(nn.Parameter(torch.randn(count, model.config.hidden_size)))
+            start = torch.randn(count, model.config.hidden_size).to(model.device)
+            return cls(nn.Parameter(start))
         if len(memory.prototypes) != count:
             raise ValueError(
                 f"the compressor's memory has {len(memory.prototypes)} prototypes, the data names "
@@ -88,8 +89,9 @@ class Anchors(nn.Module):
             rows: tower rows of pictures, ``[n, r, d]``.
             goals: their concepts, ``[n, g]``, padded with -1.
         """
-        offsets = torch.arange(len(rows) + 1) * rows.shape[1]
+        offsets = torch.arange(len(rows) + 1, device=rows.device) * rows.shape[1]
         content = icm.pooled(rows.flatten(0, 1), offsets)
+        goals = goals.to(rows.device)
         row, place = (goals >= 0).nonzero(as_tuple=True)
         concept = goals[row, place]
         directions = nn.functional.normalize(content, dim=-1)[row]

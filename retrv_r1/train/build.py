@@ -31,6 +31,7 @@ from retrv_r1.train.corpus import Corpus
 from retrv_r1.train.embed import EmbedConfig, EmbedStage, EntryEmbedder
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.loop import LoopConfig, Stage
+from retrv_r1.train.machine import Machine
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.train.pretrain import PretrainConfig, PretrainStage
 from retrv_r1.train.sampling import Vectors, embed_cells
@@ -104,18 +105,21 @@ def read_config(stage: str, path: Path) -> Settings:
     )
 
 
-def build_stage(settings: Settings) -> Stage:
-    """Loads data and models and builds the stage."""
+def build_stage(settings: Settings, machine: Machine | None = None) -> Stage:
+    """Loads data and models and builds the stage, on a CPU by default."""
+    machine = machine or Machine()
     if settings.loop.threads:
         torch.set_num_threads(settings.loop.threads)
     set_seed(settings.loop.seed)
-    bank = PictureBank.load(settings.data)
+    bank = PictureBank.load(settings.data).to(machine.device)
     train = Corpus(settings.data, "train", bank)
     if settings.name == "embed":
         val = Corpus(settings.data, "val", bank)
-        return _embed(settings, train, val)
+        return _embed(settings, train, val, machine)
     model, processor = _model(settings, train)
+    machine.take(model)
     embedder = RetrvEmbedder.from_pretrained(_init(settings, "embed"), dtype=torch.float32)
+    embedder.to(machine.device)
     max_text = settings.stage.max_text
 
     def vectors(corpus: Corpus) -> dict[str, Vectors]:
@@ -152,7 +156,7 @@ def _init(settings: Settings, name: str) -> Path:
     return path
 
 
-def _embed(settings: Settings, train: Corpus, val: Corpus) -> EmbedStage:
+def _embed(settings: Settings, train: Corpus, val: Corpus, machine: Machine) -> EmbedStage:
     shape = settings.model
     tokenizer = train_tokenizer(texts_of(train), shape["vocab_size"])
     vision = Qwen2_5_VLVisionConfig(**shape["vision"])
@@ -169,9 +173,9 @@ def _embed(settings: Settings, train: Corpus, val: Corpus) -> EmbedStage:
         text_config=BertConfig(vocab_size=len(tokenizer), **shape["text"]),
         embedding_dim=shape["embedding_dim"],
     )
-    return EmbedStage(
-        RetrvEmbedder(config), tokenizer, processor, train, val, settings.stage, settings.loop.seed
-    )
+    model = RetrvEmbedder(config)
+    machine.take(model)
+    return EmbedStage(model, tokenizer, processor, train, val, settings.stage, settings.loop.seed)
 
 
 def _model(

@@ -16,8 +16,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.tokens import encode_text
 from retrv_r1.train.corpus import Cell, Corpus, Entry, used_pictures
+from retrv_r1.train.features import square_rows
 from retrv_r1.train.loop import Stage
-from retrv_r1.train.pictures import augment, on_white, side_of, to_patches
+from retrv_r1.train.pictures import Augmentation, Mix, Shown, side_of
+from retrv_r1.train.tensors import to_device
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,8 @@ class EntryEmbedder:
         out: dict[str, Any] = {"size": len(entries)}
         if pictures:
             shown = [p for e in entries if (p := e.picture) is not None]
-            rgba = self.corpus.bank.rgba(shown)
-            image = augment(rgba, self.side, generator) if generator else on_white(rgba)
-            pixels, grid = to_patches(image, self.processor, self.side)
-            out |= {"pictures": torch.tensor(pictures), "pixel_values": pixels, "grid": grid}
+            changes = Augmentation.draw(len(shown), generator) if generator else None
+            out |= {"pictures": torch.tensor(pictures), "shown": Shown(Mix.plain(shown), changes)}
             out["concepts"] = [self.corpus.bank.concepts[picture] for picture in shown]
         if texts:
             ids = [torch.tensor(self.text_ids(e.text)) for e in entries if e.text]
@@ -85,7 +85,8 @@ class EntryEmbedder:
         """Unit vectors ``[size, e]``, and the mean tower rows of the pictures ``[i, d]``."""
         pictures = texts = pooled = None
         if "pictures" in inputs:
-            pooled = self.model.pool_pictures(inputs["pixel_values"], inputs["grid"])
+            image = inputs["shown"].paint(self.corpus.bank, self.side)
+            pooled = square_rows(self.model.visual, image, self.processor).mean(1)
             pictures = (inputs["pictures"], self.model.project_pictures(pooled))
         if "texts" in inputs:
             vectors = self.model.embed_texts(inputs["input_ids"], inputs["attention_mask"])
@@ -101,10 +102,12 @@ class EntryEmbedder:
             if not alone:
                 return None
             chunks = [alone[i : i + batch] for i in range(0, len(alone), batch)]
-            vectors = torch.cat([self.embed(self.inputs(chunk, None))[0] for chunk in chunks])
+            inputs = (to_device(self.inputs(c, None), self.model.device) for c in chunks)
+            vectors = torch.cat([self.embed(one)[0] for one in inputs])
             number = {e.picture if e.text is None else e.text: n for n, e in enumerate(alone)}
             rows = [row for row, key in enumerate(keys) if key is not None]
-            return torch.tensor(rows), vectors[[number[keys[row]] for row in rows]]
+            places = torch.tensor(rows, device=vectors.device)
+            return places, vectors[[number[keys[row]] for row in rows]]
 
         pictures, texts = [e.picture for e in entries], [e.text or None for e in entries]
         return self.model.fuse(
@@ -116,7 +119,7 @@ class EntryEmbedder:
 
 def recall_at(queries: Tensor, pool: Tensor, positives: Sequence[np.ndarray], k: int) -> float:
     """Share of queries with a positive among their k nearest."""
-    top = (queries @ pool.T).topk(min(k, len(pool)), dim=1).indices.numpy()
+    top = (queries @ pool.T).topk(min(k, len(pool)), dim=1).indices.cpu().numpy()
     return float(np.mean([np.isin(t, p).any() for t, p in zip(top, positives, strict=True)]))
 
 
@@ -147,7 +150,8 @@ class EmbedStage(Stage):
         shown = {name for row in used_pictures(train) if (name := train.bank.concepts[row])}
         self.concepts = {name: number for number, name in enumerate(sorted(shown))}
         # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
-        model.naming = torch.nn.Linear(model.config.vision_config.out_hidden_size, len(shown))
+        naming = torch.nn.Linear(model.config.vision_config.out_hidden_size, len(shown))
+        model.naming = naming.to(model.device)
 
     def batch(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
@@ -176,24 +180,27 @@ class EmbedStage(Stage):
         queries, query_rows = self.train.embed(batch["queries"])
         targets, target_rows = self.train.embed(batch["targets"])
         logits = self.model.logit_scale.clamp(max=4.0).exp() * queries @ targets.T
-        own = torch.eye(len(logits), dtype=torch.bool)
+        own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(~batch["allowed"] | (batch["positive"] & ~own), -1e4)
-        goal = torch.arange(len(logits))
+        goal = torch.arange(len(logits), device=logits.device)
         cross_entropy = torch.nn.functional.cross_entropy
         loss = (cross_entropy(logits, goal) + cross_entropy(logits.T, goal)) / 2
         metrics = {"contrastive_loss": loss.item()}
         rows = [r for r in (query_rows, target_rows) if r is not None]
         if rows and self.concepts:
             shown = [*batch["queries"].get("concepts", ()), *batch["targets"].get("concepts", ())]
-            names = torch.tensor([self.concepts.get(name, -100) for name in shown])
+            known = [self.concepts.get(name, -100) for name in shown]
+            names = torch.tensor(known, device=logits.device)
             named = self.model.naming(torch.cat(rows))
             naming_loss = cross_entropy(named, names, label_smoothing=0.1)
             loss = loss + self.config.naming_weight * naming_loss
             metrics["naming_accuracy"] = float((named.argmax(1) == names).float().mean())
-        pictures = sum(len(batch[side].get("grid", ())) for side in ("queries", "targets"))
+        pictures = sum(len(batch[side].get("pictures", ())) for side in ("queries", "targets"))
         return loss, metrics | {
             "accuracy": float((logits.argmax(1) == goal).float().mean()),
-            "tokens": pictures * batch_rows(batch) + 2 * len(logits),
+            "samples": len(logits),
+            "tokens": pictures * (self.train.side // self.processor.patch_size) ** 2
+            + 2 * len(logits),
         }
 
     def validate(self) -> dict[str, float]:
@@ -212,11 +219,3 @@ class EmbedStage(Stage):
         self.model.save_pretrained(out)
         self.tokenizer.save_pretrained(out)
         self.processor.save_pretrained(out)
-
-
-def batch_rows(batch: dict[str, Any]) -> int:
-    """Patches of one picture of a batch."""
-    for side in ("queries", "targets"):
-        if "grid" in batch[side]:
-            return int(batch[side]["grid"][0].prod())
-    return 0

@@ -1,17 +1,36 @@
-"""Tower rows of all training pictures, computed once: stages with a frozen tower read from here."""
+"""Tower rows of pictures; a stage with a frozen tower computes all that it needs once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retrv_r1.model.attention import tower_rows
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.train.pictures import PictureBank, StyleMixer, augment, on_white, side_of, to_patches
+from retrv_r1.train.pictures import (
+    Augmentation,
+    Mix,
+    PictureBank,
+    Shown,
+    StyleMixer,
+    side_of,
+    to_patches,
+)
+from retrv_r1.train.tensors import to_device
+
+
+def square_rows(visual: Any, image: Tensor, processor: Qwen2VLImageProcessorPil) -> Tensor:
+    """Merged tower rows of square pictures: ``[b, 3, s, s]`` in [0, 1] → ``[b, rows, d]``."""
+    rows = tower_rows(visual, *to_patches(image, processor, side_of(processor)))
+    return rows.view(len(image), -1, rows.shape[-1])
 
 
 @torch.no_grad()
@@ -23,22 +42,29 @@ def clean_rows(
     batch: int = 256,
 ) -> Tensor:
     """Tower rows of pictures as they are, ``[n, rows, d]``."""
-    side, parts = side_of(processor.image_processor), []
+    images, parts = processor.image_processor, []
     for start in range(0, len(pictures), batch):
-        image = on_white(bank.rgba(pictures[start : start + batch]))
-        rows = model.encode_pictures(*to_patches(image, processor.image_processor, side))
-        parts.append(rows.view(len(image), -1, rows.shape[-1]))
+        shown = Shown(Mix.plain(pictures[start : start + batch]))
+        parts.append(square_rows(model.visual, shown.paint(bank, side_of(images)), images))
     return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which view of which picture, ``[n]`` each."""
+
+    views: Tensor
+    pictures: Tensor
 
 
 class FeatureBank:
     """Several views of every picture: the clean one first, then augmented ones.
 
     Args:
-        rows: float16 ``[views, n, rows, d]``.
+        rows: float16 ``[views, n, rows, d]``, on the model's device.
     """
 
-    def __init__(self, rows: np.ndarray) -> None:
+    def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 
     @classmethod
@@ -59,30 +85,36 @@ class FeatureBank:
         Args:
             blend: share of augmented pictures blended with the same thing in another style.
         """
-        side = side_of(processor.image_processor)
+        images = processor.image_processor
         generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
         mixer = StyleMixer(bank, used)
-        out: np.ndarray | None = None
+        out: Tensor | None = None
         work = [(v, i) for v in range(views) for i in range(0, len(used), batch)]
         for view, start in track(work, "tower rows of the training pictures"):
             chosen = list(used[start : start + batch])
+            shown = Shown(Mix.plain(chosen))
             if view:
-                image = augment(mixer.rgba(chosen, blend, rng), side, generator)
-            else:
-                image = on_white(bank.rgba(chosen))
-            rows = model.encode_pictures(*to_patches(image, processor.image_processor, side))
-            kept = rows.view(len(chosen), -1, rows.shape[-1]).half().numpy()
+                mix = mixer.draw(chosen, blend, rng)
+                shown = Shown(mix, Augmentation.draw(len(chosen), generator))
+            image = to_device(shown, model.device).paint(bank, side_of(images))
+            kept = square_rows(model.visual, image, images).half()
             if out is None:
-                out = np.full((views, len(bank.paths), *kept.shape[1:]), np.nan, np.float16)
+                shape = (views, len(bank.paths), *kept.shape[1:])
+                out = torch.full(shape, torch.nan, dtype=torch.half, device=kept.device)
             out[view, chosen] = kept
         if out is None:
             raise ValueError("no pictures to encode")
         return cls(out)
 
-    def draw(self, pictures: Sequence[int], rng: np.random.Generator) -> Tensor | None:
-        """Rows of pictures, each in a random view: ``[pictures · rows, d]``; None for none."""
+    def draw(self, pictures: Sequence[int], rng: np.random.Generator) -> Views | None:
+        """A random view of each of the pictures; None for no pictures."""
         if not len(pictures):
             return None
-        views = rng.integers(len(self.rows), size=len(pictures))
-        rows = self.rows[views, np.asarray(pictures)]
-        return torch.from_numpy(rows.reshape(-1, rows.shape[-1])).float()
+        views = torch.from_numpy(rng.integers(len(self.rows), size=len(pictures)))
+        return Views(views, torch.tensor(pictures, dtype=torch.long))
+
+    def rows_of(self, drawn: Views | None) -> Tensor | None:
+        """Rows of what was drawn: ``[pictures · rows, d]``."""
+        if drawn is None:
+            return None
+        return self.rows[drawn.views, drawn.pictures].flatten(0, 1).float()

@@ -173,7 +173,8 @@ class ListCollator:
         owner, candidate = torch.tensor(shown).T
         return PairBatch(
             items=self.processor.pack(layout.items),
-            entries=ordered,
+            pictures=pictures_of(ordered),
+            keys=[entry.key for entry in ordered],
             query=torch.tensor([query for query, _ in numbers]),
             candidate=candidate,
             owner=owner,
@@ -255,7 +256,7 @@ class ListCollator:
         match = torch.tensor(matches, dtype=torch.long).reshape(-1, 4)
         return ListBatch(
             items=self.processor.pack(layout.items),
-            pictures=[e.picture for e in entries if e.picture is not None],
+            pictures=pictures_of(entries),
             input_ids=ids,
             row_refs=refs,
             position_ids=positions,
@@ -278,23 +279,26 @@ class PairBatch:
     """Lists without prompts: the items whose content tokens are compared, and how.
 
     Attributes:
-        items: the packed items of ``entries``, still without vision rows.
+        items: the packed items, still without vision rows.
+        pictures: bank rows of the pictures, in the order of their vision rows.
+        keys: what is seen of each item.
         query, candidate: item numbers of every list's query ``[b]`` and of all candidates ``[c]``.
         owner, fits, rivals: of every candidate, as ``match_rows``, ``match_fits`` and ``rivals``.
     """
 
     items: PackedItems
-    entries: Sequence[Entry]
+    pictures: list[int]
+    keys: list[Key]
     query: Tensor
     candidate: Tensor
     owner: Tensor
     fits: Tensor
     rivals: Tensor
 
-    @property
-    def pictures(self) -> list[int]:
-        """Bank rows of the pictures, in the order of their vision rows."""
-        return [e.picture for e in self.entries if e.picture is not None]
+
+def pictures_of(entries: Sequence[Entry]) -> list[int]:
+    """Bank rows of the entries' pictures, in order."""
+    return [entry.picture for entry in entries if entry.picture is not None]
 
 
 def distinct(

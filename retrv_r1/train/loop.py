@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import json
+import multiprocessing
+import os
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +23,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
+
+from retrv_r1.train.machine import Machine, MachineError
+from retrv_r1.train.schedule import ByTheClock, Schedule, cosine
+from retrv_r1.train.tensors import to_arrays, to_device, to_tensors
+
+_ENDLESS = 10**9
 
 
 @dataclass(frozen=True)
@@ -51,19 +62,51 @@ class LoopConfig:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a finished run did.
+
+    Attributes:
+        steps, samples: made in this process; a sample is a pair or a list.
+        seconds: of training in all, and of its parts. A GPU works behind: its time shows where
+            the host waits for it, mostly in the forward pass, which reads the losses.
+    """
+
+    steps: int
+    samples: int
+    seconds: dict[str, float]
+
+
 class Stage(ABC):
-    """One training stage."""
+    """One training stage.
+
+    Attributes:
+        schedule: by time, if the run has a limit; by steps if None.
+        spent: what the run took, once it is finished.
+    """
 
     name: str
     model: PreTrainedModel
+    schedule: Schedule | None = None
+    spent: Spent | None = None
 
     @abstractmethod
     def batch(self, step: int) -> dict[str, Any]:
-        """The batch of a step; the same for the same step, always."""
+        """The batch of a step, on the CPU; the same for the same step and place, always.
+
+        It must not touch the model or a GPU: other processes call it.
+        """
+
+    def place(self, step: int) -> float:
+        """Where a step stands in the schedule, in the config's steps."""
+        return step if self.schedule is None else self.schedule.place
 
     @abstractmethod
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a batch and what to log; ``tokens`` counts rows and pictures processed."""
+        """Loss of a batch on the model's device, and what to log.
+
+        ``tokens`` counts rows and patches processed, ``samples`` pairs or lists.
+        """
 
     @abstractmethod
     def save(self, out: Path) -> None:
@@ -77,14 +120,23 @@ class Stage(ABC):
 class _Steps(Dataset):
     """Step numbers as a data set of ready batches."""
 
-    def __init__(self, stage: Stage, steps: int) -> None:
-        self.stage, self.steps = stage, steps
+    def __init__(self, stage: Stage, steps: int, workers: int) -> None:
+        self.stage, self.steps, self.workers = stage, steps, workers
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        return {"batch": self.stage.batch(step)}
+        batch = self.stage.batch(step)
+        return to_arrays(batch) if self.workers else batch
+
+
+def _only(batches: list[dict[str, Any]]) -> dict[str, Any]:
+    return batches[0]
+
+
+def _start_worker(_: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a forked tokenizer cannot use its threads
 
 
 class _StageTrainer(Trainer):
@@ -92,9 +144,39 @@ class _StageTrainer(Trainer):
 
     stage: Stage
     rates: dict[str, float]
+    machine: Machine
+    recorder: Recorder
+    warmup: int
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches in order, made by forked processes: a stage is too large to be sent to them."""
+        options: dict[str, Any] = {}
+        if workers := self.machine.workers:
+            if "fork" not in multiprocessing.get_all_start_methods():
+                raise MachineError("this system cannot fork processes: train with 0 workers")
+            options = {
+                "num_workers": workers,
+                "multiprocessing_context": "fork",
+                "worker_init_fn": _start_worker,
+                # A generator of its own: the loader draws a seed, which no batch depends on.
+                "generator": torch.Generator(),
+            }
+        return DataLoader(self.train_dataset, collate_fn=_only, **options)
+
+    def get_batch_samples(self, *args: Any) -> Any:
+        with self.recorder.timed("waiting for batches"):
+            return super().get_batch_samples(*args)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return to_device(to_tensors(inputs) if self.machine.workers else inputs, self.args.device)
+
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        with self.recorder.timed("forward and backward"):
+            return super().training_step(*args, **options)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
-        loss, metrics = self.stage.loss(inputs["batch"])
+        with self.recorder.timed("of these forward"):
+            loss, metrics = self.stage.loss(inputs)
         self.recorder.add(metrics)
         return loss
 
@@ -125,8 +207,15 @@ class _StageTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": parameters, "lr": lr})
         return optimizer
 
-    def _get_train_sampler(self, *_: Any) -> torch.utils.data.Sampler:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        schedule = self.stage.schedule
+        if schedule is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer,
+            lambda _: cosine(schedule.place, schedule.steps, self.warmup),
+        )
+        return self.lr_scheduler
 
 
 class Recorder(ProgressCallback):
@@ -137,11 +226,28 @@ class Recorder(ProgressCallback):
         self.path, self.stage = path, stage
         self.sums: dict[str, list[float]] = {}
         self.since = time.time()
+        self.seconds: Counter[str] = Counter()
+        self.steps = self.samples = 0
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Counts what is done inside as seconds of a part of training."""
+        started = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - started
 
     def add(self, metrics: dict[str, float]) -> None:
         """Takes one step's metrics."""
+        self.steps += 1
+        self.samples += int(metrics.pop("samples", 0))
         for name, value in metrics.items():
             self.sums.setdefault(name, []).append(value)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        """Opens the bar; nobody knows how many steps there is time for."""
+        super().on_train_begin(args, state, control, **options)
+        if self.training_bar is not None and self.stage.schedule is not None:
+            self.training_bar.total = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Writes the averages since the last log, and shows loss and speed beside the bar."""
@@ -160,14 +266,20 @@ class Recorder(ProgressCallback):
         self._write(row)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Validates at every checkpoint; its time does not count as training."""
+        """Validates at every checkpoint, unless that takes too much of a limited time."""
+        schedule = self.stage.schedule
+        if schedule is None or not schedule.rarely or schedule.ended:
+            self.validate(state.global_step)
+
+    def validate(self, step: int) -> None:
+        """Validates and writes what came of it; its time does not count as training."""
         started = time.time()
         self.stage.model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.timed("validation"):
             metrics = self.stage.validate()
         self.stage.model.train()
         if metrics:
-            self._write({"step": state.global_step, **metrics})
+            self._write({"step": step, **metrics})
         self.since += time.time() - started
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -225,24 +337,54 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
-def fit(stage: Stage, config: LoopConfig, out: Path, resume: bool) -> Path:
+def fit(
+    stage: Stage, config: LoopConfig, out: Path, resume: bool, machine: Machine | None = None
+) -> Path:
     """Trains a stage to the end and writes its result to ``out/final``.
 
     Args:
-        resume: go on from the newest checkpoint under ``out`` if there is one.
+        stage: with a :class:`Schedule` it ends by the clock, otherwise after the config's steps.
+        resume: go on from the newest checkpoint under ``out`` if there is one. Its steps are not
+            repeated; a schedule by time starts anew.
+        machine: that the stage was built for; a CPU by default.
     """
+    machine = machine or Machine()
     if config.threads:
         torch.set_num_threads(config.threads)
-    if not torch.cuda.is_available():
+    if machine.device.type == "cpu":
         keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     last = get_last_checkpoint(str(out)) if resume else None
     curves = out / f"{stage.name}.jsonl"
     _trim_curves(curves, _step_of(last))
     recorder = Recorder(curves, stage)
+    steps = config.steps if stage.schedule is None else _ENDLESS
+    trainer = _StageTrainer(
+        model=stage.model,
+        args=_arguments(config, out, steps, machine, timed=stage.schedule is not None),
+        train_dataset=_Steps(stage, steps, machine.workers),
+    )
+    trainer.pop_callback(ProgressCallback)
+    trainer.add_callback(recorder)
+    if stage.schedule is not None:
+        trainer.add_callback(ByTheClock(stage.schedule, recorder.validate))
+    trainer.stage, trainer.recorder, trainer.rates = stage, recorder, config.rates
+    trainer.machine, trainer.warmup = machine, config.warmup
+    with recorder.timed("all"):
+        trainer.train(resume_from_checkpoint=last)
+    stage.spent = Spent(recorder.steps, recorder.samples, dict(recorder.seconds))
+    stage.model.eval()
+    stage.save(out / "final")
+    draw_curves(curves, f"{stage.name}: {trainer.state.global_step} steps")
+    return out / "final"
+
+
+def _arguments(
+    config: LoopConfig, out: Path, steps: int, machine: Machine, *, timed: bool
+) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(out),
-        max_steps=config.steps,
+        max_steps=steps,
         per_device_train_batch_size=1,
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
@@ -251,30 +393,20 @@ def fit(stage: Stage, config: LoopConfig, out: Path, resume: bool) -> Path:
         weight_decay=config.weight_decay,
         adam_beta2=config.beta2,
         max_grad_norm=config.clip_norm,
+        save_strategy="no" if timed else "steps",
         save_steps=config.save_every,
         save_total_limit=2,
         logging_steps=config.log_every,
         seed=config.seed,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=False,
+        use_cpu=machine.device.type == "cpu",
         remove_unused_columns=False,
         report_to="none",
         label_names=[],
     )
-    trainer = _StageTrainer(
-        model=stage.model,
-        args=arguments,
-        train_dataset=_Steps(stage, config.steps),
-        data_collator=lambda batches: batches[0],
-    )
-    trainer.pop_callback(ProgressCallback)
-    trainer.add_callback(recorder)
-    trainer.stage, trainer.recorder, trainer.rates = stage, recorder, config.rates
-    trainer.train(resume_from_checkpoint=last)
-    stage.model.eval()
-    stage.save(out / "final")
-    draw_curves(curves, f"{stage.name}: {config.steps} steps")
-    return out / "final"
+    # One GPU: with several the Trainer would cut batches up, which dataclasses do not allow.
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _step_of(checkpoint: str | None) -> int:

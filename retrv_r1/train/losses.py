@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.train.lists import ListBatch, PairBatch
 
 
@@ -26,7 +26,7 @@ def contrast(
         owner, fits: list of each candidate, and whether it is that list's answer, ``[c]``.
         rivals: negatives of each list's query, ``[b, c]``.
     """
-    normalize, lists = nn.functional.normalize, torch.arange(len(queries))
+    normalize, lists = nn.functional.normalize, torch.arange(len(queries), device=queries.device)
     logits = normalize(queries, dim=-1) @ normalize(candidates, dim=-1).T / temperature
     answers = fits.nonzero().squeeze(1)
     known = rivals.clone()
@@ -64,13 +64,12 @@ class ListOutput:
 
     def answer_logits(self) -> Tensor:
         """Logits over the vocabulary where the answer's label is due, ``[b, vocabulary]``."""
-        return self.head(self.hidden[torch.arange(len(self.hidden)), self.batch.answer_cols])
+        return self.head(self.hidden[self._lists(), self.batch.answer_cols])
 
     def answer_loss(self) -> tuple[Tensor, float]:
         """Cross-entropy of the answers' labels alone, and the share that is most likely."""
         logits = self.answer_logits()
-        rows = torch.arange(len(logits))
-        goal = self.batch.labels[rows, self.batch.answer_cols + 1]
+        goal = self.batch.labels[self._lists(), self.batch.answer_cols + 1]
         hits = float((logits.argmax(-1) == goal).float().mean())
         return nn.functional.cross_entropy(logits.float(), goal), hits
 
@@ -104,8 +103,12 @@ class ListOutput:
 
     def _states(self, states: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
         """Of a layer: each list's row at ``cols [b]``, and every candidate's last row."""
-        queries = states[torch.arange(len(states)), cols]
+        queries = states[self._lists(), cols]
         return queries, states[self.batch.match_rows, self.batch.match_cols]
+
+    def _lists(self) -> Tensor:
+        """Numbers of the lists, ``[b]``."""
+        return torch.arange(len(self.hidden), device=self.hidden.device)
 
     def _contrast(
         self, queries: Tensor, candidates: Tensor, temperature: float
@@ -148,7 +151,7 @@ def run_lists(
     model: RetrvR1ForConditionalGeneration, batch: ListBatch, vision_rows: Tensor | None
 ) -> ListOutput:
     """Runs a batch through compressor and language model; ``vision_rows [v, d]``."""
-    items = PackedItems(batch.items.ids, batch.items.cu_seqlens, vision_rows=vision_rows)
+    items = replace(batch.items, vision_rows=vision_rows)
     table = model.row_table(items, batch.pair_candidate, batch.pair_query)
     embeds = model.embed(batch.input_ids, batch.row_refs, table)
     out = model.language_model(
@@ -168,7 +171,7 @@ def pooled_tokens(
     model: RetrvR1ForConditionalGeneration, batch: PairBatch, vision_rows: Tensor | None
 ) -> Tensor:
     """Content token of every item of a batch without what memory adds, ``[m, d]``."""
-    items = PackedItems(batch.items.ids, batch.items.cu_seqlens, vision_rows=vision_rows)
+    items = replace(batch.items, vision_rows=vision_rows)
     return model.icm.pooled(model.features(items), items.cu_seqlens)
 
 

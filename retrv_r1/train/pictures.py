@@ -6,6 +6,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ class PictureBank:
         self.paths = list(paths)
         self.concepts = list(concepts)
         self.row_of = {path: row for row, path in enumerate(self.paths)}
+        self._store: Tensor | None = None
 
     @classmethod
     def load(cls, root: Path) -> PictureBank:
@@ -47,9 +49,19 @@ class PictureBank:
         concepts = [row.get("code") for row in rows]
         return cls(np.load(root / "pictures.npy", mmap_mode="r"), paths, concepts)
 
-    def rgba(self, rows: Sequence[int]) -> Tensor:
-        """``[b, 4, s, s]`` in [0, 1]."""
-        return torch.from_numpy(self.pixels[np.asarray(rows)]).permute(0, 3, 1, 2).float() / 255
+    def to(self, device: torch.device) -> PictureBank:
+        """This bank, its pictures on a GPU too, as bytes; nothing changes on a CPU."""
+        if device.type != "cpu":
+            self._store = torch.from_numpy(np.array(self.pixels)).to(device)
+        return self
+
+    def rgba(self, rows: Sequence[int] | Tensor) -> Tensor:
+        """``[b, 4, s, s]`` in [0, 1], on the bank's device."""
+        if self._store is None:
+            pixels = torch.from_numpy(self.pixels[np.asarray(rows)])
+        else:
+            pixels = self._store[torch.as_tensor(rows, device=self._store.device)]
+        return pixels.permute(0, 3, 1, 2).float() / 255
 
 
 def on_white(rgba: Tensor) -> Tensor:
@@ -72,19 +84,81 @@ def rounded(rgba: Tensor) -> Tensor:
 
     Icon sets show flags in either form.
     """
-    out, side = rgba.clone(), rgba.shape[-1]
-    line = (torch.arange(side) + 0.5) * 2 / side - 1
+    opaque = rgba[:, 3] > 0.5
+    columns, rows = opaque.any(1), opaque.any(2)
+    wide, high = columns.sum(1), rows.sum(1)
+    filled = opaque.sum((1, 2)) >= 0.9 * wide.double() * high
+    flags = ((wide > 1.2 * high.double()) & filled).nonzero().squeeze(1)
+    out = rgba.clone()
+    if not len(flags):
+        return out
+    high, side = high[flags], rgba.shape[-1]
+    top = rows[flags].int().argmax(1)
+    left = columns[flags].int().argmax(1) + (wide[flags] - high) // 2
+    line = (torch.arange(side, device=rgba.device) + 0.5) * 2 / side - 1
     circle = (line[:, None].square() + line.square() <= 1).float()
-    for number, opaque in enumerate(rgba[:, 3] > 0.5):
-        across, down = opaque.any(0).nonzero().flatten(), opaque.any(1).nonzero().flatten()
-        if len(across) <= 1.2 * len(down) or opaque.sum() < 0.9 * len(across) * len(down):
-            continue
-        top, high = int(down[0]), len(down)
-        left = int(across[0]) + (len(across) - high) // 2
-        cut = rgba[number : number + 1, :, top : top + high, left : left + high]
-        cut = torch.nn.functional.interpolate(cut, size=(side, side), mode="bilinear")
-        out[number] = cut[0] * torch.stack([torch.ones_like(circle)] * 3 + [circle])
+    cut = _resampled(rgba[flags], top, left, high)
+    out[flags] = torch.cat([cut[:, :3], cut[:, 3:] * circle], 1)
     return out
+
+
+def _resampled(pictures: Tensor, top: Tensor, left: Tensor, size: Tensor) -> Tensor:
+    """Squares cut out of pictures ``[b, c, s, s]`` and brought to their side, bilinear.
+
+    What ``interpolate`` gives for each square alone, whose sizes differ: ``top``, ``left`` and
+    ``size`` are in pixels, ``[b]``.
+    """
+    side = pictures.shape[-1]
+    place = (torch.arange(side, device=pictures.device) + 0.5) * size[:, None] / side - 0.5
+    place = place.clamp(min=0)
+    low = place.long()
+    high = torch.minimum(low + 1, size[:, None] - 1)
+    share = place - low
+
+    def along(values: Tensor, start: Tensor, dim: int) -> Tensor:
+        shape = [len(values), 1, 1, 1]
+        shape[dim] = side
+        full = list(values.shape)
+        full[dim] = side
+        first, second = (
+            values.gather(dim, (start[:, None] + n).view(shape).expand(full)) for n in (low, high)
+        )
+        weight = share.view(shape)
+        return first * (1 - weight) + second * weight
+
+    return along(along(pictures, left, 3), top, 2)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which pictures of the bank a batch shows, some of them changed into another style.
+
+    Attributes:
+        pictures: bank rows, ``[b]``.
+        made_round: places in the batch whose rectangles become circles.
+        blended: places in the batch that are blended, with the bank rows ``others`` by ``amount``.
+    """
+
+    pictures: Tensor
+    made_round: Tensor
+    blended: Tensor
+    others: Tensor
+    amount: Tensor
+
+    @classmethod
+    def plain(cls, pictures: Sequence[int]) -> Mix:
+        """Pictures as they are."""
+        none = torch.empty(0, dtype=torch.long)
+        return cls(torch.tensor(pictures, dtype=torch.long), none, none, none, none.float())
+
+    def rgba(self, bank: PictureBank) -> Tensor:
+        """``[b, 4, s, s]`` in [0, 1]."""
+        rgba = bank.rgba(self.pictures)
+        if len(self.made_round):
+            rgba[self.made_round] = rounded(rgba[self.made_round])
+        if len(self.blended):
+            rgba[self.blended] = blend(rgba[self.blended], bank.rgba(self.others), self.amount)
+        return rgba
 
 
 class StyleMixer:
@@ -106,67 +180,128 @@ class StyleMixer:
             if (concept := bank.concepts[row]) is not None:
                 self.drawn[concept].append(row)
 
-    def rgba(self, pictures: Sequence[int], share: float, rng: np.random.Generator) -> Tensor:
-        """``[b, 4, s, s]`` in [0, 1], a ``share`` of them blended."""
-        rgba = self.bank.rgba(pictures)
+    def draw(self, pictures: Sequence[int], share: float, rng: np.random.Generator) -> Mix:
+        """What becomes of pictures, a ``share`` of them blended: numbers alone, on the host."""
         made_round = np.flatnonzero(rng.random(len(pictures)) < self.round_share)
-        rgba[made_round] = rounded(rgba[made_round])
-        chosen = np.flatnonzero(rng.random(len(pictures)) < share)
-        if not len(chosen):
-            return rgba
+        blended = np.flatnonzero(rng.random(len(pictures)) < share)
         others = []
-        for place in chosen:
+        for place in blended:
             row = pictures[int(place)]
             same = self.drawn.get(self.bank.concepts[row] or "", [row])
             others.append(same[int(rng.integers(len(same)))])
-        amount = torch.from_numpy(rng.uniform(0.15, 0.5, len(chosen)).astype(np.float32))
-        rgba[chosen] = blend(rgba[chosen], self.bank.rgba(others), amount)
-        return rgba
+        amount = rng.uniform(0.15, 0.5, len(blended)).astype(np.float32)
+        return Mix(
+            torch.tensor(pictures, dtype=torch.long),
+            torch.from_numpy(made_round),
+            torch.from_numpy(blended),
+            torch.tensor(others, dtype=torch.long),
+            torch.from_numpy(amount),
+        )
+
+    def rgba(self, pictures: Sequence[int], share: float, rng: np.random.Generator) -> Tensor:
+        """``[b, 4, s, s]`` in [0, 1], a ``share`` of them blended."""
+        return self.draw(pictures, share, rng).rgba(self.bank)
 
 
-def augment(rgba: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Random affine, background, colour and blur; ``[b, 4, s, s]`` → ``[b, 3, side, side]``.
+@dataclass(frozen=True)
+class Augmentation:
+    """Random affine, background, colour and blur of a batch: what was drawn, on the host.
 
     The style gap is what hurts a model trained on few styles (docs/LOG.md), so colours, strokes
     and proportions are all varied; pictures are never mirrored, since direction can matter.
+
+    Attributes:
+        theta: where pixels come from, ``[b, 2, 3]``.
+        background: ``[b, 3, 1, 1]``.
+        channels: linear mix of the colours, ``[b, 3, 3]``.
+        saturation, contrast, brightness, blur: ``[b, 1, 1, 1]``.
+        clean: places of the pictures that are left as they will be seen when served.
     """
-    size = len(rgba)
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(size, *shape, generator=generator) * (high - low) + low
+    theta: Tensor
+    background: Tensor
+    channels: Tensor
+    saturation: Tensor
+    contrast: Tensor
+    brightness: Tensor
+    blur: Tensor
+    clean: Tensor
 
-    angle, shear = uniform(-0.26, 0.26), uniform(-0.15, 0.15)
-    scale_x, scale_y = uniform(0.95, 1.35), uniform(0.95, 1.35)
-    cos, sin = angle.cos(), angle.sin()
-    theta = torch.stack(
-        [
-            torch.stack([scale_x * cos, -scale_y * sin + shear, uniform(-0.12, 0.12)], -1),
-            torch.stack([scale_x * sin, scale_y * cos, uniform(-0.12, 0.12)], -1),
-        ],
-        1,
-    )
-    premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
-    grid = torch.nn.functional.affine_grid(theta, [size, 4, side, side], align_corners=False)
-    warped = torch.nn.functional.grid_sample(premultiplied, grid, align_corners=False)
-    white = (uniform(0, 1, 1, 1, 1) < 0.7).float()
-    background = white + (1 - white) * uniform(0.3, 1.0, 3, 1, 1)
-    image = warped[:, :3] + background * (1 - warped[:, 3:])
+    @classmethod
+    def draw(
+        cls, size: int, generator: torch.Generator, clean: float | None = None
+    ) -> Augmentation:
+        """Draws for ``size`` pictures, of which a ``clean`` share is left alone."""
 
-    # Colour: a random linear mix of channels near the identity, contrast, brightness, grey.
-    # Half of the pictures keep their channels: colour is often what tells two apart.
-    strength = 0.15 * (uniform(0, 1, 1, 1) < 0.5)
-    mix = torch.eye(3) + strength * torch.randn(size, 3, 3, generator=generator)
-    mix = mix / mix.sum(-1, keepdim=True)
-    image = torch.einsum("bij,bjhw->bihw", mix, image)
-    grey = image.mean(1, keepdim=True)
-    saturation = uniform(0.3, 1.3, 1, 1, 1)
-    saturation = torch.where(uniform(0, 1, 1, 1, 1) < 0.06, 0.0, saturation)
-    image = grey + (image - grey) * saturation
-    image = (image - 0.5) * uniform(0.75, 1.25, 1, 1, 1) + 0.5 + uniform(-0.1, 0.1, 1, 1, 1)
-    blurred = torch.nn.functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
-    amount = uniform(-0.5, 1.0, 1, 1, 1).clamp(min=-0.5)
-    amount = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, 0.0, amount)
-    return (image + (blurred - image) * amount).clamp(0, 1)
+        def uniform(low: float, high: float, *shape: int) -> Tensor:
+            return torch.rand(size, *shape, generator=generator) * (high - low) + low
+
+        angle, shear = uniform(-0.26, 0.26), uniform(-0.15, 0.15)
+        scale_x, scale_y = uniform(0.95, 1.35), uniform(0.95, 1.35)
+        cos, sin = angle.cos(), angle.sin()
+        theta = torch.stack(
+            [
+                torch.stack([scale_x * cos, -scale_y * sin + shear, uniform(-0.12, 0.12)], -1),
+                torch.stack([scale_x * sin, scale_y * cos, uniform(-0.12, 0.12)], -1),
+            ],
+            1,
+        )
+        white = (uniform(0, 1, 1, 1, 1) < 0.7).float()
+        background = white + (1 - white) * uniform(0.3, 1.0, 3, 1, 1)
+        # A random linear mix of channels near the identity. Half of the pictures keep their
+        # channels: colour is often what tells two apart.
+        strength = 0.15 * (uniform(0, 1, 1, 1) < 0.5)
+        channels = torch.eye(3) + strength * torch.randn(size, 3, 3, generator=generator)
+        channels = channels / channels.sum(-1, keepdim=True)
+        saturation = uniform(0.3, 1.3, 1, 1, 1)
+        saturation = torch.where(uniform(0, 1, 1, 1, 1) < 0.06, 0.0, saturation)
+        contrast, brightness = uniform(0.75, 1.25, 1, 1, 1), uniform(-0.1, 0.1, 1, 1, 1)
+        blur = uniform(-0.5, 1.0, 1, 1, 1).clamp(min=-0.5)
+        blur = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, 0.0, blur)
+        left = torch.empty(0, dtype=torch.long)
+        if clean is not None:
+            left = (torch.rand(size, generator=generator) < clean).nonzero().squeeze(1)
+        return cls(theta, background, channels, saturation, contrast, brightness, blur, left)
+
+    def apply(self, rgba: Tensor, side: int) -> Tensor:
+        """``[b, 4, s, s]`` → ``[b, 3, side, side]``, both in [0, 1]."""
+        functional = torch.nn.functional
+        premultiplied = torch.cat([rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]], 1)
+        grid = functional.affine_grid(self.theta, [len(rgba), 4, side, side], align_corners=False)
+        warped = functional.grid_sample(premultiplied, grid, align_corners=False)
+        image = warped[:, :3] + self.background * (1 - warped[:, 3:])
+        image = torch.einsum("bij,bjhw->bihw", self.channels, image)
+        grey = image.mean(1, keepdim=True)
+        image = grey + (image - grey) * self.saturation
+        image = (image - 0.5) * self.contrast + 0.5 + self.brightness
+        blurred = functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
+        image = (image + (blurred - image) * self.blur).clamp(0, 1)
+        if len(self.clean):
+            image[self.clean] = resized(on_white(rgba[self.clean]), side)
+        return image
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pictures of a batch as numbers, which workers send; :meth:`paint` makes the pixels.
+
+    They are a function of the step alone, drawn on the host: a GPU sees what a CPU would.
+    """
+
+    mix: Mix
+    changes: Augmentation | None = None
+
+    def paint(self, bank: PictureBank, side: int) -> Tensor:
+        """``[b, 3, side, side]`` in [0, 1], where bank and numbers are."""
+        rgba = self.mix.rgba(bank)
+        if self.changes is None:
+            return resized(on_white(rgba), side)
+        return self.changes.apply(rgba, side)
+
+
+def augment(rgba: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Augmented pictures, ``[b, 4, s, s]`` → ``[b, 3, side, side]``."""
+    return Augmentation.draw(len(rgba), generator).apply(rgba, side)
 
 
 def resized(image: Tensor, side: int) -> Tensor:
@@ -180,10 +315,7 @@ def resized(image: Tensor, side: int) -> Tensor:
 
 def augment_some(rgba: Tensor, side: int, generator: torch.Generator, clean: float) -> Tensor:
     """Augmented pictures, a ``clean`` share of them left as they will be seen when served."""
-    image = augment(rgba, side, generator)
-    left = torch.rand(len(rgba), generator=generator) < clean
-    image[left] = resized(on_white(rgba[left]), side)
-    return image
+    return Augmentation.draw(len(rgba), generator, clean).apply(rgba, side)
 
 
 def to_patches(
@@ -194,7 +326,10 @@ def to_patches(
     The same patch order and normalisation as the processor's, for whole batches.
     """
     image = resized(image, side)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (processor.image_mean, processor.image_std))
+    mean, std = (
+        torch.tensor(values, device=image.device).view(3, 1, 1)
+        for values in (processor.image_mean, processor.image_std)
+    )
     image = (image - mean) / std
     patch, merge = processor.patch_size, processor.merge_size
     batch, grid = len(image), side // patch

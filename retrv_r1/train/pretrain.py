@@ -23,11 +23,11 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import Corpus, Entry, Key, used_pictures
-from retrv_r1.train.features import clean_rows
+from retrv_r1.train.features import clean_rows, square_rows
 from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import pair_loss, pooled_tokens, run_lists
-from retrv_r1.train.pictures import StyleMixer, augment_some, side_of, to_patches
+from retrv_r1.train.pictures import Augmentation, Shown, StyleMixer, side_of
 from retrv_r1.train.sampling import ListSampler, Vectors, shortened, with_default_instruction
 from retrv_r1.train.start import (
     fit_rows,
@@ -96,6 +96,7 @@ class PretrainStage(Stage):
         self.sampler, self.validation = ListSampler(corpus, vectors), validation
         self.config, self.seed = config, seed
         self.side = side_of(processor.image_processor)
+        self.patches = (self.side // processor.image_processor.patch_size) ** 2
         self.collator = ListCollator(processor, config.max_text)
         self.pictures = described_pictures(corpus)
         if not self.pictures:
@@ -114,11 +115,11 @@ class PretrainStage(Stage):
         config = self.config
         full = step % config.full_every == config.full_every - 1
         reading: Reading = "full" if full else "compressed"
-        size, hard = self._difficulty(step)
+        size, hard = self._difficulty(self.place(step))
         share = max(1, config.lists * size // config.candidates)
         lists = self.sampler.draw(rng, config.lists, size, hard, share=share)
         told = with_default_instruction(lists, rng, config.default_instruction)
-        if step < config.read_from:
+        if self.place(step) < config.read_from:
             read = self.collator.queries(told)
         else:
             kept = [told[i] for i in rng.permutation(len(told))[: config.read]]
@@ -129,49 +130,49 @@ class PretrainStage(Stage):
         chosen = rng.permutation(len(self.pictures))[: config.descriptions]
         entries = [self.pictures[i] for i in chosen]
         texts = [self.texts[i] for i in rng.permutation(len(self.texts))[: config.texts]]
+        pairs = self.collator.pairs(lists, [*entries, *texts])
         batches: dict[str, ListBatch | PairBatch] = {
             "describe": self.collator.describe(entries, [describe(e) for e in entries], reading),
             "lists": read,
-            "pairs": self.collator.pairs(lists, [*entries, *texts]),
+            "pairs": pairs,
         }
         used = list(dict.fromkeys(p for batch in batches.values() for p in batch.pictures))
-        rgba = self.mixer.rgba(used, config.blend, rng)
-        image = augment_some(rgba, self.side, generator, config.clean)
-        pixels, grid = to_patches(image, self.processor.image_processor, self.side)
+        mix = self.mixer.draw(used, config.blend, rng)
+        row_of = {picture: number for number, picture in enumerate(used)}
         return {
             **batches,
-            "used": used,
-            "pixels": pixels,
-            "grid": grid,
+            "shown": Shown(mix, Augmentation.draw(len(used), generator, config.clean)),
+            "rows": {
+                name: torch.tensor([row_of[p] for p in batch.pictures], dtype=torch.long)
+                for name, batch in batches.items()
+            },
+            "named": self.concepts.goals(pairs.keys),
+            "meant": self.concepts.goals(read.end_keys),
             "kind": "full_" if full else "",
         }
 
-    def _difficulty(self, step: int) -> tuple[int, float]:
-        """Candidates of a list, and how near negatives are, in a step."""
+    def _difficulty(self, step: float) -> tuple[int, float]:
+        """Candidates of a list, and how near negatives are, at a place in the schedule."""
         config = self.config
         hard = config.hard * min(1.0, step / (config.grow * config.steps))
         read = max(0, step - config.read_from) / max(1, config.steps - config.read_from)
         return config.sizes[min(int(read * len(config.sizes)), len(config.sizes) - 1)], hard
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        used = batch["used"]
-        row_of = {picture: number for number, picture in enumerate(used)}
-        rows = self.model.encode_pictures(batch["pixels"], batch["grid"])
-        rows = rows.view(len(used), -1, rows.shape[-1]) * self.row_scale
-
-        def vision(part: ListBatch | PairBatch) -> Tensor:
-            return rows[[row_of[p] for p in part.pictures]].flatten(0, 1)
-
+        image = batch["shown"].paint(self.corpus.bank, self.side)
+        rows = square_rows(self.model.visual, image, self.processor.image_processor)
+        rows = rows * self.row_scale
+        seen = {name: rows[numbers].flatten(0, 1) for name, numbers in batch["rows"].items()}
         described: ListBatch = batch["describe"]
         lists: ListBatch = batch["lists"]
         pairs: PairBatch = batch["pairs"]
-        describe_loss = run_lists(self.model, described, vision(described)).token_loss()
-        out = run_lists(self.model, lists, vision(lists))
-        pooled = pooled_tokens(self.model, pairs, vision(pairs))
+        describe_loss = run_lists(self.model, described, seen["describe"]).token_loss()
+        out = run_lists(self.model, lists, seen["lists"])
+        pooled = pooled_tokens(self.model, pairs, seen["pairs"])
         content_loss, content_hits = pair_loss(pairs, self.model.icm.recall(pooled))
-        goals, anchors = self.concepts.goals, self.model.anchors
-        named_loss, named_hits = anchors.loss(pooled, goals([e.key for e in pairs.entries]))
-        meant_loss, meant_hits = anchors.loss(torch.cat(out.ends()), goals(lists.end_keys))
+        anchors = self.model.anchors
+        named_loss, named_hits = anchors.loss(pooled, batch["named"])
+        meant_loss, meant_hits = anchors.loss(torch.cat(out.ends()), batch["meant"])
         loss = describe_loss + content_loss + named_loss + meant_loss
         kind = batch["kind"]
         metrics = {
@@ -179,7 +180,8 @@ class PretrainStage(Stage):
             f"{kind}meant_accuracy": meant_hits,
             "named_accuracy": named_hits,
             "content_accuracy": content_hits,
-            "tokens": described.tokens + lists.tokens + len(batch["pixels"]),
+            "samples": len(pairs.query),
+            "tokens": described.tokens + lists.tokens + len(rows) * self.patches,
         }
         if lists.answer_cols.numel():
             answer_loss, answer_hits = out.answer_loss()
@@ -214,10 +216,10 @@ class PretrainStage(Stage):
         """Makes a new model say what the first stage says; ``rows`` are those of ``shown``."""
         model = self.model
         goal = torch.from_numpy(np.stack([known[None, picture] for picture in shown]))
-        to_vector = fit_rows(rows, goal)
+        to_vector = fit_rows(rows, goal.to(rows.device))
         texts = sorted(text for text, p in known if text is not None and p is None)
         ids = [self.collator.text_ids(text)[: self.config.max_text] for text in texts]
-        goal = torch.from_numpy(np.stack([known[text, None] for text in texts]))
+        goal = torch.from_numpy(np.stack([known[text, None] for text in texts])).to(rows.device)
         table = model.get_input_embeddings().weight
         tokens = fit_tokens(ids, goal, to_vector, len(table), steps=self.config.start_steps)
         used = sorted({token for text in ids for token in text})

@@ -25,7 +25,7 @@ def embed_cells(embedder: EntryEmbedder, corpus: Corpus) -> dict[str, Vectors]:
     cells = corpus.cells
     entries = [e for cell in cells.values() for e in (*cell.queries, *cell.pool)]
     sizes = [n for cell in cells.values() for n in (len(cell.queries), len(cell.pool))]
-    parts = iter(embedder.embed_all(entries).split(sizes))
+    parts = iter(embedder.embed_all(entries).cpu().split(sizes))
     return {name: Vectors(next(parts).numpy(), next(parts).numpy()) for name in cells}
 
 

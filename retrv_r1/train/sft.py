@@ -90,7 +90,7 @@ class SFTStage(Stage):
         self.concepts = Concepts(corpus)
         model.anchors = Anchors.of(model, self.concepts.count)
         if model.icm.memory is None:
-            rows = torch.from_numpy(self.bank.rows[0, used]).float()
+            rows = self.bank.rows[0, used].float()
             model.anchors.start(model.icm, rows, self.concepts.goals([(None, n) for n in used]))
         model.requires_grad_(True)
         model.visual.requires_grad_(False)
@@ -98,7 +98,7 @@ class SFTStage(Stage):
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config
         rng = np.random.default_rng([self.seed, step])
-        progress = min(1.0, step / (config.grow * config.steps))
+        progress = min(1.0, self.place(step) / (config.grow * config.steps))
         full = step % config.full_every == config.full_every - 1
         reading: Reading = "full" if full else "compressed"
         sizes = config.full_sizes if full else config.sizes
@@ -110,20 +110,24 @@ class SFTStage(Stage):
         # Chains or direct answers, not both, in one batch: less padding, and separate metrics.
         reasoned = bool(rng.random() < (config.full_reason if full else config.reason))
         batch = self.collator.collate(lists, rng, reason=float(reasoned), reading=reading)
-        rows = self.bank.draw(batch.pictures, rng)
         kind = ("full_" if full else "") + ("reason_" if reasoned else "")
-        return {"lists": batch, "rows": rows, "kind": kind}
+        return {
+            "lists": batch,
+            "views": self.bank.draw(batch.pictures, rng),
+            "goals": self.concepts.goals(batch.end_keys),
+            "kind": kind,
+        }
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         lists: ListBatch = batch["lists"]
-        out = run_lists(self.model, lists, batch["rows"])
+        out = run_lists(self.model, lists, self.bank.rows_of(batch["views"]))
         token_loss = out.token_loss()
         match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
         answer_loss, answer_hits = out.answer_loss()
         pointer_loss, pointer_hits = out.pointer_loss()
         lookup_loss, lookup_hits = out.lookup_loss()
         content_loss, content_hits = out.content_loss()
-        goals, anchors = self.concepts.goals(lists.end_keys), self.model.anchors
+        goals, anchors = batch["goals"], self.model.anchors
         meant_loss, meant_hits = anchors.loss(torch.cat(out.ends()), goals)
         named_loss, named_hits = anchors.loss(torch.cat(out.contents(out.pooled)), goals)
         loss = token_loss + answer_loss + self.config.match_weight * match_loss
@@ -139,6 +143,7 @@ class SFTStage(Stage):
             "content_accuracy": content_hits,
             "meant_accuracy": meant_hits,
             "named_accuracy": named_hits,
+            "samples": len(lists.input_ids),
             "tokens": lists.tokens,
         }
 

@@ -12,7 +12,7 @@ from retrv_r1.train import STAGES
 
 
 def ship(runs: Path, out: Path, dataset: Path) -> None:
-    """Copies ``runs/sft/final`` to ``out`` with every run's curves and record, and calibrates.
+    """Puts a checkpoint together and calibrates it.
 
     Args:
         runs: directory with a run per stage.
@@ -20,6 +20,16 @@ def ship(runs: Path, out: Path, dataset: Path) -> None:
     """
     from retrv_r1.eval.calibration import calibrate
 
+    assemble(runs, out)
+    print(calibrate(out, dataset))
+
+
+def assemble(runs: Path, out: Path) -> None:
+    """Copies ``runs/sft/final`` to ``out``, in half precision, with every run's curves and record.
+
+    Args:
+        runs: directory with a run per stage.
+    """
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(runs / STAGES[-1] / "final", out)
     for weights in (out / "model.safetensors", out / "embedder" / "model.safetensors"):
@@ -31,7 +41,6 @@ def ship(runs: Path, out: Path, dataset: Path) -> None:
         for kind in ("jsonl", "png"):
             (curves,) = run.glob(f"*.{kind}")
             shutil.copy(curves, records / f"{run.name}.{kind}")
-    print(calibrate(out, dataset))
 
 
 def _halve(weights: Path) -> None:

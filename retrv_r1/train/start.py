@@ -25,7 +25,7 @@ def fit_rows(rows: Tensor, vectors: Tensor, ridge: float = 1e-3) -> Tensor:
     """
     mean = nn.functional.rms_norm(rows, rows.shape[-1:]).mean(1)
     gram = mean.T @ mean / len(mean)
-    damping = ridge * gram.diagonal().mean() * torch.eye(len(gram))
+    damping = ridge * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
     return torch.linalg.solve(gram + damping, mean.T @ vectors / len(mean)).T
 
 
@@ -48,8 +48,9 @@ def fit_tokens(
     Returns:
         Rows of RMS 1, ``[vocabulary, d]``.
     """
-    generator = torch.Generator().manual_seed(seed)
-    embedding = nn.Parameter(torch.randn(vocabulary, to_vector.shape[1], generator=generator))
+    generator, device = torch.Generator().manual_seed(seed), to_vector.device
+    start = torch.randn(vocabulary, to_vector.shape[1], generator=generator)
+    embedding = nn.Parameter(start.to(device))
     optimizer = torch.optim.Adam([embedding], lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     offsets = torch.tensor([0, *(len(ids) for ids in texts)]).cumsum(0)
@@ -61,8 +62,10 @@ def fit_tokens(
         shift = (offsets[chosen] - starts).repeat_interleave(lengths)
         places = torch.arange(len(shift)) + shift
         rows = nn.functional.rms_norm(embedding, embedding.shape[-1:])
-        mean = nn.functional.embedding_bag(flat[places], rows, starts, mode="mean")
-        likeness = nn.functional.cosine_similarity(mean @ to_vector.T, vectors[chosen]).mean()
+        read, starts = flat[places].to(device), starts.to(device)
+        mean = nn.functional.embedding_bag(read, rows, starts, mode="mean")
+        goal = vectors[chosen.to(device)]
+        likeness = nn.functional.cosine_similarity(mean @ to_vector.T, goal).mean()
         optimizer.zero_grad()
         (1 - likeness).backward()
         optimizer.step()
@@ -76,7 +79,7 @@ def start_compressor(icm: InformationCompressor, to_vector: Tensor) -> None:
     attention = icm.pool.attention
     values, vectors = torch.linalg.eigh(to_vector.T @ to_vector)
     attention.o_proj.weight.copy_((vectors * values.clamp(min=0).sqrt()) @ vectors.T)
-    attention.v_proj.weight.copy_(torch.eye(len(values)))
+    attention.v_proj.weight.copy_(torch.eye(len(values), device=values.device))
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from retrv_r1.train.features import clean_rows
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.sampling import Vectors
+from retrv_r1.train.tensors import to_device
 
 
 class ListValidation:
@@ -89,6 +90,7 @@ class ListValidation:
                 packed = self.collator.collate(
                     chosen, np.random.default_rng(0), reason=0.0, moved_labels=0.0
                 )
+                packed = to_device(packed, model.device)
                 vision = rows[[row_of[p] for p in packed.pictures]].flatten(0, 1)
                 out = run_lists(model, packed, vision)
                 hits["answer"] += out.answer_loss()[1] * len(chosen)

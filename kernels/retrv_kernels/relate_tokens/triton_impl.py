@@ -143,16 +143,22 @@ def _extents(
 
 
 def _products(values: Tensor, cu_queries: Tensor, span: int) -> Tensor:
-    """``G = V Vᵀ`` of each query, ``[g, E · span, E · span]`` float32, 0 behind its last row.
-
-    In float32 also for halves, whose range it can leave. As exact as PyTorch's own products are:
-    `torch.backends.cuda.matmul` can turn them into TF32 (they are not by default).
-    """
+    """``G = V Vᵀ`` of each query, ``[g, E · span, E · span]`` float32, 0 behind its last row."""
     places = cu_queries[:-1, None] + torch.arange(span, device=values.device)
     rows = values[places.clamp(max=len(values) - 1)]
     rows = rows.where((places < cu_queries[1:, None])[..., None, None], 0)
-    rows = wide(rows).transpose(1, 2).flatten(1, 2)
-    return rows @ rows.mT
+    return _squared(rows.transpose(1, 2).flatten(1, 2))
+
+
+def _squared(rows: Tensor) -> Tensor:
+    """``rows rowsᵀ`` in float32, also of halves, whose range it can leave.
+
+    Their products are exact in it, and on a GPU tensor cores take them so. Those of float32 are as
+    exact as PyTorch's: `torch.backends.cuda.matmul` can turn them into TF32 (not by default).
+    """
+    if rows.is_cuda and rows.element_size() == 2:
+        return torch.bmm(rows, rows.mT, out_dtype=torch.float32)
+    return wide(rows) @ wide(rows).mT
 
 
 def _configuration(dot: tl.dtype, longest: int) -> tuple[int, int, int]:

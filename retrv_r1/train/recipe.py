@@ -1,0 +1,215 @@
+"""The recipe of the shipped checkpoint on one machine, in a given time.
+
+    python -m retrv_r1.train.recipe --data pictographs.pack --out results --minutes 8
+
+trains the stages one after the other, each by the clock, puts the checkpoint together, calibrates
+it and ranks with it once. What should be kept of it is in ``--out``: at most eight files of some
+megabytes, because from a borrowed machine they are carried home one by one.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import subprocess
+import tarfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from retrv_r1.data import mbeir
+from retrv_r1.data.pack import unpack
+from retrv_r1.shell import Group, print_json
+from retrv_r1.train import train_stage
+from retrv_r1.train.build import Settings, read_config
+from retrv_r1.train.machine import Machine
+from retrv_r1.train.record import describe, versions
+from retrv_r1.train.schedule import Schedule
+from retrv_r1.train.ship import assemble
+from retrv_r1.types import RetrvError
+
+CONFIGS = Path(__file__).parent / "configs" / "tiny"
+SHARES = {"embed": 0.2, "pretrain": 0.5, "sft": 0.3}
+"""How the stages share the time for training: about as they did on the CPU (docs/LOG.md)."""
+SHIPPING = 0.1
+"""The share of all time in which the checkpoint is calibrated and tried."""
+# A rehearsal: everything is done, on little data and in small batches.
+_QUICK_QUERIES = 24
+_QUICK: dict[str, dict[str, Any]] = {
+    "embed": {"batch": 32},
+    "pretrain": {
+        "lists": 12,
+        "candidates": 32,
+        "read": 4,
+        "descriptions": 6,
+        "texts": 48,
+        "start_steps": 40,
+    },
+    "sft": {"rows": 96, "views": 2},
+}
+
+
+def train_all(
+    data: Path,
+    out: Path,
+    work: Path,
+    *,
+    minutes: float,
+    machine: Machine,
+    configs: Path = CONFIGS,
+    quick: bool = False,
+    commit: str | None = None,
+) -> dict[str, Any]:
+    """Trains, ships and records; returns the record.
+
+    Args:
+        data: a data set's folder or pack.
+        out: where the results go: curves, ``record.json``, ``checkpoint.tar.gz``.
+        work: where everything else goes; earlier runs in it are replaced.
+        minutes: for all of it, from now on.
+        configs: folder with a YAML file for each stage.
+        quick: a rehearsal on little data, for which a pack is needed.
+        commit: of the code, for the record; git's answer by default.
+    """
+    console, started = Console(stderr=True), time.monotonic()
+    end = started + 60 * minutes * (1 - SHIPPING)
+    if quick and not data.is_file():
+        raise RetrvError(f"a quick run takes a pack, not the folder {data}: `retrv-r1 data pack`")
+    folder = data
+    if data.is_file():
+        folder = unpack(data, work / "data", _QUICK_QUERIES if quick else None)
+    shutil.rmtree(work / "runs", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "minutes": minutes,
+        "quick": quick,
+        "commit": commit or _commit(),
+        "machine": describe(machine),
+        "versions": versions(),
+        "stages": {},
+    }
+    left = sum(SHARES.values())
+    for stage, share in SHARES.items():
+        settings = _moved(read_config(stage, configs / f"{stage}.yaml"), folder, work / "runs")
+        if quick:
+            settings = replace(settings, stage=replace(settings.stage, **_QUICK[stage]))
+        seconds = max(1.0, (end - time.monotonic()) * share / left)
+        left -= share
+        console.print(f"{stage}: {seconds:.0f} s")
+        train_stage(settings, machine, Schedule(settings.loop.steps, seconds), resume=False)
+        record["stages"][stage] = _kept(settings.out, out)
+        _free()
+    checkpoint = work / "checkpoint"
+    assemble(work / "runs", checkpoint)
+    _write(out, checkpoint, record)  # what comes now can fail, the checkpoint is safe
+    record |= _ship(checkpoint, folder, machine, 4 if quick else 25)
+    record["seconds"] = round(time.monotonic() - started, 1)
+    _write(out, checkpoint, record)
+    return record
+
+
+def _moved(settings: Settings, data: Path, runs: Path) -> Settings:
+    """The settings with other folders for data and runs; runs keep their names."""
+    init = {name: runs / path.parent.name / path.name for name, path in settings.init.items()}
+    return replace(settings, data=data, out=runs / settings.out.name, init=init)
+
+
+def _kept(run: Path, out: Path) -> dict[str, Any]:
+    """Copies a finished stage's curves to the results; returns its record."""
+    for kind in ("jsonl", "png"):
+        for path in run.glob(f"*.{kind}"):
+            shutil.copy(path, out / path.name)
+    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    return {name: record[name] for name in ("steps", "minutes", "spent", "last", "data_hash")}
+
+
+def _free() -> None:
+    """Gives a finished stage's memory back before the next one takes its own."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _ship(checkpoint: Path, data: Path, machine: Machine, queries: int) -> dict[str, Any]:
+    """Calibrates a checkpoint and ranks with it; says what came of both."""
+    from retrv_r1.eval.calibration import calibrate
+    from retrv_r1.reranker import Reranker
+
+    found: dict[str, Any] = {}
+    try:
+        fitted = calibrate(checkpoint, data, limit=queries, device=machine.device.type)
+        found["calibration"] = asdict(fitted)
+    except RetrvError as error:  # a model that learned too little has no temperature
+        found["calibration"] = {"failed": str(error)}
+    cell = next(c for c in mbeir.cells(data) if c.split == "val" and c.dataset.endswith("t2i"))
+    task = mbeir.load(data, cell.dataset, cell.split)
+    query = task.queries[0]
+    pool = [task.candidate(query.positives[0]), *task.pool[:9]]
+    reranker = Reranker.from_pretrained(checkpoint, device=machine.device.type)
+    ranked = reranker.rank(task.item(query), [task.item(c) for c in pool], mode="fast")
+    reranker.close()
+    found["ranked"] = {
+        "query": query.text,
+        "candidates": len(pool),
+        "best": ranked[0].item.id,
+        "relevant": query.positives[0],
+    }
+    return found
+
+
+def _write(out: Path, checkpoint: Path, record: dict[str, Any]) -> None:
+    """Writes the record and the checkpoint as one archive."""
+    (out / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with tarfile.open(out / "checkpoint.tar.gz", "w:gz") as archive:
+        archive.add(checkpoint, "checkpoint")
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file is in, None elsewhere."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+app = typer.Typer(cls=Group, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    data: Annotated[Path, typer.Option(help="Folder or pack of the data set.")],
+    out: Annotated[Path, typer.Option(help="Folder for what is to be kept.")],
+    minutes: Annotated[float, typer.Option(help="Time for everything.")],
+    work: Annotated[Path, typer.Option(help="Folder for the rest.")] = Path("runs/recipe"),
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by device.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that make batches.")] = None,
+    configs: Annotated[Path, typer.Option(help="Folder of YAML files.")] = CONFIGS,
+    commit: Annotated[str | None, typer.Option(help="Of the code, for the record.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Rehearse on little data.")] = False,
+) -> None:
+    """Train a checkpoint by the recipe of the shipped one, in a given time."""
+    machine = Machine.of(device, dtype, workers)
+    record = train_all(
+        data,
+        out,
+        work,
+        minutes=minutes,
+        machine=machine,
+        configs=configs,
+        quick=quick,
+        commit=commit,
+    )
+    print_json(record)
+
+
+if __name__ == "__main__":
+    app()

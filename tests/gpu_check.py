@@ -1,0 +1,287 @@
+"""Everything that a GPU must prove, in minutes: ``make gpu-check``; see docs/gpu.md.
+
+Each part is a process of its own with a time limit, on a GPU all at once. Ends with a line for
+each op and with 1 if anything failed, or did not run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = "tests/test_kernels_gpu.py"
+ON_CPU = "tests/test_kernels_ops.py"
+NEEDED = {"xdist": "pytest-xdist", "pytest_timeout": "pytest-timeout"}
+SHOWN = 30  # failures, in the summary
+# What a memory checker says where the machine does not let it at the card.
+REFUSED = ("Device not supported", "not supported on this device")
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, what it proves, and after how many seconds it is stopped."""
+
+    name: str
+    command: Sequence[str]
+    seconds: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """How a part ended; ``tests`` as :mod:`outcomes` writes them."""
+
+    part: str
+    code: int | None
+    seconds: float
+    tests: list[dict[str, Any]]
+    note: str = ""
+
+    @property
+    def fine(self) -> bool:
+        return self.code == 0
+
+
+@app.command()
+def main(
+    device: Annotated[str, typer.Option(help="cuda, or cpu for a rehearsal.")] = "cuda",
+    quick: Annotated[bool, typer.Option("--quick", help="A few cases of each op.")] = False,
+    minutes: Annotated[float, typer.Option(help="After which a part is stopped.")] = 4.0,
+    workers: Annotated[int, typer.Option(help="Processes for the tests of kernels.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of logs and results.")] = Path(
+        "bench/results/gpu/check"
+    ),
+) -> None:
+    """Checks kernels, engine, training and memory accesses on a GPU."""
+    missing = [name for module, name in NEEDED.items() if not importlib.util.find_spec(module)]
+    if missing:
+        raise SystemExit(f"{sys.executable} lacks what this needs: pip install {' '.join(missing)}")
+    if device not in ("cuda", "cpu"):
+        raise SystemExit(f"the device must be cuda or cpu, not {device!r}")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    machine = _machine(device)
+    for line in machine["lines"]:
+        print(line, flush=True)
+    if machine["problem"]:
+        raise SystemExit(machine["problem"])
+    parts = parts_of(device, quick, 60 * minutes, workers or min(8, os.cpu_count() or 1))
+    outcomes: list[Outcome] = []
+    with ThreadPoolExecutor(len(parts) if device == "cuda" else 1) as pool:
+        for done in as_completed(pool.submit(run, part, out) for part in parts):
+            outcomes.append(done.result())
+            _save(out, machine, outcomes)
+            print(_line(outcomes[-1]), flush=True)
+    print("\n".join(summary(outcomes)), flush=True)
+    raise SystemExit(0 if all(one.fine for one in outcomes) else 1)
+
+
+def parts_of(device: str, quick: bool, seconds: float, workers: int) -> list[Part]:
+    """What is run, the longest first."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "outcomes", "-p", "no:cacheprovider"]
+    pytest += ["--timeout", "120", "--color", "no"]
+    spread = ["-n", str(workers), "--maxfail", "30"]
+    others = [name for name in _gpu_files() if name != KERNELS]
+    smoke = [sys.executable, "-m", "retrv_kernels.smoke", "--device", device]
+    few = ["-k", "decode or stores"] if quick else []
+    if device == "cpu":
+        kernels = [*pytest, *spread, ON_CPU, *few]
+        engine = [*pytest, *others, "-k", "emulated" + (" and not half" if quick else "")]
+        commands = {"kernels": kernels, "engine": engine, "memory": smoke}
+        return [Part(name, command, seconds) for name, command in commands.items()]
+    kernels = [*pytest, *spread, "-m", "gpu", KERNELS, *few]
+    # Each engine takes a part of the card's memory: one after another.
+    engine = [*pytest, "-m", "gpu", *others]
+    checker = shutil.which("compute-sanitizer")
+    # Memory that PyTorch keeps would hide accesses behind the end of a tensor.
+    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if checker else {}
+    if checker:
+        smoke = [checker, "--tool", "memcheck", "--error-exitcode", "1", *smoke]
+    return [
+        Part("kernels", kernels, seconds),
+        Part("engine", engine, seconds),
+        Part("memory", smoke, seconds, uncached),
+    ]
+
+
+def run(part: Part, out: Path) -> Outcome:
+    """Runs a part, at most so long; what it prints goes to ``NAME.log``."""
+    began = time.monotonic()
+    lines, log = out / f"{part.name}.jsonl", out / f"{part.name}.log"
+    paths = [str(ROOT / name) for name in ("", "engine", "kernels", "tests")]
+    environment = {**os.environ, **part.environment, "GPU_CHECK_OUTCOMES": str(lines.resolve())}
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            part.command,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(part.seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            code = None
+    text = lines.read_text() if lines.exists() else ""
+    tests = [json.loads(line) for line in text.splitlines()]
+    outcome = Outcome(part.name, code, round(time.monotonic() - began, 1), tests)
+    outcome.note = _note(part, outcome, log.read_text(errors="replace"))
+    return outcome
+
+
+def summary(outcomes: Iterable[Outcome]) -> list[str]:
+    """A line for each op or file, then the failures."""
+    tests = [test for outcome in outcomes for test in outcome.tests]
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for test in tests:
+        groups[_group(test)].append(test)
+    lines = []
+    for name, members in sorted(groups.items()):
+        counts = Counter(test["outcome"] for test in members)
+        said = [f"{counts[kind]} {kind}" for kind in ("passed", "failed", "skipped")]
+        worst = _worst(members)
+        lines.append(f"{name:32} {', '.join(said)}{worst}")
+    failed = [test for test in tests if test["outcome"] == "failed"]
+    lines += [f"FAILED {test['test']}: {test.get('why', '')}" for test in failed[:SHOWN]]
+    if len(failed) > SHOWN:
+        lines.append(f"… and {len(failed) - SHOWN} more: the logs have them")
+    reasons = Counter(test.get("why", "") for test in tests if test["outcome"] == "skipped")
+    lines += [f"skipped {count}: {why}" for why, count in reasons.most_common(5)]
+    return lines
+
+
+def _worst(tests: Sequence[dict[str, Any]]) -> str:
+    """The largest error of each dtype, as a part of what is allowed."""
+    found: dict[str, tuple[float, float]] = {}
+    for test in tests:
+        if "error" in test:
+            before = found.get(test["dtype"], (-1.0, 1.0))
+            if test["error"] / test["bound"] >= before[0] / before[1]:
+                found[test["dtype"]] = test["error"], test["bound"]
+    return "".join(f"; {name} {e:.1e} of {bound:.0e}" for name, (e, bound) in sorted(found.items()))
+
+
+def _group(test: dict[str, Any]) -> str:
+    """The op that a test is about, or its file."""
+    if "op" in test:
+        return test["op"]
+    file, _, rest = test["test"].partition("::")
+    inside = re.search(r"\[(\w+?)(?:-|\])", rest)
+    return inside[1] if inside and "kernels" in file else Path(file).stem
+
+
+def _line(outcome: Outcome) -> str:
+    counts = Counter(test["outcome"] for test in outcome.tests)
+    said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    how = "ok" if outcome.fine else "FAILED"
+    return f"{how:6} {outcome.part}: {outcome.seconds} s {said} {outcome.note}".rstrip()
+
+
+def _note(part: Part, outcome: Outcome, log: str) -> str:
+    """What has to be said of a part besides its tests."""
+    if outcome.code is None:
+        return f"stopped after {part.seconds:.0f} s"
+    if part.name != "memory":
+        if outcome.fine and not any(test["outcome"] == "passed" for test in outcome.tests):
+            outcome.code = 1
+            return "nothing ran"
+        return "" if outcome.fine or outcome.tests else _last(log)
+    if any(words in log for words in REFUSED):
+        return "compute-sanitizer refuses this machine's device: accesses were not checked"
+    if "compute-sanitizer" in part.command[0]:
+        return "under compute-sanitizer" if outcome.fine else _last(log)
+    said = "without a memory checker: compute-sanitizer is not on PATH"
+    return said if outcome.fine else f"{said}; {_last(log)}"
+
+
+def _last(log: str) -> str:
+    lines = [line for line in log.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"
+
+
+def _gpu_files() -> list[str]:
+    """Test files that have tests for a GPU."""
+    found = re.compile(r"mark\.gpu|def test\w*\(gpu\b")
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    return [f"tests/{path.name}" for path in files if found.search(path.read_text())]
+
+
+def _machine(device: str) -> dict[str, Any]:
+    """Versions, card, what would run for each op; asked in a process that may hang."""
+    code = f"import gpu_check, json; print(json.dumps(gpu_check.describe({device!r})))"
+    paths = os.pathsep.join(str(ROOT / name) for name in ("", "engine", "kernels", "tests"))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    asked = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    if asked.returncode:
+        return {"lines": [], "problem": f"nothing can run here: {_last(asked.stderr)}"}
+    return json.loads(asked.stdout.splitlines()[-1])
+
+
+def describe(device: str) -> dict[str, Any]:
+    """What a result depends on, in words and as values."""
+    import platform
+
+    import torch
+    import transformers
+
+    from retrv_kernels import ops
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    triton = importlib.util.find_spec("triton") and __import__("triton").__version__
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton or "none",
+        "transformers": transformers.__version__,
+    }
+    there = device == "cuda" and torch.cuda.is_available()
+    card = torch.cuda.get_device_name() if there else platform.processor() or platform.machine()
+    problem = ""
+    if device == "cuda" and not there:
+        problem = "PyTorch finds no CUDA device: DEVICE=cpu rehearses on this processor"
+    choices = [str(choice) for choice in ops.explain(device)] if not problem else []
+    lines = [f"{card}; {', '.join(f'{k} {v}' for k, v in versions.items())}", *choices]
+    about = {"card": card, "device": device, "commit": commit, "versions": versions}
+    return {**about, "lines": lines, "problem": problem}
+
+
+def _save(out: Path, machine: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
+    """Everything so far, for a run that is cut off."""
+    parts = [
+        {"part": one.part, "ok": one.fine, "seconds": one.seconds, "note": one.note}
+        for one in outcomes
+    ]
+    about = {key: value for key, value in machine.items() if key not in ("lines", "problem")}
+    said = {**about, "choices": machine["lines"][1:], "parts": parts, "summary": summary(outcomes)}
+    (out / "check.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app()

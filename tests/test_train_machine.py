@@ -1,0 +1,254 @@
+"""Training on a GPU, in halves, with workers, by the clock."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_train_stages as stages
+import torch
+import yaml
+
+from retrv_r1.data.pack import pack
+from retrv_r1.model.modeling import PackedItems
+from retrv_r1.reranker import Reranker
+from retrv_r1.train import loop, run
+from retrv_r1.train.build import build_stage, read_config
+from retrv_r1.train.loop import fit
+from retrv_r1.train.machine import Machine
+from retrv_r1.train.recipe import SHARES, train_all
+from retrv_r1.train.schedule import CHECKPOINTS, Schedule, cosine
+from retrv_r1.train.tensors import mapped, to_arrays, to_device, to_tensors
+from retrv_r1.types import RetrvError
+
+pytestmark = stages.pytestmark
+build, config, folder, trained = stages.build, stages.config, stages.folder, stages.trained
+_quietly = stages._no_drawing_no_leftovers
+NAMES = list(stages.OPTIONS)
+RECIPE = {"pretrain": {"embed": "embed"}, "sft": {"model": "pretrain", "embed": "embed"}}
+
+
+def curve(path: Path) -> list[dict[str, Any]]:
+    rows = map(json.loads, path.read_text().splitlines())
+    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")} for r in rows]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_workers_change_nothing(build, name, tmp_path):
+    settings = loop.LoopConfig(**stages.LOOP)
+    fit(build(name), settings, tmp_path / "alone", resume=False)
+    machine = Machine(workers=2)
+    fit(build(name), settings, tmp_path / "helped", resume=False, machine=machine)
+    alone, helped = (curve(tmp_path / run / f"{name}.jsonl") for run in ("alone", "helped"))
+    assert alone == helped and len(alone) > stages.STEPS - 1
+
+
+def test_a_run_with_workers_resumes_to_the_same_end(build, tmp_path):
+    settings, machine = loop.LoopConfig(**stages.LOOP), Machine(workers=2)
+    whole = build("pretrain")
+    fit(whole, settings, tmp_path / "whole", resume=False, machine=machine)
+    killed, calls = build("pretrain"), []
+    loss = killed.loss
+
+    def dies(batch: dict[str, Any]) -> Any:
+        calls.append(batch)
+        if len(calls) == 4:
+            raise stages.Killed
+        return loss(batch)
+
+    killed.loss = dies
+    with pytest.raises(stages.Killed):
+        fit(killed, settings, tmp_path / "cut", resume=True, machine=machine)
+    fit(build("pretrain"), settings, tmp_path / "cut", resume=True, machine=machine)
+    cut, uncut = (curve(tmp_path / run / "pretrain.jsonl") for run in ("cut", "whole"))
+    for mine, theirs in zip(cut, uncut, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_travels_between_processes_unchanged(build, name):
+    batch = build(name).batch(2)
+    assert stages.same(to_tensors(to_arrays(batch)), batch)
+    there, offsets, others = to_device(batch, "meta"), [], []
+    mapped(
+        there,
+        lambda x: (offsets if isinstance(x, PackedItems) else others).append(x),
+        (PackedItems,),
+    )
+    assert all(one.ids.is_meta and not one.cu_seqlens.is_meta for one in offsets)
+    assert others and all(tensor.is_meta for tensor in others), "no tensor of it is forgotten"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_halves_stay_inside_the_large_parts(config, build, name):
+    exact = build(name)
+    settings = read_config(name, config(name))
+    rough = build_stage(settings, Machine(dtype=torch.bfloat16))
+    if name in ("pretrain", "sft"):  # what was started from first-stage vectors or tower rows
+        rough.model.load_state_dict(exact.model.state_dict())
+    expected, _ = exact.loss(exact.batch(1))
+    found, _ = rough.loss(rough.batch(1))
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+    found.backward()
+    grads = [p.grad for p in rough.model.parameters() if p.grad is not None]
+    assert grads and all(g.dtype == torch.float32 and g.isfinite().all() for g in grads)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loss_on_an_emulated_gpu_is_the_cpus(build, name):
+    """Mixed devices raise there. Forward alone; no gradients on a GPU were seen."""
+    from emulated_cuda import emulate
+
+    stage = build(name)
+    stage.model.eval()
+    with torch.no_grad():
+        expected = [float(stage.loss(stage.batch(step))[0]) for step in range(3)]
+        metrics = stage.validate()
+    with torch.inference_mode(), emulate() as device:
+        device.move(stage.model)
+        corpora = [getattr(stage, "corpus", None)]
+        if name == "embed":
+            corpora = [stage.train.corpus, stage.val.corpus]
+        if validation := getattr(stage, "validation", None):
+            corpora.append(validation.corpus)
+        for corpus in filter(None, corpora):
+            corpus.bank.to(torch.device("cuda"))
+        if hasattr(stage, "bank"):
+            stage.bank.rows = device.put(stage.bank.rows)
+        batches = [to_device(stage.batch(step), "cuda") for step in range(3)]
+        found = [float(stage.loss(batch)[0]) for batch in batches]
+        assert stage.validate() == pytest.approx(metrics)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_a_training_step_on_a_gpu_has_the_cpus_loss(build, config, name, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    settings = loop.LoopConfig(**stages.LOOP | {"steps": 3, "save_every": 3})
+    here, there = build(name), read_config(name, config(name))
+    fit(here, settings, tmp_path / "cpu", resume=False)
+    for dtype, near in (("float32", 2e-3), ("bfloat16", 5e-2)):
+        machine = Machine.of("cuda", dtype, workers=2)
+        fit(build_stage(there, machine), settings, tmp_path / dtype, resume=False, machine=machine)
+        ours, theirs = (curve(tmp_path / run / f"{name}.jsonl") for run in ("cpu", dtype))
+        losses = [[row["loss"] for row in rows if "loss" in row] for rows in (ours, theirs)]
+        assert losses[1] == pytest.approx(losses[0], rel=near)
+
+
+def test_a_run_by_the_clock_ends_in_time_with_its_whole_schedule(config, trained, folder):
+    trained("embed")
+    out, limit = folder / "by-the-clock", 10.0
+    planned = stages.LOOP | {"steps": 1000, "save_every": 1000}
+    started = time.monotonic()
+    final = run("pretrain", config("pretrain", loop=planned), out=out, minutes=limit / 60)
+    assert time.monotonic() - started < 2 * limit
+    assert (final / "model.safetensors").is_file()
+    rows = curve(out / "pretrain.jsonl")
+    rates = [row["lr"] for row in rows if "loss" in row]
+    assert max(rates) > 0.9 * planned["learning_rate"] and rates[-1] < 0.15 * max(rates)
+    validated = [row["step"] for row in rows if "val_answer_r1" in row]
+    assert validated[0] == 0 and len(validated) in (2, 1 + CHECKPOINTS)
+    record = json.loads((out / "record.json").read_text())
+    assert record["steps"] == rows[-1]["step"] == validated[-1] != 1000
+    seconds = record["spent"]["seconds"]
+    assert seconds["all"] > seconds["forward and backward"] > seconds["of these forward"] > 0
+    assert (out / f"checkpoint-{validated[-1]}" / "model.safetensors").is_file()
+
+
+def test_a_schedule_by_the_clock_reaches_all_of_the_curriculum(build, monkeypatch):
+    stage, clock = build("pretrain"), [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    stage.schedule = schedule = Schedule(stages.STEPS, 60.0)
+    clock[0] += 10  # loading
+    schedule.begin(rarely=False)
+    sizes = []
+    for _ in range(9):
+        sizes.append(stage.batch(4)["pairs"].owner.bincount().max().item())
+        clock[0] += 6
+        schedule.tick()
+    assert sizes[0] < max(sizes) == max(stages.OPTIONS["pretrain"]["sizes"])
+    assert schedule.place == stages.STEPS
+    clock[0] -= 30
+    schedule.tick()
+    assert schedule.place == stages.STEPS, "it never goes back"
+
+
+def test_the_rate_is_that_of_transformers():
+    from transformers import get_scheduler
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    theirs = get_scheduler(
+        "cosine_with_min_lr",
+        torch.optim.SGD([parameter], lr=1.0),
+        num_warmup_steps=5,
+        num_training_steps=40,
+        scheduler_specific_kwargs={"min_lr_rate": 0.05},
+    )
+    for step in range(41):
+        assert cosine(step, 40, 5) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        theirs.optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "mps"}, "cpu or cuda"),
+        ({"dtype": "float16"}, "float32, bfloat16"),
+        ({"workers": -1}, "at least 0"),
+    ],
+)
+def test_machines_that_there_are_not(options, message):
+    with pytest.raises(ValueError, match=message):
+        Machine.of(**options)
+    assert Machine.of("cpu") == Machine(), "a CPU has float32 and no workers"
+
+
+def test_the_recipe_ends_in_a_checkpoint_that_ranks(pictographs, tmp_path, monkeypatch):
+    """All of it in a few seconds on the test data, with shapes of the test models."""
+    monkeypatch.undo()  # curves are drawn
+    for stage in SHARES:
+        settings = {
+            "data": "elsewhere",
+            "out": f"runs/any/{stage}",
+            "init": {n: f"runs/any/{s}/final" for n, s in RECIPE.get(stage, {}).items()},
+            "model": stages.MODELS.get(stage),
+            "loop": stages.LOOP | {"steps": 1000, "save_every": 1000},
+            "stage": stages.OPTIONS[stage],
+        }
+        (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump(settings))
+    pack(pictographs, tmp_path / "set.pack")
+    out = tmp_path / "out"
+    record = train_all(
+        tmp_path / "set.pack",
+        out,
+        tmp_path / "work",
+        minutes=15 / 60,
+        machine=Machine(workers=1),
+        configs=tmp_path,
+    )
+    files = sorted(path.name for path in out.iterdir())
+    curves = [f"{stage}.{kind}" for stage in SHARES for kind in ("jsonl", "png")]
+    assert files == sorted(["record.json", "checkpoint.tar.gz", *curves]) and len(files) == 8
+    assert json.loads((out / "record.json").read_text()) == record
+    for stage in record["stages"].values():
+        assert stage["steps"] >= 1 and stage["spent"]["steps_per_second"] > 0
+        assert stage["data_hash"] == "of the test data"
+    assert record["machine"]["workers"] == 1 and record["ranked"]["candidates"] == 10
+    with tarfile.open(out / "checkpoint.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    reranker = Reranker.from_pretrained(tmp_path / "checkpoint")
+    assert len(reranker.rank("large red apple", ["a red apple", "a blue bird"])) == 2
+
+
+def test_a_quick_recipe_needs_a_pack(pictographs, tmp_path):
+    with pytest.raises(RetrvError, match="takes a pack, not the folder"):
+        options = {"minutes": 1, "machine": Machine(), "quick": True}
+        train_all(pictographs, tmp_path / "out", tmp_path / "work", **options)
