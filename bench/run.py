@@ -74,10 +74,10 @@ def main(
         result = measure(suite, _device(device), quick, only, console)
     elif saved is not None and suite is None:
         result = json.loads(saved.read_text(encoding="utf-8"))
-        report.render_card(result["card"], console)
         if result["suite"] == "gpu":
             show_gpu(result, markdown, console)
             return
+        report.render_card(result["card"], console)
     else:
         raise typer.BadParameter("give either --suite or --from")
     report.render(result, console)
@@ -97,6 +97,7 @@ def show_gpu(result: dict[str, Any], markdown: bool, console: Console) -> None:
     if markdown:
         typer.echo(tables.markdown(result))
     else:
+        report.render_card(result["card"], console)
         tables.render(result, console)
     if result["failed"]:
         raise typer.Exit(1)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bench import harness, plots, report, run
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites import kernels
-from bench.suites.kernels import attention, entries, peers, splice, tokens
+from bench.suites.kernels import attention, entries, layer, peers, splice, tokens
 from retrv_kernels import gpu, inputs, native, ops, registry
 from retrv_kernels.ops import Span
 
@@ -336,6 +336,8 @@ class TestKernels:
 
     def test_other_trials_agree_with_float64(self):
         self.agrees(next(splice.trials(self.CONTEXT, True)), "reference", "torch.cat")
+        for between in layer.trials(self.CONTEXT, True):
+            self.agrees(between, "reference")
         for kind, nodes in (("flat", attention.FLAT), ("tree", attention.TREE)):
             shared = attention.shared(self.CONTEXT, SMALL, kind, nodes)
             self.agrees(shared, "reference", "SDPA, dense")

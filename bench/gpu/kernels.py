@@ -11,7 +11,7 @@ import torch
 from bench import harness
 from bench.gpu.context import Context, Row
 from bench.harness import Trial
-from bench.suites.kernels import attention, tokens
+from bench.suites.kernels import attention, layer, tokens
 from bench.suites.kernels.entries import TINY, Model
 from bench.suites.kernels.entries import Context as Where
 from bench.suites.kernels.tokens import Sizes
@@ -64,6 +64,7 @@ def _trials(where: Where, model: Model) -> Iterator[Trial]:
     yield attention.paged(where, model, "prefill", 512, 12800, 1)
     yield attention.shared(where, model, "flat", _flat(32, 8000, 64), 32)
     yield attention.paged(where, model, "decode", 1, 200, 1)
+    yield from layer.of(where, model, 8)
     sizes = [Sizes(model, asked=8), Sizes(model, asked=256)]
     sizes += [Sizes(model, 20, 1280), Sizes(model, 20, 1280, 64)]
     yield from tokens.trials(where, sizes)

@@ -7,7 +7,7 @@ the case's folded arguments come from attention weights (:mod:`bench.suites.kern
 from __future__ import annotations
 
 from bench.harness import Suite
-from bench.suites.kernels import attention, linear, splice, tokens
+from bench.suites.kernels import attention, layer, linear, splice, tokens
 from bench.suites.kernels.entries import Context
 
 _NOTES = (
@@ -49,5 +49,6 @@ def suite(device: str, rate: float, quick: bool) -> Suite:
         *splice.trials(context, quick),
         *attention.trials(context, quick),
         *linear.trials(context, quick),
+        *layer.trials(context, quick),
     ]
     return Suite(trials, (*_NOTES, *tokens.left_out(sizes)))

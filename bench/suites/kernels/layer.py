@@ -1,0 +1,70 @@
+"""What lies between a decoder layer's products: norm with sum, rotation with cache write, SiLU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from bench.harness import Entry, Prepared, Trial
+from bench.suites.kernels.entries import (
+    QWEN_3B,
+    QWEN_7B,
+    Context,
+    Model,
+    call,
+    copied,
+    moved,
+    ours,
+)
+from retrv_kernels import inputs
+from retrv_kernels.cases import TOLERANCE, WRITTEN, expected_of
+from retrv_kernels.inputs import Case
+
+INNER = {"3B": 11008, "7B": 18944}  # width of the feed-forward layer
+
+
+def trials(context: Context, quick: bool) -> Iterator[Trial]:
+    """Rows of a decode step and of a prefill."""
+    for model in (QWEN_3B,) if quick else (QWEN_3B, QWEN_7B):
+        for rows in (8,) if quick else (1, 8, 32, 512):
+            yield from of(context, model, rows)
+
+
+def of(context: Context, model: Model, rows: int) -> Iterator[Trial]:
+    """A trial of each operation, with the values that it reads and writes."""
+    name, inner = f"{model.name}, {rows} row{'s' if rows > 1 else ''}", INNER[model.name]
+    (heads, kv_heads), d_h = model.heads, model.d_h
+    yield _trial(context, inputs.add_rms_norm(name, rows, model.d), 4 * rows * model.d)
+    yield _trial(context, inputs.silu_product(name, rows, inner), 3 * rows * inner)
+    case = inputs.rotate_to_pages(name, rows, model.heads, d_h)
+    yield _trial(context, case, rows * d_h * (2 * heads + 4 * kv_heads + 2))
+
+
+def _trial(context: Context, case: Case, values: int) -> Trial:
+    def run(arguments: Mapping[str, Any]) -> list[Tensor]:
+        out = call(case.op, arguments)
+        results = [out] if isinstance(out, Tensor) else list(out)
+        return results + [arguments[name] for name in WRITTEN.get(case.op, ())]
+
+    def entries(arguments: Mapping[str, Any]) -> list[Entry]:
+        return ours(case.op, context.device, partial(run, arguments), "reference")
+
+    def prepare() -> Prepared:
+        arguments = moved(case.arguments(context.dtype), context.device)
+        # Before anything has been written into them.
+        expected = expected_of(case.op, arguments)
+        return Prepared(lambda: expected, entries(arguments), lambda: entries(copied(arguments)))
+
+    return Trial(
+        op=case.op,
+        name=case.name,
+        dtype=context.form,
+        shape=case.shape,
+        flops=case.flops,
+        bytes=context.dtype.itemsize * values,
+        tolerance=TOLERANCE[case.op][context.dtype],
+        prepare=prepare,
+    )
