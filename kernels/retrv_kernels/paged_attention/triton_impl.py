@@ -91,7 +91,7 @@ def _configuration(query: Tensor, group: int, sequences: int) -> tuple[int, int,
     """
     half, width, decode = query.element_size() == 2, query.shape[2], len(query) <= sequences
     tile = 16 if decode else 64 if half else 32
-    block = 64 if half and width <= 128 else 32
+    block = 64 if half and width <= 128 else 16 if decode and not half else 32
     small = width <= 64 or (decode and half and width <= 128)
     return padded(group, tile), block, 4 if small else 8
 
@@ -139,7 +139,8 @@ def _attend_pages(
     # The last of the cached rows are the new ones; each sees those up to itself.
     hidden = tl.load(offsets + b + 1).to(tl.int32) - tl.load(lengths + b).to(tl.int32)
     seen = stop.to(tl.int32) - hidden
-    if split * BLOCK >= seen:  # not the first split: new rows are there
+    # The first split has something to read; without saying so Triton 3.8 spills for sm_120.
+    if (split > 0) & (split * BLOCK >= seen):
         store_empty(levels, split * rows * heads + place, own)
         return
     tile = tl.load(
@@ -149,7 +150,10 @@ def _attend_pages(
     top = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
     pooled = tl.zeros([TILE, WIDTH], tl.float32)
-    for first in range(split * BLOCK, seen, tl.num_programs(2) * BLOCK):
+    step = BLOCK
+    if levels is not None:
+        step = tl.num_programs(2) * BLOCK
+    for first in range(split * BLOCK, seen, step):
         top, total, pooled = attend(
             tile,
             top,

@@ -144,7 +144,7 @@ def _attend_nodes(
     ends = tl.load(node_rows + 2 * n + 1, n < nodes, other=0)
     covers = (n < nodes) & (begins < stop) & (ends > start)
     blocks = tl.sum(tl.cdiv(tl.load(lengths + n, covers, other=0).to(tl.int32), BLOCK))
-    if split >= tl.maximum(blocks, 1):  # the first split says it of rows that no node covers
+    if (split > 0) & (split >= blocks):  # the first split says it of rows that no node covers
         store_empty(levels, split * rows * heads + place, own)
         return
     splits = tl.num_programs(2)
