@@ -16,7 +16,8 @@ class EngineConfig:
 
     Args:
         cache_bytes: of the key-value cache; None for 1 GiB on a CPU, where memory is taken as it
-            is needed, and four fifths of what is free on a GPU.
+            is needed, and on a GPU for four fifths of what is free, less where that leaves the rest
+            under 4 GiB.
         page_size: rows of a page.
         max_sequences: requests that decode together.
         chunk_rows: rows of prompts that are prefilled in one step; what decodes waits so long. None

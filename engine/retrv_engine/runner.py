@@ -26,6 +26,8 @@ from retrv_kernels.linear import PreparedLinear, float_logits
 from retrv_kernels.ops import Span, splice_features
 
 CPU_CACHE_BYTES = 2**30
+REST_BYTES = 4 * 2**30
+"""What the cache leaves of a GPU's memory to features, the tower and logits, if it has as much."""
 MOST_PAGES = 2**20
 STORES = 16  # of splice_features
 PICKED_ROWS = 256
@@ -235,7 +237,9 @@ class ModelRunner:
             return self.config.cache_bytes
         device = self.table.device
         if device.type == "cuda":
-            return torch.cuda.mem_get_info(device)[0] * 4 // 5
+            torch.cuda.empty_cache()  # weights that were laid side by side have left their places
+            free = torch.cuda.mem_get_info(device)[0]
+            return max(free // 2, min(free * 4 // 5, free - REST_BYTES))
         return CPU_CACHE_BYTES
 
 
