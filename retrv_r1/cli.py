@@ -9,7 +9,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -298,7 +298,7 @@ def train(
     """Train one stage of the model; prints the folder of the result."""
     from retrv_r1.train import run
 
-    asked = {
+    asked: dict[str, Any] = {
         "data": source,
         "device": device,
         "dtype": dtype,

@@ -36,7 +36,7 @@ from retrv_r1.types import RetrvError
 
 CONFIGS = Path(__file__).parent / "configs" / "tiny"
 SHARES = {"embed": 0.2, "pretrain": 0.5, "sft": 0.3}
-"""How the stages share the time for training: about as they did on the CPU (docs/LOG.md)."""
+"""How the stages share the time for training; a choice, not a measurement."""
 SHIPPING = 0.1
 """The share of all time in which the checkpoint is calibrated and tried."""
 # A rehearsal: everything is done, on little data and in small batches.
