@@ -27,8 +27,8 @@ from retrv_r1.types import RetrvError
 FORMAT = 1
 SPLITS = ("train", "val")
 _LABEL, _MARK = "pack.json", ".pack"
-# Literal and position bits for pixels of four bytes. The pictographs' training part, 18,306 pictures
-# of 64 pixels with all texts, takes 45,982,300 bytes.
+# Literal and position bits for pixels of four bytes. The pictographs' training part, 18,306
+# pictures of 64 pixels with all texts, takes 45,982,300 bytes.
 _FILTER = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**26, "lc": 0, "lp": 2, "pb": 2}
 
 
