@@ -181,9 +181,7 @@ def test_warming_leaves_no_trace(steered, requests, expected, shapes):
     engine = LocalEngine(steered, steered.vocabulary, FIXED)
     engine.warm([Sampling(), Sampling(0.7, 0.9)])
     assert {(shape.rows, shape.level) for shape in shapes} == {
-        (rows, level)
-        for rows in (1, 2, 4, 6)
-        for level in (Level(False, False), Level(True, True))
+        (rows, level) for rows in (1, 2, 4, 6) for level in (Level(False, False), Level(True, True))
     }
     assert all(count >= 3 for count in shapes.values()), "run, captured, replayed"
     stats = engine.stats()
