@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from retrv_engine import Sampling
+from retrv_engine import Sampling, sampler
 from retrv_engine.sampler import Choice, Masks, Permitted, pick
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, 3.0, 0.0])
@@ -125,7 +125,28 @@ def test_the_smallest_nucleus_is_the_best_token():
 def test_a_nucleus_that_is_reached_exactly_takes_no_more():
     halves = torch.tensor([0.5, 0.25, 0.25]).log()
     assert {draw(halves, top_p=0.5, seed=s)[0] for s in range(30)} == {0}
-    assert {draw(halves, top_p=0.51, seed=s)[0] for s in range(30)} == {0, 1}
+    assert {draw(halves, top_p=0.51, seed=s)[0] for s in range(30)} == {0, 1, 2}, "equals stay"
+    uneven = torch.tensor([0.5, 0.26, 0.24]).log()
+    assert {draw(uneven, top_p=0.51, seed=s)[0] for s in range(30)} == {0, 1}
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+def test_a_nucleus_is_the_same_however_it_is_looked_for(top_p, monkeypatch):
+    """Among the first few, or in all: half of these rows need more than are looked at first."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.tensor([0.1, 4.0])[torch.arange(8) % 2, None]
+    logits = logits * torch.randn(8, 600, generator=generator)
+    choices = [Choice(temperature=1.0, top_p=top_p, uniform=k / 8) for k in range(8)]
+    found = pick(logits, choices)
+    monkeypatch.setattr(sampler, "FIRST", ())
+    assert pick(logits, choices) == found
+    for row, one in zip(logits, found, strict=True):
+        ordered = row.softmax(-1).sort(descending=True).values.double()
+        need = int((ordered.cumsum(0) < top_p).sum()) + 1
+        assert one.logprob == pytest.approx(
+            float((row.softmax(-1)[one.token] / ordered[:need].sum()).log()), abs=1e-4
+        )
+        assert row.softmax(-1)[one.token] >= ordered[need - 1]
 
 
 def test_equal_tokens_are_all_drawn_and_low_precision_is_fine():
