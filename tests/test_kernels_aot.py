@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from retrv_kernels import gpu, registry
+from retrv_kernels.aot.compiling import TRADED
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
 
@@ -40,7 +41,7 @@ def test_every_op_compiles_for_both_makers(record):
 
 def test_nothing_spills_or_takes_too_much(record):
     for kernel in record["kernels"]:
-        assert kernel["code"]["spills"] == 0, kernel
+        assert kernel["code"]["spills"] <= TRADED, kernel
         assert kernel["code"]["shared"] <= kernel["limit"], kernel
         assert kernel["faults"] == []
 

@@ -66,6 +66,15 @@ class Code:
     tf32: bool
 
 
+TRADED = 64
+"""Bytes of stack that are no fault.
+
+ptxas keeps some kernels to 64, 80 or 128 registers, for more threads at once, and puts a few values
+on the stack; which ones changes with its version. paged_attention's float32 decode for sm_80 by
+Triton 3.6: 64 registers and 8 bytes by itself, 88 registers and none where 128 are allowed.
+"""
+
+
 @dataclass(frozen=True)
 class Compiled:
     """A kernel of a configuration for a target: its code, or why there is none."""
@@ -84,7 +93,7 @@ class Compiled:
         if self.code is None:
             return [self.error]
         wrong = {
-            f"spills {self.code.spills} bytes": self.code.spills > 0,
+            f"spills {self.code.spills} bytes": self.code.spills > TRADED,
             f"shared memory over {self.limit} bytes": self.code.shared > self.limit,
         }
         return [fault for fault, is_so in wrong.items() if is_so]
