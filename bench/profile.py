@@ -118,8 +118,7 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
             (decode.DecodeStep, "fill", "plan"),
             (lean.Layers, "forward", "layers"),
             (FeatureEncoder, "encode", "features"),
-            (InformationCompressor, "content", "compression"),
-            (InformationCompressor, "relation", "compression"),
+            (InformationCompressor, "tokens", "compression"),
             (PreparedLinear, "forward", "linear"),
         ):
             stack.enter_context(spans.patch(owner, attribute, name))

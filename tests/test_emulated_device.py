@@ -18,7 +18,7 @@ from retrv_kernels.ops import pool_tokens
 BOUNDS = {
     "1 greedy": Counts(layer=10, rest=29, copies=1, waits=1),
     "8 greedy": Counts(layer=10, rest=29, copies=1, waits=1),
-    "8 sampled": Counts(layer=10, rest=53, copies=1, waits=1),
+    "8 sampled": Counts(layer=10, rest=56, copies=1, waits=1),
 }
 REPLAYED = Counts(layer=0, rest=1, copies=1, waits=1)
 # Of Triton, for prompts of 40 rows and 60 decode steps.
