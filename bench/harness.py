@@ -173,7 +173,7 @@ def run(
     torch.compiler.reset()  # or the ninth shape of a peer would run uncompiled without a word
     prepared = trial.prepare()
     with torch.no_grad():
-        results = {"": _tensors(prepared.expected())}
+        results: dict[str, Sequence[Tensor]] = {"": _tensors(prepared.expected())}
         rows = {}
         for entry in prepared.entries:
             row, found = _check(entry, results, trial.tolerance)

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import gguf
-import llama_cpp as llama
+import gguf  # type: ignore[import-not-found]  # in an environment of its own
+import llama_cpp as llama  # type: ignore[import-not-found]
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -94,7 +94,7 @@ class Engine:
     def generate(self, prompts: Sequence[np.ndarray], count: int) -> list[list[int]]:
         """See :data:`bench.peers.protocol.Generate`."""
         llama.llama_memory_clear(self.memory, True)
-        last = []
+        last: list[int] = []
         for i, prompt in enumerate(prompts):
             if i and prompt is prompts[0]:
                 llama.llama_memory_seq_cp(self.memory, 0, i, -1, -1)

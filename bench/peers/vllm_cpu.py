@@ -19,7 +19,7 @@ def start(folder: str, weights: str, threads: int) -> Generate:
         "VLLM_NO_USAGE_STATS": "1",
         "OMP_NUM_THREADS": str(threads),
     }
-    from vllm import LLM, SamplingParams
+    from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
 
     engine = LLM(
         folder,

@@ -19,7 +19,8 @@ class _Declares(importlib.abc.MetaPathFinder):
                 self.library.define(
                     f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
                 )
-            sys.torchvision_operators = self.library  # or they would go with it
+            # Or they would go with it.
+            sys.torchvision_operators = self.library  # type: ignore[attr-defined]
 
 
 sys.meta_path.insert(0, _Declares())

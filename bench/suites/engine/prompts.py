@@ -105,7 +105,7 @@ class World:
         return cls._of("bench-small", *small.small(), small.ROWS, small.WIDTH, device)
 
     @classmethod
-    def _of(cls, name, model, processor, rows, width, device):  # type: ignore[no-untyped-def]
+    def _of(cls, name, model, processor, rows, width, device):
         tokens, words = processor.tokens, len(processor.tokenizer) // 2
         vocabulary = vocabulary_of(tokens)
         model = model.to(device, Device.of(device).dtype)
