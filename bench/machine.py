@@ -23,11 +23,12 @@ _UNKNOWN_CACHE = 128 * 2**20
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
-def card(device: str) -> dict[str, Any]:
+def card(device: str, commit: str | None = None) -> dict[str, Any]:
     """What the numbers depend on, as JSON values, before anything has run.
 
     Args:
         device: "cpu" or "cuda"; of several GPUs the first.
+        commit: of the code, where git cannot tell.
     """
     known = doctor.report()
     versions = {**known["versions"], "triton": _version("triton")}
@@ -41,8 +42,9 @@ def card(device: str) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "cache_mib": last_level_cache(device) // 2**20,
         "versions": {name: version for name, version in versions.items() if version},
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
+        "commit": commit or _git("rev-parse", "--short=12", "HEAD"),
+        # Results are not tracked: those of a run before change no code.
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "problems": known["problems"],
     }
 

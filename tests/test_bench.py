@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bench import harness, plots, report, run
+from bench import harness, machine, plots, report, run
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites import kernels
 from bench.suites.kernels import attention, entries, layer, peers, splice, tokens
@@ -71,6 +73,26 @@ CARD = {
         "gemm": {"median": 1e6, "q1": 9e5, "q3": 2e6, "rounds": 3},
     },
 }
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
+def test_a_card_says_what_was_measured(tmp_path, monkeypatch):
+    def git(*words: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    code = tmp_path / "code.py"
+    code.touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    (tmp_path / "result.json").touch()
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    card = machine.card("cpu")
+    assert len(card["commit"]) == 12 and not card["dirty"]  # results are no changes
+    code.write_text("1")
+    card = machine.card("cpu", "0123abcd")
+    assert card["commit"] == "0123abcd" and card["dirty"]
 
 
 @pytest.fixture
