@@ -162,8 +162,9 @@ class Gpu(Device):
         graph = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set up what a capture must not
-            calls[0]()
+        with torch.cuda.stream(side):  # libraries set up what a capture must not, masks are made
+            for call in calls:
+                call()
         torch.cuda.current_stream().wait_stream(side)
         with torch.cuda.graph(graph):
             for i in range(count):

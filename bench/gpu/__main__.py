@@ -37,6 +37,7 @@ def main(
         "bench/results/gpu"
     ),
     only: Annotated[str, typer.Option(help="Parts, separated by commas.")] = "",
+    commit: Annotated[str | None, typer.Option(help="Of the code, where git cannot tell.")] = None,
 ) -> None:
     """Measure what a GPU must show.
 
@@ -55,7 +56,7 @@ def main(
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     console = Console(width=max(Console().width, WIDTH))
-    card = machine.card(device)
+    card = machine.card(device, commit)
     report.render_card(card, console)
     path = out / slug(card["name"]) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,6 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
     """One row; the context knows the rates from then on."""
     context.device.warm()
     probe = machine.Probe(context.device.kind)
-    for _ in range(5):
-        probe.measure()
+    context.repeat(probe.measure, 2, 5)
     context.ceilings = probe.ceilings()
     yield {"part": part, "kind": "ceilings", "ceilings": context.ceilings}

@@ -2,7 +2,8 @@
 
 Of K candidates whose features are ready; what the vision tower and the compressor take for them
 stands in rows of its own. Memory is what is allocated at most, weights and key-value cache
-included; the embedded engine's cache is as large as the request needs.
+included; the embedded engine's cache is as large as the request needs. Memory in which captured
+steps compute is left out: PyTorch counts it as free between captures.
 """
 
 from __future__ import annotations

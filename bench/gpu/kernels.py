@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -12,7 +11,7 @@ from bench import harness
 from bench.gpu.context import Context, Row
 from bench.harness import Trial
 from bench.suites.kernels import attention, layer, tokens
-from bench.suites.kernels.entries import TINY, Model
+from bench.suites.kernels.entries import TINY, UNCOMPILED, Model
 from bench.suites.kernels.entries import Context as Where
 from bench.suites.kernels.tokens import Sizes
 
@@ -23,27 +22,42 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
     """Rows of the harness, each trial once it is done."""
     rates = [rate["median"] for name, rate in context.ceilings.items() if "gemm" in name]
     rate = max(rates, default=1e12)
-    where = Where(context.device.kind, rate, torch.bfloat16, context.scale.compiling)
-    for number, model in enumerate(context.scale.kernels):
-        # Compiling a peer takes seconds: of the first model alone.
-        own = where if number == 0 else replace(where, compiling=None)
-        for trial in _trials(own, model):
-            rows: list[Row] = []
-            begun = {"op": trial.op, "name": trial.name, "part": part, "kind": "trial"}
-            ended = context.measured(begun, partial(_run, context, trial, rows))
-            yield from (row | {"part": part, "kind": "kernel"} for row in rows)
-            if "note" in ended:  # no time, or an error before anything could run
-                yield ended
+    where = Where(context.device.kind, rate, torch.bfloat16, None)
+    compiling = replace(where, compiling=context.scale.compiling)
+    first, *_ = models = context.scale.kernels
+    last: list[tuple[Trial, set[str]]] = []
+    for trials in (_wanted, _further):
+        for model in models:
+            for trial, again in zip(trials(where, model), trials(compiling, model), strict=True):
+                rows, later = list(_rows(context, trial, part)), set[str]()
+                if model is first and compiling.compiling is not None:
+                    later = {row["implementation"] for row in rows if row["note"] == UNCOMPILED}
+                    last.append((again, later))
+                yield from (row for row in rows if row.get("implementation") not in later)
+    # Compiling a peer takes seconds: of the first model alone, when all else is done.
+    for trial, names in last:
+        if names:
+            rows = list(_rows(context, trial, part))
+            yield from (row for row in rows if row.get("implementation") in {None, *names})
 
 
-def _run(context: Context, trial: Trial, rows: list[Row]) -> Row:
-    """Adds the rows of a trial."""
-    budget = context.scale.seconds / 4
-    rows += harness.run(trial, budget, rounds=ROUNDS, device=context.device)
-    return {}
+def _rows(context: Context, trial: Trial, part: str) -> Iterator[Row]:
+    """Rows of a trial; one of kind "trial" where there was no time, or nothing could run."""
+    rows: list[Row] = []
+
+    def measure() -> Row:
+        budget = context.scale.seconds / 4
+        rows.extend(harness.run(trial, budget, rounds=ROUNDS, device=context.device))
+        return {}
+
+    begun = {"op": trial.op, "name": trial.name, "part": part, "kind": "trial"}
+    ended = context.measured(begun, measure)
+    yield from (row | {"part": part, "kind": "kernel"} for row in rows)
+    if "note" in ended:
+        yield ended
 
 
-def _trials(where: Where, model: Model) -> Iterator[Trial]:
+def _wanted(where: Where, model: Model) -> Iterator[Trial]:
     if model is TINY:  # the rehearsal
         yield attention.paged(where, model, "decode", 1, 64, 2)
         yield attention.shared(where, model, "flat", _flat(2, 32, 16), 2)
@@ -61,6 +75,11 @@ def _trials(where: Where, model: Model) -> Iterator[Trial]:
     ]
     # int8 rows are a GPU's float32 arithmetic: `make bench` measures them.
     yield from (trial for trial in tokens.trials(where, sizes) if trial.dtype != "int8")
+
+
+def _further(where: Where, model: Model) -> Iterator[Trial]:
+    if model is TINY:
+        return
     yield attention.paged(where, model, "prefill", 512, 12800, 1)
     yield attention.shared(where, model, "flat", _flat(32, 8000, 64), 32)
     yield attention.paged(where, model, "decode", 1, 200, 1)

@@ -41,9 +41,9 @@ PARTS = (
     Part("ceilings", 10, ceilings.run),
     Part("efficiency-3b", 85, efficiency.run, 0),
     Part("steps-3b", 60, decoding.run, 0),
+    Part("rollouts-3b", 30, rollouts.run, 0),
     Part("kernels", 70, kernels.run),
     Part("efficiency-7b", 60, efficiency.run, 1),
-    Part("rollouts-3b", 30, rollouts.run, 0),
     Part("steps-7b", 20, decoding.run, 1),
 )
 
@@ -68,8 +68,8 @@ def measure(
 ) -> None:
     """Runs parts in their shares of the time; hands over each row and each ending as it comes.
 
-    A process measures one part after the other. It is made anew after it has died, or had to be
-    killed because it overran.
+    A process measures one part after the other. After a part that failed it is made anew: whatever
+    the reason, the device may be lost to it.
     """
     end = time.monotonic() + seconds
     worker: Worker | None = None
@@ -89,7 +89,7 @@ def measure(
                     keep(row)
             except (EOFError, OSError, TimeoutError, RuntimeError) as error:
                 state, note = "failed", str(error) or type(error).__name__
-                if worker is not None and not isinstance(error, RuntimeError):
+                if worker is not None:
                     note += worker.kill()
                     worker = None
             took = round(time.monotonic() - began, 1)
@@ -163,7 +163,6 @@ def _serve(connection: Connection, kind: str, quick: bool) -> None:
         name, seconds, known = connection.recv()
         reason = serve(context, by_name[name], seconds, known, connection.send)
         connection.send(("end", reason))
-        context.device.synchronize()  # a broken device raises, and another process begins anew
 
 
 def serve(
@@ -182,6 +181,7 @@ def serve(
     try:
         for row in part.run(context, model, part.name):
             send(("row", row))
+        context.device.synchronize()  # a broken device raises
     except Exception as error:
         lines = str(error).splitlines() or [""]
         return f"{type(error).__name__}: {lines[0][:200]}"

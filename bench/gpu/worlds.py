@@ -162,13 +162,14 @@ def backbone(size: Size, ids: TokenIds) -> Qwen2_5_VLConfig:
 def randomize(model: nn.Module) -> None:
     """Every parameter anew: norms of 1, biases of 0, all else normal."""
     torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.zero_()
-        elif parameter.ndim == 1 and "norm" in name:
-            parameter.fill_(1)
-        else:
-            parameter.normal_(std=0.02)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "Norm" in type(module).__name__:
+                parameter.fill_(1)
+            else:
+                parameter.normal_(std=0.02)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.harness import Entry, Result
 from retrv_kernels import native, ops, registry
 
+UNCOMPILED = "left out: compiling takes longer than there is time"
 # What can be a speed on a device: Triton on a CPU is its interpreter, which is none.
 _RUNS = {"cpu": ("native", "reference"), "cuda": ("triton", "xformers", "reference")}
 
@@ -95,7 +96,7 @@ def ours(op: str, device: str, run: Callable[[], Result], reference: str) -> lis
 def compiled(name: str, run: Callable[[], Result], context: Context, because: str = "") -> Entry:
     """An entry whose ``run`` calls what torch.compile made, which its first call compiles."""
     if context.compiling is None:
-        because = because or "left out: compiling takes longer than there is time"
+        because = because or UNCOMPILED
     return Entry(name, run, optional=True, because=because, limit=context.compiling or 0)
 
 
