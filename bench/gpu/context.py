@@ -16,6 +16,7 @@ from bench.gpu import worlds
 from bench.gpu.worlds import Scale, Shape
 from bench.suites.engine.prompts import Paced, World
 from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request
+from retrv_engine.warming import LONG
 
 Row = dict[str, Any]
 
@@ -101,10 +102,11 @@ def local(
 ) -> Iterator[LocalEngine]:
     """An embedded engine whose cache holds ``rows`` rows for the requests, and no more to speak of.
 
-    It is warm for these requests together and no others. It is given up at the end: the next one
-    needs its memory.
+    It is warm for these requests together and no others, and for contexts of 512 rows: steps of
+    longer ones are captured as they come. It is given up at the end: the next one needs its memory.
     """
     config = EngineConfig(max_sequences=max(1, len(requests)), **settings)
+    rows = max(rows, LONG + 32)  # of the engine's own requests, from which it gets warm
     pages = -(-rows // config.page_size) + 2 * len(requests) + 8
     size = pages * config.page_size * worlds.row_bytes(world.model)
     config = dataclasses.replace(config, cache_bytes=size)
