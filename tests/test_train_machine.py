@@ -128,9 +128,10 @@ def test_a_loss_on_an_emulated_gpu_is_the_cpus(build, name):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
-def test_a_training_step_on_a_gpu_has_the_cpus_loss(build, config, name, tmp_path):
+def test_a_training_step_on_a_gpu_has_the_cpus_loss(build, config, name, tmp_path, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     settings = loop.LoopConfig(**stages.LOOP | {"steps": 3, "save_every": 3})
     here, there = build(name), read_config(name, config(name))
     fit(here, settings, tmp_path / "cpu", resume=False)
