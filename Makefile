@@ -97,11 +97,11 @@ gpu-train:
 # Where the network cannot be taken away, that is said.
 gpu-rehearsal: MINUTES ?= 15
 gpu-rehearsal: $(GPU_ENV)/.installed
-	@set -e; if unshare -rn true 2>/dev/null; then offline='unshare -rn'; \
+	@if unshare -rn true 2>/dev/null; then offline='unshare -rn'; \
 	else offline=; echo 'unshare does not work here: the network stays'; fi; \
-	for goal in gpu-check gpu-bench $(if $(wildcard $(DATA)),gpu-train); do \
-	  $$offline $(MAKE) --no-print-directory $$goal DEVICE=cpu QUICK=1 MINUTES=$(MINUTES) \
-	    PYTHON=$(GPU_ENV)/bin/python; done
+	$$offline $(MAKE) -k --no-print-directory gpu-check gpu-bench \
+	  $(if $(wildcard $(DATA)),gpu-train) DEVICE=cpu QUICK=1 MINUTES=$(MINUTES) \
+	  PYTHON=$(GPU_ENV)/bin/python
 	@test -e "$(DATA)" || echo 'gpu-train was not rehearsed: there is no $(DATA)'
 
 $(GPU_ENV)/.installed: requirements/gpu_machine.txt
