@@ -101,12 +101,15 @@ def _cuda(device: EmulatedDevice, free: int) -> dict[str, Any]:
         "CUDAGraph": Graph,
         "Event": Event,
         "Stream": Stream,
+        "current_blas_handle": lambda: 0,
         "current_stream": lambda *_: stream,
+        "device": lambda _: contextlib.nullcontext(),
         "device_of": lambda _: contextlib.nullcontext(),
         "graph": Graph.captured,
         "graph_pool_handle": lambda: (0, 0),
         "is_current_stream_capturing": lambda: device.tape is not None,
         "mem_get_info": lambda *_: (free, free),
+        "set_stream": lambda _: None,
         "stream": lambda _: contextlib.nullcontext(),
         "synchronize": lambda *_: device.wait("synchronize"),
     }
@@ -179,7 +182,7 @@ def _kind(value: Any, loosely: bool) -> Any:
         return str(value.dtype), value.data_ptr() % 16 == 0
     if isinstance(value, bool) or not isinstance(value, int):
         return type(value).__name__
-    wide = -(2**31) <= value < 2**31
+    narrow = -(2**31) <= value < 2**31
     if loosely:
-        return wide
-    return wide, value == 1, value % 16 == 0
+        return narrow
+    return narrow, value == 1, value % 16 == 0

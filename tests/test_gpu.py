@@ -9,7 +9,8 @@ import pytest
 import torch
 from engine_doubles import Steered, names_of, real_requests
 
-from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request, Sampling
+from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request, Sampling, decode
+from retrv_engine.decode import DecodeStep
 from retrv_r1.reranker import Reranker
 from retrv_r1.types import Item, RankedResults
 
@@ -62,9 +63,69 @@ def test_the_engine_writes_what_the_plain_one_does(gpu, make_model, processor, e
     for _ in range(2):
         same(engine.generate(made), expected)
         engine.check()
+    assert not engine.runner.steps.graphs.refused
     stats = engine.stats()
     assert stats.cached_rows > 0
     assert (stats.preempted > 0 and stats.evicted_pages > 0) == (config.cache_bytes < 2**22)
+
+
+@pytest.fixture
+def replays(monkeypatch) -> list[object]:
+    """Graphs that were replayed; made anew by each test."""
+    seen: list[object] = []
+    graph = torch.cuda.CUDAGraph
+    replay = graph.replay
+    monkeypatch.setattr(graph, "replay", lambda self: (seen.append(self), replay(self))[1])
+    return seen
+
+
+@pytest.mark.parametrize("what", ["an error", "moved parameters"])
+def test_steps_are_captured_again_after(what, gpu, replays, make_model, processor, monkeypatch):
+    """In memory of their own: a pool whose graphs are gone takes no others."""
+    names = names_of(processor)
+    model = Steered(gpu.move(make_model()), names)
+    engine = LocalEngine(model, names, PAGES)
+    made = requests_on("cuda", processor.tokens.labels)[:3]
+    first = engine.generate(made)
+    before = set(replays)
+    assert before
+    if what == "an error":
+        with monkeypatch.context() as patch:
+            patch.setattr(DecodeStep, "take", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                engine.generate(made)
+    else:
+        engine.runner._places = []  # nothing lies where it lay
+        engine.load_weights({})
+    del replays[:]
+    engine.flush()
+    same(engine.generate(made), first)
+    assert replays and not before & set(replays)
+    assert not engine.runner.steps.graphs.refused
+
+
+def test_a_refused_capture_leaves_an_engine_that_works(
+    gpu, make_model, processor, expected, monkeypatch, caplog
+):
+    """Without graphs, and it says so."""
+    taken = decode.sample
+    waits = True
+
+    def waiting(logits, *others):
+        if waits:
+            logits.sum().item()
+        return taken(logits, *others)
+
+    monkeypatch.setattr(decode, "sample", waiting)
+    names = names_of(processor)
+    engine = LocalEngine(Steered(gpu.move(make_model()), names), names, PAGES)
+    made = requests_on("cuda", processor.tokens.labels)
+    same(engine.generate(made), expected)
+    assert engine.runner.steps.graphs.refused
+    assert caplog.text.count("run without CUDA graphs") == 1
+    engine.flush()
+    waits = False
+    same(engine.generate(made), expected)
 
 
 def test_a_group_shares_its_prompt(gpu, make_model, processor):

@@ -16,7 +16,7 @@ from bench.gpu.efficiency import pictures, tower_seconds
 from bench.gpu.worlds import weight_bytes
 from bench.suites.engine.prompts import World
 from retrv_engine import LocalEngine, Request
-from retrv_engine.decode import SHARED_ROWS
+from retrv_engine.attention import SHARED_ROWS
 
 PROFILED = 10  # steps
 BEFORE = 4  # tokens that each sequence has written before steps are timed

@@ -22,6 +22,10 @@ from retrv_kernels.decoder_layers import AttentionPart
 from retrv_kernels.ops import unchecked
 
 NAME = "retrv_paged"
+SHARED_ROWS = {"cpu": 1, "cuda": 2**17}
+"""Cached rows that reading shared prefixes once must save, by device, to be worth a tree. On a GPU
+that is an estimate and nothing measured: what fits its cache is read from memory once either way.
+"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Plan:
         parts, first = [], 0
         singles = sum(stop - first == 1 for _, first, stop in extends)
         nodes = tree_of(pages[:singles], lengths[:singles], page_size)
-        if len(nodes) > singles:  # some are shared
+        if is_worth_a_tree(nodes, device):
             table = _padded([node.pages for node in nodes], device)
             rows = torch.tensor([(node.first, node.stop) for node in nodes], device=device)
             sizes = torch.tensor([node.length for node in nodes], device=device)
@@ -168,6 +172,12 @@ def tree_of(pages: Sequence[Sequence[int]], lengths: Sequence[int], page_size: i
     if pages:
         divide(0, len(pages), 0)
     return nodes
+
+
+def is_worth_a_tree(nodes: Sequence[Node], device: torch.device) -> bool:
+    """Whether enough rows are shared for shared_prefix_attention."""
+    saved = sum(node.length * (node.stop - node.first - 1) for node in nodes)
+    return saved >= SHARED_ROWS.get(device.type, SHARED_ROWS["cuda"])
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

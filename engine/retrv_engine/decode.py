@@ -14,13 +14,21 @@ import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from retrv_engine.attention import AttentionPart, Batch, Node, PagedCache, tree_of
+from retrv_engine.attention import (
+    AttentionPart,
+    Batch,
+    Node,
+    PagedCache,
+    is_worth_a_tree,
+    tree_of,
+)
+from retrv_engine.graphs import Graphs
 from retrv_engine.pages import pages_of
 from retrv_engine.sampler import COLUMNS, Choice, Level, Masks, Picked, fill_columns, picked, sample
 from retrv_engine.scheduler import Extend
@@ -29,12 +37,10 @@ BUCKETS = (1, 2, 4, 8, 16, 24)
 """Numbers of sequences that a fixed step is made for, besides the most that run at once."""
 TIER = 512
 """Rows of the shortest context that a step is made for; each tier is four times the one before."""
-KEPT = 24
+KEPT = 96
 """Steps of different shapes that are kept, the least recently used being dropped."""
-SHARED_ROWS = {"cpu": 1, "cuda": 2**17}
-"""Cached rows that reading shared prefixes once must save, by device, to be worth a tree. On a GPU
-that is an estimate and nothing measured: what fits its cache is read from memory once either way.
-"""
+Model = Callable[[Tensor, Tensor, Batch], Tensor]
+"""Tokens ``[b]``, their positions ``[b]`` and the batch → float32 logits ``[b, vocabulary]``."""
 
 
 class Shape(NamedTuple):
@@ -79,19 +85,11 @@ class DecodeStep:
 
     Args:
         spare: number of a page that belongs to nobody: what padding rows write to.
-        replayed: whether to capture a CUDA graph the second time and to replay it from then on.
+        graphs: captures the step the second time, to be replayed from then on; None for never.
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        model: Callable[[Tensor, Tensor, Batch], Tensor],
-        cache: PagedCache,
-        spare: int,
-        replayed: bool,
-        pool: Any = None,
-    ) -> None:
-        self.shape, self.model, self.cache, self.spare = shape, model, cache, spare
+    def __init__(self, shape: Shape, cache: PagedCache, spare: int, graphs: Graphs | None) -> None:
+        self.shape, self.cache, self.spare, self._graphs = shape, cache, spare, graphs
         device = cache.values.device
         cuda = device.type == "cuda"
         self.inputs = Inputs(shape, device)
@@ -103,7 +101,7 @@ class DecodeStep:
         self._found = torch.empty(3, shape.rows, dtype=torch.float64, pin_memory=cuda)
         self._written: list[tuple[list[int], int]] = [([], 0)] * shape.rows
         self._counted = shape.rows  # rows that have to be padded again when fewer are filled
-        self._ran, self._replayed, self._pool = False, replayed, pool
+        self._ran = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self.batch = self._batch()
 
@@ -139,14 +137,15 @@ class DecodeStep:
         self.inputs.buffer.copy_(self.host.buffer, non_blocking=True)
         self._masks = masks.table
 
-    def compute(self) -> None:
+    def compute(self, model: Model) -> None:
         """Runs the model, and takes tokens."""
-        if self._graph is None and self._replayed and self._ran:
-            self._graph = self._captured()
+        graphs = self._graphs
+        if self._graph is None and self._ran and graphs is not None and not graphs.refused:
+            self._graph = graphs.capture(lambda: self._compute(model))
         if self._graph is not None:
             self._graph.replay()
         else:
-            self._compute()
+            self._compute(model)
         self._ran = True
 
     def take(self, choices: Sequence[Choice]) -> list[Picked]:
@@ -161,18 +160,10 @@ class DecodeStep:
         count = len(choices)
         return picked(found[:, :count].tolist(), choices, self._logits)
 
-    def _compute(self) -> None:
+    def _compute(self, model: Model) -> None:
         token, position = self.inputs.rows[:2]
-        self._logits = self.model(token, position, self.batch)
+        self._logits = model(token, position, self.batch)
         self._sampled = sample(self._logits, self._masks, self.inputs.columns, self.shape.level)
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may copy pictures to the device meanwhile.
-        how = dict(pool=self._pool, capture_error_mode="thread_local")
-        with torch.cuda.device_of(self.inputs.buffer), torch.cuda.graph(graph, **how):
-            self._compute()
-        return graph
 
     def _batch(self) -> Batch:
         """The rows of the step, as attention takes them."""
@@ -218,53 +209,47 @@ class DecodeStep:
 
 
 class DecodeSteps:
-    """The decode steps of a model, by shape.
+    """The decode steps of an engine, by shape.
 
     Args:
-        model: tokens ``[b]``, their positions ``[b]`` and the batch → float32 logits
-            ``[b, vocabulary]``, without waiting for the device.
         fixed: few shapes, with padding, which a GPU replays; else a shape for each step.
         most: sequences of a step.
     """
 
-    def __init__(
-        self,
-        model: Callable[[Tensor, Tensor, Batch], Tensor],
-        cache: PagedCache,
-        spare: int,
-        fixed: bool,
-        most: int,
-    ) -> None:
-        self.model, self.cache, self.spare = model, cache, spare
+    def __init__(self, cache: PagedCache, spare: int, fixed: bool, most: int) -> None:
+        self.cache, self.spare = cache, spare
         self.fixed, self.buckets = fixed, [*(b for b in BUCKETS if b < most), most]
         self.device = cache.values.device
+        replayed = fixed and self.device.type == "cuda"
+        self.graphs = Graphs(self.device) if replayed else None
         self._steps: OrderedDict[Shape, DecodeStep] = OrderedDict()
-        self._pool: Any = None
         self._sharing = Sharing([], [], [], [])
 
     def run(
-        self, extends: Sequence[Extend], choices: Sequence[Choice], masks: Masks
+        self, model: Model, extends: Sequence[Extend], choices: Sequence[Choice], masks: Masks
     ) -> list[Picked]:
-        """Computes a row of each sequence; what is picked is in the order of ``extends``."""
+        """Computes a row of each sequence; what is picked is in the order of ``extends``.
+
+        Args:
+            model: the same in every call; it must not wait for the device.
+        """
         size, pages = self.cache.page_size, [extend.job.pages for extend in extends]
         if not self._sharing.holds(pages):
             self._sharing = Sharing.of(pages, [extend.stop for extend in extends], size)
         ordered = [extends[i] for i in self._sharing.order]
         chosen = [choices[i] for i in self._sharing.order]
-        worth = self._sharing.saved >= SHARED_ROWS[self.device.type]
+        worth = is_worth_a_tree(self._sharing.inner, self.device)
         nodes = self._sharing.nodes([extend.stop for extend in ordered], size) if worth else []
         longest = max(extend.stop for extend in extends)
         step = self.step(self.shape(len(extends), longest, len(nodes), Level.of(choices)))
         step.fill(ordered, nodes, chosen, masks)
-        step.compute()
+        step.compute(model)
         found = dict(zip(self._sharing.order, step.take(chosen), strict=True))
         return [found[i] for i in range(len(extends))]
 
     def shape(self, rows: int, longest: int, nodes: int, level: Level) -> Shape:
         """The shape that a step of so many rows and nodes gets."""
-        tier = TIER
-        while tier < longest:
-            tier *= 4
+        *_, tier = tiers(longest)
         if self.fixed:
             rows = next(bucket for bucket in self.buckets if bucket >= rows)
             nodes = 2 * rows if nodes else 0
@@ -273,20 +258,25 @@ class DecodeSteps:
     def step(self, shape: Shape) -> DecodeStep:
         """The step of a shape."""
         if shape not in self._steps:
-            replayed = self.fixed and self.device.type == "cuda"
-            if replayed and self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
             if len(self._steps) == KEPT:
                 self._steps.popitem(last=False)
-            self._steps[shape] = DecodeStep(
-                shape, self.model, self.cache, self.spare, replayed, self._pool
-            )
+            self._steps[shape] = DecodeStep(shape, self.cache, self.spare, self.graphs)
         self._steps.move_to_end(shape)
         return self._steps[shape]
 
     def clear(self) -> None:
         """Forgets all steps: for a model whose parameters are elsewhere, or after an error."""
         self._steps.clear()
+        if self.graphs is not None:
+            self.graphs.forget()
+
+
+def tiers(rows: int) -> list[int]:
+    """Lengths of context that steps are made for, up to the first that has so many rows."""
+    found = [TIER]
+    while found[-1] < rows:
+        found.append(4 * found[-1])
+    return found
 
 
 @dataclass(frozen=True)
@@ -322,11 +312,6 @@ class Sharing:
     def holds(self, pages: Sequence[list[int]]) -> bool:
         """Whether these are still the lists."""
         return len(pages) == len(self.pages) and all(map(operator.is_, pages, self.pages))
-
-    @property
-    def saved(self) -> int:
-        """Cached rows that need not be read again where nodes are read once."""
-        return sum(node.length * (node.stop - node.first - 1) for node in self.inner)
 
     def nodes(self, lengths: Sequence[int], page_size: int) -> list[Node]:
         """All nodes, of sequences of so many rows, in ``order``."""

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from retrv_engine import warming
+from retrv_engine import decode, warming
 from retrv_engine.base import DeadlineExceeded, Handle, Stats
 from retrv_engine.config import EngineConfig
 from retrv_engine.pages import PagePool
@@ -59,6 +59,7 @@ class LocalEngine:
             table: Any = model.get_input_embeddings().weight
             config = config.on(table.device.type)
             runner = ModelRunner(model, config)
+        # A runner of other makes has no device to ask: what is left open is as on a CPU.
         self.vocabulary, self.config = vocabulary, config.on("cpu")
         self.runner, self.sequence = runner, sequence
         pool = PagePool(runner.pages, self.config.page_size)
@@ -105,9 +106,12 @@ class LocalEngine:
         return handle.result()
 
     def warm(
-        self, samplings: List[Sampling] = (Sampling(),), sizes: List[int] | None = None
+        self,
+        samplings: List[Sampling] = (Sampling(),),
+        sizes: List[int] | None = None,
+        rows: int = decode.TIER,
     ) -> None:
-        """Compiles and captures what requests will launch, and forgets that anything ran.
+        """Compiles what requests launch, captures decode steps, and forgets that anything ran.
 
         On a GPU that takes seconds, which the first requests would take otherwise; call it before
         there are any. On a CPU there is nothing to do.
@@ -115,22 +119,39 @@ class LocalEngine:
         Args:
             samplings: how tokens will be taken; temperature and top_p matter.
             sizes: numbers of requests that will run together; all that steps are made for if None.
+            rows: of the longest context; steps are captured for shorter ones too.
         Raises:
-            RuntimeError: there are requests already.
+            RuntimeError: there are requests already, or the engine's thread runs.
         """
         if not self.runner.single:
             return
         with self._turn:
-            if self.scheduler.running or self.scheduler.waiting or self._inbox:
-                raise RuntimeError("an engine is warmed before it has requests")
+            waiting = self.scheduler.running or self.scheduler.waiting or self._inbox
+            if waiting or self._thread is not None:
+                raise RuntimeError("an engine is warmed before it has requests, and before start")
             self.runner.warm()
             sizes = self.runner.sizes if sizes is None else sizes
-            for requests in warming.batches(self.vocabulary, samplings, sizes):
-                self.generate(requests)
+            lengths = [warming.SHORT, *(tier + 1 for tier in decode.tiers(rows) if tier < rows)]
+            for sampling in samplings:
+                prompts = warming.Prompts(self.vocabulary, sampling)
+                for size, length in itertools.product(sizes, lengths):
+                    self.generate([prompts.of(length)] * size)
+                # Two that write, and share a prompt, while another is read.
+                writing = [self.submit(prompts.of(warming.LONG, 9)) for _ in range(2)]
+                while self._inbox or self.scheduler.waiting or self._reads:
+                    self.step()
+                self.generate([prompts.of(warming.LONG, other=True)])
+                for handle in writing:
+                    handle.result()
                 self.flush()
             self._counts.clear()
             self._seconds = dict.fromkeys(self._seconds, 0.0)
             self.scheduler.preempted = self.scheduler.tree.evicted = 0
+
+    @property
+    def _reads(self) -> bool:
+        """Whether a prompt is being read."""
+        return any(not job.writing for job in self.scheduler.running)
 
     def start(self) -> None:
         """See :meth:`retrv_engine.base.Engine.start`."""
@@ -191,6 +212,7 @@ class LocalEngine:
             for job in jobs:
                 job.handle.cancel()
             self._collect()
+            self.runner.reset()
 
     # A step.
 

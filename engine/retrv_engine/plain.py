@@ -26,7 +26,7 @@ from retrv_engine.request import (
     load_distinct,
     positions_of,
 )
-from retrv_engine.sampler import pick
+from retrv_engine.sampler import Masks, pick
 from retrv_engine.sequence import Sequence
 from retrv_engine.weights import load_weights
 
@@ -49,6 +49,7 @@ class PlainEngine:
             raise ValueError("batch_size must be at least 1")
         self.model, self.vocabulary, self.batch_size = model, vocabulary, batch_size
         self.sequence = sequence
+        self._masks: Masks | None = None
 
     @torch.inference_mode()
     def generate(self, requests: List[Request]) -> list[Output]:
@@ -83,7 +84,11 @@ class PlainEngine:
             logits = self.model.decode(embeds, positions, mask, cache, max(due))
             wanted = torch.cat([rows[-n:] for rows, n in zip(logits, due, strict=True)])
             counted = [(sequences[i], n) for i, n in zip(active, due, strict=True)]
-            picks = iter(pick(wanted, [one.choice(k) for one, n in counted for k in range(n)]))
+            if self._masks is None:
+                rows = 2 * self.batch_size + 2
+                self._masks = Masks(rows, wanted.shape[-1], wanted.device)
+            choices = [one.choice(k) for one, n in counted for k in range(n)]
+            picks = iter(pick(wanted, choices, self._masks))
             first = first or time.perf_counter() - started
             for one, n in counted:
                 one.advance(list(itertools.islice(picks, n)))

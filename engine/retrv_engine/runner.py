@@ -122,9 +122,7 @@ class ModelRunner:
         shape = text.num_hidden_layers, 2, self.pages + 1, heads, size, width
         self.cache = PagedCache(self.table.new_empty(shape))
         self.single = bool(config.graphs)
-        self.steps = DecodeSteps(
-            self._logits, self.cache, self.pages, self.single, config.max_sequences
-        )
+        self.steps = DecodeSteps(self.cache, self.pages, self.single, config.max_sequences)
         self.sizes: Sequence[int] = self.steps.buckets
         self._masks: Masks | None = None
         self._places = self._parameters()
@@ -146,7 +144,7 @@ class ModelRunner:
             self._masks = Masks(rows, words, self.table.device)
         if all(map(_writes, extends)):
             single = [one[0] if one else Choice() for one in choices]
-            found = self.steps.run(extends, single, self._masks)
+            found = self.steps.run(self._logits, extends, single, self._masks)
             return [[pick] if one else [] for one, pick in zip(choices, found, strict=True)]
         picks = iter(self._run(extends, [choice for one in choices for choice in one]))
         return [list(itertools.islice(picks, len(one))) for one in choices]

@@ -1,11 +1,12 @@
 """Choosing next tokens, for all rows of a step at once and where their logits are.
 
 A row is sampled by inverse distribution function from one number of its request's own random
-stream. So a sampled request follows its seed, whatever runs beside it and on every device.
+stream. So its token depends on its logits and its seed, and not on who is sampled beside it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -65,15 +66,25 @@ class Picked(NamedTuple):
     labels: Tensor | None = None
 
 
+def check_numbers(picks: Sequence[Picked]) -> None:
+    """Raises FloatingPointError where logits were NaN: float16 overflows in some models."""
+    if any(math.isnan(pick.logprob) for pick in picks):
+        raise FloatingPointError(
+            "the model's logits are not numbers (NaN): try bfloat16 or float32, or other weights"
+        )
+
+
 class Masks:
-    """Which tokens may not be taken, as rows of one table on the device; row 0 forbids none.
+    """What is added to logits: minus infinity to those of tokens that may not be taken.
+
+    Rows of one table on the device, of which row 0 forbids nothing.
 
     Args:
         capacity: rows at most; the least recently used are replaced. No step may need more.
     """
 
     def __init__(self, capacity: int, vocabulary: int, device: torch.device | str) -> None:
-        self.table = torch.zeros(capacity, vocabulary, dtype=torch.bool, device=device)
+        self.table = torch.zeros(capacity, vocabulary, dtype=torch.float32, device=device)
         self._rows: OrderedDict[Permitted, int] = OrderedDict()
 
     def row(self, permitted: Permitted) -> int:
@@ -84,9 +95,12 @@ class Masks:
             row = len(self._rows) + 1
             if row == len(self.table):
                 _, row = self._rows.popitem(last=False)
-            mask = torch.full(self.table.shape[1:], not permitted.banned, dtype=torch.bool)
-            mask[list(permitted.tokens)] = permitted.banned
-            self.table[row].copy_(mask)
+            # Few numbers go to the device, from pinned memory: nobody waits for them.
+            pinned = self.table.is_cuda
+            tokens = torch.tensor(permitted.tokens, dtype=torch.long, pin_memory=pinned)
+            tokens = tokens.to(self.table.device, non_blocking=True)
+            mask = self.table[row].fill_(0 if permitted.banned else -torch.inf)
+            mask.index_fill_(0, tokens, -torch.inf if permitted.banned else 0)
             self._rows[permitted] = row
         self._rows.move_to_end(permitted)
         return row
@@ -162,11 +176,11 @@ def picked(
 
 
 def sample(logits: Tensor, masks: Tensor, columns: Tensor, level: Level) -> Tensor:
-    """Takes a token from each row, without waiting for the device.
+    """Takes a token from each row; on a GPU without waiting for it.
 
     Args:
         logits: float32 ``[m, vocabulary]``.
-        masks: tokens that may not be taken, ``[rows, vocabulary]``.
+        masks: what is added to logits, ``[rows, vocabulary]``.
         columns: as :func:`fill_columns` writes them, int64 ``[5, m]``.
         level: what the rows need; a greedy row comes out the same whatever it is.
     Returns:
@@ -174,19 +188,71 @@ def sample(logits: Tensor, masks: Tensor, columns: Tensor, level: Level) -> Tens
     """
     mask, target = columns[:2]
     temperature, top_p, uniform = columns[2:].view(torch.float64)
-    scores = logits.masked_fill(masks[mask], -torch.inf)
-    token = scores.argmax(-1)  # of logits: their logarithms round more of them to the same
-    if level.drawn:
-        logprobs = distribution(scores, temperature, top_p, level.nucleus)
-        mass = logprobs.exp().cumsum(-1, dtype=torch.float64)
-        drawn = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)[:, 0]
-        token = torch.where(temperature < COLDEST, token, drawn.clamp(max=logits.shape[-1] - 1))
+    here = logits.device.type == "cpu"  # where looking at a number costs nothing
+    alike = here and bool((mask == mask[0]).all())
+    scores = logits + (masks[int(mask[0])] if alike else masks[mask])
+    given = target if level.given else None
+    numbers = temperature, top_p, uniform
+    drawn = temperature >= COLDEST
+    if not level.drawn:
+        token, chosen = _best(scores, given)
+    elif here and bool(drawn.all()):
+        token, chosen = _draw(scores, *numbers, given, level.nucleus)
+    elif here:  # a row that is not drawn does not pay for those that are
+        rows = drawn.nonzero()[:, 0]
+        token, chosen = _best(scores, given)
+        own = None if given is None else given[rows]
+        own_numbers = temperature[rows], top_p[rows], uniform[rows]
+        found = _draw(scores[rows], *own_numbers, own, level.nucleus)
+        token, chosen = token.index_copy(0, rows, found[0]), chosen.index_copy(0, rows, found[1])
     else:
-        logprobs = scores.log_softmax(-1)
-    if level.given:
-        token = torch.where(target < 0, token, target)
-    chosen = logprobs.gather(1, token[:, None])[:, 0]
-    return torch.stack([token.double(), chosen.double(), logits.argmax(-1).double()])
+        token, chosen = _best(scores, given)
+        warm = torch.where(drawn, temperature, 1.0)
+        found = _draw(scores, warm, top_p, uniform, given, level.nucleus)
+        token = torch.where(drawn, found[0], token)
+        chosen = torch.where(drawn, found[1], chosen)
+    return torch.stack([token.double(), chosen.double(), _argmax(logits).double()])
+
+
+def _best(scores: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Greedy tokens ``[m]``, where none is given, and their log-probabilities."""
+    # Of logits: their logarithms round more of them to the same.
+    return _scored(scores.log_softmax(-1), _argmax(scores), given)
+
+
+def _argmax(scores: Tensor) -> Tensor:
+    """``[m]``; on a CPU by NumPy, which takes a tenth of the time."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy().argmax(-1))
+    return scores.argmax(-1)
+
+
+def _draw(
+    scores: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    uniform: Tensor,
+    given: Tensor | None,
+    nucleus: bool,
+) -> tuple[Tensor, Tensor]:
+    """Tokens ``[m]`` by inverse distribution function, where none is given, and log-probabilities.
+
+    The token is the first whose mass and those before it exceed ``uniform`` of all mass.
+    """
+    logprobs = distribution(scores, temperature, top_p, nucleus)
+    mass = logprobs.exp().cumsum(-1, dtype=torch.float64)
+    total = mass[:, -1:].contiguous()
+    token = torch.searchsorted(mass, uniform[:, None] * total, right=True)
+    # Not beyond the last that has any: a product may be rounded up to the total.
+    token = token.minimum(torch.searchsorted(mass, total))[:, 0]
+    return _scored(logprobs, token, given)
+
+
+def _scored(logprobs: Tensor, token: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tokens, or those that are given, and their log-probabilities."""
+    if given is not None:
+        token = torch.where(given < 0, token, given)
+    return token, logprobs.gather(1, token[:, None])[:, 0]
 
 
 def distribution(scores: Tensor, temperature: Tensor, top_p: Tensor, nucleus: bool) -> Tensor:
@@ -194,29 +260,36 @@ def distribution(scores: Tensor, temperature: Tensor, top_p: Tensor, nucleus: bo
 
     Args:
         scores: float32 logits, minus infinity where a token may not be taken.
-        temperature: ``[m]``; rows below ``COLDEST`` are greedy: the constraint alone counts then.
+        temperature: ``[m]``, ``COLDEST`` or more.
         top_p: ``[m]``.
         nucleus: whether any row is cut.
     """
-    cold = temperature < COLDEST
-    scale = torch.where(cold, 1.0, temperature).float()
-    logprobs = (scores / scale[:, None]).log_softmax(-1)
+    logprobs = (scores / temperature.float()[:, None]).log_softmax(-1)
     if not nucleus:
         return logprobs
-    # The least likely that is kept; what is as likely stays, so that no order of equals matters.
+    if scores.device.type != "cpu":
+        return torch.where((top_p >= 1)[:, None], logprobs, _cut(logprobs, top_p))
+    rows = (top_p < 1).nonzero()[:, 0]
+    return logprobs.index_copy_(0, rows, _cut(logprobs[rows], top_p[rows]))
+
+
+def _cut(logprobs: Tensor, top_p: Tensor) -> Tensor:
+    """Keeps the smallest set whose mass reaches top_p.
+
+    And what is as likely as the least likely of them, so that no order of equals matters.
+    """
     ordered = _likeliest(logprobs, top_p)
-    before = ordered.exp().cumsum(-1) - ordered.exp()
-    count = (before < top_p[:, None]).sum(-1, keepdim=True)
-    least = ordered.gather(1, count - 1)
-    cut = logprobs.masked_fill(logprobs < least, -torch.inf).log_softmax(-1)
-    return torch.where((cold | (top_p >= 1))[:, None], logprobs, cut)
+    mass = ordered.exp().cumsum(-1, dtype=torch.float64)
+    count = (mass < top_p[:, None]).sum(-1, keepdim=True)
+    least = ordered.gather(1, count.clamp(max=ordered.shape[-1] - 1))
+    return logprobs.masked_fill(logprobs < least, -torch.inf).log_softmax(-1)
 
 
 def _likeliest(logprobs: Tensor, top_p: Tensor) -> Tensor:
     """Log-probabilities in falling order, at least as many as a nucleus needs."""
-    if logprobs.device.type == "cpu":  # where sorting all takes longer, and looking costs nothing
+    if logprobs.device.type == "cpu":  # where sorting all of them takes longer
         for first in FIRST:
             ordered = logprobs.topk(min(first, logprobs.shape[-1])).values
-            if bool((ordered.exp().sum(-1) >= top_p).all()):
+            if bool((ordered.exp().sum(-1, dtype=torch.float64) >= top_p).all()):
                 return ordered
     return logprobs.sort(descending=True).values

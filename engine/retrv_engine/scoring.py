@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from retrv_engine.request import FeatureSource, Piece
-from retrv_engine.sampler import Choice, Picked
+from retrv_engine.sampler import Choice, Picked, check_numbers
 
 
 class Scoring:
@@ -35,7 +35,8 @@ class Scoring:
         return Choice(target=self._scored[number])
 
     def advance(self, picks: Sequence[Picked]) -> None:
-        """Takes the tokens' log-probabilities."""
+        """Takes the tokens' log-probabilities; raises as a sequence does."""
+        check_numbers(picks)
         self._logprobs = [pick.logprob for pick in picks]
 
     def splice(self, pieces: Sequence[Piece]) -> None:

@@ -26,7 +26,7 @@ from retrv_engine.request import (
     Vocabulary,
     length_of,
 )
-from retrv_engine.sampler import COLDEST, Choice, Permitted, Picked
+from retrv_engine.sampler import COLDEST, Choice, Permitted, Picked, check_numbers
 
 
 @dataclass
@@ -115,7 +115,10 @@ class Sequence:
 
         Args:
             picks: of the rows that were due.
+        Raises:
+            FloatingPointError: the model's logits are no numbers.
         """
+        check_numbers(picks)
         if self.due == 2:  # behind </think>, where <answer> was forced
             self.well_formed &= picks[0].likeliest == self.vocabulary.answer_start
         self.due = 1

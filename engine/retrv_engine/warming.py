@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 from retrv_engine.request import Piece, Request, Sampling, Vocabulary
 
-ROWS = 24  # of a prompt: enough for a prefill's tile, and a page or two
+SHORT = 24  # rows of a prompt that is read by one program a head
+LONG = 300  # … and by several, whose parts are merged
 TOKENS = 4  # a step runs eagerly first, is captured the second time, and replayed the third
 
 
@@ -19,15 +20,22 @@ class _Nothing:
         raise AssertionError("these requests inspect nothing")
 
 
-def batches(
-    vocabulary: Vocabulary, samplings: Sequence[Sampling], sizes: Sequence[int]
-) -> Iterator[list[Request]]:
-    """Requests to run together: of each size, with tokens taken in each of some ways."""
-    special = vars(vocabulary).values()
-    label = next(token for token in itertools.count() if token not in special)
-    banned = [vocabulary.think_end, vocabulary.inspect_start]
-    for sampling in samplings:
-        short = replace(sampling, max_reasoning_tokens=TOKENS, max_inspections=0)
-        request = Request([label] * ROWS, [label], [0], _Nothing(), True, short, banned)
-        for size in sizes:
-            yield [request] * size
+class Prompts:
+    """Requests of words that mean nothing.
+
+    Args:
+        sampling: how tokens are taken.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, sampling: Sampling) -> None:
+        special = vars(vocabulary).values()
+        words = (token for token in itertools.count() if token not in special)
+        self.label, self.word, self.other = itertools.islice(words, 3)
+        self.banned = [vocabulary.think_end, vocabulary.inspect_start]
+        self.sampling = replace(sampling, max_reasoning_tokens=TOKENS, max_inspections=0)
+
+    def of(self, rows: int, tokens: int = TOKENS, *, other: bool = False) -> Request:
+        """A prompt of so many rows, all of them one word or another."""
+        prompt = [self.other if other else self.word] * rows
+        sampling = replace(self.sampling, max_reasoning_tokens=tokens)
+        return Request(prompt, [self.label], [0], _Nothing(), True, sampling, self.banned)
