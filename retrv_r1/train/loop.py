@@ -159,7 +159,7 @@ class _StageTrainer(Trainer):
                 "num_workers": workers,
                 "multiprocessing_context": "fork",
                 "worker_init_fn": _start_worker,
-                # Of batches made ahead, which are behind a schedule by time, as few as there can be.
+                # Few batches made ahead: they are behind a schedule by time.
                 "prefetch_factor": 1,
                 # A generator of its own: the loader draws a seed, which no batch depends on.
                 "generator": torch.Generator(),
