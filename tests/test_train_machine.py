@@ -318,7 +318,9 @@ def test_a_missing_calibration_is_the_last_thing_said(monkeypatch, tmp_path, cap
     recipe.main(tmp_path, tmp_path, 1.0, device="cpu")
     said = capsys.readouterr()
     assert said.err.splitlines()[-1] == "the checkpoint is not calibrated: no list has its answer"
-    assert folders == [tmp_path / "cpu" / "train"] and slug("NVIDIA H100 80GB") == "nvidia-h100-80gb"
+    assert (
+        folders == [tmp_path / "cpu" / "train"] and slug("NVIDIA H100 80GB") == "nvidia-h100-80gb"
+    )
 
 
 def test_without_git_there_is_no_commit(monkeypatch):

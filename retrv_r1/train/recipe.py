@@ -176,11 +176,11 @@ def _ship(checkpoint: Path, data: Path, machine: Machine, queries: int) -> dict[
 
 
 def _archive(out: Path, checkpoint: Path, console: Console) -> None:
-    """Puts the checkpoint where the one before was, whole at any moment."""
-    new, path = out / "checkpoint.new", out / "checkpoint.tar.gz"
+    """Puts the checkpoint where the one before was, which is whole until this one is."""
+    new, path = checkpoint.with_suffix(".tar.gz"), out / "checkpoint.tar.gz"
     with tarfile.open(new, "w:gz") as archive:
         archive.add(checkpoint, "checkpoint")
-    new.replace(path)
+    shutil.move(new, path)
     if (size := path.stat().st_size) > LARGEST:
         console.print(f"{path} has {size:,} bytes: more than the {LARGEST:,} of one file")
 
