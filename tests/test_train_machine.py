@@ -303,8 +303,12 @@ def test_little_time_calibrates_on_few_queries(monkeypatch, tmp_path, seconds, q
     monkeypatch.setattr(recipe, "_ship", lambda *words: asked.append(words[-1]) or {})
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     options = {"minutes": seconds / 60 + 1e-6, "machine": Machine()}
-    train_all(tmp_path, tmp_path / "out", tmp_path / "work", **options)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "checkpoint.tar.gz").touch()
+    train_all(tmp_path, out, tmp_path / "work", **options)
     assert asked == [queries]
+    assert [path.name for path in out.iterdir()] == ["record.json"], "nothing of an earlier run"
 
 
 def test_a_missing_calibration_is_the_last_thing_said(monkeypatch, tmp_path, capsys):

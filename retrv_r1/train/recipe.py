@@ -91,6 +91,7 @@ def train_all(
         folder = unpack(data, work / "data", _QUICK_QUERIES if quick else None)
     shutil.rmtree(work / "runs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
+    (out / "checkpoint.tar.gz").unlink(missing_ok=True)  # of another run than the record
     record: dict[str, Any] = {
         "minutes": minutes,
         "quick": quick,
