@@ -29,11 +29,15 @@ DEVICE ?= cuda
 QUICK ?=
 FLAGS ?=
 DATA ?= data/pictographs.pack
-RESULTS ?= bench/results/gpu
+# A rehearsal does not write over what a GPU gave.
+RESULTS ?= $(if $(filter cpu,$(DEVICE)),build/gpu-rehearsal,bench/results/gpu)
+# Of the code, where there is no git to ask: make gpu-check COMMIT=0123abc
+COMMIT ?=
 named = $(filter command environment,$(origin PYTHON))
 GPU_PYTHON = $(if $(named),$(PYTHON),$(or $(wildcard $(BIN)/python),$(PYTHON)))
 GPU_RUN = PYTHONPATH=.:engine:kernels PYTHONUNBUFFERED=1 "$(GPU_PYTHON)"
-GPU_FLAGS = --device $(DEVICE) --minutes $(MINUTES) $(if $(QUICK),--quick) $(FLAGS)
+GPU_FLAGS = --device $(DEVICE) --minutes $(MINUTES) --out $(RESULTS) $(if $(QUICK),--quick) \
+  $(if $(COMMIT),--commit $(COMMIT)) $(FLAGS)
 GPU_ENV := build/gpu-env
 
 NEWEST := build/transformers-newest
@@ -76,27 +80,28 @@ $(NEWEST)/.installed: requirements/transformers_newest.txt | $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.run --suite $(SUITE) $(BENCH_FLAGS)
 
-gpu-check: MINUTES ?= 4
+gpu-check: MINUTES ?= 3
 gpu-check:
-	$(GPU_RUN) tests/gpu_check.py $(GPU_FLAGS) --out $(RESULTS)/check
+	$(GPU_RUN) tests/gpu_check.py $(GPU_FLAGS)
 
-gpu-bench: MINUTES ?= 5
+gpu-bench: MINUTES ?= 4.5
 gpu-bench:
-	$(GPU_RUN) -m bench.gpu $(GPU_FLAGS) --out $(RESULTS)
+	$(GPU_RUN) -m bench.gpu $(GPU_FLAGS)
 
-gpu-train: MINUTES ?= 8
+gpu-train: MINUTES ?= 3.5
 gpu-train:
 	@test -e "$(DATA)" || { echo '$(DATA) is not there: make data, then' \
 	  '$(BIN)/retrv-r1 data pack data/pictographs $(DATA); or DATA=… for another' >&2; exit 1; }
-	$(GPU_RUN) -m retrv_r1.train.recipe --data $(DATA) $(GPU_FLAGS) --out $(RESULTS)/train
+	$(GPU_RUN) -m retrv_r1.train.recipe --data $(DATA) $(GPU_FLAGS)
 
 # Where the network cannot be taken away, that is said.
+gpu-rehearsal: MINUTES ?= 15
 gpu-rehearsal: $(GPU_ENV)/.installed
-	@set -e; if unshare -rn true 2>/dev/null; then offline='unshare -rn'; \
+	@if unshare -rn true 2>/dev/null; then offline='unshare -rn'; \
 	else offline=; echo 'unshare does not work here: the network stays'; fi; \
-	for goal in gpu-check gpu-bench $(if $(wildcard $(DATA)),gpu-train); do \
-	  $$offline $(MAKE) --no-print-directory $$goal DEVICE=cpu QUICK=1 MINUTES=15 \
-	    PYTHON=$(GPU_ENV)/bin/python RESULTS=build/gpu-rehearsal; done
+	$$offline $(MAKE) -k --no-print-directory gpu-check gpu-bench \
+	  $(if $(wildcard $(DATA)),gpu-train) DEVICE=cpu QUICK=1 MINUTES=$(MINUTES) \
+	  PYTHON=$(GPU_ENV)/bin/python
 	@test -e "$(DATA)" || echo 'gpu-train was not rehearsed: there is no $(DATA)'
 
 $(GPU_ENV)/.installed: requirements/gpu_machine.txt

@@ -60,7 +60,10 @@ def gpu(request) -> Iterator[Any]:
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("there is no CUDA device")
+        # Otherwise cuDNN multiplies float32 in TF32, which is further off than what is compared.
+        before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
         yield Gpu()
+        torch.backends.cudnn.allow_tf32 = before
         return
     pytest.importorskip("triton", reason="an emulated GPU needs Triton, whose launches it takes")
     from emulated_cuda import emulate

@@ -1,11 +1,12 @@
 """Everything that a GPU must prove, in minutes: ``make gpu-check``; see docs/gpu.md.
 
 Each part is a process of its own with a time limit, on a GPU all at once. Ends with a line for
-each op and with 1 if anything failed, or did not run.
+each op and with 1 if anything failed, or did not run. Whoever stops this stops its parts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -29,20 +30,30 @@ KERNELS = "tests/test_kernels_gpu.py"
 ON_CPU = "tests/test_kernels_ops.py"
 NEEDED = {"xdist": "pytest-xdist", "pytest_timeout": "pytest-timeout"}
 SHOWN = 30  # failures, in the summary
-# What a memory checker says where the machine does not let it at the card.
+CHECKER = "compute-sanitizer"
+TOOLKIT = "/usr/local/cuda/bin"  # where it is if it is not on PATH
+FOUND = 86  # its exit code for an access that was wrong, which the checked program never has
+# What it says where the machine does not let it at the card.
 REFUSED = ("Device not supported", "not supported on this device")
+# Processes of parts, killed when this one is stopped.
+_RUNNING: set[subprocess.Popen[bytes]] = set()
 
+_SHOWN = ("lines", "problem", "folder")  # of a machine's description, not part of its record
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command, what it proves, and after how many seconds it is stopped."""
+    """A command, what it proves, and after how many seconds it is stopped.
+
+    ``checked`` fails it where no memory checker watched.
+    """
 
     name: str
     command: Sequence[str]
     seconds: float
     environment: Mapping[str, str] = field(default_factory=dict)
+    checked: bool = False
 
 
 @dataclass
@@ -64,10 +75,12 @@ class Outcome:
 def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu for a rehearsal.")] = "cuda",
     quick: Annotated[bool, typer.Option("--quick", help="A few cases of each op.")] = False,
-    minutes: Annotated[float, typer.Option(help="After which a part is stopped.")] = 4.0,
+    minutes: Annotated[float, typer.Option(help="After which what runs is stopped.")] = 3.0,
     workers: Annotated[int, typer.Option(help="Processes for the tests of kernels.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of logs and results.")] = Path(
-        "bench/results/gpu/check"
+    memcheck: Annotated[bool, typer.Option(help="Fail without a memory checker.")] = True,
+    commit: Annotated[str, typer.Option(help="Of the code; git's answer by default.")] = "",
+    out: Annotated[Path, typer.Option(help="Here a folder is made for the card.")] = Path(
+        "bench/results/gpu"
     ),
 ) -> None:
     """Checks kernels, engine, training and memory accesses on a GPU."""
@@ -76,14 +89,21 @@ def main(
         raise SystemExit(f"{sys.executable} lacks what this needs: pip install {' '.join(missing)}")
     if device not in ("cuda", "cpu"):
         raise SystemExit(f"the device must be cuda or cpu, not {device!r}")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    machine = _machine(device)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _stop)
+    began = time.monotonic()
+    machine = _machine(device, 30 * minutes)
     for line in machine["lines"]:
         print(line, flush=True)
     if machine["problem"]:
         raise SystemExit(machine["problem"])
-    parts = parts_of(device, quick, 60 * minutes, workers or min(8, os.cpu_count() or 1))
+    machine["commit"] = commit or machine["commit"]
+    out = out / machine["folder"] / "check"
+    _empty(out)
+    # On a CPU parts run one after another, each in the whole time.
+    left = 60 * minutes - (time.monotonic() - began if device == "cuda" else 0.0)
+    workers = workers or min(8, os.cpu_count() or 1)
+    parts = parts_of(device, quick, left, workers, memcheck=memcheck)
     outcomes: list[Outcome] = []
     with ThreadPoolExecutor(len(parts) if device == "cuda" else 1) as pool:
         for done in as_completed(pool.submit(run, part, out) for part in parts):
@@ -94,7 +114,9 @@ def main(
     raise SystemExit(0 if all(one.fine for one in outcomes) else 1)
 
 
-def parts_of(device: str, quick: bool, seconds: float, workers: int) -> list[Part]:
+def parts_of(
+    device: str, quick: bool, seconds: float, workers: int, *, memcheck: bool = True
+) -> list[Part]:
     """What is run, the longest first."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "outcomes", "-p", "no:cacheprovider"]
     pytest += ["--timeout", "120", "--color", "no"]
@@ -110,15 +132,17 @@ def parts_of(device: str, quick: bool, seconds: float, workers: int) -> list[Par
     kernels = [*pytest, *spread, "-m", "gpu", KERNELS, *few]
     # Each engine takes a part of the card's memory: one after another.
     engine = [*pytest, "-m", "gpu", *others]
-    checker = shutil.which("compute-sanitizer")
+    checker = shutil.which(CHECKER) or shutil.which(CHECKER, path=TOOLKIT) if memcheck else None
     # Memory that PyTorch keeps would hide accesses behind the end of a tensor.
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if checker else {}
     if checker:
-        smoke = [checker, "--tool", "memcheck", "--error-exitcode", "1", *smoke]
+        # PyTorch and Triton try calls that may fail: these are no errors.
+        options = ["--tool", "memcheck", "--report-api-errors", "no"]
+        smoke = [checker, *options, "--error-exitcode", str(FOUND), *smoke]
     return [
         Part("kernels", kernels, seconds),
         Part("engine", engine, seconds),
-        Part("memory", smoke, seconds, uncached),
+        Part("memory", smoke, seconds, uncached, checked=memcheck),
     ]
 
 
@@ -127,7 +151,9 @@ def run(part: Part, out: Path) -> Outcome:
     began = time.monotonic()
     lines, log = out / f"{part.name}.jsonl", out / f"{part.name}.log"
     paths = [str(ROOT / name) for name in ("", "engine", "kernels", "tests")]
-    environment = {**os.environ, **part.environment, "GPU_CHECK_OUTCOMES": str(lines.resolve())}
+    # Parts run beside one another: with a thread for each core they would wait for each other.
+    environment = {"OMP_NUM_THREADS": "2", **os.environ, **part.environment}
+    environment["GPU_CHECK_OUTCOMES"] = str(lines.resolve())
     environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -136,14 +162,16 @@ def run(part: Part, out: Path) -> Outcome:
             env=environment,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            process_group=0,
         )
+        _RUNNING.add(process)
         try:
             code: int | None = process.wait(part.seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             code = None
+        _RUNNING.discard(process)
     text = lines.read_text() if lines.exists() else ""
     tests = [json.loads(line) for line in text.splitlines()]
     outcome = Outcome(part.name, code, round(time.monotonic() - began, 1), tests)
@@ -208,11 +236,16 @@ def _note(part: Part, outcome: Outcome, log: str) -> str:
             outcome.code = 1
             return "nothing ran"
         return "" if outcome.fine or outcome.tests else _last(log)
-    if any(words in log for words in REFUSED):
-        return "compute-sanitizer refuses this machine's device: accesses were not checked"
-    if "compute-sanitizer" in part.command[0]:
-        return "under compute-sanitizer" if outcome.fine else _last(log)
-    said = "without a memory checker: compute-sanitizer is not on PATH"
+    if outcome.code == FOUND:
+        return f"{CHECKER} found wrong accesses: memory.log has them"
+    watched = CHECKER in part.command[0]
+    if watched and not any(words in log for words in REFUSED):
+        return f"under {CHECKER}" if outcome.fine else _last(log)
+    why = f"{CHECKER} refuses this device" if watched else f"no {CHECKER}"
+    said = f"accesses were not checked: {why}"
+    if outcome.fine and part.checked:
+        outcome.code = 1
+        return f"{said}; FLAGS=--no-memcheck allows that"
     return said if outcome.fine else f"{said}; {_last(log)}"
 
 
@@ -228,15 +261,33 @@ def _gpu_files() -> list[str]:
     return [f"tests/{path.name}" for path in files if found.search(path.read_text())]
 
 
-def _machine(device: str) -> dict[str, Any]:
+def _stop(number: int, _: Any) -> None:
+    """Takes the parts along when this process is told to end."""
+    for process in list(_RUNNING):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    os._exit(128 + number)
+
+
+def _empty(out: Path) -> None:
+    """Takes an earlier run's results out of a folder, and nothing else."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in [*out.glob("*.log"), *out.glob("*.jsonl"), *out.glob("check.json")]:
+        path.unlink()
+
+
+def _machine(device: str, seconds: float) -> dict[str, Any]:
     """Versions, card, what would run for each op; asked in a process that may hang."""
     code = f"import gpu_check, json; print(json.dumps(gpu_check.describe({device!r})))"
     paths = os.pathsep.join(str(ROOT / name) for name in ("", "engine", "kernels", "tests"))
     environment = {**os.environ, "PYTHONPATH": paths}
-    asked = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"lines": [], "problem": f"the card did not answer within {seconds:.0f} s"}
     if asked.returncode:
         return {"lines": [], "problem": f"nothing can run here: {_last(asked.stderr)}"}
     return json.loads(asked.stdout.splitlines()[-1])
@@ -250,10 +301,8 @@ def describe(device: str) -> dict[str, Any]:
     import transformers
 
     from retrv_kernels import ops
+    from retrv_r1.train.record import commit_here, slug
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
     triton = importlib.util.find_spec("triton") and __import__("triton").__version__
     versions = {
         "python": platform.python_version(),
@@ -268,8 +317,8 @@ def describe(device: str) -> dict[str, Any]:
         problem = "PyTorch finds no CUDA device: DEVICE=cpu rehearses on this processor"
     choices = [str(choice) for choice in ops.explain(device)] if not problem else []
     lines = [f"{card}; {', '.join(f'{k} {v}' for k, v in versions.items())}", *choices]
-    about = {"card": card, "device": device, "commit": commit, "versions": versions}
-    return {**about, "lines": lines, "problem": problem}
+    about = {"card": card, "device": device, "commit": commit_here(), "versions": versions}
+    return {**about, "folder": slug(card), "lines": lines, "problem": problem}
 
 
 def _save(out: Path, machine: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
@@ -278,7 +327,7 @@ def _save(out: Path, machine: dict[str, Any], outcomes: Sequence[Outcome]) -> No
         {"part": one.part, "ok": one.fine, "seconds": one.seconds, "note": one.note}
         for one in outcomes
     ]
-    about = {key: value for key, value in machine.items() if key not in ("lines", "problem")}
+    about = {key: value for key, value in machine.items() if key not in _SHOWN}
     said = {**about, "choices": machine["lines"][1:], "parts": parts, "summary": summary(outcomes)}
     (out / "check.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 

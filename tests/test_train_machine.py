@@ -6,6 +6,7 @@ import json
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,13 @@ import yaml
 from retrv_r1.data.pack import pack
 from retrv_r1.model.modeling import PackedItems
 from retrv_r1.reranker import Reranker
-from retrv_r1.train import loop, run
+from retrv_r1.train import loop, recipe, run
 from retrv_r1.train.build import build_stage, read_config
 from retrv_r1.train.loop import fit
 from retrv_r1.train.machine import Machine
 from retrv_r1.train.recipe import SHARES, train_all
-from retrv_r1.train.schedule import CHECKPOINTS, Schedule, cosine
+from retrv_r1.train.record import commit_here, slug
+from retrv_r1.train.schedule import CHECKPOINTS, ByTheClock, Schedule, cosine
 from retrv_r1.train.tensors import mapped, to_arrays, to_device, to_tensors
 from retrv_r1.types import RetrvError
 
@@ -128,9 +130,10 @@ def test_a_loss_on_an_emulated_gpu_is_the_cpus(build, name):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", NAMES)
-def test_a_training_step_on_a_gpu_has_the_cpus_loss(build, config, name, tmp_path):
+def test_a_training_step_on_a_gpu_has_the_cpus_loss(build, config, name, tmp_path, monkeypatch):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     settings = loop.LoopConfig(**stages.LOOP | {"steps": 3, "save_every": 3})
     here, there = build(name), read_config(name, config(name))
     fit(here, settings, tmp_path / "cpu", resume=False)
@@ -180,6 +183,17 @@ def test_a_schedule_by_the_clock_reaches_all_of_the_curriculum(build, monkeypatc
     assert schedule.place == stages.STEPS, "it never goes back"
 
 
+def test_a_stage_that_loads_for_most_of_its_time_says_so(monkeypatch, capsys):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    for loading, told in ((4.0, ""), (7.0, "loading took 70% of 10 s")):
+        callback = ByTheClock(Schedule(100, 10.0), lambda _: None)
+        clock[0] += loading
+        callback.on_train_begin(None, SimpleNamespace(global_step=0), None)
+        said = capsys.readouterr().err
+        assert said.startswith(told) and bool(said) == bool(told)
+
+
 def test_the_rate_is_that_of_transformers():
     from transformers import get_scheduler
 
@@ -211,9 +225,9 @@ def test_machines_that_there_are_not(options, message):
     assert Machine.of("cpu") == Machine(), "a CPU has float32 and no workers"
 
 
-def test_the_recipe_ends_in_a_checkpoint_that_ranks(pictographs, tmp_path, monkeypatch):
-    """All of it in a few seconds on the test data, with shapes of the test models."""
-    monkeypatch.undo()  # curves are drawn
+@pytest.fixture
+def small_recipe(pictographs, tmp_path) -> Path:
+    """YAML files with shapes of the test models, and the test data as ``set.pack``."""
     for stage in SHARES:
         settings = {
             "data": "elsewhere",
@@ -225,6 +239,19 @@ def test_the_recipe_ends_in_a_checkpoint_that_ranks(pictographs, tmp_path, monke
         }
         (tmp_path / f"{stage}.yaml").write_text(yaml.safe_dump(settings))
     pack(pictographs, tmp_path / "set.pack")
+    return tmp_path
+
+
+def ranks(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as members:
+        members.extractall(folder, filter="data")
+    reranker = Reranker.from_pretrained(folder / "checkpoint")
+    assert len(reranker.rank("large red apple", ["a red apple", "a blue bird"])) == 2
+
+
+def test_the_recipe_ends_in_a_checkpoint_that_ranks(small_recipe, tmp_path, monkeypatch):
+    """All of it in a few seconds."""
+    monkeypatch.undo()  # curves are drawn
     out = tmp_path / "out"
     record = train_all(
         tmp_path / "set.pack",
@@ -242,10 +269,67 @@ def test_the_recipe_ends_in_a_checkpoint_that_ranks(pictographs, tmp_path, monke
         assert stage["steps"] >= 1 and stage["spent"]["steps_per_second"] > 0
         assert stage["data_hash"] == "of the test data"
     assert record["machine"]["workers"] == 1 and record["ranked"]["candidates"] == 10
-    with tarfile.open(out / "checkpoint.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    reranker = Reranker.from_pretrained(tmp_path / "checkpoint")
-    assert len(reranker.rank("large red apple", ["a red apple", "a blue bird"])) == 2
+    ranks(out / "checkpoint.tar.gz", tmp_path)
+
+
+def test_a_recipe_that_is_cut_off_leaves_what_ranks(small_recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.undo()
+    monkeypatch.setattr(recipe, "LARGEST", 1000)
+    whole = recipe.train_stage
+
+    def cut(settings: Any, *words: Any, **options: Any) -> Path:
+        if settings.name == "sft":
+            raise stages.Killed
+        return whole(settings, *words, **options)
+
+    monkeypatch.setattr(recipe, "train_stage", cut)
+    out, work = tmp_path / "out", tmp_path / "work"
+    options = {"minutes": 15 / 60, "machine": Machine(), "configs": tmp_path}
+    with pytest.raises(stages.Killed):
+        train_all(tmp_path / "set.pack", out, work, **options)
+    record = json.loads((out / "record.json").read_text())
+    assert list(record["stages"]) == ["embed", "pretrain"] and record["checkpoint"] == "pretrain"
+    assert "more than the 1,000 of one file" in " ".join(capsys.readouterr().err.split())
+    ranks(out / "checkpoint.tar.gz", tmp_path)
+
+
+@pytest.mark.parametrize(("seconds", "queries"), [(48, 24), (20, 10), (1, 4), (900, 25)])
+def test_little_time_calibrates_on_few_queries(monkeypatch, tmp_path, seconds, queries):
+    """The clock stands still: all of the time is left when the stages are done."""
+    asked = []
+    for name in ("train_stage", "assemble", "_archive"):
+        monkeypatch.setattr(recipe, name, lambda *_, **__: None)
+    monkeypatch.setattr(recipe, "_kept", lambda *_: {})
+    monkeypatch.setattr(recipe, "_ship", lambda *words: asked.append(words[-1]) or {})
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    options = {"minutes": seconds / 60 + 1e-6, "machine": Machine()}
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "checkpoint.tar.gz").touch()
+    train_all(tmp_path, out, tmp_path / "work", **options)
+    assert asked == [queries]
+    assert [path.name for path in out.iterdir()] == ["record.json"], "nothing of an earlier run"
+
+
+def test_a_missing_calibration_is_the_last_thing_said(monkeypatch, tmp_path, capsys):
+    folders = []
+
+    def trained(data: Path, out: Path, *_: Any, **__: Any) -> dict[str, Any]:
+        folders.append(out)
+        return {"calibration": {"failed": "no list has its answer"}}
+
+    monkeypatch.setattr(recipe, "train_all", trained)
+    recipe.main(tmp_path, tmp_path, 1.0, device="cpu")
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == "the checkpoint is not calibrated: no list has its answer"
+    assert (
+        folders == [tmp_path / "cpu" / "train"] and slug("NVIDIA H100 80GB") == "nvidia-h100-80gb"
+    )
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert commit_here() is None
 
 
 def test_a_quick_recipe_needs_a_pack(pictographs, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
@@ -335,7 +336,8 @@ def test_curves_are_drawn(tmp_path, monkeypatch):
     path = tmp_path / "x.jsonl"
     rows = [{"step": s, "loss": 1 / (s + 1), "lr": 0.1, "seconds": 1.0} for s in range(3)]
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"step": 2, "val_r1": 0.5}]))
-    assert loop.draw_curves(path, "x").read_bytes().startswith(b"\x89PNG")
+    with Image.open(loop.draw_curves(path, "x")) as drawn:
+        assert (drawn.format, drawn.mode) == ("PNG", "P") and len(drawn.getcolors()) > 4
 
 
 @pytest.mark.parametrize("part", ["loop"])

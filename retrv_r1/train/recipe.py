@@ -1,10 +1,11 @@
 """The recipe of the shipped checkpoint on one machine, in a given time.
 
-    python -m retrv_r1.train.recipe --data pictographs.pack --out results --minutes 8
+    python -m retrv_r1.train.recipe --data pictographs.pack --out results --minutes 3.5
 
 trains the stages one after the other, each by the clock, puts the checkpoint together, calibrates
-it and ranks with it once. What should be kept of it is in ``--out``: at most eight files of some
-megabytes, because from a borrowed machine they are carried home one by one.
+it and ranks with it once. What should be kept of it is in ``--out/CARD/train``: at most eight files
+of some megabytes, because from a borrowed machine they are carried home one by one. They are
+written after each stage: a run that is cut off leaves the newest checkpoint that ranks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-import subprocess
+import sys
 import tarfile
 import time
 from dataclasses import asdict, replace
@@ -29,7 +30,7 @@ from retrv_r1.shell import Group, print_json
 from retrv_r1.train import train_stage
 from retrv_r1.train.build import Settings, read_config
 from retrv_r1.train.machine import Machine
-from retrv_r1.train.record import describe, versions
+from retrv_r1.train.record import commit_here, describe, slug, versions
 from retrv_r1.train.schedule import Schedule
 from retrv_r1.train.ship import assemble
 from retrv_r1.types import RetrvError
@@ -39,6 +40,10 @@ SHARES = {"embed": 0.2, "pretrain": 0.5, "sft": 0.3}
 """How the stages share the time for training; a choice, not a measurement."""
 SHIPPING = 0.1
 """The share of all time in which the checkpoint is calibrated and tried."""
+QUERIES_PER_SECOND = 0.5
+"""That are calibrated on, of the time left for it, between 4 and 25; a choice too."""
+LARGEST = 2**24
+"""Bytes of a file that can be carried home."""
 # A rehearsal: everything is done, on little data and in small batches.
 _QUICK_QUERIES = 8
 _QUICK: dict[str, dict[str, Any]] = {
@@ -86,14 +91,17 @@ def train_all(
         folder = unpack(data, work / "data", _QUICK_QUERIES if quick else None)
     shutil.rmtree(work / "runs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
+    (out / "checkpoint.tar.gz").unlink(missing_ok=True)  # of another run than the record
     record: dict[str, Any] = {
         "minutes": minutes,
         "quick": quick,
-        "commit": commit or _commit(),
+        "commit": commit or commit_here(),
         "machine": describe(machine),
         "versions": versions(),
         "stages": {},
+        "checkpoint": None,
     }
+    checkpoint = work / "checkpoint"
     left = sum(SHARES.values())
     for stage, share in SHARES.items():
         settings = _moved(read_config(stage, configs / f"{stage}.yaml"), folder, work / "runs")
@@ -105,12 +113,17 @@ def train_all(
         train_stage(settings, machine, Schedule(settings.loop.steps, seconds), resume=False)
         record["stages"][stage] = _kept(settings.out, out)
         _free()
-    checkpoint = work / "checkpoint"
-    assemble(work / "runs", checkpoint)
-    _write(out, checkpoint, record)  # what comes now can fail, the checkpoint is safe
-    record |= _ship(checkpoint, folder, machine, 4 if quick else 25)
+        if stage != "embed":  # which cannot rank
+            assemble(work / "runs", checkpoint, stage)
+            record["checkpoint"] = stage
+            _archive(out, checkpoint, console)
+        _write(out, record)
+    remaining = started + 60 * minutes - time.monotonic()
+    queries = max(4, min(25, int(QUERIES_PER_SECOND * remaining)))
+    record |= _ship(checkpoint, folder, machine, 4 if quick else queries)
     record["seconds"] = round(time.monotonic() - started, 1)
-    _write(out, checkpoint, record)
+    _archive(out, checkpoint, console)  # with its temperature
+    _write(out, record)
     return record
 
 
@@ -163,21 +176,18 @@ def _ship(checkpoint: Path, data: Path, machine: Machine, queries: int) -> dict[
     return found
 
 
-def _write(out: Path, checkpoint: Path, record: dict[str, Any]) -> None:
-    """Writes the record and the checkpoint as one archive."""
-    (out / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    with tarfile.open(out / "checkpoint.tar.gz", "w:gz") as archive:
+def _archive(out: Path, checkpoint: Path, console: Console) -> None:
+    """Puts the checkpoint where the one before was, which is whole until this one is."""
+    new, path = checkpoint.with_suffix(".tar.gz"), out / "checkpoint.tar.gz"
+    with tarfile.open(new, "w:gz") as archive:
         archive.add(checkpoint, "checkpoint")
+    shutil.move(new, path)
+    if (size := path.stat().st_size) > LARGEST:
+        console.print(f"{path} has {size:,} bytes: more than the {LARGEST:,} of one file")
 
 
-def _commit() -> str | None:
-    """The commit of the checkout that this file is in, None elsewhere."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+def _write(out: Path, record: dict[str, Any]) -> None:
+    (out / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 app = typer.Typer(cls=Group, add_completion=False, pretty_exceptions_enable=False)
@@ -186,7 +196,7 @@ app = typer.Typer(cls=Group, add_completion=False, pretty_exceptions_enable=Fals
 @app.command()
 def main(
     data: Annotated[Path, typer.Option(help="Folder or pack of the data set.")],
-    out: Annotated[Path, typer.Option(help="Folder for what is to be kept.")],
+    out: Annotated[Path, typer.Option(help="Here a folder is made for the card.")],
     minutes: Annotated[float, typer.Option(help="Time for everything.")],
     work: Annotated[Path, typer.Option(help="Folder for the rest.")] = Path("runs/recipe"),
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
@@ -200,7 +210,7 @@ def main(
     machine = Machine.of(device, dtype, workers)
     record = train_all(
         data,
-        out,
+        out / slug(describe(machine)["device"]) / "train",
         work,
         minutes=minutes,
         machine=machine,
@@ -209,6 +219,8 @@ def main(
         commit=commit,
     )
     print_json(record)
+    if why := record["calibration"].get("failed"):
+        print(f"the checkpoint is not calibrated: {why}", file=sys.stderr)
 
 
 if __name__ == "__main__":

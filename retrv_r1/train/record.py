@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,21 @@ def describe(machine: Machine) -> dict[str, Any]:
         "dtype": str(machine.dtype).removeprefix("torch."),
         "workers": machine.workers,
     }
+
+
+def commit_here() -> str | None:
+    """The commit of the checkout that this file is in, None elsewhere."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def slug(name: str) -> str:
+    """A card's name as a folder's: letters, digits and ``-``."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
 def versions() -> dict[str, str]:

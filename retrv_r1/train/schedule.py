@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ class Schedule:
 
     Half of the time is half of the planned steps, however many are really made: everything that
     follows the schedule ends where it should, on every machine. Processes that make batches read
-    the place as the trainer last wrote it; batches made ahead are a second or two behind.
+    the place as the trainer last wrote it: a batch is as many steps behind as there are processes.
 
     Args:
         steps: that the configuration plans.
@@ -44,6 +45,11 @@ class Schedule:
     @property
     def ended(self) -> bool:
         return self.place >= self.steps
+
+    @property
+    def loading(self) -> float:
+        """The share of the time that was gone when the schedule started."""
+        return (self._began - self._started) / self.seconds
 
     def begin(self, *, rarely: bool) -> None:
         """Everything is loaded: the schedule starts.
@@ -91,6 +97,10 @@ class ByTheClock(TrainerCallback):
         took = time.monotonic() - started
         self.schedule.reserve = 1.5 * took + self._margin
         self.schedule.begin(rarely=took > self.schedule.seconds / 20)
+        if self.schedule.loading > 0.5:
+            share, whole = self.schedule.loading, self.schedule.seconds
+            said = f"loading took {share:.0%} of {whole:.0f} s: too little is left for training"
+            print(said, file=sys.stderr, flush=True)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         schedule = self.schedule

@@ -24,14 +24,17 @@ def ship(runs: Path, out: Path, dataset: Path) -> None:
     print(calibrate(out, dataset))
 
 
-def assemble(runs: Path, out: Path) -> None:
-    """Copies ``runs/sft/final`` to ``out``, in half precision, with every run's curves and record.
+def assemble(runs: Path, out: Path, last: str = STAGES[-1]) -> None:
+    """Copies a stage's result to ``out``, in half precision, with every run's curves and record.
 
     Args:
         runs: directory with a run per stage.
+        last: the stage; ``pretrain`` gives a checkpoint that ranks too.
     """
     shutil.rmtree(out, ignore_errors=True)
-    shutil.copytree(runs / STAGES[-1] / "final", out)
+    shutil.copytree(runs / last / "final", out)
+    if not (out / "embedder").exists():
+        shutil.copytree(runs / "embed" / "final", out / "embedder")
     for weights in (out / "model.safetensors", out / "embedder" / "model.safetensors"):
         _halve(weights)
     records = out / "training"

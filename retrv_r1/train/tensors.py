@@ -35,7 +35,7 @@ def mapped(value: T, change: Callable[[Any], Any], whole: tuple[type, ...] = ())
 
 
 def to_device(value: T, device: torch.device | str) -> T:
-    """The same on a device, as far as it is read there; copies to a GPU are not waited for."""
+    """The same on a device, as far as it is read there."""
 
     def move(one: Tensor | PackedItems) -> Tensor | PackedItems:
         if isinstance(one, PackedItems):
