@@ -215,6 +215,13 @@ def test_warming_leaves_no_trace(steered, requests, expected, shapes):
     engine.close()
 
 
+def test_a_small_cache_is_warmed_as_far_as_it_goes(steered):
+    row = 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, width, bytes
+    engine = LocalEngine(steered, steered.vocabulary, replace(FIXED, cache_bytes=96 * row))
+    engine.warm(rows=3000)
+    assert engine.stats().steps == 0
+
+
 def test_warming_reaches_longer_contexts(steered, shapes):
     engine = LocalEngine(steered, steered.vocabulary, FIXED)
     engine.warm(sizes=[1], rows=3000)

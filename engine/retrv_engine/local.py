@@ -131,16 +131,18 @@ class LocalEngine:
                 raise RuntimeError("an engine is warmed before it has requests, and before start")
             self.runner.warm()
             sizes = self.runner.sizes if sizes is None else sizes
+            most = self.scheduler.pool.count * self.scheduler.pool.size - 16  # with what is written
             lengths = [warming.SHORT, *(tier + 1 for tier in decode.tiers(rows) if tier < rows)]
             for sampling in samplings:
                 prompts = warming.Prompts(self.vocabulary, sampling)
                 for size, length in itertools.product(sizes, lengths):
-                    self.generate([prompts.of(length)] * size)
+                    self.generate([prompts.of(min(length, most))] * size)
                 # Two that write, and share a prompt, while another is read.
-                writing = [self.submit(prompts.of(warming.LONG, 9)) for _ in range(2)]
+                long = min(warming.LONG, most)
+                writing = [self.submit(prompts.of(long, 9)) for _ in range(2)]
                 while self._inbox or self.scheduler.waiting or self._reads:
                     self.step()
-                self.generate([prompts.of(warming.LONG, other=True)])
+                self.generate([prompts.of(long, other=True)])
                 for handle in writing:
                     handle.result()
                 self.flush()
