@@ -238,6 +238,15 @@ class Reranker:
             self.engine.load_weights(weights)
             self.encoder.clear()
 
+    def warm(self, sampling: Sampling | None = None) -> None:
+        """Has the embedded engine compile and capture what queries launch on a GPU.
+
+        For servers, before the first query; on a CPU there is nothing to do. See
+        :meth:`retrv_engine.local.LocalEngine.warm`.
+        """
+        if isinstance(self.engine, LocalEngine):
+            self.engine.warm([Sampling() if sampling is None else sampling])
+
     def stats(self) -> tuple[Stats | None, FeatureStats]:
         """What the engine has done, None for the plain one, and what the feature cache has."""
         engine = None if isinstance(self.engine, PlainEngine) else self.engine.stats()
