@@ -45,7 +45,7 @@ NEWEST := build/transformers-newest
 VERSION_TESTS ?= $(wildcard tests/test_model_*.py) tests/test_train_stages.py
 
 .PHONY: help demo test test-versions bench bench-peers sglang-cpu lint clean data tiny
-.PHONY: gpu-check gpu-bench gpu-train gpu-rehearsal
+.PHONY: gpu-check gpu-bench gpu-train gpu-rehearsal gpu-python
 
 help:
 	@echo 'make demo    rank the pictures of examples/demo by a query: make demo QUERY="a red car"'
@@ -55,7 +55,10 @@ help:
 	@echo 'make bench   measure on this machine: make bench SUITE=rerank BENCH_FLAGS=--quick'
 	@echo 'make sglang-cpu   install SGLang for a machine without a GPU'
 	@echo 'make bench-peers  install llama.cpp and vLLM, which the engines are compared with'
-	@echo 'make gpu-check    what a GPU must prove, in minutes, offline; also gpu-bench, gpu-train'
+	@echo 'make gpu-check    test kernels, engine and training on a GPU; offline, like the next two'
+	@echo 'make gpu-bench    measure on a GPU'
+	@echo 'make gpu-train    train on a GPU, by the clock: make gpu-train DATA=data/pictographs.pack'
+	@echo '                  all three: DEVICE=cpu QUICK=1 rehearses; MINUTES=, RESULTS=, PYTHON='
 	@echo 'make gpu-rehearsal  those three on a CPU, with the packages of a GPU machine alone'
 	@echo 'make test-versions  tests of the model on the newest transformers'
 	@echo 'make lint    ruff, mypy, and clang-format where there is one'
@@ -80,16 +83,22 @@ $(NEWEST)/.installed: requirements/transformers_newest.txt | $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m bench.run --suite $(SUITE) $(BENCH_FLAGS)
 
+gpu-python:
+	@"$(GPU_PYTHON)" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, \
+	  ("torch", "transformers", "typer", "PIL", "safetensors"))))' 2>/dev/null || { \
+	  echo '$(GPU_PYTHON) lacks the packages of requirements/gpu_machine.txt, or is not there:' \
+	    'name another Python: make PYTHON=…' >&2; exit 1; }
+
 gpu-check: MINUTES ?= 3
-gpu-check:
+gpu-check: gpu-python
 	$(GPU_RUN) tests/gpu_check.py $(GPU_FLAGS)
 
 gpu-bench: MINUTES ?= 4.5
-gpu-bench:
+gpu-bench: gpu-python
 	$(GPU_RUN) -m bench.gpu $(GPU_FLAGS)
 
 gpu-train: MINUTES ?= 3.5
-gpu-train:
+gpu-train: gpu-python
 	@test -e "$(DATA)" || { echo '$(DATA) is not there: make data, then' \
 	  '$(BIN)/retrv-r1 data pack data/pictographs $(DATA); or DATA=… for another' >&2; exit 1; }
 	$(GPU_RUN) -m retrv_r1.train.recipe --data $(DATA) $(GPU_FLAGS)

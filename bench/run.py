@@ -73,7 +73,7 @@ def main(
     if saved is None and suite is not None:
         result = measure(suite, _device(device), quick, only, console)
     elif saved is not None and suite is None:
-        result = json.loads(saved.read_text(encoding="utf-8"))
+        result = _read(saved)
         if result["suite"] == "gpu":
             show_gpu(result, markdown, console)
             return
@@ -136,6 +136,17 @@ def measure(suite: Name, device: str, quick: bool, only: str, console: Console) 
             progress.advance(task)
     probe.measure()
     return report.build(suite, card | {"ceilings": probe.ceilings()}, rows, made.notes)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A saved report; a file that is none ends in one line."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if {"suite", "card", "failed"} <= set(result):
+            return result
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+    raise typer.BadParameter(f"{path} is no report of bench.run or bench.gpu")
 
 
 def _device(asked: str) -> str:

@@ -20,27 +20,33 @@ PIPE_WIDTH = 240
 """Columns where no terminal says how many it has."""
 
 
-class Group(TyperGroup):
+@contextmanager
+def clean_ending() -> Iterator[None]:
     """Ends with one clean line where the caller, Ctrl-C or a closed pipe is the cause."""
+    try:
+        yield
+        sys.stdout.flush()
+    except RetrvError as error:
+        from retrv_r1.report.view import printable
+
+        line = Text(f"error: {printable(' '.join(str(error).split()))}", "red")
+        Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # What is still buffered has no reader: let the flush at exit go nowhere, silently.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+
+
+class Group(TyperGroup):
+    """All commands end as :func:`clean_ending` says."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-            return result
-        except RetrvError as error:
-            from retrv_r1.report.view import printable
-
-            line = Text(f"error: {printable(' '.join(str(error).split()))}", "red")
-            Console(stderr=True, soft_wrap=True, highlight=False).print(line)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt:
-            sys.stderr.write("interrupted\n")
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # What is still buffered has no reader: let the flush at exit go nowhere, silently.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
+        with clean_ending():
+            return super().invoke(ctx)
 
 
 class PipeConsole(Console):

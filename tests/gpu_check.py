@@ -75,7 +75,9 @@ class Outcome:
 def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu for a rehearsal.")] = "cuda",
     quick: Annotated[bool, typer.Option("--quick", help="A few cases of each op.")] = False,
-    minutes: Annotated[float, typer.Option(help="After which what runs is stopped.")] = 3.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="After which what runs is stopped.")
+    ] = 3.0,
     workers: Annotated[int, typer.Option(help="Processes for the tests of kernels.")] = 0,
     memcheck: Annotated[bool, typer.Option(help="Fail without a memory checker.")] = True,
     commit: Annotated[str, typer.Option(help="Of the code; git's answer by default.")] = "",
@@ -230,7 +232,9 @@ def _line(outcome: Outcome) -> str:
 def _note(part: Part, outcome: Outcome, log: str) -> str:
     """What has to be said of a part besides its tests."""
     if outcome.code is None:
-        return f"stopped after {part.seconds:.0f} s"
+        return (
+            f"stopped after {part.seconds:.0f} s: give more MINUTES, or see its log for what hangs"
+        )
     if part.name != "memory":
         if outcome.fine and not any(test["outcome"] == "passed" for test in outcome.tests):
             outcome.code = 1

@@ -31,6 +31,8 @@ from retrv_r1.types import (
     TokenCounts,
 )
 
+ROOT = Path(__file__).parent.parent
+
 
 class WordReranker:
     """Ranks by how many of the query's words a candidate's id or text has."""
@@ -416,3 +418,20 @@ def test_doctor(monkeypatch):
     assert json.loads(run("doctor", "--json").stdout) == {"problems": []}
     problems.append("broken")
     assert run("doctor", "--json").exit_code == 1
+
+
+@pytest.mark.parametrize("module", ["retrv_r1", "retrv_r1.train.recipe"])
+def test_data_that_is_not_there_ends_in_one_line(module, tmp_path):
+    """Also where nothing is installed, and in the command that trains by the clock."""
+    given = {
+        "retrv_r1": ["train", "embed", "--config", "retrv_r1/train/configs/tiny/embed.yaml"],
+        "retrv_r1.train.recipe": ["--out", tmp_path, "--minutes", "1"],
+    }
+    words = [*given[module], "--data", tmp_path / "nothing", "--device", "cpu"]
+    command = [sys.executable, "-m", module, *map(str, words)]
+    paths = ":".join(str(ROOT / part) for part in ("", "engine", "kernels"))
+    environment = os.environ | {"PYTHONPATH": paths}
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 2, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert ran.stderr.strip().splitlines()[-1].startswith("error:")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from bench import machine, report
 from bench.gpu import tables
 from bench.gpu.context import Row
 from bench.gpu.parts import PARTS, Done, measure
+from retrv_r1.train.record import slug
 
 FILE = "bench.json"
 # Of the widest table: in less the numbers would be cut.
@@ -32,7 +32,7 @@ def main(
     quick: Annotated[
         bool, typer.Option("--quick", help="Everything in a small form: the rehearsal.")
     ] = False,
-    minutes: Annotated[float, typer.Option(help="After which nothing new begins.")] = 5.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="After which nothing new begins.")] = 4.5,
     out: Annotated[Path, typer.Option(help="Here a folder is made for the card.")] = Path(
         "bench/results/gpu"
     ),
@@ -95,11 +95,6 @@ def write(path: Path, result: dict[str, Any]) -> None:
     new = path.with_suffix(".new")
     new.write_text(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     new.replace(path)
-
-
-def slug(name: str) -> str:
-    """A card's name of letters, digits and ``-``."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,12 @@ import torch
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retrv_r1.types import RetrvError
+
+
+class NoPictures(RetrvError, FileNotFoundError):
+    """A folder that is no data set with pictures."""
+
 
 class PictureBank:
     """All pictures of a data set, square RGBA, by their path in the data set.
@@ -40,9 +46,8 @@ class PictureBank:
         """Reads ``pictures.npy`` and ``pictures.jsonl`` of a built data set."""
         index = root / "pictures.jsonl"
         if not index.is_file():
-            raise FileNotFoundError(
-                f"{root} has no pictures.jsonl: build it with `retrv-r1 data pictographs {root}`"
-            )
+            what = "has no pictures.jsonl" if root.is_dir() else "is no folder"
+            raise NoPictures(f"{root} {what}: `retrv-r1 data pictographs DIR` builds a data set")
         lines = index.read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         paths = [row["img_path"] for row in rows]

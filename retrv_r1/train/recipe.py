@@ -26,7 +26,7 @@ from rich.console import Console
 
 from retrv_r1.data import mbeir
 from retrv_r1.data.pack import unpack
-from retrv_r1.shell import Group, print_json
+from retrv_r1.shell import clean_ending, print_json
 from retrv_r1.train import train_stage
 from retrv_r1.train.build import Settings, read_config
 from retrv_r1.train.machine import Machine
@@ -190,14 +190,14 @@ def _write(out: Path, record: dict[str, Any]) -> None:
     (out / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-app = typer.Typer(cls=Group, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
 def main(
     data: Annotated[Path, typer.Option(help="Folder or pack of the data set.")],
     out: Annotated[Path, typer.Option(help="Here a folder is made for the card.")],
-    minutes: Annotated[float, typer.Option(help="Time for everything.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time for everything.")],
     work: Annotated[Path, typer.Option(help="Folder for the rest.")] = Path("runs/recipe"),
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by device.")] = None,
@@ -207,20 +207,21 @@ def main(
     quick: Annotated[bool, typer.Option("--quick", help="Rehearse on little data.")] = False,
 ) -> None:
     """Train a checkpoint by the recipe of the shipped one, in a given time."""
-    machine = Machine.of(device, dtype, workers)
-    record = train_all(
-        data,
-        out / slug(describe(machine)["device"]) / "train",
-        work,
-        minutes=minutes,
-        machine=machine,
-        configs=configs,
-        quick=quick,
-        commit=commit,
-    )
-    print_json(record)
-    if why := record["calibration"].get("failed"):
-        print(f"the checkpoint is not calibrated: {why}", file=sys.stderr)
+    with clean_ending():
+        machine = Machine.of(device, dtype, workers)
+        record = train_all(
+            data,
+            out / slug(describe(machine)["device"]) / "train",
+            work,
+            minutes=minutes,
+            machine=machine,
+            configs=configs,
+            quick=quick,
+            commit=commit,
+        )
+        print_json(record)
+        if why := record["calibration"].get("failed"):
+            print(f"the checkpoint is not calibrated: {why}", file=sys.stderr)
 
 
 if __name__ == "__main__":
