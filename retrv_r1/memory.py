@@ -21,7 +21,7 @@ MIB = 2**20
 CPU_FEATURES = 256 * MIB
 LEAST_FEATURES = 512 * MIB
 MOST_ROWS, LEAST_ROWS = 2**14, 2**11
-"""Feature rows of one batch of the tower: more would not run faster, fewer would not fill a GPU."""
+"""Feature rows of one batch of the tower, at most and at least; for a GPU both are estimates."""
 
 
 def free_bytes(device: torch.device) -> int:

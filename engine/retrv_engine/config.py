@@ -21,9 +21,9 @@ class EngineConfig:
         page_size: rows of a page.
         max_sequences: requests that decode together.
         chunk_rows: rows of prompts that are prefilled in one step; what decodes waits so long. None
-            for 512 on a CPU, and 4,096 on a GPU, where a step costs the same for fewer.
+            for 512 on a CPU, and 4,096 on a GPU, an estimate that nothing has measured.
         graphs: whether decode steps have few fixed shapes, which a GPU replays as CUDA graphs; None
-            for yes on a GPU. On a CPU the same shapes run eagerly, which is slower.
+            for yes on a GPU. On a CPU the same shapes run eagerly, padding rows and all.
         radix: whether rows are kept and found again; without, every request computes its own.
         weights: how the linear layers' weights are read: the model's own, or copies rounded to
             float16, or to int8 with a scale for each output, which a CPU reads faster (CPUs only).

@@ -94,7 +94,7 @@ class Scheduler:
 
     Args:
         copy: copies the first rows of a page to another: source, target, rows.
-        single: whether steps in which each sequence feeds one token are much cheaper than others:
+        single: whether steps in which each sequence feeds one token are replayed, others not:
             ``</think>`` and ``<answer>`` are fed one after the other then.
     """
 
