@@ -40,8 +40,8 @@ def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dty
     """The dtype that weights are read in; None for the one that the checkpoint's config names.
 
     The default of a CPU is float32: few have fast products of anything narrower. On a GPU a
-    checkpoint keeps its own: bfloat16 of Qwen2.5-VL, float32 of ``tiny`` (whose file holds float16
-    to be small), which is bound by launches there and would gain nothing.
+    checkpoint keeps its own: bfloat16 of Qwen2.5-VL, float32 of ``tiny``, whose file holds float16
+    to be small.
 
     Raises:
         DeviceError: a dtype that models are not read in.

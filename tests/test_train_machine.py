@@ -214,7 +214,7 @@ def test_the_rate_is_that_of_transformers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "mps"}, "cpu or cuda"),
+        ({"device": "mps"}, "cpu and cuda"),
         ({"dtype": "float16"}, "float32, bfloat16"),
         ({"workers": -1}, "at least 0"),
     ],

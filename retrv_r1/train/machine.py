@@ -10,13 +10,14 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
+from retrv_r1.devices import device_of
 from retrv_r1.types import RetrvError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class MachineError(RetrvError, ValueError):
-    """A device that is not there, or options that do not go together."""
+    """Options that do not go together, or that no training run can have."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,10 @@ class Machine:
         core but one, a CPU in float32 and has none.
 
         Raises:
-            MachineError: no such device here, an unknown dtype, a negative number of workers.
+            DeviceError: no such device here.
+            MachineError: another GPU than the first, an unknown dtype, negative workers.
         """
-        there = torch.cuda.is_available()
-        chosen = torch.device(device or ("cuda" if there else "cpu"))
-        if chosen.type not in ("cpu", "cuda"):
-            raise MachineError(f"the device must be cpu or cuda, not {device!r}")
-        if chosen.type == "cuda" and not there:
-            raise MachineError(f"device {device!r}: PyTorch finds no CUDA device on this machine")
+        chosen = device_of(device)
         if chosen.index:
             raise MachineError(
                 f"training uses the first GPU it sees: set CUDA_VISIBLE_DEVICES={chosen.index} "
