@@ -43,6 +43,6 @@ def test_a_wrong_op_fails_the_command(broken, said, capsys, monkeypatch):
 
 def test_a_gpu_that_is_not_there_fails_the_command(capsys):
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("a GPU is there")
     assert smoke.main(["--device", "cuda"]) == 1
     assert "WRONG" in capsys.readouterr().out

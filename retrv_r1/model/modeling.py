@@ -158,7 +158,7 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
     ) -> Tensor:
         """Logits of the ``last`` rows of ``embeds [b, l, d]`` (the engines' protocol), in float32.
 
-        In bfloat16 half of 50 candidates' labels would tie, and ties are ranked by place.
+        In bfloat16 labels' logits can be equal, and equals are ranked by place.
         """
         out = self.language_model(
             inputs_embeds=embeds,
