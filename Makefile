@@ -101,7 +101,7 @@ gpu-train: MINUTES ?= 3.5
 gpu-train: gpu-python
 	@test -e "$(DATA)" || { echo '$(DATA) is not there: make data, then' \
 	  '$(BIN)/retrv-r1 data pack data/pictographs $(DATA); or DATA=… for another' >&2; exit 1; }
-	$(GPU_RUN) -m retrv_r1.train.recipe --data $(DATA) $(GPU_FLAGS)
+	$(GPU_RUN) -m retrv_r1.command.recipe --data $(DATA) $(GPU_FLAGS)
 
 # Where the network cannot be taken away, that is said.
 gpu-rehearsal: MINUTES ?= 15
@@ -152,7 +152,7 @@ data: $(INSTALLED)
 tiny: data
 	set -e; for run in $(RUNS); do \
 	  $(BIN)/retrv-r1 train $$run --config retrv_r1/train/configs/tiny/$$run.yaml; done
-	$(BIN)/python -m retrv_r1.train.ship runs/tiny retrv_r1/checkpoints/tiny data/pictographs
+	$(BIN)/python -m retrv_r1.command.ship runs/tiny retrv_r1/checkpoints/tiny data/pictographs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

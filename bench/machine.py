@@ -15,7 +15,7 @@ import torch
 
 from bench.device import Device
 from bench.harness import Spread
-from retrv_r1 import doctor
+from retrv_r1.command import doctor
 
 ROOT = Path(__file__).parent.parent
 # Where the system does not say: more than most caches.

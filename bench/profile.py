@@ -33,9 +33,9 @@ from retrv_engine import local as local_engine
 from retrv_engine.scheduler import Scheduler
 from retrv_kernels.linear import PreparedLinear
 from retrv_r1 import Reranker
-from retrv_r1.checkpoint import load_checkpoint
-from retrv_r1.features import FeatureEncoder
+from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.icm import InformationCompressor
+from retrv_r1.rerank.features import FeatureEncoder
 
 Path_ = tuple[str, ...]
 PHASES = ("decode", "inspection", "prefill")  # a step is named after the last that it has
@@ -92,7 +92,7 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
     """Times one request with all its features missing, after one that warms up."""
     network, processor = small.small() if model == "bench-small" else load_checkpoint(model)
     reranker = Reranker(network, processor)
-    reranker.engine.sequence = Paced
+    reranker.engine.generation_type = Paced
     pictures = np.random.default_rng(0).integers(0, 256, (k, small.SIDE, small.SIDE, 3), np.uint8)
     candidates = [Image.fromarray(picture) for picture in pictures]
     sampling = Sampling(max_reasoning_tokens=tokens, max_inspections=inspections)

@@ -12,11 +12,12 @@ from retrv_r1.types import (
     ItemError,
     RankedItem,
     RankedResults,
+    RankRequest,
     RetrvError,
 )
 
 if TYPE_CHECKING:
-    from retrv_r1.reranker import Reranker
+    from retrv_r1.rerank.reranker import Reranker
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "DeviceError",
     "Item",
     "ItemError",
+    "RankRequest",
     "RankedItem",
     "RankedResults",
     "Reranker",
@@ -34,5 +36,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "Reranker":  # torch and transformers are imported only when ranking is asked for
-        return import_module("retrv_r1.reranker").Reranker
+        return import_module("retrv_r1.rerank.reranker").Reranker
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

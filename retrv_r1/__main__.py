@@ -1,5 +1,5 @@
 """``python -m retrv_r1``: the command line where nothing is installed."""
 
-from retrv_r1.cli import app
+from retrv_r1.command.cli import app
 
 app(prog_name="retrv-r1")

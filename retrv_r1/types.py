@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -68,6 +68,21 @@ class Item:
 
 
 ItemLike: TypeAlias = Item | str | Path | bytes | Image.Image | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RankRequest:
+    """A query with its candidates, as :meth:`Reranker.rank_batch` takes several.
+
+    Args:
+        query: text, picture, or both.
+        candidates: items to rank, in any order; duplicates are kept.
+        instruction: wording of the task; the checkpoint's own when None.
+    """
+
+    query: ItemLike
+    candidates: Sequence[ItemLike]
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from retrv_engine import (
 )
 from retrv_engine.sampler import Picked, pick
 from retrv_engine.scheduler import Extend
-from retrv_r1.reranker import vocabulary_of
+from retrv_r1.rerank.reranker import vocabulary_of
 
 THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END = range(1, 8)
 WORD, OTHER, STRANGE = 30, 31, 32

@@ -27,7 +27,7 @@ def test_every_engine_writes_the_same(suite):
 def test_paced_requests_inspect_as_often_as_they_may():
     world = World.tiny("cpu")
     request = world.request(1, 5, tokens=20, inspections=3)
-    engine = LocalEngine(world.model, world.vocabulary, sequence=Paced)
+    engine = LocalEngine(world.model, world.vocabulary, generation_type=Paced)
     (output,) = engine.generate([request])
     assert len(output.inspected) == 3 and output.inspected_rows == 3 * world.rows
     assert len(output.tokens) == 20 + 4

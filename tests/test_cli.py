@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from retrv_engine import EngineConfig, EngineDied, SGLangConfig, Stats
 from retrv_r1 import __version__
-from retrv_r1.cli import app
-from retrv_r1.features import FeatureStats
+from retrv_r1.command.cli import app
 from retrv_r1.images import load_image
+from retrv_r1.rerank.features import FeatureStats
 from retrv_r1.types import (
     CheckpointError,
     DeviceError,
@@ -114,9 +114,9 @@ class WordReranker:
 
 @pytest.fixture(autouse=True)
 def reranker(monkeypatch) -> type[WordReranker]:
-    module = types.ModuleType("retrv_r1.reranker")
+    module = types.ModuleType("retrv_r1.rerank.reranker")
     module.Reranker = WordReranker
-    monkeypatch.setitem(sys.modules, "retrv_r1.reranker", module)
+    monkeypatch.setitem(sys.modules, "retrv_r1.rerank.reranker", module)
     monkeypatch.setattr(WordReranker, "calls", [])
     return WordReranker
 
@@ -277,7 +277,7 @@ def test_help_is_fast_because_nothing_heavy_is_imported():
         """
         import sys
         sys.argv = ["retrv-r1", "rerank", "--help"]
-        from retrv_r1.cli import app
+        from retrv_r1.command.cli import app
         try:
             app()
         except SystemExit:
@@ -298,9 +298,9 @@ def test_a_closed_pipe_is_clean(folder, option):
         spec = importlib.util.spec_from_file_location("here", {__file__!r})
         here = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(here)
-        module = types.ModuleType("retrv_r1.reranker")
+        module = types.ModuleType("retrv_r1.rerank.reranker")
         module.Reranker = here.WordReranker
-        sys.modules["retrv_r1.reranker"] = module
+        sys.modules["retrv_r1.rerank.reranker"] = module
         sys.argv = ["retrv-r1", "rerank", "red", "many.txt", *{option.split()!r}]
         here.app()
         """
@@ -413,19 +413,21 @@ def test_doctor(monkeypatch):
     def render(report, console):
         console.print("all well")
 
-    stand_in(monkeypatch, "retrv_r1.doctor", report=lambda: {"problems": problems}, render=render)
+    stand_in(
+        monkeypatch, "retrv_r1.command.doctor", report=lambda: {"problems": problems}, render=render
+    )
     assert run("doctor").stdout == "all well\n"
     assert json.loads(run("doctor", "--json").stdout) == {"problems": []}
     problems.append("broken")
     assert run("doctor", "--json").exit_code == 1
 
 
-@pytest.mark.parametrize("module", ["retrv_r1", "retrv_r1.train.recipe"])
+@pytest.mark.parametrize("module", ["retrv_r1", "retrv_r1.command.recipe"])
 def test_data_that_is_not_there_ends_in_one_line(module, tmp_path):
     """Also where nothing is installed, and in the command that trains by the clock."""
     given = {
         "retrv_r1": ["train", "embed", "--config", "retrv_r1/train/configs/tiny/embed.yaml"],
-        "retrv_r1.train.recipe": ["--out", tmp_path, "--minutes", "1"],
+        "retrv_r1.command.recipe": ["--out", tmp_path, "--minutes", "1"],
     }
     words = [*given[module], "--data", tmp_path / "nothing", "--device", "cpu"]
     command = [sys.executable, "-m", module, *map(str, words)]

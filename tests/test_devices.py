@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from retrv_engine import EngineConfig
 from retrv_r1 import DeviceError, doctor
-from retrv_r1.checkpoint import saved_dtype
-from retrv_r1.cli import app
+from retrv_r1.command.cli import app
 from retrv_r1.devices import check_weights, device_of, dtype_of
+from retrv_r1.model.checkpoint import saved_dtype
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.reranker import Reranker
+from retrv_r1.rerank.reranker import Reranker
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

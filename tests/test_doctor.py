@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from retrv_kernels import native, ops, registry
-from retrv_r1 import doctor
+from retrv_r1.command import doctor
 
 
 def rendered(report: dict) -> str:

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from retrv_r1 import Reranker
-from retrv_r1.checkpoint import SHIPPED
-from retrv_r1.cli import app
+from retrv_r1.command.cli import app
+from retrv_r1.model.checkpoint import SHIPPED
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 
@@ -58,13 +58,13 @@ def test_short_lists_are_ranked_above_chance(reranker):
 
 
 def test_a_batch_equals_its_requests_alone(reranker):
-    from retrv_r1.reranker import Query
+    from retrv_r1 import RankRequest
 
     pictures = sorted(DEMO.glob("*.png"))
     queries = [
-        Query("dog", pictures[:9]),
-        Query("a taxi", pictures),
-        Query(pictures[3], ["a", "b"]),
+        RankRequest("dog", pictures[:9]),
+        RankRequest("a taxi", pictures),
+        RankRequest(pictures[3], ["a", "b"]),
     ]
     for together, query in zip(reranker.rank_batch(queries), queries, strict=True):
         alone = reranker.rank(query.query, query.candidates)

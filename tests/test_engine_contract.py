@@ -30,7 +30,7 @@ from retrv_engine import (
     SGLangConfig,
     SGLangEngine,
 )
-from retrv_engine.sequence import Sequence
+from retrv_engine.generation import Generation
 
 CONTEXT = 2048
 
@@ -79,8 +79,8 @@ def leaning(request: Request, inspections: int) -> Request:
 def plain(checkpoint) -> Callable[..., list[Output]]:
     model, processor, _ = checkpoint
 
-    def generate(requests: list[Request], sequence: Any = Sequence) -> list[Output]:
-        engine = PlainEngine(model, names_of(processor), sequence=sequence)
+    def generate(requests: list[Request], sequence: Any = Generation) -> list[Output]:
+        engine = PlainEngine(model, names_of(processor), generation_type=sequence)
         return [engine.generate([one])[0] for one in requests]
 
     return generate
@@ -137,11 +137,11 @@ def test_sampled_tokens_follow_their_seed_and_have_their_chances(engine, request
         same([output], plain([one], recited(output)))
 
 
-def recited(output: Output) -> type[Sequence]:
+def recited(output: Output) -> type[Generation]:
     """Writes what an output has, and finds out how likely each token was."""
     tokens = iter(output.tokens)
 
-    class Recited(Sequence):
+    class Recited(Generation):
         def _take(self, token: int, logprob: float) -> None:
             assert next(tokens) == token
             super()._take(token, logprob)

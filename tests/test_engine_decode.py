@@ -256,7 +256,7 @@ def test_tiny_in_bfloat16_ties_no_labels(shipped):
 
 @pytest.fixture(scope="module")
 def shipped():
-    from retrv_r1.checkpoint import load_checkpoint
+    from retrv_r1.model.checkpoint import load_checkpoint
 
     model, processor = load_checkpoint("tiny", torch.bfloat16)
     return model.eval(), processor

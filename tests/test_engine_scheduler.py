@@ -35,7 +35,7 @@ from retrv_engine import (
     Sampling,
 )
 from retrv_engine.context import Context
-from retrv_engine.sequence import Sequence
+from retrv_engine.generation import Generation
 
 
 def test_soak():
@@ -263,14 +263,14 @@ def test_a_source_that_gives_too_little_fails_only_who_asked():
 
 @pytest.mark.parametrize("thread", [False, True])
 def test_a_sequence_that_fails_touches_no_other(thread):
-    class Picky(Sequence):
+    class Picky(Generation):
         def think(self, token, logprob, likeliest):
             if self.request.sampling.seed == 99:
                 raise ArithmeticError("cannot choose")
             super().think(token, logprob, likeliest)
 
     engine = LocalEngine(
-        None, NAMES, EngineConfig(page_size=4), runner=Ledger(99, 4), sequence=Picky
+        None, NAMES, EngineConfig(page_size=4), runner=Ledger(99, 4), generation_type=Picky
     )
     if thread:
         engine.start()

@@ -32,12 +32,13 @@ from retrv_engine import (
     SGLangConfig,
     SGLangEngine,
 )
+from retrv_engine.generation import Generation
 from retrv_engine.plain import embed_pieces
-from retrv_engine.sequence import Sequence
-from retrv_engine.sglang import process, server, turns
+from retrv_engine.sglang import process, turns
 from retrv_engine.sglang.turns import Part
 from retrv_engine.sglang.waiting import Gate, Loader, Readers, Slots
 from retrv_engine.sglang.wire import Picture, Prompt, pack, places, unpack
+from retrv_engine.sglang.worker import server
 from retrv_r1 import Item, Reranker
 
 # How rows travel.
@@ -94,7 +95,7 @@ def part(tokens: list[int], wishes: list[int] | None = None) -> Part:
 
 
 def test_what_a_server_may_not_write_is_not_taken():
-    written = Sequence(request(), NAMES)
+    written = Generation(request(), NAMES)
     turns.take_reasoning(written, part([30, 31]))
     with pytest.raises(RuntimeError, match="told not to"):
         turns.take_reasoning(written, part([NAMES.answer_start]))
@@ -236,7 +237,7 @@ LAUNCHES = {
 @pytest.mark.parametrize("asked", LAUNCHES.values(), ids=LAUNCHES)
 def test_launches_on_gpus_are_read(asked):
     """No evidence that they run: SGLang's parser takes them, and prefixes stay shared."""
-    words = [sglang_python(), "-m", "retrv_engine.sglang.server", server.DRY]
+    words = [sglang_python(), "-m", "retrv_engine.sglang.worker.server", server.DRY]
     words += ["--model-path", "checkpoint", *asked.split()]
     done = subprocess.run(words, env=process._environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -13,9 +13,9 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1 import Item
-from retrv_r1.first_stage import MAX_TEXT, FirstStage, local_checkpoint
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
+from retrv_r1.model.first_stage import MAX_TEXT, FirstStage, local_checkpoint
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import train_tokenizer
 from retrv_r1.train.corpus import Entry
@@ -181,6 +181,6 @@ def test_a_hubs_checkpoint_is_downloaded_whole(monkeypatch, tmp_path):
         asked.append((name, file))
         return str(tmp_path / file)
 
-    monkeypatch.setattr("retrv_r1.first_stage.cached_file", cached_file)
+    monkeypatch.setattr("retrv_r1.model.first_stage.cached_file", cached_file)
     assert local_checkpoint("owner/name") == tmp_path
     assert ("owner/name", "embedder/model.safetensors") in asked

@@ -11,7 +11,7 @@ from engine_doubles import Steered, names_of, real_requests
 
 from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request, Sampling, decode
 from retrv_engine.decode import DecodeStep
-from retrv_r1.reranker import Reranker
+from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.types import Item, RankedResults
 
 PAGES = EngineConfig(cache_bytes=2**22)

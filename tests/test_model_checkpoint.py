@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retrv_r1 import CheckpointError, RetrvError
-from retrv_r1.checkpoint import load_checkpoint, resolve
+from retrv_r1.model.checkpoint import load_checkpoint, resolve
 from retrv_r1.model.tokens import train_tokenizer
-from retrv_r1.reranker import Reranker
+from retrv_r1.rerank.reranker import Reranker
 
 
 @pytest.fixture

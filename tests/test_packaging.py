@@ -109,7 +109,7 @@ def test_the_wheel_holds_the_native_module(wheel):
 
 def test_the_metadata_names_the_command_and_never_builds_against_torch(wheel):
     entry = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "retrv-r1 = retrv_r1.cli:app" in wheel.read(entry).decode()
+    assert "retrv-r1 = retrv_r1.command.cli:app" in wheel.read(entry).decode()
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert "torch" not in pyproject.split("[project]")[0]
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrv_r1.model.config import DEFAULT_PROMPTS
+from retrv_r1.model.prompts import PromptBuilder, Rows, TableLayout
 from retrv_r1.model.tokens import encode_text
-from retrv_r1.prompts import PromptBuilder, Rows, TableLayout
 from retrv_r1.types import Item
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from retrv_engine import EngineConfig, Output, Request, Sampling, SGLangConfig
-from retrv_r1.features import FeatureEncoder, pack_features
-from retrv_r1.prompts import TableLayout
-from retrv_r1.reranker import Query, Reranker
-from retrv_r1.scoring import merge_windows, rank_labels, vote
-from retrv_r1.types import Item, ItemError, RankedItem, RankedResults
+from retrv_r1.model.prompts import TableLayout
+from retrv_r1.rerank.features import FeatureEncoder, pack_features
+from retrv_r1.rerank.reranker import Reranker
+from retrv_r1.rerank.scoring import merge_windows, rank_labels, vote
+from retrv_r1.types import Item, ItemError, RankedItem, RankedResults, RankRequest
 
 SHORT = Sampling(max_reasoning_tokens=12)
 
@@ -241,9 +241,9 @@ def test_both_engines_say_the_same(model, processor, mixed, picture, mode, readi
         pytest.skip("pointwise reading has no reasoning")
     local, plain = (Reranker(model, processor, engine=name) for name in ("local", "plain"))
     queries = [
-        Query("a red apple", mixed),
-        Query(picture(40), mixed[2:7]),
-        Query("a", distinct_texts(60)),
+        RankRequest("a red apple", mixed),
+        RankRequest(picture(40), mixed[2:7]),
+        RankRequest("a", distinct_texts(60)),
     ]
     for sampling in (SHORT, replace(SHORT, temperature=1.5, seed=3, max_inspections=2)):
         options = {"mode": mode, "reading": reading, "sampling": sampling}
@@ -357,11 +357,11 @@ def test_text_of_any_length_and_kind_is_ranked(reranker):
 
 def test_a_batch_ranks_as_each_request_does_alone(reranker, mixed, picture):
     queries = [
-        Query("a red apple", mixed),
-        Query(picture(30), mixed[:2], instruction="Which is like this?"),
-        Query("none", []),
-        Query(Item(text="blue", image=picture(31)), [f"item {n}" for n in range(60)]),
-        Query("a red apple", mixed[::-1]),
+        RankRequest("a red apple", mixed),
+        RankRequest(picture(30), mixed[:2], instruction="Which is like this?"),
+        RankRequest("none", []),
+        RankRequest(Item(text="blue", image=picture(31)), [f"item {n}" for n in range(60)]),
+        RankRequest("a red apple", mixed[::-1]),
     ]
     for sampling in (SHORT, replace(SHORT, temperature=1.0, seed=5)):
         together = reranker.rank_batch(queries, sampling=sampling)

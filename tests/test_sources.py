@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from retrv_r1.sources import read_candidates
+from retrv_r1.command.sources import read_candidates
 from retrv_r1.types import ItemError
 
 

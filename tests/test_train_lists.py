@@ -17,7 +17,7 @@ from retrv_engine import Output, Request
 from retrv_engine.plain import embed_pieces
 from retrv_engine.request import length_of
 from retrv_r1.model.tokens import MAX_CANDIDATES
-from retrv_r1.reranker import Reranker
+from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.train.chains import Piece, chain, describe
 from retrv_r1.train.corpus import Entry, ListExample
 from retrv_r1.train.lists import ListBatch, ListCollator, rivals

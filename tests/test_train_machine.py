@@ -14,14 +14,15 @@ import test_train_stages as stages
 import torch
 import yaml
 
+from retrv_r1.command import recipe
+from retrv_r1.command.recipe import SHARES, train_all
 from retrv_r1.data.pack import pack
 from retrv_r1.model.modeling import PackedItems
-from retrv_r1.reranker import Reranker
-from retrv_r1.train import loop, recipe, run
+from retrv_r1.rerank.reranker import Reranker
+from retrv_r1.train import loop, run
 from retrv_r1.train.build import build_stage, read_config
 from retrv_r1.train.loop import fit
 from retrv_r1.train.machine import Machine
-from retrv_r1.train.recipe import SHARES, train_all
 from retrv_r1.train.record import commit_here, slug
 from retrv_r1.train.schedule import CHECKPOINTS, ByTheClock, Schedule, cosine
 from retrv_r1.train.tensors import mapped, to_arrays, to_device, to_tensors

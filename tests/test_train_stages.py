@@ -15,7 +15,7 @@ from PIL import Image
 
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.reranker import Reranker
+from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.train import loop, run
 from retrv_r1.train.build import ConfigError, build_stage, read_config
 from retrv_r1.train.loop import Stage, fit

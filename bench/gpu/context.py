@@ -110,7 +110,7 @@ def local(
     pages = -(-rows // config.page_size) + 2 * len(requests) + 8
     size = pages * config.page_size * worlds.row_bytes(world.model)
     config = dataclasses.replace(config, cache_bytes=size)
-    engine = LocalEngine(world.model, world.vocabulary, config, sequence=Paced)
+    engine = LocalEngine(world.model, world.vocabulary, config, generation_type=Paced)
     try:
         samplings = {(s.temperature, s.top_p): s for s in (one.sampling for one in requests)}
         engine.warm([*samplings.values()], [len(requests)])
@@ -135,7 +135,7 @@ def ours(context: Context, engine: LocalEngine, requests: Sequence[Request]) -> 
 
 def theirs(context: Context, world: World, requests: Sequence[Request]) -> Row:
     """The same by transformers: the model's own modules, SDPA, a contiguous cache."""
-    engine = PlainEngine(world.model, world.vocabulary, len(requests), sequence=Paced)
+    engine = PlainEngine(world.model, world.vocabulary, len(requests), generation_type=Paced)
     firsts: list[float] = []
     decode = world.model.decode
 

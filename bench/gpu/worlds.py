@@ -17,11 +17,11 @@ from transformers import Qwen2_5_VLConfig
 from bench.device import Device
 from bench.suites.engine.prompts import World
 from bench.suites.kernels.entries import QWEN_3B, QWEN_7B, TINY, Model
-from retrv_r1.checkpoint import load_checkpoint
+from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.tokens import TokenIds
-from retrv_r1.reranker import vocabulary_of
+from retrv_r1.rerank.reranker import vocabulary_of
 
 
 @dataclass(frozen=True)

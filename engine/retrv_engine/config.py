@@ -62,8 +62,8 @@ class SGLangConfig:
     """Which SGLang server is used, and how.
 
     Args:
-        url: of a server that runs already (``python -m retrv_engine.sglang.server``); None starts
-            one here, which ends with the engine.
+        url: address of a running server (``python -m retrv_engine.sglang.worker.server``);
+            None starts one here, which ends with the engine.
         arguments: of the server that is started, by SGLang's names: ``{"tp_size": 2}``.
         python: of the environment that SGLang is installed in. None looks for it in the one that
             ``make sglang-cpu`` makes, then in this one.

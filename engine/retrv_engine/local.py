@@ -10,8 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as List
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import InvalidStateError
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -22,13 +21,13 @@ from torch import Tensor
 from retrv_engine import decode, warming
 from retrv_engine.base import DeadlineExceeded, Handle, Stats
 from retrv_engine.config import EngineConfig
+from retrv_engine.generation import Generation
 from retrv_engine.pages import PagePool
 from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, load_distinct
 from retrv_engine.runner import Decoder, ModelRunner, Runner
 from retrv_engine.sampler import Picked
 from retrv_engine.scheduler import Extend, Job, Scheduler
 from retrv_engine.scoring import Scoring
-from retrv_engine.sequence import Sequence
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ class LocalEngine:
     Args:
         model: its weights are shared, not copied, and the module itself is left as it is.
         runner: what computes; of the model when None.
-        sequence: how a request is written; a subclass may steer it, for measurements.
+        generation_type: class of the running requests; a subclass may steer them, for measurements.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class LocalEngine:
         config: EngineConfig | None = None,
         *,
         runner: Runner | None = None,
-        sequence: type[Sequence] = Sequence,
+        generation_type: type[Generation] = Generation,
     ) -> None:
         config = config or EngineConfig()
         if runner is None:
@@ -61,7 +60,7 @@ class LocalEngine:
             runner = ModelRunner(model, config)
         # A runner of other makes has no device to ask: what is left open is as on a CPU.
         self.vocabulary, self.config = vocabulary, config.on("cpu")
-        self.runner, self.sequence = runner, sequence
+        self.runner, self.generation_type = runner, generation_type
         pool = PagePool(runner.pages, self.config.page_size)
         self.scheduler = Scheduler(pool, self.config, runner.copy, runner.single)
         self._numbers = itertools.count()
@@ -86,9 +85,9 @@ class LocalEngine:
     ) -> Handle[Output]:
         """See :meth:`retrv_engine.base.Engine.submit`."""
         self.runner.check([*request.prompt, *request.labels])
-        return self._submit(self.sequence(request, self.vocabulary), priority, deadline)
+        return self._submit(self.generation_type(request, self.vocabulary), priority, deadline)
 
-    def generate(self, requests: List[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
         """See :meth:`retrv_engine.base.Engine.generate`."""
         handles: list[Handle[Output]] = []
         try:
@@ -99,7 +98,7 @@ class LocalEngine:
             for handle in handles:
                 handle.cancel()
 
-    def score(self, prompt: List[Piece], tokens: List[int]) -> list[float]:
+    def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:
         """See :meth:`retrv_engine.base.Engine.score`."""
         self.runner.check([*prompt, *tokens])
         handle: Handle[list[float]] = self._submit(Scoring(prompt, tokens), 0, None)
@@ -107,8 +106,8 @@ class LocalEngine:
 
     def warm(
         self,
-        samplings: List[Sampling] = (Sampling(),),
-        sizes: List[int] | None = None,
+        samplings: Sequence[Sampling] = (Sampling(),),
+        sizes: Sequence[int] | None = None,
         rows: int = decode.TIER,
     ) -> None:
         """Compiles what requests launch, captures decode steps, and forgets that anything ran.
@@ -263,7 +262,7 @@ class LocalEngine:
                 seconds = job.deadline - job.submitted
                 self._end(job, DeadlineExceeded(f"not done in {seconds:.3g} s"))
 
-    def _take(self, extends: List[Extend], picks: List[List[Picked]]) -> list[Job]:
+    def _take(self, extends: Sequence[Extend], picks: Sequence[Sequence[Picked]]) -> list[Job]:
         """Lets every sequence go on; those that want to inspect are returned."""
         asking = []
         for (job, _, stop), taken in zip(extends, picks, strict=True):
@@ -279,21 +278,21 @@ class LocalEngine:
             except Exception as error:  # its own fault: others go on
                 self._drop(job, error)
                 continue
-            if job.sequence.wanted is not None:
+            if job.generation.wanted is not None:
                 asking.append(job)
         return asking
 
     def _advance(self, job: Job) -> None:
         """Lets a sequence take its token, and hands on what it has written."""
-        job.sequence.advance(job.picks)
+        job.generation.advance(job.picks)
         job.picks.clear()
-        job.context.extend(job.sequence.take_pending())
-        job.handle.add(job.sequence.tokens[job.reported :])
-        job.reported = len(job.sequence.tokens)
+        job.context.extend(job.generation.take_pending())
+        job.handle.add(job.generation.tokens[job.reported :])
+        job.reported = len(job.generation.tokens)
 
-    def _splice(self, asking: List[Job]) -> None:
+    def _splice(self, asking: Sequence[Job]) -> None:
         """Gives sequences the candidates that they asked for: each is loaded once for all."""
-        wanted = [job.sequence.wanted for job in asking]
+        wanted = [job.generation.wanted for job in asking]
         pieces = load_distinct([one for one in wanted if one is not None])
         self._counts["inspections"] += len(asking)
         self._counts["loaded"] += len(pieces)
@@ -303,8 +302,8 @@ class LocalEngine:
                 if isinstance(found, Exception):
                     raise found
                 self.runner.check(found)
-                job.sequence.splice(found)
-                job.context.extend(job.sequence.take_pending())
+                job.generation.splice(found)
+                job.context.extend(job.generation.take_pending())
             except Exception as error:
                 self._drop(job, error)
 
@@ -313,7 +312,9 @@ class LocalEngine:
         self.scheduler.remove(job)
         self._end(job, error)
 
-    def _count(self, extends: List[Extend], phases: List[str], seconds: float, now: float) -> None:
+    def _count(
+        self, extends: Sequence[Extend], phases: Sequence[str], seconds: float, now: float
+    ) -> None:
         """Keeps the books of a step, and hands out what is done."""
         self._counts["steps"] += 1
         for (job, first, stop), phase in zip(extends, phases, strict=True):
@@ -322,7 +323,7 @@ class LocalEngine:
             if not job.timings:
                 job.timings["queue"] = max(0.0, now - seconds - job.submitted)
             job.timings[phase] = job.timings.get(phase, 0.0) + seconds
-            if job.sequence.done and job in self.scheduler.running:
+            if job.generation.done and job in self.scheduler.running:
                 self.scheduler.remove(job)
                 self._end(job, None)
 
@@ -330,8 +331,8 @@ class LocalEngine:
         """Tells a job's handle how it ended."""
         self._counts["failed" if error else "finished"] += 1
         self._counts["cached_rows"] += job.found
-        self._counts["written_tokens"] += len(job.sequence.tokens)
-        result: Any = None if error else job.sequence.output()
+        self._counts["written_tokens"] += len(job.generation.tokens)
+        result: Any = None if error else job.generation.output()
         if isinstance(result, Output):
             timings = dict(job.timings)
             result = replace(
@@ -367,12 +368,12 @@ class LocalEngine:
 
     # Who takes the steps.
 
-    def _submit(self, sequence: Any, priority: int, deadline: float | None) -> Handle:
+    def _submit(self, generation: Any, priority: int, deadline: float | None) -> Handle:
         handle: Handle = Handle(self._drive, self.start)
         now = time.perf_counter()
         late = None if deadline is None else now + deadline
-        job = Job(sequence, handle, next(self._numbers), now, priority, late)
-        job.context.extend(sequence.take_pending())
+        job = Job(generation, handle, next(self._numbers), now, priority, late)
+        job.context.extend(generation.take_pending())
         self.scheduler.check_size(job)
         with self._news:
             if self._closed:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
-from collections.abc import Sequence as List
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from retrv_engine.generation import Generation
 from retrv_engine.request import (
     LanguageModel,
     Output,
@@ -27,14 +27,13 @@ from retrv_engine.request import (
     positions_of,
 )
 from retrv_engine.sampler import Masks, pick
-from retrv_engine.sequence import Sequence
 from retrv_engine.weights import load_weights
 
 
 class PlainEngine:
     """Runs requests to their end, ``batch_size`` at a time.
 
-    Not safe to call from several threads at once. ``sequence`` is as of the local engine.
+    Not safe to call from several threads at once. ``generation_type`` is as for the local engine.
     """
 
     def __init__(
@@ -43,16 +42,16 @@ class PlainEngine:
         vocabulary: Vocabulary,
         batch_size: int = 16,
         *,
-        sequence: type[Sequence] = Sequence,
+        generation_type: type[Generation] = Generation,
     ) -> None:
         if batch_size < 1:
             raise ValueError("batch_size must be at least 1")
         self.model, self.vocabulary, self.batch_size = model, vocabulary, batch_size
-        self.sequence = sequence
+        self.generation_type = generation_type
         self._masks: Masks | None = None
 
     @torch.inference_mode()
-    def generate(self, requests: List[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
         """Outputs of ``requests``, in their order."""
         outputs: list[Output] = []
         for start in range(0, len(requests), self.batch_size):
@@ -63,8 +62,8 @@ class PlainEngine:
         """Puts new values into the model's parameters, by name; ValueError as of other engines."""
         load_weights(self.model, weights)
 
-    def _batch(self, requests: List[Request]) -> list[Output]:
-        sequences = [self.sequence(request, self.vocabulary) for request in requests]
+    def _batch(self, requests: Sequence[Request]) -> list[Output]:
+        sequences = [self.generation_type(request, self.vocabulary) for request in requests]
         cursors, computed = [0] * len(sequences), [0] * len(sequences)
         active = list(range(len(sequences)))
         cache = DynamicCache()
@@ -102,13 +101,13 @@ class PlainEngine:
         total = time.perf_counter() - started
         timings = {"prefill": first, "decode": total - first}
         return [
-            replace(sequence.output(), timings=timings, computed_rows=rows)
-            for sequence, rows in zip(sequences, computed, strict=True)
+            replace(generation.output(), timings=timings, computed_rows=rows)
+            for generation, rows in zip(sequences, computed, strict=True)
         ]
 
 
 def embed_pieces(
-    model: LanguageModel, pieces: List[Piece], cursor: int
+    model: LanguageModel, pieces: Sequence[Piece], cursor: int
 ) -> tuple[Tensor, Tensor, int]:
     """Rows of pieces that stand from position ``cursor`` on.
 
@@ -131,18 +130,18 @@ def embed_pieces(
     return torch.cat(embeds), torch.cat(positions, 1), cursor
 
 
-def _splice(sequences: List[Sequence]) -> None:
+def _splice(sequences: Sequence[Generation]) -> None:
     """Gives every sequence the candidate that it wants."""
     pieces = load_distinct([s.wanted for s in sequences if s.wanted is not None])
-    for sequence in sequences:
-        if sequence.wanted is not None:
-            found = pieces[sequence.wanted]
+    for generation in sequences:
+        if generation.wanted is not None:
+            found = pieces[generation.wanted]
             if isinstance(found, Exception):
                 raise found
-            sequence.splice(found)
+            generation.splice(found)
 
 
-def _pad_left(chunks: List[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+def _pad_left(chunks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """``embeds [b, l, d]``, ``positions [3, b, l]`` and the mask of real rows ``[b, l]``."""
     longest = max(len(embeds) for embeds, _ in chunks)
     first = chunks[0][0]

@@ -18,11 +18,11 @@ from typing import NamedTuple
 from retrv_engine.base import Handle, RequestTooLarge
 from retrv_engine.config import EngineConfig
 from retrv_engine.context import Context
+from retrv_engine.generation import Generation
 from retrv_engine.pages import PagePool, pages_of
 from retrv_engine.radix import Match, Node, RadixTree, common
 from retrv_engine.sampler import Choice, Picked
 from retrv_engine.scoring import Scoring
-from retrv_engine.sequence import Sequence as Writing
 
 
 @dataclass(eq=False)
@@ -38,7 +38,7 @@ class Job:
         found, computed: rows that the cache had, and rows that it had not.
     """
 
-    sequence: Writing | Scoring
+    generation: Generation | Scoring
     handle: Handle
     number: int
     submitted: float
@@ -68,7 +68,7 @@ class Job:
     @property
     def wanted(self) -> int:
         """The first row from which a token is wanted."""
-        return len(self.context) - self.sequence.due
+        return len(self.context) - self.generation.due
 
 
 class Extend(NamedTuple):
@@ -86,7 +86,7 @@ class Extend(NamedTuple):
     def choices(self) -> list[Choice]:
         """How those tokens are taken; asked once, when the rows are computed."""
         first = self.stop - self.due - self.job.wanted
-        return [self.job.sequence.choice(first + i) for i in range(self.due)]
+        return [self.job.generation.choice(first + i) for i in range(self.due)]
 
 
 class Scheduler:

@@ -9,7 +9,7 @@ from retrv_engine.sampler import Choice, Picked, check_numbers
 
 
 class Scoring:
-    """What the scheduler sees of a scoring request; as :class:`retrv_engine.sequence.Sequence`."""
+    """A scoring request as the scheduler sees it; stands where a ``Generation`` does."""
 
     def __init__(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> None:
         if not prompt or not tokens:

@@ -9,7 +9,6 @@ import torch
 
 from retrv_engine import Sampling
 from retrv_engine.config import Weights
-from retrv_r1.checkpoint import saved_dtype
 from retrv_r1.data.mbeir import Pool
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.eval.cells import choose
@@ -19,7 +18,8 @@ from retrv_r1.eval.ranking import CellRun, CellRunner, Models
 from retrv_r1.eval.report import Report, build
 from retrv_r1.eval.settings import Settings
 from retrv_r1.eval.trec import write_runs
-from retrv_r1.first_stage import local_checkpoint
+from retrv_r1.model.checkpoint import saved_dtype
+from retrv_r1.model.first_stage import local_checkpoint
 from retrv_r1.types import Mode
 
 

@@ -18,9 +18,9 @@ from retrv_r1.eval.cells import EvalError, part_of, prompt_order, sample, shape_
 from retrv_r1.eval.metrics import CUTOFFS
 from retrv_r1.eval.outcomes import Journal, Outcome, file_hash
 from retrv_r1.eval.settings import Settings, System
-from retrv_r1.first_stage import FOLDER, FirstStage, local_checkpoint
-from retrv_r1.reranker import Query, Reranker
-from retrv_r1.types import CheckpointError
+from retrv_r1.model.first_stage import FOLDER, FirstStage, local_checkpoint
+from retrv_r1.rerank.reranker import Reranker
+from retrv_r1.types import CheckpointError, RankRequest
 
 _MODEL_FILES = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json"),
@@ -219,7 +219,7 @@ class CellRunner:
         seed, reranker = self.settings.seed, self.models.reranker
         shown = [prompt_order(near[query.qid][:k], query.qid, seed) for query in queries]
         requests = [
-            Query(
+            RankRequest(
                 task.item(query),
                 [task.item(task.candidate(did)) for did in dids],
                 mbeir.instruction(query),

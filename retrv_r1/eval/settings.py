@@ -10,7 +10,7 @@ from retrv_engine import Sampling
 from retrv_engine.config import Weights
 from retrv_r1.data.mbeir import Pool
 from retrv_r1.eval.cells import EvalError
-from retrv_r1.reranker import Reading
+from retrv_r1.rerank.reranker import Reading
 from retrv_r1.types import Mode
 
 FIRST_STAGE = "first stage"

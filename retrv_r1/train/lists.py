@@ -12,8 +12,8 @@ from torch import Tensor
 
 from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
+from retrv_r1.model.prompts import PromptBuilder, Rows, TableLayout
 from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
-from retrv_r1.prompts import PromptBuilder, Rows, TableLayout
 from retrv_r1.train.chains import Piece, chain
 from retrv_r1.train.corpus import Entry, Key, ListExample
 from retrv_r1.train.pictures import merged_grid

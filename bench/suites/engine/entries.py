@@ -30,7 +30,7 @@ from retrv_engine import (
 from retrv_engine.config import Weights
 from retrv_engine.plain import embed_pieces
 from retrv_engine.sglang.process import find_python
-from retrv_r1.checkpoint import SHIPPED
+from retrv_r1.model.checkpoint import SHIPPED
 
 PEERS = {"llama_cpp": "llama.cpp", "vllm_cpu": "vLLM"}
 
@@ -45,7 +45,7 @@ def written(outputs: Sequence[Output]) -> Tensor:
 
 def plain(world: World, requests: Sequence[Request], batch_size: int = 1) -> Callable[[], Tensor]:
     """Straight through transformers, with its own attention and a contiguous cache."""
-    engine = PlainEngine(world.model, world.vocabulary, batch_size, sequence=Paced)
+    engine = PlainEngine(world.model, world.vocabulary, batch_size, generation_type=Paced)
     return lambda: written(engine.generate(requests))
 
 
@@ -76,7 +76,7 @@ def local(
     size = None if world.model.device.type == "cpu" else 2**31
     config = EngineConfig(size, weights=weights, radix=radix)
     if config not in world.engines:
-        engine = LocalEngine(world.model, world.vocabulary, config, sequence=Paced)
+        engine = LocalEngine(world.model, world.vocabulary, config, generation_type=Paced)
         world.engines[config] = engine
     return Call(world.engines[config], requests, warm)
 
@@ -126,7 +126,7 @@ def sglang(world: World, requests: Sequence[Request], name: str, *, radix: bool 
 def _served(world: World, radix: bool) -> SGLangEngine:
     config = SGLangConfig(arguments={"disable_radix_cache": not radix})
     engine = SGLangEngine(
-        world.model, world.vocabulary, config, checkpoint=_checkpoint(world), sequence=Paced
+        world.model, world.vocabulary, config, checkpoint=_checkpoint(world), generation_type=Paced
     )
     atexit.register(engine.close)
     return engine

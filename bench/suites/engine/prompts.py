@@ -19,15 +19,15 @@ from retrv_engine import (
     Sampling,
     Vocabulary,
 )
-from retrv_engine.sequence import Sequence as Written
-from retrv_r1.checkpoint import load_checkpoint
+from retrv_engine.generation import Generation
+from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.reranker import vocabulary_of
+from retrv_r1.rerank.reranker import vocabulary_of
 
 INSTRUCTION, TASK = 12, 8  # tokens before and behind the candidates
 
 
-class Paced(Written):
+class Paced(Generation):
     """Inspects as often as it may, evenly over its reasoning, and writes all tokens it may.
 
     The model's own wish would depend on weights that are random.

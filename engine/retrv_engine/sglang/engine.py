@@ -13,8 +13,15 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
-from collections.abc import Sequence as List
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import InvalidStateError
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,8 +32,8 @@ from torch import Tensor, nn
 
 from retrv_engine.base import DeadlineExceeded, Handle, Stats
 from retrv_engine.config import SGLangConfig
+from retrv_engine.generation import Generation
 from retrv_engine.request import Output, Piece, Request, Vocabulary, check_pieces
-from retrv_engine.sequence import Sequence
 from retrv_engine.sglang import turns
 from retrv_engine.sglang.link import Link
 from retrv_engine.sglang.turns import Part
@@ -57,7 +64,7 @@ class Job:
         read: set when the server has read the prompt; others may wait for it.
     """
 
-    sequence: Sequence
+    generation: Generation
     prompt: Prompt
     handle: Handle[Output]
     number: int
@@ -86,7 +93,7 @@ class SGLangEngine:
     Args:
         model: what the server has a copy of; new weights are put into both.
         checkpoint: a folder or the id of a hub, for the server that is started.
-        sequence: as of the local engine.
+        generation_type: class of the running requests, as for the local engine.
     Raises:
         EngineDied: the server does not start, or does not answer; the message has its last words.
         EngineMissing: there is no SGLang to start; the message says how to install it.
@@ -99,9 +106,9 @@ class SGLangEngine:
         config: SGLangConfig | None = None,
         *,
         checkpoint: str | Path | None = None,
-        sequence: type[Sequence] = Sequence,
+        generation_type: type[Generation] = Generation,
     ) -> None:
-        self.model, self.vocabulary, self.sequence = model, vocabulary, sequence
+        self.model, self.vocabulary, self.generation_type = model, vocabulary, generation_type
         self.config = config or SGLangConfig()
         self.table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
         self._link = Link(self.config, checkpoint, model)
@@ -134,19 +141,19 @@ class SGLangEngine:
     ) -> Handle[Output]:
         """See :meth:`retrv_engine.base.Engine.submit`; a piece may be a ``Picture`` as well."""
         self._check([*request.prompt, *request.labels])
-        sequence = self.sequence(request, self.vocabulary)
-        prompt = Prompt(sequence.take_pending())
+        generation = self.generation_type(request, self.vocabulary)
+        prompt = Prompt(generation.take_pending())
         self._link.check_size(len(prompt.ids))
         if self._closed:
             raise RuntimeError("the engine is closed")
         handle: Handle[Output] = Handle(self._drive, self.start)
-        job = Job(sequence, prompt, handle, next(self._numbers), priority, time.perf_counter())
+        job = Job(generation, prompt, handle, next(self._numbers), priority, time.perf_counter())
         self._jobs.add(job)
         task = asyncio.run_coroutine_threadsafe(self._serve(job, deadline), self._loop)
         handle.future.add_done_callback(lambda future: future.cancelled() and task.cancel())
         return handle
 
-    def generate(self, requests: List[Request]) -> list[Output]:
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
         """See :meth:`retrv_engine.base.Engine.generate`."""
         handles: list[Handle[Output]] = []
         try:
@@ -157,7 +164,7 @@ class SGLangEngine:
             for handle in handles:
                 handle.cancel()
 
-    def score(self, prompt: List[Piece], tokens: List[int]) -> list[float]:
+    def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:
         """See :meth:`retrv_engine.base.Engine.score`."""
         if not prompt or not tokens:
             raise ValueError("scoring needs a prompt and at least one token")
@@ -244,32 +251,32 @@ class SGLangEngine:
 
     async def _write(self, job: Job) -> None:
         """Turn after turn, as the sequence wants them."""
-        sequence, phase = job.sequence, "prefill"
-        while not sequence.done:
-            if sequence.wanted is not None:
+        generation, phase = job.generation, "prefill"
+        while not generation.done:
+            if generation.wanted is not None:
                 phase = "inspection"
                 with _timed(job, phase):
-                    await self._inspect(sequence)
-            elif sequence.choices is not None:
+                    await self._inspect(generation)
+            elif generation.choices is not None:
                 with _timed(job, phase):
-                    asked = turns.ask_label(sequence, job.prompt)
+                    asked = turns.ask_label(generation, job.prompt)
                     async with aclosing(self._turn(job, asked)) as parts:
                         async for part in parts:
-                            turns.take_label(sequence, part, len(self.table))
+                            turns.take_label(generation, part, len(self.table))
                 phase = "decode"
             else:
                 await self._reason(job, phase)
                 phase = "decode"
-            job.prompt.extend(sequence.take_pending())
+            job.prompt.extend(generation.take_pending())
             self._report(job)
 
-    async def _inspect(self, sequence: Sequence) -> None:
+    async def _inspect(self, generation: Generation) -> None:
         """Gives a sequence the candidate that it wants."""
-        assert sequence.wanted is not None
+        assert generation.wanted is not None
         self._counts["inspections"] += 1
-        pieces = await self._loader.load(sequence.wanted)
+        pieces = await self._loader.load(generation.wanted)
         self._check(pieces)
-        sequence.splice(pieces)
+        generation.splice(pieces)
 
     async def _reason(self, job: Job, phase: str) -> None:
         """A chain of thought, up to what somebody else has to write.
@@ -277,20 +284,20 @@ class SGLangEngine:
         Args:
             phase: in which the first tokens of it are.
         """
-        sequence, interval = job.sequence, self.config.stream_rows
-        if sequence.room:
-            asked = turns.ask_reasoning(sequence, job.prompt, interval)
+        generation, interval = job.generation, self.config.stream_rows
+        if generation.room:
+            asked = turns.ask_reasoning(generation, job.prompt, interval)
             async with aclosing(self._turn(job, asked)) as parts:
                 while True:
                     with _timed(job, phase):
                         part = await anext(parts, None)
                     if part is None:
                         break
-                    turns.take_reasoning(sequence, part)
+                    turns.take_reasoning(generation, part)
                     self._report(job)
                     phase = "decode"
-        if sequence.choices is None and not sequence.room:
-            sequence.cut()
+        if generation.choices is None and not generation.room:
+            generation.cut()
 
     async def _turn(self, job: Job, asked: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
         """What the server says to one question."""
@@ -333,7 +340,7 @@ class SGLangEngine:
 
     def _report(self, job: Job) -> None:
         """Hands on what was written."""
-        tokens = job.sequence.tokens
+        tokens = job.generation.tokens
         if news := tokens[job.reported :]:
             job.handle.add(news)
         job.reported = len(tokens)
@@ -341,12 +348,12 @@ class SGLangEngine:
     def _end(self, job: Job, error: BaseException | None) -> None:
         """Tells a job's handle how it ended."""
         self._counts["failed" if error else "finished"] += 1
-        self._counts["written_tokens"] += len(job.sequence.tokens)
+        self._counts["written_tokens"] += len(job.generation.tokens)
         try:
             if error is not None:
                 job.handle.future.set_exception(error)
                 return
-            output = job.sequence.output()
+            output = job.generation.output()
             found, timings = job.found or 0, dict(job.timings)
             job.handle.future.set_result(
                 replace(output, cached_rows=found, computed_rows=job.computed, timings=timings)
@@ -354,7 +361,7 @@ class SGLangEngine:
         except InvalidStateError:  # cancelled this moment
             return
 
-    def _check(self, pieces: List[Piece | Picture]) -> None:
+    def _check(self, pieces: Sequence[Piece | Picture]) -> None:
         check_pieces([one for one in pieces if not isinstance(one, Picture)], self.table)
 
     # Threads.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from retrv_engine.base import EngineMissing
-from retrv_engine.sglang.server import WATCH
+from retrv_engine.sglang.worker.server import WATCH
 
 MADE = Path(sys.prefix) / "sglang" / "bin" / "python"
 """Where ``make sglang-cpu`` puts SGLang: its torchvision does not load beside a CPU's PyTorch, so
@@ -50,7 +50,13 @@ class ServerProcess:
         own = {"model_path": checkpoint, "dtype": dtype, "host": "127.0.0.1", "port": self.port}
         with os.fdopen(handle, "wb") as written:
             self._process = subprocess.Popen(
-                [python, "-m", "retrv_engine.sglang.server", WATCH, *_flags({**own, **arguments})],
+                [
+                    python,
+                    "-m",
+                    "retrv_engine.sglang.worker.server",
+                    WATCH,
+                    *_flags({**own, **arguments}),
+                ],
                 env=_environment(),
                 stdin=subprocess.PIPE,  # its end tells the server that we are gone
                 stdout=written,

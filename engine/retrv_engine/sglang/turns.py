@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from retrv_engine.generation import Generation
 from retrv_engine.request import Sampling
 from retrv_engine.sampler import COLDEST, pick
-from retrv_engine.sequence import Sequence as Written
 from retrv_engine.sglang.wire import Prompt
 
 BAN = -1000.0
@@ -70,49 +70,53 @@ class Part:
         )
 
 
-def ask_reasoning(sequence: Written, prompt: Prompt, interval: int) -> dict[str, Any]:
+def ask_reasoning(generation: Generation, prompt: Prompt, interval: int) -> dict[str, Any]:
     """A chain of thought, as far as it goes without anything of ours."""
-    names = sequence.vocabulary
+    names = generation.vocabulary
     sampling = {
-        **_sampling(sequence.request.sampling),
-        "max_new_tokens": sequence.room,
+        **_sampling(generation.request.sampling),
+        "max_new_tokens": generation.room,
         "stop_token_ids": [names.inspect_start, names.think_end],
-        "logit_bias": {str(token): BAN for token in sequence.banned},
+        "logit_bias": {str(token): BAN for token in generation.banned},
         "stream_interval": interval,
     }
     return _asked(prompt, sampling)
 
 
-def take_reasoning(sequence: Written, part: Part) -> None:
+def take_reasoning(generation: Generation, part: Part) -> None:
     """Lets a sequence take what was written.
 
     Raises:
         RuntimeError: the server wrote what it was told not to: it is not one of ours.
     """
     if len(part.wishes) != len(part.tokens):
-        raise RuntimeError("the server has another sampler: start retrv_engine.sglang.server")
+        raise RuntimeError(
+            "the server has another sampler: start retrv_engine.sglang.worker.server"
+        )
     for token, logprob, wish in zip(part.tokens, part.logprobs, part.wishes, strict=True):
-        if sequence.choices is not None or token in sequence.banned:
+        if generation.choices is not None or token in generation.banned:
             raise RuntimeError(f"the server wrote {token}, which it was told not to")
-        sequence.think(token, logprob, wish)
+        generation.think(token, logprob, wish)
 
 
-def ask_label(sequence: Written, prompt: Prompt) -> dict[str, Any]:
+def ask_label(generation: Generation, prompt: Prompt) -> dict[str, Any]:
     """Log-probabilities of the labels that may be written; if due, what was likeliest before."""
-    asked = _asked(prompt, _ONE) | {"token_ids_logprob": sequence.choices}
-    if sequence.due > 1:
-        asked |= {"logprob_start_len": len(prompt.ids) - sequence.due, "top_logprobs_num": 1}
+    asked = _asked(prompt, _ONE) | {"token_ids_logprob": generation.choices}
+    if generation.due > 1:
+        asked |= {"logprob_start_len": len(prompt.ids) - generation.due, "top_logprobs_num": 1}
     return asked
 
 
-def take_label(sequence: Written, part: Part, vocabulary: int) -> None:
+def take_label(generation: Generation, part: Part, vocabulary: int) -> None:
     """Lets a sequence take a label, from logits as far as the server told them."""
-    logits = torch.full((sequence.due, vocabulary), -torch.inf)
+    logits = torch.full((generation.due, vocabulary), -torch.inf)
     logits[-1, part.tokens[-1]] = part.logprobs[-1]
     logits[-1, list(part.labels)] = torch.tensor([*part.labels.values()])
-    if sequence.due > 1:
+    if generation.due > 1:
         logits[0, part.likeliest[-1]] = 0.0
-    sequence.advance(pick(logits, [sequence.choice(number) for number in range(sequence.due)]))
+    generation.advance(
+        pick(logits, [generation.choice(number) for number in range(generation.due)])
+    )
 
 
 def ask_scores(prompt: Prompt, tokens: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from retrv_r1 import __version__
-from retrv_r1.shell import Group, engine_errors, print_json, status, stdout, usage_errors
+from retrv_r1.command.shell import Group, engine_errors, print_json, status, stdout, usage_errors
 from retrv_r1.types import Item, ItemError, RetrvError
 
 
@@ -161,6 +161,7 @@ def rerank(
     ] = None,
 ) -> None:
     """Rank candidates for a query, best first."""
+    from retrv_r1.command.sources import read_candidates
     from retrv_r1.report import (
         print_ranking,
         print_stats,
@@ -169,7 +170,6 @@ def rerank(
         to_stats,
         write_html,
     )
-    from retrv_r1.sources import read_candidates
 
     asked = _query(query, image)
     if html is not None and html.is_dir():
@@ -181,7 +181,7 @@ def rerank(
         from transformers.utils import logging
 
         from retrv_engine import EngineConfig, SGLangConfig
-        from retrv_r1.reranker import Reranker
+        from retrv_r1.rerank.reranker import Reranker
 
         logging.disable_progress_bar()  # the spinner says it, and stderr is for errors
         if engine is not _Engine.sglang and url is not None:
@@ -360,7 +360,7 @@ def evaluate(
 @app.command()
 def doctor(as_json: _Json = False) -> None:
     """Say what this installation can do, what it lacks, and how to add it."""
-    from retrv_r1 import doctor as checks
+    from retrv_r1.command import doctor as checks
 
     report = checks.report()
     if as_json:

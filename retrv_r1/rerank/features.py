@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from retrv_r1 import memory
-from retrv_r1.feature_store import FeatureStore, fingerprint
 from retrv_r1.images import content_hash
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
+from retrv_r1.rerank.feature_store import FeatureStore, fingerprint
 from retrv_r1.types import Item, ItemError
 
 LARGE_BYTES, LARGE_PIXELS = 2**14, 2**16

@@ -12,8 +12,7 @@ labels are constrained to the request's candidates; a candidate is inspected at 
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
-from collections.abc import Sequence as List
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -30,7 +29,7 @@ from retrv_engine.sampler import COLDEST, Choice, Permitted, Picked, check_numbe
 
 
 @dataclass
-class Sequence:
+class Generation:
     """State of a running request.
 
     Attributes:
@@ -110,7 +109,7 @@ class Sequence:
             return self._choose(Permitted(tuple(choices), False), tuple(choices) if answer else ())
         return self._choose(Permitted(tuple(self.banned))) if self.room else Choice()
 
-    def advance(self, picks: List[Picked]) -> None:
+    def advance(self, picks: Sequence[Picked]) -> None:
         """Takes the next token and everything that follows from it.
 
         Args:
@@ -144,7 +143,7 @@ class Sequence:
         self._force(self.vocabulary.think_end)
         self._conclude()
 
-    def splice(self, pieces: List[Piece]) -> None:
+    def splice(self, pieces: Sequence[Piece]) -> None:
         """Takes the rows of the wanted candidate."""
         self.wanted = None
         self.inspected_rows += length_of(pieces)

@@ -25,15 +25,16 @@ from retrv_engine import (
     Vocabulary,
 )
 from retrv_engine.sampler import COLDEST
-from retrv_r1.checkpoint import load_checkpoint, resolve
 from retrv_r1.devices import check_weights, device_of, dtype_of
-from retrv_r1.features import FeatureEncoder, FeatureStats
+from retrv_r1.model.checkpoint import load_checkpoint, resolve
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import MAX_CANDIDATES, TokenIds
-from retrv_r1.reasoning import reasoning_text
-from retrv_r1.requests import EncodedItem, Prepared, Reading, RequestBuilder
-from retrv_r1.scoring import merge_windows, rank_labels, rank_verdicts, vote
+from retrv_r1.rerank.features import FeatureEncoder, FeatureStats
+from retrv_r1.rerank.reasoning import reasoning_text
+from retrv_r1.rerank.requests import ItemFeatures, Prepared, Reading, RequestBuilder
+from retrv_r1.rerank.scoring import merge_windows, rank_labels, rank_verdicts, vote
+from retrv_r1.rerank.windows import Windows
 from retrv_r1.types import (
     Item,
     ItemError,
@@ -41,21 +42,12 @@ from retrv_r1.types import (
     Mode,
     RankedItem,
     RankedResults,
+    RankRequest,
     TokenCounts,
 )
-from retrv_r1.windows import Windows
 
 EngineName = Literal["local", "plain", "sglang"]
 VOTING_TEMPERATURE = 0.7
-
-
-@dataclass(frozen=True)
-class Query:
-    """One request of a batch: a query, its candidates, and how the task is put."""
-
-    query: ItemLike
-    candidates: Sequence[ItemLike]
-    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,8 +72,8 @@ class _Ranked:
 class _Job:
     """A query on its way: its items, the windows of its list, and what it took so far."""
 
-    def __init__(self, query: Query, encoded: list[EncodedItem], window: int) -> None:
-        self.instruction = query.instruction
+    def __init__(self, request: RankRequest, encoded: list[ItemFeatures], window: int) -> None:
+        self.instruction = request.instruction
         self.query, self.candidates = encoded[0], encoded[1:]
         self.windows = Windows(len(self.candidates), window)
         self.timings: dict[str, float] = {}
@@ -199,7 +191,7 @@ class Reranker:
         """
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {top_k}")
-        request = Query(query, candidates, instruction)
+        request = RankRequest(query, candidates, instruction)
         (result,) = self.rank_batch(
             [request], mode=mode, reading=reading, sampling=sampling, votes=votes
         )
@@ -208,7 +200,7 @@ class Reranker:
     @torch.inference_mode()
     def rank_batch(
         self,
-        queries: Sequence[Query],
+        requests: Sequence[RankRequest],
         *,
         mode: Mode = "reason",
         reading: Reading = "compressed",
@@ -218,7 +210,7 @@ class Reranker:
         """Ranks several queries; those with lists of one window run in the engine together."""
         plan = self._plan(mode, reading, sampling, votes)
         window = MAX_CANDIDATES**2 if reading == "pointwise" else self.window
-        jobs = [self._encode(query, window) for query in queries]
+        jobs = [self._encode(request, window) for request in requests]
         while waiting := [job for job in jobs if job.windows.sliding]:
             ranked = self._run(waiting, _Plan("fast", reading, Sampling()))
             for job, one in zip(waiting, ranked, strict=True):
@@ -277,13 +269,13 @@ class Reranker:
             raise ValueError("votes of greedy sampling are all the same: give a temperature")
         return _Plan(mode, reading, sampling, votes)
 
-    def _encode(self, query: Query, window: int) -> _Job:
+    def _encode(self, request: RankRequest, window: int) -> _Job:
         started = time.perf_counter()
-        items = _items(query)
+        items = _items(request)
         with self._weights:
             features = self.encoder.encode(items)
-        encoded = [EncodedItem(*pair) for pair in zip(items, features, strict=True)]
-        job = _Job(query, encoded, window)
+        encoded = [ItemFeatures(*pair) for pair in zip(items, features, strict=True)]
+        job = _Job(request, encoded, window)
         job.timings["features"] = time.perf_counter() - started
         job.timings["compression"] = 0.0
         return job
@@ -390,9 +382,9 @@ def vocabulary_of(tokens: TokenIds) -> Vocabulary:
     )
 
 
-def _items(query: Query) -> list[Item]:
+def _items(request: RankRequest) -> list[Item]:
     """Query and candidates as items; an unusable one is named in the error."""
-    values = query.candidates
+    values = request.candidates
     if isinstance(values, str | bytes | Mapping | Item | Image.Image) or not isinstance(
         values, Iterable
     ):
@@ -401,7 +393,7 @@ def _items(query: Query) -> list[Item]:
             "put a single one into a list"
         )
     items = []
-    for number, value in enumerate((query.query, *values), -1):
+    for number, value in enumerate((request.query, *values), -1):
         try:
             items.append(Item.of(value))
         except ItemError as error:

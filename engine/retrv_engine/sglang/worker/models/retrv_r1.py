@@ -12,7 +12,7 @@ from sglang.srt.managers.schedule_batch import MultimodalDataItem, MultimodalInp
 from sglang.srt.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from torch import Tensor
 
-from retrv_engine.sglang.served import ARCHITECTURE
+from retrv_engine.sglang.worker.prepare import ARCHITECTURE
 
 
 class RetrvR1ForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):

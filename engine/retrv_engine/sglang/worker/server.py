@@ -1,4 +1,6 @@
-"""SGLang's server for our checkpoints: ``python -m retrv_engine.sglang.server --model-path …``.
+"""SGLang's server for our checkpoints.
+
+    python -m retrv_engine.sglang.worker.server --model-path …
 
 It takes SGLang's own arguments (``--tp``, ``--dp``, ``--mem-fraction-static``, …) over the ones
 that our requests need; with ``--dry-run`` they are read as on a machine with GPUs, and printed.
@@ -13,7 +15,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from retrv_engine.sglang.served import SAMPLER, prepare
+from retrv_engine.sglang.worker.prepare import SAMPLER, prepare
 
 WATCH = "--stop-with-stdin"
 DRY = "--dry-run"

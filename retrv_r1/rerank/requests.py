@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from retrv_engine import Piece, Request, Sampling
-from retrv_r1.features import FeatureEncoder, Features, pack_features
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.prompts import PromptBuilder, Rows, TableLayout
+from retrv_r1.model.prompts import PromptBuilder, Rows, TableLayout
+from retrv_r1.rerank.features import FeatureEncoder, Features, pack_features
 from retrv_r1.types import Item
 
 Reading = Literal["compressed", "full", "pointwise"]
 
 
 @dataclass(frozen=True)
-class EncodedItem:
+class ItemFeatures:
     """An item and its features."""
 
     item: Item
@@ -92,8 +92,8 @@ class RequestBuilder:
 
     def listwise(
         self,
-        query: EncodedItem,
-        candidates: Sequence[EncodedItem],
+        query: ItemFeatures,
+        candidates: Sequence[ItemFeatures],
         *,
         reason: bool,
         full_tokens: bool,
@@ -127,7 +127,7 @@ class RequestBuilder:
         return Prepared(request, len(prompt), len(prompt) - len(bare))
 
     def pointwise(
-        self, query: EncodedItem, candidates: Sequence[EncodedItem], *, instruction: str | None
+        self, query: ItemFeatures, candidates: Sequence[ItemFeatures], *, instruction: str | None
     ) -> list[Prepared]:
         """A prompt for each candidate, at full length; its labels are "yes" and "no"."""
         items = [query, *candidates]
@@ -140,7 +140,7 @@ class RequestBuilder:
             made.append(Prepared(request, len(prompt), rows))
         return made
 
-    def _table(self, items: Sequence[EncodedItem], *, relations: bool) -> _Table:
+    def _table(self, items: Sequence[ItemFeatures], *, relations: bool) -> _Table:
         """What prompts of a query, the first of ``items``, and its candidates refer to."""
         features = [one.features for one in items]
         layout = TableLayout.of([one.item for one in features])

@@ -13,18 +13,18 @@ ARCHITECTURE = "RetrvR1ForConditionalGeneration"
 SAMPLER = "pytorch"
 """The name ours goes by: on a CPU SGLang takes no other."""
 ENVIRONMENT = {
-    "SGLANG_EXTERNAL_MODEL_PACKAGE": "retrv_engine.sglang.models",
+    "SGLANG_EXTERNAL_MODEL_PACKAGE": "retrv_engine.sglang.worker.models",
     "SGLANG_EXTERNAL_MM_MODEL_ARCH": ARCHITECTURE,
-    "SGLANG_EXTERNAL_MM_PROCESSOR_PACKAGE": "retrv_engine.sglang.processors",
+    "SGLANG_EXTERNAL_MM_PROCESSOR_PACKAGE": "retrv_engine.sglang.worker.processors",
 }
 
 
 def prepare() -> None:
     """Makes this process one that can serve our checkpoints; before anything of SGLang's."""
-    from retrv_engine.sglang import shim
+    from retrv_engine.sglang.worker import cpu_shim
 
     os.environ.update(ENVIRONMENT)
-    shim.install()
+    cpu_shim.install()
     _register_checkpoint()
     _register_sampler()
 
@@ -33,7 +33,7 @@ def _register_checkpoint() -> None:
     from sglang.srt.utils.hf_transformers import processor
     from transformers import AutoConfig, AutoTokenizer
 
-    from retrv_engine.sglang.checkpoint import ServedConfig
+    from retrv_engine.sglang.worker.checkpoint import ServedConfig
 
     AutoConfig.register(ServedConfig.model_type, ServedConfig)
     # Pictures are prepared by who asks: the tokenizer is all that is left of a processor.
@@ -44,7 +44,7 @@ def _register_sampler() -> None:
     from sglang.srt.layers.sampler import register_sampler_backend
 
     def make() -> Any:
-        from retrv_engine.sglang.sampler import Sampler, use_seeds
+        from retrv_engine.sglang.worker.sampler import Sampler, use_seeds
 
         use_seeds()
         return Sampler()

@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers.utils import cached_file
 
-from retrv_r1.checkpoint import resolve
+from retrv_r1.model.checkpoint import resolve
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor

@@ -18,8 +18,8 @@ from sglang.srt.managers.schedule_batch import (
 )
 from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
 
-from retrv_engine.sglang.models.retrv_r1 import RetrvR1ForConditionalGeneration
 from retrv_engine.sglang.wire import Item, places, unpack
+from retrv_engine.sglang.worker.models.retrv_r1 import RetrvR1ForConditionalGeneration
 
 
 class RetrvR1Processor(BaseMultimodalProcessor):

@@ -1,6 +1,6 @@
 """The recipe of the shipped checkpoint on one machine, in a given time.
 
-    python -m retrv_r1.train.recipe --data pictographs.pack --out results --minutes 3.5
+    python -m retrv_r1.command.recipe --data pictographs.pack --out results --minutes 3.5
 
 trains the stages one after the other, each by the clock, puts the checkpoint together, calibrates
 it and ranks with it once. What should be kept of it is in ``--out/CARD/train``: at most eight files
@@ -24,18 +24,18 @@ import torch
 import typer
 from rich.console import Console
 
+from retrv_r1.command.shell import clean_ending, print_json
+from retrv_r1.command.ship import assemble
 from retrv_r1.data import mbeir
 from retrv_r1.data.pack import unpack
-from retrv_r1.shell import clean_ending, print_json
 from retrv_r1.train import train_stage
 from retrv_r1.train.build import Settings, read_config
 from retrv_r1.train.machine import Machine
 from retrv_r1.train.record import commit_here, describe, slug, versions
 from retrv_r1.train.schedule import Schedule
-from retrv_r1.train.ship import assemble
 from retrv_r1.types import RetrvError
 
-CONFIGS = Path(__file__).parent / "configs" / "tiny"
+CONFIGS = Path(__file__).parents[1] / "train" / "configs" / "tiny"
 SHARES = {"embed": 0.2, "pretrain": 0.5, "sft": 0.3}
 """How the stages share the time for training; a choice, not a measurement."""
 SHIPPING = 0.1
@@ -152,7 +152,7 @@ def _free() -> None:
 def _ship(checkpoint: Path, data: Path, machine: Machine, queries: int) -> dict[str, Any]:
     """Calibrates a checkpoint and ranks with it; says what came of both."""
     from retrv_r1.eval.calibration import calibrate
-    from retrv_r1.reranker import Reranker
+    from retrv_r1.rerank.reranker import Reranker
 
     found: dict[str, Any] = {}
     try:

@@ -23,7 +23,7 @@ from retrv_kernels import native, ops
 from retrv_r1.devices import device_of, dtype_of
 
 DISTRIBUTION = "retrv-r1"
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
+CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 
 # Optional sources of `data pictographs`: where they lie and what they give.
 DEBIAN_DATA = {

@@ -1,0 +1,1 @@
+"""What runs inside the SGLang server: its launcher, the model, the processor, the sampler."""

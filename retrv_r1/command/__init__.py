@@ -1,0 +1,1 @@
+"""The command line: commands, where candidates are read from, what is printed."""

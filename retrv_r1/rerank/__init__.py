@@ -1,0 +1,1 @@
+"""Ranking: items to features, features to engine requests, outputs to a ranking."""
