@@ -205,11 +205,9 @@ class Engine(ABC):
     def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:
         """Log-probability of each of ``tokens`` behind the prompt and those before it."""
 
+    @abstractmethod
     def warm(self, samplings: Sequence[Sampling] = (Sampling(),)) -> None:
-        """Compiles and captures in advance what requests with ``samplings`` launch.
-
-        By default there is nothing to do.
-        """
+        """Compiles and captures in advance what requests with ``samplings`` will launch."""
 
     @abstractmethod
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from retrv_engine.base import DeadlineExceeded, Engine, Handle, Stats
 from retrv_engine.config import SGLangConfig
 from retrv_engine.generation import Generation
-from retrv_engine.request import Output, Piece, Request, Vocabulary, check_pieces
+from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, check_pieces
 from retrv_engine.sglang import turns
 from retrv_engine.sglang.link import Link
 from retrv_engine.sglang.turns import Part
@@ -157,6 +157,9 @@ class SGLangEngine(Engine):
         (part,) = self._wait_for(self._all(turns.ask_scores(sent, len(tokens))))
         self._count(part, 1)
         return list(part.forced)
+
+    def warm(self, samplings: Sequence[Sampling] = (Sampling(),)) -> None:
+        """Does nothing: the server compiles and captures when it starts."""
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :meth:`retrv_engine.base.Engine.load_weights`; turns that run are waited for."""
