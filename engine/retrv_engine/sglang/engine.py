@@ -32,13 +32,13 @@ from torch import Tensor, nn
 from retrv_engine.base import DeadlineExceeded, Engine, Handle, Stats
 from retrv_engine.config import SGLangConfig
 from retrv_engine.generation import Generation
+from retrv_engine.model import load_weights
 from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, check_pieces
 from retrv_engine.sglang import turns
 from retrv_engine.sglang.link import Link
 from retrv_engine.sglang.turns import Part
 from retrv_engine.sglang.waiting import Gate, Loader, Readers, Slots
 from retrv_engine.sglang.wire import Picture, Prompt
-from retrv_engine.weights import load_weights
 
 T = TypeVar("T")
 SECONDS_TO_CANCEL = 5.0
@@ -230,7 +230,7 @@ class SGLangEngine(Engine):
         """Turn after turn, as the sequence wants them."""
         generation, phase = job.generation, "prefill"
         while not generation.done:
-            if generation.wanted is not None:
+            if generation.inspecting is not None:
                 phase = "inspection"
                 with _timed(job, phase):
                     await self._inspect(generation)
@@ -249,9 +249,9 @@ class SGLangEngine(Engine):
 
     async def _inspect(self, generation: Generation) -> None:
         """Gives a sequence the candidate that it wants."""
-        assert generation.wanted is not None
+        assert generation.inspecting is not None
         self._counts["inspections"] += 1
-        pieces = await self._loader.load(generation.wanted)
+        pieces = await self._loader.load(generation.inspecting)
         self._check(pieces)
         generation.splice(pieces)
 
