@@ -28,7 +28,7 @@ from bench import machine, report, small
 from bench.device import Device
 from bench.suites.engine.entries import local, plain
 from bench.suites.engine.prompts import Paced, World
-from retrv_engine import Sampling, attention, decode, lean, runner
+from retrv_engine import Sampling, batch, decode, qwen_layers, runner
 from retrv_engine import local as local_engine
 from retrv_engine.scheduler import Scheduler
 from retrv_kernels.linear import PreparedLinear
@@ -112,11 +112,11 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
             (local_engine.LocalEngine, "step", "step"),
             (local_engine.LocalEngine, "_take", "sample"),
             (local_engine.LocalEngine, "_splice", "load"),
-            (attention.Plan, "of", "plan"),
+            (batch.Plan, "of", "plan"),
             (runner, "splice_features", "splice"),
             (runner.ModelRunner, "_pieces", "plan"),
             (decode.DecodeStep, "fill", "plan"),
-            (lean.Layers, "forward", "layers"),
+            (qwen_layers.Layers, "forward", "layers"),
             (FeatureEncoder, "encode", "features"),
             (InformationCompressor, "tokens", "compression"),
             (PreparedLinear, "forward", "linear"),

@@ -16,7 +16,7 @@ from bench.gpu.efficiency import pictures, tower_seconds
 from bench.gpu.worlds import row_bytes, weight_bytes
 from bench.suites.engine.prompts import World
 from retrv_engine import EngineConfig, LocalEngine, Request
-from retrv_engine.attention import SHARED_ROWS
+from retrv_engine.sharing import SHARED_ROWS
 
 ROUNDS = 2  # that steps are timed in
 PROFILED = 10  # steps

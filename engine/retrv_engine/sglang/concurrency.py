@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, TypeVar
 
-from retrv_engine.radix import common
+from retrv_engine.prefix import shared_prefix_length
 from retrv_engine.request import FeatureSource, Piece, load_distinct
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ class PrefillQueue:
         before = [
             done
             for other, done in self._prefilling
-            if not done.is_set() and common(other, keys) >= MIN_SHARED_ROWS
+            if not done.is_set() and shared_prefix_length(other, keys) >= MIN_SHARED_ROWS
         ]
         mine = keys, asyncio.Event()
         if before:

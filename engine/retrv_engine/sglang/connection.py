@@ -14,11 +14,11 @@ from torch import Tensor
 
 from retrv_engine.base import EngineDied, RequestTooLarge
 from retrv_engine.config import SGLangConfig
+from retrv_engine.model import Parameters
 from retrv_engine.sglang.calls import Chunk
 from retrv_engine.sglang.client import Client
 from retrv_engine.sglang.concurrency import SharedLock
 from retrv_engine.sglang.process import ServerProcess
-from retrv_engine.weights import HasParameters
 
 SECONDS_TO_DIE = 10.0
 """Time in which a server ends itself after one of its workers has failed: SGLang waits for five
@@ -29,7 +29,7 @@ class Connection:
     """A connection to one server that answers and has the expected weights."""
 
     def __init__(
-        self, config: SGLangConfig, checkpoint: str | Path | None, model: HasParameters
+        self, config: SGLangConfig, checkpoint: str | Path | None, model: Parameters
     ) -> None:
         if config.url is None and checkpoint is None:
             raise ValueError(

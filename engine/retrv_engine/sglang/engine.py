@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from retrv_engine.base import DeadlineExceeded, Engine, Handle, Stats
 from retrv_engine.config import SGLangConfig
 from retrv_engine.generation import Generation
+from retrv_engine.model import LanguageModel, load_weights
 from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, check_pieces
 from retrv_engine.sglang import calls
 from retrv_engine.sglang.active_request import ActiveRequest
@@ -32,13 +33,6 @@ from retrv_engine.sglang.concurrency import (
 )
 from retrv_engine.sglang.connection import Connection
 from retrv_engine.sglang.wire_format import WirePrompt
-from retrv_engine.weights import HasParameters, load_weights
-
-
-class ServedModel(HasParameters, Protocol):
-    """What the engine needs of the model of which the server runs a copy."""
-
-    def get_input_embeddings(self) -> nn.Module: ...
 
 
 class SGLangEngine(Engine):
@@ -57,7 +51,7 @@ class SGLangEngine(Engine):
 
     def __init__(
         self,
-        model: ServedModel,
+        model: LanguageModel,
         vocabulary: Vocabulary,
         config: SGLangConfig | None = None,
         *,
@@ -183,7 +177,7 @@ class SGLangEngine(Engine):
         """Writes tokens, call by call, until the generation is done."""
         generation, phase = active.generation, "prefill"
         while not generation.done:
-            if generation.wanted is not None:
+            if generation.inspecting is not None:
                 phase = "inspection"
                 with active.timed(phase):
                     await self._inspect(generation)
@@ -203,9 +197,9 @@ class SGLangEngine(Engine):
 
     async def _inspect(self, generation: Generation) -> None:
         """Splices in the candidate that a generation wants."""
-        assert generation.wanted is not None
+        assert generation.inspecting is not None
         self._counts["inspections"] += 1
-        pieces = await self._loader.load(generation.wanted)
+        pieces = await self._loader.load(generation.inspecting)
         check_pieces(pieces, self.table)
         generation.splice(pieces)
 
