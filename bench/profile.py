@@ -102,7 +102,7 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
     def schedule(self: Scheduler) -> Any:
         began = time.perf_counter()
         extends = scheduled(self)
-        if phases := [local_engine._phase(extend) for extend in extends]:
+        if phases := [extend.job.phase for extend in extends]:
             spans.stack[1] = max(phases, key=PHASES.index)  # what was a step until now
         spans.add((*spans.stack, "schedule"), time.perf_counter() - began)
         return extends
