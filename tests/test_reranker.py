@@ -204,6 +204,8 @@ def test_top_k_is_the_start_of_the_whole_ranking(reranker, mixed, top_k):
     whole = reranker.rank("q", mixed, mode="fast")
     part = reranker.rank("q", mixed, mode="fast", top_k=top_k)
     same(part.ranking, whole.ranking[:top_k])
+    batch = reranker.rank_batch([RankRequest("q", mixed)] * 2, mode="fast", top_k=top_k)
+    assert [len(one) for one in batch] == [len(part)] * 2
 
 
 BAD = {

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from PIL import Image
@@ -81,6 +81,8 @@ class _Job:
 
 class Reranker:
     """Ranks candidates for a query with a Retrv-R1 checkpoint.
+
+    A context manager: leaving it closes the engine.
 
     Args:
         window: candidates in one prompt, 128 at most. Longer lists are ranked by a window that
@@ -165,7 +167,7 @@ class Reranker:
     def rank(
         self,
         query: ItemLike,
-        candidates: Sequence[ItemLike],
+        candidates: Iterable[ItemLike],
         *,
         top_k: int | None = None,
         mode: Mode = "reason",
@@ -189,25 +191,29 @@ class Reranker:
         Raises:
             ItemError: an item that cannot be used; the message names it.
         """
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
         request = RankRequest(query, candidates, instruction)
         (result,) = self.rank_batch(
-            [request], mode=mode, reading=reading, sampling=sampling, votes=votes
+            [request], top_k=top_k, mode=mode, reading=reading, sampling=sampling, votes=votes
         )
-        return result if top_k is None else replace(result, ranking=result.ranking[:top_k])
+        return result
 
     @torch.inference_mode()
     def rank_batch(
         self,
-        requests: Sequence[RankRequest],
+        requests: Iterable[RankRequest],
         *,
+        top_k: int | None = None,
         mode: Mode = "reason",
         reading: Reading = "compressed",
         sampling: Sampling | None = None,
         votes: int = 1,
     ) -> list[RankedResults]:
-        """Ranks several queries; those with lists of one window run in the engine together."""
+        """Ranks several queries; those with lists of one window run in the engine together.
+
+        Arguments and errors are those of :meth:`rank`; ``top_k`` holds for each result.
+        """
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
         plan = self._plan(mode, reading, sampling, votes)
         window = MAX_CANDIDATES**2 if reading == "pointwise" else self.window
         jobs = [self._encode(request, window) for request in requests]
@@ -218,7 +224,8 @@ class Reranker:
         jobs_with_items = [job for job in jobs if job.candidates]
         last = self._run(jobs_with_items, plan)
         outcome = dict(zip(map(id, jobs_with_items), last, strict=True))
-        return [self._result(job, outcome.get(id(job)), mode) for job in jobs]
+        results = [self._result(job, outcome.get(id(job)), mode) for job in jobs]
+        return [replace(result, ranking=result.ranking[:top_k]) for result in results]
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Puts new values into the model's parameters, and forgets what the old ones made.
@@ -248,6 +255,12 @@ class Reranker:
         """Ends what the engine has started: its thread, its server."""
         if not isinstance(self.engine, PlainEngine):
             self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _plan(self, mode: Mode, reading: Reading, sampling: Sampling | None, votes: int) -> _Plan:
         if mode not in get_args(Mode):
