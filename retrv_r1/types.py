@@ -10,6 +10,8 @@ from typing import Any, Literal, TypeAlias
 from PIL import Image
 
 Mode: TypeAlias = Literal["reason", "fast"]
+ListReading: TypeAlias = Literal["compressed", "full"]
+Reading: TypeAlias = Literal[ListReading, "pointwise"]
 ImageSource: TypeAlias = Image.Image | str | Path | bytes
 
 _NAME_LENGTH = 60

@@ -12,9 +12,9 @@ import torch
 
 from retrv_engine import EngineConfig, Output, Request, Sampling, SGLangConfig
 from retrv_r1.model.prompts import TableLayout
-from retrv_r1.rerank.features import FeatureEncoder, pack_features
+from retrv_r1.rerank.feature_encoder import FeatureEncoder, pack_features
+from retrv_r1.rerank.ordering import merge_windows, rank_labels, vote
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.rerank.scoring import merge_windows, rank_labels, vote
 from retrv_r1.types import Item, ItemError, RankedItem, RankedResults, RankRequest
 
 SHORT = Sampling(max_reasoning_tokens=12)

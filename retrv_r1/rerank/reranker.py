@@ -22,18 +22,17 @@ from retrv_engine import (
     SGLangConfig,
     SGLangEngine,
     Stats,
-    Vocabulary,
 )
 from retrv_engine.sampler import COLDEST
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.model.checkpoint import load_checkpoint, resolve
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.model.tokens import MAX_CANDIDATES, TokenIds
-from retrv_r1.rerank.features import FeatureEncoder, FeatureStats
+from retrv_r1.model.tokens import MAX_CANDIDATES
+from retrv_r1.rerank.feature_encoder import FeatureEncoder, FeatureStats
+from retrv_r1.rerank.ordering import merge_windows, rank_labels, rank_verdicts, vote
 from retrv_r1.rerank.reasoning import reasoning_text
-from retrv_r1.rerank.requests import ItemFeatures, Prepared, Reading, RequestBuilder
-from retrv_r1.rerank.scoring import merge_windows, rank_labels, rank_verdicts, vote
+from retrv_r1.rerank.requests import ItemFeatures, Prepared, RequestBuilder
 from retrv_r1.rerank.windows import Windows
 from retrv_r1.types import (
     Item,
@@ -43,6 +42,7 @@ from retrv_r1.types import (
     RankedItem,
     RankedResults,
     RankRequest,
+    Reading,
     TokenCounts,
 )
 
@@ -119,7 +119,7 @@ class Reranker:
         directory = None if cache is None else Path(cache)
         self.encoder = FeatureEncoder(model, processor, directory=directory)
         self.builder = RequestBuilder(model, processor, self.encoder)
-        vocabulary = vocabulary_of(processor.tokens)
+        vocabulary = processor.tokens
         self._weights = threading.RLock()  # held while they are read outside of the engine
         self.engine: LocalEngine | PlainEngine | SGLangEngine
         if engine == "sglang":
@@ -379,19 +379,6 @@ def _tokens(outputs: Sequence[Output], prompt: int, candidates: int) -> TokenCou
         inspected=total(lambda output: output.inspected_rows),
         generated=total(lambda output: len(output.tokens)),
         cached=total(lambda output: output.cached_rows),
-    )
-
-
-def vocabulary_of(tokens: TokenIds) -> Vocabulary:
-    """The tokens that steer generation, as engines want to know them."""
-    return Vocabulary(
-        think_start=tokens.think_start,
-        think_end=tokens.think_end,
-        answer_start=tokens.answer_start,
-        answer_end=tokens.answer_end,
-        inspect_start=tokens.inspect_start,
-        inspect_end=tokens.inspect_end,
-        end=tokens.im_end,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from retrv_r1.rerank.scoring import merge_windows
+from retrv_r1.rerank.ordering import merge_windows
 
 
 class Windows:
