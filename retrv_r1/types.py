@@ -88,6 +88,29 @@ class RankRequest:
     candidates: Iterable[ItemLike]
     instruction: str | None = None
 
+    def items(self) -> list[Item]:
+        """The query, then the candidates.
+
+        Raises:
+            ItemError: a value is not an item, or the candidates are not a list; the message names
+                the value.
+        """
+        values = self.candidates
+        single = str | bytes | Mapping | Item | Image.Image
+        if isinstance(values, single) or not isinstance(values, Iterable):
+            raise ItemError(
+                f"candidates must be a list of items, not {type(values).__name__}; "
+                "put a single one into a list"
+            )
+        items = []
+        for number, value in enumerate((self.query, *values), -1):
+            try:
+                items.append(Item.of(value))
+            except ItemError as error:
+                name = "the query" if number < 0 else f"candidate {number}"
+                raise ItemError(f"{name}: {error}") from error
+        return items
+
 
 @dataclass(frozen=True)
 class RankedItem:

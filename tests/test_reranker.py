@@ -212,7 +212,7 @@ BAD = {
     "top_k": ({"top_k": 0}, "top_k"),
     "mode": ({"mode": "slow"}, "mode must be"),
     "reading": ({"reading": "short"}, "reading must be"),
-    "pointwise reasoning": ({"reading": "pointwise"}, 'say mode="fast"'),
+    "pointwise reasoning": ({"reading": "pointwise"}, 'use mode="fast"'),
     "votes": ({"votes": 0}, "votes must be"),
     "fast votes": ({"votes": 2, "mode": "fast"}, "nothing to vote on"),
     "greedy votes": ({"votes": 2, "sampling": SHORT}, "give a temperature"),
@@ -230,9 +230,9 @@ def test_engines_that_there_are_not_are_refused(model, processor):
         Reranker(model, processor, engine="fastest")
     with pytest.raises(ValueError, match="plain engine rounds no weights"):
         Reranker(model, processor, engine="plain", config=EngineConfig(weights="int8"))
-    with pytest.raises(ValueError, match="takes a SGLangConfig"):
+    with pytest.raises(ValueError, match="takes an SGLangConfig"):
         Reranker(model, processor, engine="sglang", config=EngineConfig())
-    with pytest.raises(ValueError, match='is for engine="sglang"'):
+    with pytest.raises(ValueError, match='an SGLangConfig is for engine="sglang"'):
         Reranker(model, processor, config=SGLangConfig())
 
 
