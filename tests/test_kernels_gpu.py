@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from retrv_kernels import ops, registry
-from retrv_kernels.cases import CASES, TOLERANCE, WRITTEN, error_of, expected_of, result_of
+from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, result_of, written
 from retrv_kernels.smoke import moved
 
 pytestmark = [
@@ -36,6 +36,12 @@ CHOSEN = [
 
 
 @pytest.fixture
+def triton():
+    with registry.use("triton"):
+        yield
+
+
+@pytest.fixture
 def poisoned():
     """Fills `torch.empty` with NaN, so that an element that is never written shows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -52,13 +58,13 @@ def typical(op: str):
 
 
 @pytest.mark.parametrize(("case", "dtype", "name"), CHOSEN, ids=str)
-def test_agrees_with_float64(case, dtype, name, poisoned, monkeypatch, record_property):
+def test_agrees_with_float64(case, dtype, name, poisoned, record_property):
     on_host = case.arguments(dtype)
     arguments = {key: moved(value, "cuda") for key, value in on_host.items()}
     kept = copy.deepcopy(arguments)
-    monkeypatch.setenv(registry.OVERRIDE, name)
     try:
-        found = result_of(case.op, arguments)
+        with registry.use(name):
+            found = result_of(case.op, arguments)
     except RuntimeError as refusal:
         if name != "xformers" or "no implementation" not in str(refusal):
             raise
@@ -88,9 +94,8 @@ def test_is_a_sound_torch_operator(case):
 
 
 @pytest.mark.parametrize("op", [op for op, name in runnable() if name == "triton"])
-def test_does_not_wait_for_the_device(op, monkeypatch):
+def test_does_not_wait_for_the_device(op, triton):
     """Not where one query is asked; with several, relate_tokens waits once and says why."""
-    monkeypatch.setenv(registry.OVERRIDE, "triton")
     arguments = typical(op)
     getattr(ops, op)(**arguments)
     if op == "splice_features":
@@ -105,13 +110,12 @@ def test_does_not_wait_for_the_device(op, monkeypatch):
 @pytest.mark.parametrize(
     "op", [op for op, name in runnable() if name == "triton" and op != "splice_features"]
 )
-def test_a_graph_replays_it(op, monkeypatch):
+def test_a_graph_replays_it(op, triton):
     """Bit for bit, into results and caches that were poisoned in between."""
-    monkeypatch.setenv(registry.OVERRIDE, "triton")
     arguments = typical(op)
     expected = result_of(op, arguments)
-    written = [arguments[name] for name in WRITTEN.get(op, ())]
-    before = [tensor.clone() for tensor in written]
+    changed = [arguments[name] for name in written(op)]
+    before = [tensor.clone() for tensor in changed]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # what is compiled or allocated once
@@ -123,10 +127,10 @@ def test_a_graph_replays_it(op, monkeypatch):
     results = [*out] if isinstance(out, tuple) else [out]
     for tensor in results:
         tensor.fill_(torch.nan)
-    for tensor, values in zip(written, before, strict=True):
+    for tensor, values in zip(changed, before, strict=True):
         tensor.copy_(values)
     graph.replay()
     torch.cuda.synchronize()
     expected = [*expected] if isinstance(expected, tuple) else [expected]
-    for found, wanted in zip([*results, *written], expected, strict=True):
+    for found, wanted in zip([*results, *changed], expected, strict=True):
         assert torch.equal(found, wanted)

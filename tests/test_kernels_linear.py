@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retrv_kernels import native, ops, registry
+from retrv_kernels import native, ops, registry, selection
 from retrv_kernels.cases import error_of
 from retrv_kernels.linear import PreparedLinear, float_logits, logits
 from retrv_kernels.linear.native import ROWS
@@ -22,7 +22,7 @@ requires_native = pytest.mark.skipif(native.find() is None, reason="native kerne
 @pytest.mark.parametrize("isa", native.isas())
 def test_a_row_depends_on_no_other(isa, monkeypatch):
     """Bit for bit, whatever the batch and the threads: greedy results do not change with it."""
-    monkeypatch.setenv(native.OVERRIDE, isa)
+    monkeypatch.setenv(selection.ISA, isa)
     x, weight, bias = torch.randn(ROWS, 203), torch.randn(391, 203), torch.randn(391)
     alone = torch.cat([ops.linear(row[None], weight, bias) for row in x])
     threads = torch.get_num_threads()
@@ -96,10 +96,11 @@ class TestPrepared:
         layer, x = nn.Linear(40, 30), torch.randn(40, 3).T
         torch.testing.assert_close(PreparedLinear(layer)(x), layer(x))
 
-    def test_the_environment_chooses(self, monkeypatch):
-        monkeypatch.setenv(registry.OVERRIDE, "reference")
+    def test_the_caller_chooses(self):
         layer, x = nn.Linear(40, 30), torch.randn(3, 40)
-        assert torch.equal(PreparedLinear(layer)(x), layer(x))
+        with registry.use("reference"):
+            prepared = PreparedLinear(layer)
+        assert torch.equal(prepared(x), layer(x))
 
     def test_refuses_an_unknown_dtype(self):
         with pytest.raises(ValueError, match="float16, bfloat16 or int8, not"):
@@ -110,9 +111,8 @@ class TestTogether:
     """Several layers as one product over parameters that lie side by side, as on a GPU."""
 
     @pytest.fixture(autouse=True)
-    def without_gradients(self, monkeypatch):
-        monkeypatch.setenv(registry.OVERRIDE, "reference")
-        with torch.no_grad():
+    def without_gradients(self):
+        with registry.use("reference"), torch.no_grad():
             yield
 
     @pytest.fixture
@@ -256,8 +256,9 @@ def test_gradients_still_flow():
 
 class TestFloatLogits:
     @pytest.fixture(params=["reference", pytest.param("native", marks=requires_native)])
-    def chosen(self, request, monkeypatch):
-        monkeypatch.setenv(registry.OVERRIDE, request.param)
+    def chosen(self, request):
+        with registry.use(request.param):
+            yield
 
     @pytest.mark.parametrize("rows", [0, 1, 5, ROWS, ROWS + 1])
     @pytest.mark.parametrize("bias", [True, False])

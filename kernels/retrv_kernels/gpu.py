@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import os
 
-from retrv_kernels.availability import OVERRIDE, Availability
+from retrv_kernels.availability import Availability
+from retrv_kernels.selection import IMPLEMENTATION, requested
 
 INTERPRETER = "TRITON_INTERPRET"
 
@@ -25,8 +26,8 @@ def triton(device: str) -> Availability:
         return Availability(False, f"for GPUs, not for {device}")
     if device == "cpu" and os.environ.get(INTERPRETER) != "1":
         return Availability(False, f"for GPUs; on a CPU only interpreted, with {INTERPRETER}=1")
-    if device == "cpu" and os.environ.get(OVERRIDE) != "triton":
-        return Availability(False, f"on a CPU only interpreted, where {OVERRIDE}=triton asks")
+    if device == "cpu" and requested(IMPLEMENTATION) != "triton":
+        return Availability(False, f"on a CPU only interpreted, where {IMPLEMENTATION}=triton asks")
     return _installed("triton", "gpu", ", interpreted" if device == "cpu" else "")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -14,8 +13,8 @@ from typing import Any
 import torch  # first, so that the module finds torch's OpenMP runtime loaded and shares its threads
 
 from retrv_kernels.availability import Availability
+from retrv_kernels.selection import ISA, requested
 
-OVERRIDE = "RETRV_KERNELS_ISA"
 ISAS = ("scalar", "avx2", "avx512")  # csrc/isa.h
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}  # csrc/dtype.h
 
@@ -101,9 +100,9 @@ def isa() -> str:
     Raises:
         ValueError: RETRV_KERNELS_ISA names one that cannot run here.
     """
-    wanted = os.environ.get(OVERRIDE)
+    wanted = requested(ISA)
     if not wanted:
         return isas()[-1]
     if wanted not in isas():
-        raise ValueError(f"{OVERRIDE}={wanted!r} cannot run here; one of: {', '.join(isas())}")
+        raise ValueError(f"{ISA}={wanted!r} cannot run here; one of: {', '.join(isas())}")
     return wanted

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import gpu, native
-from retrv_kernels.availability import OVERRIDE, Availability
+from retrv_kernels.availability import Availability
+from retrv_kernels.selection import IMPLEMENTATION, requested, use
 
-__all__ = ["OPS", "OVERRIDE", "Choice", "Implementation", "choose", "run"]
+__all__ = ["OPS", "Choice", "Implementation", "choose", "run", "use"]
 
 
 @dataclass(frozen=True)
@@ -109,17 +109,18 @@ OPS: Mapping[str, tuple[Implementation, ...]] = {
 def choose(op: str, device: str, arguments: Sequence[Any] | None = None) -> Choice:
     """The best implementation of `op` that can run on a device type, for arguments if given.
 
-    The environment variable RETRV_KERNELS names the one to use where an op has it, for tests.
+    If `use`, or else the environment variable RETRV_KERNELS, names an implementation that the op
+    has, only that one is considered.
 
     Raises:
-        ValueError: RETRV_KERNELS names no implementation of any op.
-        RuntimeError: the one that it names cannot run here.
+        ValueError: no op has an implementation of that name.
+        RuntimeError: the named implementation cannot run here.
     """
-    only = _override(op)
+    only = _requested(op)
     passed_over: dict[str, str] = {}
     for implementation in OPS[op]:
         if only and implementation.name != only:
-            passed_over[implementation.name] = f"{OVERRIDE}={only}"
+            passed_over[implementation.name] = f"{only} was asked for"
             continue
         if available := implementation.takes(device, arguments):
             return Choice(op, device, implementation, available.reason, passed_over)
@@ -146,12 +147,15 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _override(op: str) -> str | None:
-    """The implementation that the environment asks for, None where this op has no such one."""
-    only = os.environ.get(OVERRIDE)
-    if not only:
+def _requested(op: str) -> str | None:
+    """The implementation that the caller asks for; None if there is none or the op lacks it."""
+    name = requested(IMPLEMENTATION)
+    if name is None:
         return None
     known = {implementation.name for choices in OPS.values() for implementation in choices}
-    if only not in known:
-        raise ValueError(f"{OVERRIDE}={only!r} is not one of: {', '.join(sorted(known))}")
-    return only if only in {implementation.name for implementation in OPS[op]} else None
+    if name not in known:
+        raise ValueError(
+            f"no op has an implementation {name!r}: choose {', '.join(sorted(known))} "
+            f"in registry.use or {IMPLEMENTATION}"
+        )
+    return name if name in {implementation.name for implementation in OPS[op]} else None

@@ -13,26 +13,8 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import registry
-from retrv_kernels.cases import TOLERANCE, error_of, expected_of, named, result_of
+from retrv_kernels.cases import SMOKE, TOLERANCE, error_of, expected_of, result_of
 from retrv_kernels.inputs import Case
-
-# Sizes that fill no tile, vector or page, so that every mask is needed.
-NAMES = {
-    "pool_tokens": "ragged",
-    "relate_tokens": "odd_sizes",
-    "splice_features": "stores",
-    "paged_attention": "odd_width",
-    "shared_prefix_attention": "odd_sizes",
-    "linear": "rows_9",
-    "add_rms_norm": "width_65",
-    "rotate_to_pages": "norms_odd_width",
-    "silu_product": "width_1025",
-}
-
-
-def small_cases() -> list[Case]:
-    """One small case of each op, in the registry's order."""
-    return [named(op, NAMES[op]) for op in registry.OPS]
 
 
 def moved(value: Any, device: str) -> Any:
@@ -54,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = parser.parse_args(arguments).device
     right = True
     with _poisoned():
-        for case in small_cases():
+        for case in SMOKE:
             try:
                 line, fits = _run(case, device)
             except Exception as failure:  # of whatever kind: the other ops are run all the same

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import register
+from retrv_kernels.torch_operator import register
 
 
 def add_rms_norm(
@@ -43,12 +45,8 @@ def add_rms_norm(
     return torch.ops.retrv_kernels.add_rms_norm(x, delta, weight, eps)
 
 
-def _fake(x, delta, weight, eps):
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-register(
-    "add_rms_norm",
-    "(Tensor x, Tensor? delta, Tensor weight, float eps) -> (Tensor, Tensor)",
-    _fake,
-)
+register("add_rms_norm", _fake)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import register
+from retrv_kernels.torch_operator import register
 
 
 def linear(
@@ -42,8 +44,8 @@ def linear(
     return torch.ops.retrv_kernels.linear(x, weight, bias, scales)
 
 
-def _fake(x, weight, bias, scales):
+def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
-register("linear", "(Tensor x, Tensor weight, Tensor? bias, Tensor? scales) -> Tensor", _fake)
+register("linear", _fake)

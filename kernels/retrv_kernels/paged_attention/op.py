@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import register
+from retrv_kernels.torch_operator import register
 
 
 def paged_attention(
@@ -89,7 +91,15 @@ def check_pages(name: str, lengths: Tensor, page_table: Tensor, pages: Tensor) -
         checks.within("page_table", table[used], len(pages))
 
 
-def _check(query, key_pages, value_pages, page_table, cu_seqlens, kv_lens, scale):
+def _check(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    cu_seqlens: Tensor,
+    kv_lens: Tensor,
+    scale: float,
+) -> None:
     checks.rising("cu_seqlens", cu_seqlens, len(query))
     check_pages("kv_lens", kv_lens, page_table, key_pages)
     cached, bounds = checks.values(kv_lens), checks.values(cu_seqlens)
@@ -97,14 +107,8 @@ def _check(query, key_pages, value_pages, page_table, cu_seqlens, kv_lens, scale
         raise ValueError("kv_lens must count the new rows too: one is less than they are")
 
 
-def _fake(query, key_pages, value_pages, page_table, cu_seqlens, kv_lens, scale):
+def _fake(query: Tensor, *_: Any) -> Tensor:
     return query.new_empty(query.shape)
 
 
-register(
-    "paged_attention",
-    "(Tensor query, Tensor key_pages, Tensor value_pages, Tensor page_table, Tensor cu_seqlens, "
-    "Tensor kv_lens, float scale) -> Tensor",
-    _fake,
-    _check,
-)
+register("paged_attention", _fake, _check)

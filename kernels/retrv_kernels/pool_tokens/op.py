@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import accumulated, differentiable, register
+from retrv_kernels.torch_operator import accumulated, differentiable, register
 
 
 def pool_tokens(
@@ -54,15 +56,14 @@ def pool_tokens(
     return torch.ops.retrv_kernels.pool_tokens(features, cu_seqlens, folded_queries, scales, eps)
 
 
-def _fake(features, cu_seqlens, folded_queries, scales, eps):
+def _fake(features: Tensor, cu_seqlens: Tensor, folded_queries: Tensor, *_: Any) -> Tensor:
     size = (cu_seqlens.shape[0] - 1, *folded_queries.shape)
     return features.new_empty(size, dtype=accumulated(folded_queries))
 
 
-def _check(features, cu_seqlens, folded_queries, scales, eps):
+def _check(features: Tensor, cu_seqlens: Tensor, *_: Any) -> None:
     checks.rising("cu_seqlens", cu_seqlens, len(features))
 
 
-_ARGUMENTS = "Tensor features, Tensor cu_seqlens, Tensor folded_queries, Tensor? scales, float eps"
-register("pool_tokens", f"({_ARGUMENTS}) -> Tensor", _fake, _check)
-differentiable("pool_tokens", _ARGUMENTS, ("features", "folded_queries"))
+register("pool_tokens", _fake, _check)
+differentiable("pool_tokens", ("features", "folded_queries"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import accumulated, differentiable, register
+from retrv_kernels.torch_operator import accumulated, differentiable, register
 
 
 def relate_tokens(
@@ -111,25 +113,35 @@ def relate_tokens(
     )
 
 
-def _fake(keys, cu_seqlens, query_keys, cu_queries, values, queries, candidate, query, scales, eps):
+def _fake(
+    keys: Tensor,
+    cu_seqlens: Tensor,
+    query_keys: Tensor,
+    cu_queries: Tensor,
+    values: Tensor,
+    queries: Tensor,
+    candidate: Tensor,
+    *_: Any,
+) -> Tensor:
     return keys.new_empty((candidate.shape[0], *queries.shape), dtype=accumulated(values))
 
 
-def _check(keys, cu_seqlens, query_keys, cu_queries, values, queries, candidate, query, *_):
+def _check(
+    keys: Tensor,
+    cu_seqlens: Tensor,
+    query_keys: Tensor,
+    cu_queries: Tensor,
+    values: Tensor,
+    queries: Tensor,
+    candidate: Tensor,
+    query: Tensor,
+    *_: Any,
+) -> None:
     checks.rising("cu_seqlens", cu_seqlens, len(keys))
     checks.rising("cu_queries", cu_queries, len(query_keys))
     checks.indices("candidate", candidate, len(cu_seqlens) - 1)
     checks.indices("query", query, len(cu_queries) - 1)
 
 
-_ARGUMENTS = (
-    "Tensor relation_keys, Tensor cu_seqlens, Tensor query_keys, Tensor cu_queries, "
-    "Tensor folded_values, Tensor folded_queries, Tensor candidate, Tensor query, "
-    "Tensor? scales, float? eps"
-)
-register("relate_tokens", f"({_ARGUMENTS}) -> Tensor", _fake, _check)
-differentiable(
-    "relate_tokens",
-    _ARGUMENTS,
-    ("relation_keys", "query_keys", "folded_values", "folded_queries"),
-)
+register("relate_tokens", _fake, _check)
+differentiable("relate_tokens", ("relation_keys", "query_keys", "folded_values", "folded_queries"))

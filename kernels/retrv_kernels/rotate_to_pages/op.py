@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import register
+from retrv_kernels.torch_operator import register
 
 
 def rotate_to_pages(
@@ -77,18 +79,29 @@ def rotate_to_pages(
     )
 
 
-def _check(qkv, cos, sin, key_pages, value_pages, slots, heads, q_norm, k_norm, eps):
+def _check(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    slots: Tensor,
+    *_: Any,
+) -> None:
     checks.indices("slots", slots, key_pages.shape[0] * key_pages.shape[1])
 
 
-def _fake(qkv, cos, sin, key_pages, value_pages, slots, heads, q_norm, k_norm, eps):
+def _fake(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    slots: Tensor,
+    heads: int,
+    *_: Any,
+) -> Tensor:
     return qkv.new_empty((qkv.shape[0], heads, qkv.shape[2]))
 
 
-register(
-    "rotate_to_pages",
-    "(Tensor qkv, Tensor cos, Tensor sin, Tensor(a!) key_pages, Tensor(b!) value_pages, "
-    "Tensor slots, int heads, Tensor? q_norm, Tensor? k_norm, float eps) -> Tensor",
-    _fake,
-    _check,
-)
+register("rotate_to_pages", _fake, _check, writes=("key_pages", "value_pages"))

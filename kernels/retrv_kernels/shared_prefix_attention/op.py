@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import register
 from retrv_kernels.paged_attention.op import check_cache, check_pages
+from retrv_kernels.torch_operator import register
 
 
 def shared_prefix_attention(
@@ -58,7 +60,15 @@ def shared_prefix_attention(
     )
 
 
-def _check(query, key_pages, value_pages, page_table, node_lens, node_rows, scale):
+def _check(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    node_lens: Tensor,
+    node_rows: Tensor,
+    scale: float,
+) -> None:
     check_pages("node_lens", node_lens, page_table, key_pages)
     checks.indices("node_rows", node_rows, len(query) + 1)
     ranges = checks.values(node_rows)
@@ -66,14 +76,8 @@ def _check(query, key_pages, value_pages, page_table, node_lens, node_rows, scal
         raise ValueError("node_rows must be [first, behind the last]: one ends before it begins")
 
 
-def _fake(query, key_pages, value_pages, page_table, node_lens, node_rows, scale):
+def _fake(query: Tensor, *_: Any) -> Tensor:
     return query.new_empty(query.shape)
 
 
-register(
-    "shared_prefix_attention",
-    "(Tensor query, Tensor key_pages, Tensor value_pages, Tensor page_table, Tensor node_lens, "
-    "Tensor node_rows, float scale) -> Tensor",
-    _fake,
-    _check,
-)
+register("shared_prefix_attention", _fake, _check)

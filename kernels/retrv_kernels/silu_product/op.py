@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import register
+from retrv_kernels.torch_operator import register
 
 
 def silu_product(gate_up: Tensor) -> Tensor:
@@ -33,8 +33,8 @@ def silu_product(gate_up: Tensor) -> Tensor:
     return torch.ops.retrv_kernels.silu_product(gate_up)
 
 
-def _fake(gate_up):
+def _fake(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
 
 
-register("silu_product", "(Tensor gate_up) -> Tensor", _fake)
+register("silu_product", _fake)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import register
+from retrv_kernels.torch_operator import register
 
 
 class Span(NamedTuple):
@@ -116,7 +116,15 @@ def _check_span(
         raise ValueError(f"{name} asks for slots that the page table has not: {span}")
 
 
-def _fake(stores, scales, spans, page_table, page_size, rows, dtype):
+def _fake(
+    stores: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
+    spans: Tensor,
+    page_table: Tensor,
+    page_size: int,
+    rows: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
     return (
         stores[0].new_empty((rows, stores[0].shape[1]), dtype=dtype),
         spans.new_empty((3, rows)),
@@ -124,9 +132,4 @@ def _fake(stores, scales, spans, page_table, page_size, rows, dtype):
     )
 
 
-register(
-    "splice_features",
-    "(Tensor[] stores, Tensor?[] scales, Tensor spans, Tensor page_table, int page_size, "
-    "SymInt rows, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
-    _fake,
-)
+register("splice_features", _fake)
