@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
 from retrv_kernels import ops, registry
 from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, result_of, written
-from retrv_kernels.smoke import moved
+from retrv_kernels.inputs import Case
+from retrv_kernels.smoke import to_device
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,17 +52,20 @@ def poisoned():
     torch.use_deterministic_algorithms(False)
 
 
-def typical(op: str):
+def on_gpu(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """A case's arguments on the device."""
+    return {key: to_device(value, "cuda") for key, value in case.arguments(dtype).items()}
+
+
+def typical(op: str) -> dict[str, Any]:
     """Arguments of an op as a step of the engine has them, on the device."""
     names = ("ragged", "text_query", "stores", "decode", "nested", "width_64")
-    case = next(case for case in CASES if case.op == op and case.name in names)
-    return {key: moved(value, "cuda") for key, value in case.arguments(torch.float32).items()}
+    return on_gpu(next(case for case in CASES if case.op == op and case.name in names))
 
 
 @pytest.mark.parametrize(("case", "dtype", "name"), CHOSEN, ids=str)
 def test_agrees_with_float64(case, dtype, name, poisoned, record_property):
-    on_host = case.arguments(dtype)
-    arguments = {key: moved(value, "cuda") for key, value in on_host.items()}
+    arguments = on_gpu(case, dtype)
     kept = copy.deepcopy(arguments)
     try:
         with registry.use(name):
@@ -71,7 +76,10 @@ def test_agrees_with_float64(case, dtype, name, poisoned, record_property):
         pytest.skip(str(refusal))
     torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
     found = tuple(one.cpu() for one in found) if isinstance(found, tuple) else found.cpu()
-    error, bound = error_of(found, expected_of(case.op, on_host)), TOLERANCE[case.op][dtype]
+    error, bound = (
+        error_of(found, expected_of(case.op, case.arguments(dtype))),
+        TOLERANCE[case.op][dtype],
+    )
     told = {"op": case.op, "dtype": str(dtype).removeprefix("torch.")}
     for key, value in {**told, "error": float(error), "bound": float(bound)}.items():
         record_property(key, value)
@@ -81,7 +89,9 @@ def test_agrees_with_float64(case, dtype, name, poisoned, record_property):
 @pytest.mark.parametrize("case", [case for case in CASES if case.small], ids=str)
 def test_is_a_sound_torch_operator(case):
     """Called as the public function calls it, and then checked with those arguments."""
-    arguments = {key: moved(value, "cuda") for key, value in case.arguments(torch.float32).items()}
+    arguments = {
+        key: to_device(value, "cuda") for key, value in case.arguments(torch.float32).items()
+    }
     arguments = {k: v.nan_to_num() if "pages" in k else v for k, v in arguments.items()}
     operator = getattr(torch.ops.retrv_kernels, case.op).default
     calls = []

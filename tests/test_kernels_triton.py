@@ -77,7 +77,7 @@ class TestInterpreted:
         split = getattr(ops, op)(**arguments)
         module = sys.modules[f"retrv_kernels.{op}.triton_impl"]
         counts = []
-        monkeypatch.setattr(module, "splits", lambda *sizes: counts.append(sizes) or 1)
+        monkeypatch.setattr(module, "split_count", lambda *sizes: counts.append(sizes) or 1)
         assert error_of(getattr(ops, op)(**arguments), split) < 2e-6
         assert counts
 
@@ -122,7 +122,7 @@ class TestInterpreted:
         name = {"paged_attention": "decode", "shared_prefix_attention": "nested"}[op]
         arguments = named(op, name).arguments(torch.float32)
         module = importlib.import_module(f"retrv_kernels.{op}.triton_impl")
-        monkeypatch.setattr(module, "splits", lambda *_: 19)
+        monkeypatch.setattr(module, "split_count", lambda *_: 19)
         wide = torch.nn.functional.pad(arguments["page_table"], (0, 40), value=-(10**6))
         found = getattr(ops, op)(**{**arguments, "page_table": wide})
         assert error_of(found, expected_of(op, arguments)) <= TOLERANCE[op][torch.float32]

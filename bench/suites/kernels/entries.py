@@ -102,7 +102,7 @@ def compiled(name: str, run: Callable[[], Result], context: Context, because: st
 
 
 def copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments, their tensors in other memory and laid out alike."""
+    """The same arguments, their tensors in other memory and laid out with_equal_strides."""
 
     def copy(value: Any) -> Any:
         if isinstance(value, list):
