@@ -9,14 +9,12 @@ graph of calls over several inputs instead (:mod:`bench.device`), and there is n
 
 from __future__ import annotations
 
-import os
 import signal
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -36,7 +34,7 @@ class Entry:
 
     Args:
         call: computes it, from inputs made beforehand.
-        environment: variables set around each call, such as RETRV_KERNELS.
+        within: makes the context that each call runs in, such as a choice of kernels.
         baseline: others are compared with it.
         optional: may be unable to run, which is then said; of others it is a failure.
         because: why it is not run here, "" if it is.
@@ -50,7 +48,7 @@ class Entry:
 
     name: str
     call: Callable[[], Result]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
     baseline: bool = False
     optional: bool = False
     because: str = ""
@@ -200,7 +198,7 @@ def _check(
     if entry.because:
         return Row(entry.name, note=entry.because), []
     try:
-        with patch.dict(os.environ, entry.environment), time_limit(entry.limit):
+        with entry.within(), time_limit(entry.limit):
             entry.before()
             found = _tensors(entry.call())
     except Exception as raised:  # whatever a compiler raises: the row says it
@@ -247,7 +245,7 @@ def _on_device(
     for entry in sound:
         calls = [one.call for made in sets for one in made if one.name == entry.name]
         try:
-            with patch.dict(os.environ, entry.environment):
+            with entry.within():
                 samples[entry.name], how = device.sampler(calls)
             rows[entry.name] = replace(rows[entry.name], how=how)
         except Exception as raised:  # as of a check
@@ -270,7 +268,7 @@ def _times(
             break
         first = number % len(entries)
         for entry in (*entries[first:], *entries[:first]):
-            with patch.dict(os.environ, entry.environment):
+            with entry.within():
                 seconds = samples[entry.name]()
             times[entry.name].append(seconds)
             spent += seconds
