@@ -27,7 +27,7 @@ from rich.table import Table
 from bench import machine, report, small
 from bench.device import Device
 from bench.suites.engine.entries import local, plain
-from bench.suites.engine.prompts import Paced, World
+from bench.suites.engine.workload import PacedGeneration, Workload
 from retrv_engine import Sampling, attention, decode, lean, runner
 from retrv_engine import local as local_engine
 from retrv_engine.scheduler import Scheduler
@@ -39,7 +39,7 @@ from retrv_r1.rerank.features import FeatureEncoder
 
 Path_ = tuple[str, ...]
 PHASES = ("decode", "inspection", "prefill")  # a step is named after the last that it has
-FORMS: dict[str, Callable[[World, int], Callable[[], Any]]] = {
+FORMS: dict[str, Callable[[Workload, int], Callable[[], Any]]] = {
     "transformers, full tokens": lambda w, k: plain(w, [w.request(k, k, full=True, tokens=8)]),
     "transformers, compressed": lambda w, k: plain(w, [w.request(k, k, tokens=64)]),
     "local, compressed": lambda w, k: local(w, [w.request(k, k, tokens=64)]),
@@ -92,7 +92,7 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
     """Times one request with all its features missing, after one that warms up."""
     network, processor = small.small() if model == "bench-small" else load_checkpoint(model)
     reranker = Reranker(network, processor)
-    reranker.engine.generation_type = Paced
+    reranker.engine.generation_type = PacedGeneration
     pictures = np.random.default_rng(0).integers(0, 256, (k, small.SIDE, small.SIDE, 3), np.uint8)
     candidates = [Image.fromarray(picture) for picture in pictures]
     sampling = Sampling(max_reasoning_tokens=tokens, max_inspections=inspections)
@@ -130,8 +130,8 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
 
 def peak(form: str, k: int) -> float:
     """MiB that a call needs above what was there before it: for a process of its own."""
-    world = World.small("cpu")
-    call = FORMS[form](world, k)
+    work = Workload.small("cpu")
+    call = FORMS[form](work, k)
     device = Device()
     before = device.held()
     return (device.peak(call) - before) / 2**20

@@ -1,6 +1,6 @@
 """bench-small: random weights in the shape of Qwen2.5-0.5B, large enough to be slow.
 
-Nothing about speed depends on what the weights are, and all engines get the same.
+Speed does not depend on the values of weights, and all engines get the same ones.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import TokenIds
 
-WORDS = 16384  # rows of the table of embeddings, more than its tokenizer has words
-SIDE = 252  # pixels of a picture: 9 × 9 rows
+WORDS = 16384  # rows of the embedding table, more than the tokenizer has tokens
+SIDE = 252  # pixels of a picture's side: 9 × 9 rows
 ROWS, WIDTH = 81, 9
 
 
 def small() -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
-    """The model, float32, and a processor with the shipped model's tokenizer."""
+    """The model in float32, and a processor with the shipped model's tokenizer."""
     _, tiny = load_checkpoint("tiny")
     ids = TokenIds.of(tiny.tokenizer)
     backbone = Qwen2_5_VLConfig(

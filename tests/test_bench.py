@@ -251,7 +251,7 @@ class TestCommand:
 
             monkeypatch.setattr(run.machine, "Probe", Probe)
             monkeypatch.setattr(run.machine, "card", lambda device: CARD)
-            monkeypatch.setitem(run.SUITES, "kernels", suite)
+            monkeypatch.setattr(run.kernels, "suite", suite)
             monkeypatch.delenv("TRITON_INTERPRET", raising=False)
             return CliRunner().invoke(run.app, list(words))
 
