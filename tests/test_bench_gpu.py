@@ -25,7 +25,7 @@ from bench import harness
 from bench import run as bench_run
 from bench.device import CALLS, Device, Gpu, Profile
 from bench.gpu import __main__ as command
-from bench.gpu import decoding, kernels, models, parts, tables
+from bench.gpu import aims, decoding, kernels, models, parts, tables
 from bench.gpu.context import Context, local_engine
 from bench.gpu.models import Scale, Shape
 from bench.gpu.parts import PARTS, PartEnd
@@ -373,8 +373,8 @@ class TestReport:
         step = {"part": "s", "kind": "step", "model": "3B", "form": "replayed", "sequences": 1}
         step |= {"seconds": {"median": 0.003}, "floor": 0.0015}
         rows = [
-            row(tables.COMPRESSED, 0.4, 10),
-            row(tables.FULL, 4.0, 20, 0),
+            row(aims.COMPRESSED, 0.4, 10),
+            row(aims.FULL, 4.0, 20, 0),
             row("ours, fast", 0.03, 10, 0),
             step,
             kernel("long", 6e-6),

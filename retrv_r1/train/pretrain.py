@@ -24,7 +24,7 @@ from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import Corpus, Entry, Key, used_pictures
 from retrv_r1.train.features import clean_rows, square_rows
-from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading
+from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import pair_loss, pooled_tokens, run_lists
 from retrv_r1.train.pictures import Augmentation, Shown, StyleMixer, side_of
@@ -36,6 +36,7 @@ from retrv_r1.train.start import (
     start_layers,
 )
 from retrv_r1.train.validation import ListValidation
+from retrv_r1.types import ListReading
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class PretrainStage(Stage):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         config = self.config
         full = step % config.full_every == config.full_every - 1
-        reading: Reading = "full" if full else "compressed"
+        reading: ListReading = "full" if full else "compressed"
         size, hard = self._difficulty(self.place(step))
         share = max(1, config.lists * size // config.candidates)
         lists = self.sampler.draw(rng, config.lists, size, hard, share=share)
