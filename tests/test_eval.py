@@ -330,7 +330,7 @@ def test_parts_of_the_pictograph_set(tmp_path, checkpoint, ranker):
 
 def test_options_that_cannot_be(dataset, checkpoint, ranker, tmp_path, monkeypatch):
     for options, message in [
-        ({"split": "unseen"}, r"'unseen'; it holds test \(1 cells\)"),
+        ({"split": "unseen"}, r"'unseen': choose from test \(1 cells\)"),
         ({"split": "half"}, "unknown split"),
         ({"k": ()}, "k must"),
         ({"modes": ("slow",)}, "modes must"),
@@ -357,7 +357,7 @@ def test_options_that_cannot_be(dataset, checkpoint, ranker, tmp_path, monkeypat
         ([0.5], "permutation"),
     ],
 )
-def test_an_unsound_ranking_stops_it(dataset, checkpoint, ranker, scores, message):
+def test_an_invalid_ranking_stops_it(dataset, checkpoint, ranker, scores, message):
     ranker.scores = scores
     with pytest.raises(EvalError, match=message):
         evaluate(dataset, checkpoint)

@@ -188,22 +188,21 @@ def _notes(settings: EvalSettings, lists: int) -> list[str]:
     """How the numbers were measured, for the reader of the report."""
     limit = "all queries" if settings.limit is None else f"{settings.limit} queries a cell at most"
     return [
-        f"R@k: a relevant candidate is among the first k (M-BEIR's Recall@k); {limit}; the mean "
-        "of a split is over its cells.",
-        f"K: the first stage's K best of the {settings.pool} pool are reranked, so its R@K is "
-        "the ceiling. They stand in the prompt in an order shuffled by seed "
-        f"({settings.seed}) and query, so that their place says nothing of their rank; the "
-        "instruction is the first phrasing.",
-        "Differences are paired by query; 95 % bootstrap intervals, queries resampled within "
-        "their cell.",
+        f"R@k: share of queries with a relevant candidate among the first k (M-BEIR's Recall@k); "
+        f"{limit}; the mean of a split is over its cells.",
+        f"K: the first stage's K best of the {settings.pool} pool are reranked, so its R@K is the "
+        f"ceiling. Prompts show them in an order shuffled by seed ({settings.seed}) and query, so "
+        "that positions do not tell their ranks; the instruction is the first phrasing.",
+        "Differences are paired by query, with 95 % bootstrap intervals (queries resampled within "
+        "their cell).",
         *(["Relation keys were rounded to int8."] if settings.int8_keys else []),
         *([f"Weights were rounded to {settings.weights}."] if settings.weights != "model" else []),
-        f"Seconds a query: a batch of up to {settings.batch_size} on {settings.device}, weights "
-        f"as {settings.dtype}, shared equally, without encoding the items; the first stage's are "
-        "for a query, its pool embedded before.",
-        "Well-formed: the model closed its reasoning itself and its likeliest token always had a "
-        "place in the form, to which the engine holds every output; a wish to inspect beyond the "
-        "limit is refused and not counted.",
-        f"Checked: of {lists} reranked lists every one has its answer at rank 1 and scores in "
-        "[0, 1] that never rise; one that had not would have stopped the evaluation.",
+        f"Seconds per query: equal shares of a batch of up to {settings.batch_size} on "
+        f"{settings.device}, weights in {settings.dtype}, without encoding items; for the first "
+        "stage, without embedding the pool.",
+        "Well-formed: the model ended its reasoning itself, and its likeliest token was always "
+        "allowed by the output format, which the engine enforces; an inspection beyond the limit "
+        "is refused and does not count against it.",
+        f"Checked: all {lists} reranked lists have their answer at rank 1, and scores in [0, 1] "
+        "that never rise; the evaluation stops otherwise.",
     ]

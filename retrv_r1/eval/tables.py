@@ -61,8 +61,8 @@ def _difference(interval: Row) -> str:
 
 _SUMMARY = (
     *("split", "K", "system", "R@1", "R@5", "R@10", "R@K", "R@1 − first stage"),
-    *("rows a candidate", "inspections", "rows inspected", "tokens written"),
-    *("s a query", "well-formed"),
+    *("rows per candidate", "inspections", "rows inspected", "tokens written"),
+    *("seconds per query", "well-formed"),
 )
 
 
