@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +15,8 @@ import torch
 from bench.device import Device
 from bench.harness import Spread
 from retrv_r1.command import doctor
+from retrv_r1.train import record
 
-ROOT = Path(__file__).parent.parent
 # Larger than most caches, for systems that do not say.
 _UNKNOWN_CACHE = 128 * 2**20
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -42,9 +41,9 @@ def card(device: str, commit: str | None = None) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "cache_mib": last_level_cache(device) // 2**20,
         "versions": {name: version for name, version in versions.items() if version},
-        "commit": commit or _git("rev-parse", "--short=12", "HEAD"),
+        "commit": commit or record.git("rev-parse", "--short=12", "HEAD"),
         # Untracked files do not count: results of an earlier run change no code.
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "dirty": bool(record.git("status", "--porcelain", "--untracked-files=no")),
         "problems": known["problems"],
     }
 
@@ -112,12 +111,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _git(*words: str) -> str | None:
-    """What git prints, None outside a git checkout."""
-    try:
-        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -20,6 +20,7 @@ from bench.suites import kernels
 from bench.suites.kernels import attention, entries, layer, peers, splice, tokens
 from retrv_kernels import gpu, inputs, native, ops, registry
 from retrv_kernels.ops import Span
+from retrv_r1.train import record
 
 
 class Clock:
@@ -87,7 +88,7 @@ def test_a_card_says_what_was_measured(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-m", "all")
     (tmp_path / "result.json").touch()
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
     card = machine.card("cpu")
     assert len(card["commit"]) == 12 and not card["dirty"]  # results are no changes
     code.write_text("1")

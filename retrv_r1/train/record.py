@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from retrv_r1.train.build import Settings
     from retrv_r1.train.loop import Stage
 
+FOLDER = Path(__file__).parent
+
 
 def write_record(settings: Settings, out: Path, stage: Stage, machine: Machine) -> Path:
     """Writes ``record.json`` beside the curves: config, seed, data hash, time, versions."""
@@ -58,14 +60,18 @@ def describe(machine: Machine) -> dict[str, Any]:
     }
 
 
-def commit_here() -> str | None:
-    """The commit of the checkout that this file is in, None elsewhere."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def git(*words: str) -> str | None:
+    """The output of a git command in this file's checkout; None without git or a checkout."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(["git", *words], cwd=FOLDER, capture_output=True, text=True)
+    except OSError:
         return None
-    return done.stdout.strip()
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def commit_here() -> str | None:
+    """The commit of this file's checkout; None without git or a checkout."""
+    return git("rev-parse", "HEAD")
 
 
 def slug(name: str) -> str:
