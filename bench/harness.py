@@ -9,12 +9,11 @@ of calls over several inputs (:mod:`bench.device`), and nothing is evicted.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ class Entry:
 
     Args:
         call: function that computes the result, from inputs made beforehand.
-        environment: variables set around each call, such as RETRV_KERNELS.
+        within: function that makes the context of each call, such as a choice of kernels.
         baseline: whether the others' speeds are given relative to it.
         optional: whether being unable to run is noted instead of failing the trial.
         because: reason why it is not run here, "" if it is.
@@ -49,7 +48,7 @@ class Entry:
 
     name: str
     call: Callable[[], Result]
-    environment: Mapping[str, str] = field(default_factory=dict)
+    within: Callable[[], AbstractContextManager[None]] = nullcontext
     baseline: bool = False
     optional: bool = False
     because: str = ""
@@ -199,7 +198,7 @@ def _check(
     if entry.because:
         return Row(entry.name, note=entry.because), []
     try:
-        with patch.dict(os.environ, entry.environment), time_limit(entry.limit):
+        with entry.within(), time_limit(entry.limit):
             entry.before()
             found = _tensors(entry.call())
     except Exception as raised:  # compilers raise anything: the row says what
@@ -248,7 +247,7 @@ def _on_device(
     for entry in sound:
         calls = [one.call for made in sets for one in made if one.name == entry.name]
         try:
-            with patch.dict(os.environ, entry.environment):
+            with entry.within():
                 samples[entry.name], how = device.sampler(calls)
             rows[entry.name] = replace(rows[entry.name], how=how)
         except Exception as raised:  # as in a check
@@ -271,7 +270,7 @@ def _times(
             break
         first = number % len(entries)
         for entry in (*entries[first:], *entries[:first]):
-            with patch.dict(os.environ, entry.environment):
+            with entry.within():
                 seconds = samples[entry.name]()
             times[entry.name].append(seconds)
             spent += seconds

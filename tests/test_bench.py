@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -18,8 +18,10 @@ from bench import harness, machine, plots, report, run
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites import kernels
 from bench.suites.kernels import attention, entries, layer, peers, splice, tokens
-from retrv_kernels import gpu, inputs, native, ops, registry
+from retrv_kernels import gpu, native, ops, registry
 from retrv_kernels.ops import Span
+from retrv_kernels.paged_attention import cases as paged_attention
+from retrv_kernels.splice_features import cases as splice_features
 from retrv_r1.train import record
 
 
@@ -186,18 +188,22 @@ class TestHarness:
         assert rows["like it"]["failed"] and "broken gave nothing" in rows["like it"]["note"]
         assert rows["like it"]["seconds"] is None
 
-    def test_environment_is_set_around_calls_alone(self, monkeypatch):
-        monkeypatch.delenv("RETRV_BENCH_TEST", raising=False)
-        seen = []
+    def test_an_entry_runs_within_its_own_context_only(self):
+        inside, seen = [], []
+
+        @contextlib.contextmanager
+        def within():
+            inside.append("b")
+            yield
+            inside.pop()
 
         def call() -> torch.Tensor:
-            seen.append(os.environ.get("RETRV_BENCH_TEST"))
+            seen.append(inside.copy())
             return torch.ones(3)
 
-        plain, chosen = Entry("a", call), Entry("b", call, {"RETRV_BENCH_TEST": "b"})
-        measured(Clock(), plain, chosen)
-        assert seen.count(None) == seen.count("b") == 4
-        assert "RETRV_BENCH_TEST" not in os.environ
+        measured(Clock(), Entry("a", call), Entry("b", call, within))
+        assert seen.count([]) == seen.count(["b"]) == 4
+        assert not inside
 
 
 class TestReport:
@@ -307,7 +313,7 @@ class TestPeers:
 
     @pytest.mark.parametrize("new, cached", [(1, 37), (6, 41)])
     def test_dense_and_copied_pages_equal_paged_attention(self, new, cached):
-        case = inputs.paged_attention("x", [(new, cached)] * 3, (4, 2), 16, page_size=8)
+        case = paged_attention.make("x", [(new, cached)] * 3, (4, 2), 16, page_size=8)
         arguments = case.arguments(torch.float64)
         expected = ops.paged_attention(**arguments)
         names = ("query", "key_pages", "value_pages", "page_table")
@@ -322,7 +328,7 @@ class TestPeers:
             Span(1, 0, 3, 0, 0, 0, 0),
             Span(1, 8, 4, 42, 4, 0, 5, 5),
         ]
-        case = inputs.splice_features("x", [(12, False), (30, False)], spans, 8)
+        case = splice_features.make("x", [(12, False), (30, False)], spans, 8)
         arguments = case.arguments(torch.float32)
         plain = {name: arguments[name] for name in ("stores", "spans", "page_table", "page_size")}
         for got, expected in zip(
@@ -381,4 +387,6 @@ class TestKernels:
             entry = attention._best_paged(device, "paged", {})
         finally:
             native.isas.cache_clear()
-        assert entry.environment[registry.OVERRIDE] == best and entry.baseline
+        with entry.within():
+            assert registry.choose("paged_attention", device).implementation.name == best
+        assert entry.baseline

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from retrv_kernels import gpu, native, ops, ragged, registry
+from retrv_kernels import gpu, native, ops, ragged, registry, selection
 from retrv_kernels.availability import Availability
 from retrv_kernels.registry import Choice
 
@@ -24,8 +25,8 @@ def chosen(device: str = "cpu") -> set[str]:
 
 @pytest.fixture(autouse=True)
 def _no_overrides(monkeypatch):
-    monkeypatch.delenv(registry.OVERRIDE, raising=False)
-    monkeypatch.delenv(native.OVERRIDE, raising=False)
+    monkeypatch.delenv(selection.IMPLEMENTATION, raising=False)
+    monkeypatch.delenv(selection.ISA, raising=False)
 
 
 @pytest.fixture
@@ -49,9 +50,7 @@ def test_native_is_preferred_on_a_cpu():
     choice = registry.choose("pool_tokens", "cpu")
     assert choice.implementation.name == "native"
     assert choice.because == f"compiled, {native.isas()[-1]}"
-    assert choice.passed_over == {
-        "triton": "for GPUs; on a CPU only interpreted, with TRITON_INTERPRET=1"
-    }
+    assert choice.passed_over == {"triton": "for GPUs; on a CPU it needs TRITON_INTERPRET=1"}
 
 
 def test_reference_runs_where_native_was_not_compiled(without_native):
@@ -79,35 +78,74 @@ def test_triton_is_chosen_on_a_gpu(monkeypatch):
 
 
 def test_override_takes_the_named_implementation(monkeypatch):
-    monkeypatch.setenv(registry.OVERRIDE, "reference")
+    monkeypatch.setenv(selection.IMPLEMENTATION, "reference")
     assert chosen() == {"reference"}
-    assert ops.explain()[0].passed_over["native"] == "RETRV_KERNELS=reference"
+    assert ops.explain()[0].passed_over["native"] == "reference was asked for"
 
 
 def test_override_does_not_bind_ops_without_it(monkeypatch):
     only_reference = registry.OPS["pool_tokens"][-1:]
     monkeypatch.setattr(registry, "OPS", {**registry.OPS, "another": only_reference})
-    monkeypatch.setenv(registry.OVERRIDE, "native")
+    monkeypatch.setenv(selection.IMPLEMENTATION, "native")
     assert registry.choose("another", "cpu").implementation.name == "reference"
 
 
 def test_override_that_cannot_be_followed_is_an_error(monkeypatch, without_native):
-    monkeypatch.setenv(registry.OVERRIDE, "native")
+    monkeypatch.setenv(selection.IMPLEMENTATION, "native")
     with pytest.raises(RuntimeError, match="not compiled"):
         ops.explain()
-    monkeypatch.setenv(registry.OVERRIDE, "fastest")
+    monkeypatch.setenv(selection.IMPLEMENTATION, "fastest")
     with pytest.raises(ValueError, match="native, reference, triton, xformers"):
         ops.explain()
+
+
+class TestUse:
+    def test_it_overrides_the_environment_until_the_block_ends(self, monkeypatch):
+        monkeypatch.setenv(selection.IMPLEMENTATION, "fastest")
+        with pytest.raises(ZeroDivisionError), registry.use("reference"):
+            assert chosen() == {"reference"}
+            raise ZeroDivisionError
+        with pytest.raises(ValueError, match="no op has an implementation 'fastest'"):
+            ops.explain()
+
+    @requires_native
+    def test_inner_blocks_win_and_keep_the_instruction_set(self):
+        with registry.use("native", isa="scalar"):
+            with registry.use("reference"):
+                assert chosen() == {"reference"}
+            with registry.use("native"):
+                assert ops.explain()[0].because == "compiled, scalar"
+
+    def test_other_threads_are_not_affected(self):
+        before = chosen()
+        with ThreadPoolExecutor(1) as pool, registry.use("fastest"):
+            assert pool.submit(chosen).result() == before
+
+    @requires_native
+    def test_compiled_functions_follow_it(self, monkeypatch):
+        called = []
+
+        def recorded(name, run):
+            return lambda *arguments: called.append(name) or run(*arguments)
+
+        for one in registry.OPS["pool_tokens"][1:]:
+            monkeypatch.setitem(one.__dict__, "run", recorded(one.name, one.run))
+        arguments = torch.ones(2, 3), OFFSETS, torch.ones(1, 3)
+        compiled = torch.compile(ops.pool_tokens, fullgraph=True, backend="aot_eager")
+        compiled(*arguments)
+        with registry.use("reference"):
+            compiled(*arguments)
+        assert called == ["native", "reference"]
 
 
 @requires_native
 def test_instruction_set_override(monkeypatch):
     assert native.isas()[0] == "scalar"
     for isa in native.isas():
-        monkeypatch.setenv(native.OVERRIDE, isa)
+        monkeypatch.setenv(selection.ISA, isa)
         assert ops.explain()[0].because == f"compiled, {isa}"
-    monkeypatch.setenv(native.OVERRIDE, "avx1024")
-    with pytest.raises(ValueError, match="cannot run here; one of: scalar"):
+    monkeypatch.setenv(selection.ISA, "avx1024")
+    with pytest.raises(ValueError, match="cannot run here: choose one of scalar"):
         ops.explain()
 
 
@@ -162,7 +200,7 @@ def test_a_conditional_implementation_has_a_say_about_arguments(monkeypatch):
     picky = dataclasses.replace(registry.OPS["pool_tokens"][1], conditional=True)
     monkeypatch.setattr(registry, "OPS", {"pool_tokens": (picky, registry.OPS["pool_tokens"][2])})
     answers = {"yes": Availability(True, "these"), "no": Availability(False, "not these")}
-    picky.__dict__["_loaded"] = types.SimpleNamespace(accepts=answers.__getitem__)
+    picky.__dict__["_module"] = types.SimpleNamespace(accepts=answers.__getitem__)
     assert registry.choose("pool_tokens", "cpu", ["yes"]).because == "these"
     declined = registry.choose("pool_tokens", "cpu", ["no"])
     assert declined.implementation.name == "reference"

@@ -42,7 +42,7 @@ def test_every_op_compiles_for_both_makers(record):
 
 def test_nothing_spills_or_takes_too_much(record):
     for kernel in record["kernels"]:
-        assert kernel["code"]["spills"] <= compiling.TRADED, kernel
+        assert kernel["code"]["spills"] <= compiling.TOLERATED_SPILLS, kernel
         assert kernel["code"]["shared"] <= kernel["limit"], kernel
         assert kernel["faults"] == []
 

@@ -35,7 +35,7 @@ def keys(monkeypatch):
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction, compute_cache_key
 
-    from retrv_kernels.aot.compiling import _Driver
+    from retrv_kernels.aot.compiling import StubDriver
 
     found: set[tuple[str, str]] = set()
 
@@ -46,7 +46,7 @@ def keys(monkeypatch):
         found.add((function.__name__, compute_cache_key(known, specialization, rest)))
 
     monkeypatch.setattr(JITFunction, "run", launch)
-    monkeypatch.setattr(driver, "_active", _Driver(GPUTarget("cuda", 90, 32), _DEVICE))
+    monkeypatch.setattr(driver, "_active", StubDriver(GPUTarget("cuda", 90, 32), _DEVICE))
     return found
 
 

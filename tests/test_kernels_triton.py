@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from retrv_kernels import gpu, ops, registry
+from retrv_kernels import gpu, ops, registry, selection
 from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, named, result_of
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
@@ -27,14 +27,14 @@ CUT = 2.0**-7
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
 def test_in_a_process_with_the_interpreter():
-    environment = os.environ | {gpu.INTERPRETER: "1", registry.OVERRIDE: "triton"}
+    environment = os.environ | {gpu.INTERPRETER: "1", selection.IMPLEMENTATION: "triton"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-WRITTEN = [op for op, (best, *_) in registry.OPS.items() if best.name == "triton"]
-SMALL = [(c, dtype) for c in CASES if c.small and c.op in WRITTEN for dtype in c.dtypes]
+WITH_TRITON = [op for op, (best, *_) in registry.OPS.items() if best.name == "triton"]
+SMALL = [(c, dtype) for c in CASES if c.small and c.op in WITH_TRITON for dtype in c.dtypes]
 
 
 class TestInterpreted:
@@ -77,7 +77,7 @@ class TestInterpreted:
         split = getattr(ops, op)(**arguments)
         module = sys.modules[f"retrv_kernels.{op}.triton_impl"]
         counts = []
-        monkeypatch.setattr(module, "splits", lambda *sizes: counts.append(sizes) or 1)
+        monkeypatch.setattr(module, "split_count", lambda *sizes: counts.append(sizes) or 1)
         assert error_of(getattr(ops, op)(**arguments), split) < 2e-6
         assert counts
 
@@ -105,12 +105,12 @@ class TestInterpreted:
             ("silu_product", "width_1025"),
         ],
     )
-    def test_rounds_where_pytorch_does(self, op, name, monkeypatch):
+    def test_rounds_where_pytorch_does(self, op, name):
         """To the dtype after each operation that a layer has: nearly all values are the same."""
         arguments = named(op, name).arguments(torch.float16)
         found = result_of(op, arguments)
-        monkeypatch.setenv(registry.OVERRIDE, "reference")
-        expected = result_of(op, arguments)
+        with registry.use("reference"):
+            expected = result_of(op, arguments)
         both = (found, expected) if isinstance(found, tuple) else ([found], [expected])
         for ours, theirs in zip(*both, strict=True):
             assert (ours != theirs).float().mean() < 0.003
@@ -122,7 +122,7 @@ class TestInterpreted:
         name = {"paged_attention": "decode", "shared_prefix_attention": "nested"}[op]
         arguments = named(op, name).arguments(torch.float32)
         module = importlib.import_module(f"retrv_kernels.{op}.triton_impl")
-        monkeypatch.setattr(module, "splits", lambda *_: 19)
+        monkeypatch.setattr(module, "split_count", lambda *_: 19)
         wide = torch.nn.functional.pad(arguments["page_table"], (0, 40), value=-(10**6))
         found = getattr(ops, op)(**{**arguments, "page_table": wide})
         assert error_of(found, expected_of(op, arguments)) <= TOLERANCE[op][torch.float32]

@@ -24,9 +24,10 @@ from bench.suites.kernels.entries import (
     moved,
     ours,
 )
-from retrv_kernels import inputs
 from retrv_kernels.cases import TOLERANCE
 from retrv_kernels.inputs import Case
+from retrv_kernels.paged_attention import cases as paged_attention
+from retrv_kernels.shared_prefix_attention import cases as shared_prefix_attention
 
 PAGE = 16
 SEQUENCES = 8
@@ -57,7 +58,7 @@ def paged(
     context: Context, model: Model, kind: str, new: int, cached: int, sequences: int = SEQUENCES
 ) -> Trial:
     """Sequences that each have ``new`` of ``cached`` rows."""
-    case = inputs.paged_attention(
+    case = paged_attention.make(
         f"{model.name} {kind} {sequences} × {new} of {cached:,}",
         [(new, cached)] * sequences,
         model.heads,
@@ -87,7 +88,7 @@ def shared(
 ) -> Trial:
     """One new row of each sequence over a tree of shared rows."""
     length = sum(rows for rows, (first, end) in nodes if first == 0)
-    case = inputs.shared_prefix_attention(
+    case = shared_prefix_attention.make(
         f"{model.name} {kind} {sequences} × {length:,}",
         nodes,
         sequences,
@@ -145,7 +146,7 @@ def _best_paged(device: str, name: str, arguments: Mapping[str, Any]) -> Entry:
     run = partial(call, "paged_attention", arguments)
     sound = (e for e in ours("paged_attention", device, run, "reference") if not e.because)
     best = next(entry for entry in sound if not entry.optional)
-    return Entry(name, run, best.environment, baseline=True)
+    return Entry(name, run, best.within, baseline=True)
 
 
 def _own_pages(

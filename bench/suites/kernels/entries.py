@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def ours(op: str, device: str, run: Callable[[], Result], reference: str) -> lis
         name = implementation.name
         if name not in _RUNS[device]:
             continue
-        chosen = {registry.OVERRIDE: name}
+        chosen = partial(registry.use, name)
         if name == "reference":
             entries.append(Entry(reference, run, chosen, baseline=True))
             continue
@@ -85,11 +86,11 @@ def ours(op: str, device: str, run: Callable[[], Result], reference: str) -> lis
         because = "" if available else available.reason
         isas = native.isas() if name == "native" else ()
         if isas:
-            chosen |= {native.OVERRIDE: isas[-1]}
+            chosen = partial(registry.use, name, isa=isas[-1])
         optional = name == "xformers"  # takes only some shapes
         entries.append(Entry(name, run, chosen, optional=optional, because=because))
         if "avx2" in isas[:-1]:
-            entries.append(Entry("native, avx2", run, chosen | {native.OVERRIDE: "avx2"}))
+            entries.append(Entry("native, avx2", run, partial(registry.use, name, isa="avx2")))
     return entries
 
 
@@ -101,7 +102,7 @@ def compiled(name: str, run: Callable[[], Result], context: Context, because: st
 
 
 def copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments, their tensors in other memory and laid out alike."""
+    """The same arguments, their tensors in other memory and laid out with_equal_strides."""
 
     def copy(value: Any) -> Any:
         if isinstance(value, list):

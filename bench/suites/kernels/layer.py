@@ -19,9 +19,11 @@ from bench.suites.kernels.entries import (
     moved,
     ours,
 )
-from retrv_kernels import inputs
-from retrv_kernels.cases import TOLERANCE, WRITTEN, expected_of
+from retrv_kernels.add_rms_norm import cases as add_rms_norm
+from retrv_kernels.cases import TOLERANCE, expected_of, written
 from retrv_kernels.inputs import Case
+from retrv_kernels.rotate_to_pages import cases as rotate_to_pages
+from retrv_kernels.silu_product import cases as silu_product
 
 INNER = {"3B": 11008, "7B": 18944}  # width of the feed-forward layer
 
@@ -37,9 +39,9 @@ def of(context: Context, model: Model, rows: int) -> Iterator[Trial]:
     """A trial of each operation, with the values that it reads and writes."""
     name, inner = f"{model.name}, {rows} row{'s' if rows > 1 else ''}", INNER[model.name]
     (heads, kv_heads), d_h = model.heads, model.d_h
-    yield _trial(context, inputs.add_rms_norm(name, rows, model.d), 4 * rows * model.d)
-    yield _trial(context, inputs.silu_product(name, rows, inner), 3 * rows * inner)
-    case = inputs.rotate_to_pages(name, rows, model.heads, d_h)
+    yield _trial(context, add_rms_norm.make(name, rows, model.d), 4 * rows * model.d)
+    yield _trial(context, silu_product.make(name, rows, inner), 3 * rows * inner)
+    case = rotate_to_pages.make(name, rows, model.heads, d_h)
     yield _trial(context, case, rows * d_h * (2 * heads + 4 * kv_heads + 2))
 
 
@@ -47,7 +49,7 @@ def _trial(context: Context, case: Case, values: int) -> Trial:
     def run(arguments: Mapping[str, Any]) -> list[Tensor]:
         out = call(case.op, arguments)
         results = [out] if isinstance(out, Tensor) else list(out)
-        return results + [arguments[name] for name in WRITTEN.get(case.op, ())]
+        return results + [arguments[name] for name in written(case.op)]
 
     def entries(arguments: Mapping[str, Any]) -> list[Entry]:
         return ours(case.op, context.device, partial(run, arguments), "reference")

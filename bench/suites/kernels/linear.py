@@ -10,9 +10,8 @@ import torch
 
 from bench.harness import Prepared, Trial
 from bench.suites.kernels.entries import Context, call, moved, ours
-from retrv_kernels import inputs
 from retrv_kernels.cases import TOLERANCE, expected_of
-from retrv_kernels.inputs import Case
+from retrv_kernels.linear.cases import make
 
 # Outputs and inputs: gate of Qwen2.5-0.5B and of Qwen2.5-VL-3B.
 _SIZES = {"0.5B": (4864, 896), "3B": (11008, 2048)}
@@ -34,7 +33,7 @@ def trials(context: Context, quick: bool) -> Iterator[Trial]:
 def _trial(model: str, rows: int, dtype: str) -> Trial:
     width, depth = _SIZES[model]
     name = f"{model}, {rows} row{'s' if rows > 1 else ''}"
-    case: Case = inputs.linear(name, rows, width, depth, bias=False, int8=dtype == "int8")
+    case = make(name, rows, width, depth, bias=False, int8=dtype == "int8")
 
     def prepare() -> Prepared:
         arguments: dict[str, Any] = moved(case.arguments(torch.float32), "cpu")

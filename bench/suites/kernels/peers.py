@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from retrv_kernels.ops import Span
-from retrv_kernels.ragged import dequantize, wide
+from retrv_kernels.ragged import dequantize, widen
 from retrv_r1.model import direct
 from retrv_r1.model.icm import Attention, Pool
 
@@ -50,7 +50,7 @@ def folded_pool(
     """pool_tokens of ``count`` items of one length, ``[count, H, d]``: nothing is padded."""
     rows = dequantize(features, scales).unflatten(0, (count, -1))
     rows = nn.functional.rms_norm(rows, rows.shape[-1:], eps=eps)
-    return (rows @ wide(folded_queries).T).softmax(1).transpose(1, 2) @ rows
+    return (rows @ widen(folded_queries).T).softmax(1).transpose(1, 2) @ rows
 
 
 def folded_relate(
@@ -65,13 +65,13 @@ def folded_relate(
     """relate_tokens of one query and ``count`` candidates of one length, ``[count, H, d]``."""
     heads = folded_values.shape[1]
     rows = dequantize(relation_keys, scales).unflatten(0, (count, -1)).unflatten(-1, (heads, -1))
-    keys = wide(query_keys).unflatten(-1, (heads, -1))
-    values = wide(folded_values).transpose(0, 1).flatten(0, 1)
+    keys = widen(query_keys).unflatten(-1, (heads, -1))
+    values = widen(folded_values).transpose(0, 1).flatten(0, 1)
     weights = torch.einsum("cnew,qew->cneq", rows, keys).softmax(-1).flatten(2)
     if eps is not None:
         squares = ((weights @ (values @ values.T)) * weights).sum(-1, keepdim=True)
         weights = weights * (squares.clamp(min=0) / values.shape[-1] + eps).rsqrt()
-    scores = weights @ (values @ wide(folded_queries).T)
+    scores = weights @ (values @ widen(folded_queries).T)
     return scores.softmax(1).transpose(1, 2) @ weights @ values
 
 

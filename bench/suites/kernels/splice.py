@@ -11,9 +11,10 @@ import torch
 from bench.harness import Entry, Prepared, Trial
 from bench.suites.kernels import peers
 from bench.suites.kernels.entries import QWEN_3B, QWEN_7B, TINY, Context, Model, copied, moved, ours
-from retrv_kernels import inputs, ops
+from retrv_kernels import ops
 from retrv_kernels.cases import TOLERANCE
 from retrv_kernels.ops import Span
+from retrv_kernels.splice_features.cases import make
 
 PAGE = 16
 WORDS = 4096  # rows of the embedding table; more would not be read
@@ -38,7 +39,7 @@ def _trial(context: Context, model: Model, rows: int, width: int) -> Trial:
             Span(1, first, rows, inside, width, i, inside),
             Span(0, 900 + i, 2, inside + rows // width, 0, i, last),
         ]
-    case = inputs.splice_features(
+    case = make(
         f"{model.name} {sequences} × {rows}",
         [(WORDS, False), (candidates * rows, False)],
         spans,

@@ -25,9 +25,10 @@ from bench.suites.kernels.entries import (
     moved,
     ours,
 )
-from retrv_kernels import inputs
 from retrv_kernels.cases import TOLERANCE
 from retrv_kernels.inputs import Case
+from retrv_kernels.pool_tokens import cases as pool_tokens
+from retrv_kernels.relate_tokens import cases as relate_tokens
 from retrv_r1.model.icm import Attention, Pool
 
 EPS = 1e-6
@@ -140,8 +141,8 @@ def _full(asked: int | None) -> Iterator[Sizes]:
 def _case(one: Sizes, form: str) -> Case:
     lengths, model, int8 = [one.rows] * one.candidates, one.model, form == "int8"
     if one.asked is None:
-        return inputs.pool_tokens(one.name, lengths, model.d, HEADS[1], eps=EPS, int8=int8)
-    return inputs.relate_tokens(
+        return pool_tokens.make(one.name, lengths, model.d, HEADS[1], eps=EPS, int8=int8)
+    return relate_tokens.make(
         *(one.name, lengths, [one.asked], model.w, model.d, HEADS),
         eps=EPS if one.norm else None,
         int8=int8,
