@@ -176,7 +176,7 @@ def sglang_server(checkpoint) -> Iterator[ServerProcess]:
                 break
         time.sleep(0.2)
     else:
-        pytest.fail(f"the server did not start, {server.obituary()}")
+        pytest.fail(f"the server did not start, {server.exit_report()}")
     yield server
     server.end()
 
