@@ -95,7 +95,7 @@ def backbone_config(tokenizer) -> Qwen2_5_VLConfig:
             initializer_range=SPREAD,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=ids.im_end,
+            eos_token_id=ids.end,
             pad_token_id=ids.pad,
             rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 3, 3]),
         ),

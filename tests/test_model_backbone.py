@@ -156,7 +156,7 @@ def test_the_official_3b_shape_becomes_a_reranker(official, picture, tmp_path):
     ids = TokenIds.of(processor.tokenizer)
     new = {ids.think_start, ids.answer_end, ids.content, *ids.labels}
     assert len(processor.tokenizer) == known + 8 + 128 and min(new) >= known
-    assert (ids.image_pad, ids.im_end) == (151655, 151645)
+    assert (ids.image_pad, ids.end) == (151655, 151645)
     assert torch.equal(table[ids.labels[5]], table[:known].mean(0))
     scale = float(table[:known].float().square().mean().sqrt())
     assert float(model.icm.content_norm.weight[0]) == pytest.approx(scale, rel=0.01)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from retrv_engine import Piece, Request, Sampling
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.prompts import PromptBuilder, Rows, TableLayout
-from retrv_r1.rerank.features import FeatureEncoder, Features, pack_features
+from retrv_r1.rerank.feature_encoder import FeatureEncoder, Features, pack_features
 from retrv_r1.types import Item
-
-Reading = Literal["compressed", "full", "pointwise"]
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def _tiny_config(
             "vocab_size": len(tokenizer),
             "hidden_size": vision["out_hidden_size"],
             "bos_token_id": None,
-            "eos_token_id": ids.im_end,
+            "eos_token_id": ids.end,
             "pad_token_id": ids.pad,
             "tie_word_embeddings": True,
         },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +16,7 @@ from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
 from retrv_r1.train.chains import ChainPart, chain
 from retrv_r1.train.corpus import Entry, Key, ListExample
 from retrv_r1.train.pictures import merged_grid
-
-Reading = Literal["compressed", "full"]
+from retrv_r1.types import ListReading
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ class ListCollator:
         rng: np.random.Generator,
         *,
         reason: float,
-        reading: Reading = "compressed",
+        reading: ListReading = "compressed",
         moved_labels: float = 0.2,
     ) -> ListBatch:
         """One sequence per list.
@@ -209,13 +207,13 @@ class ListCollator:
         write([self.tokens.think_end])
 
     def _answer(self, rows: Rows, targets: list[int], label: int, reasoned: bool) -> None:
-        ids = [self.tokens.answer_start, label, self.tokens.answer_end, self.tokens.im_end]
+        ids = [self.tokens.answer_start, label, self.tokens.answer_end, self.tokens.end]
         rows.add(ids)
         # After reasoning the opening tag is the model's to write; in fast mode it is given.
         targets.extend([ids[0] if reasoned else -100, *ids[1:]])
 
     def describe(
-        self, entries: Sequence[Entry], descriptions: Sequence[str], reading: Reading
+        self, entries: Sequence[Entry], descriptions: Sequence[str], reading: ListReading
     ) -> ListBatch:
         """One sequence per entry: the item alone, then its description as the target."""
         encoded = [self.encode(entry) for entry in entries]
@@ -223,7 +221,7 @@ class ListCollator:
         sequences, labels = [], []
         for item, description in enumerate(descriptions):
             rows = self.builder.description(layout, item, full_tokens=reading == "full")
-            ids = [*self.text_ids(" " + description)[: self.max_text], self.tokens.im_end]
+            ids = [*self.text_ids(" " + description)[: self.max_text], self.tokens.end]
             labels.append([-100] * len(rows) + ids)
             sequences.append(rows.add(ids))
         return self._pad(layout, entries, sequences, labels)

@@ -30,13 +30,14 @@ from retrv_r1.train.initialize import (
     start_compressor,
     start_layers,
 )
-from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch, Reading
+from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import pair_loss, pooled_tokens, run_lists
 from retrv_r1.train.pictures import Augmentation, Shown, StyleMixer, side_of
 from retrv_r1.train.sampling import ListSampler, shortened, with_default_instruction
 from retrv_r1.train.validation import ListValidation
 from retrv_r1.train.vision_rows import clean_rows, square_rows
+from retrv_r1.types import ListReading
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class PretrainStage(Stage):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         config = self.config
         full = step % config.full_every == config.full_every - 1
-        reading: Reading = "full" if full else "compressed"
+        reading: ListReading = "full" if full else "compressed"
         size, hard = self._difficulty(self.place(step))
         share = max(1, config.lists * size // config.candidates)
         lists = self.sampler.draw(rng, config.lists, size, hard, share=share)

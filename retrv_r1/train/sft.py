@@ -20,12 +20,13 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.entry_vectors import Vectors
-from retrv_r1.train.lists import ListBatch, ListCollator, Reading
+from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.sampling import ListSampler, with_default_instruction
 from retrv_r1.train.validation import ListValidation
 from retrv_r1.train.vision_rows import RowBank
+from retrv_r1.types import ListReading
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class SFTStage(Stage):
         rng = np.random.default_rng([self.seed, step])
         progress = min(1.0, self.place(step) / (config.grow * config.steps))
         full = step % config.full_every == config.full_every - 1
-        reading: Reading = "full" if full else "compressed"
+        reading: ListReading = "full" if full else "compressed"
         sizes = config.full_sizes if full else config.sizes
         size = sizes[int(rng.integers(1 + int(progress * (len(sizes) - 1))))]
         count = max(1, config.rows // (size * (4 if full else 1)))
