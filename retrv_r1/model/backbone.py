@@ -9,11 +9,11 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from retrv_r1.model.attention import use_packed_attention
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import add_retrv_tokens
+from retrv_r1.model.tower import use_packed_attention
 from retrv_r1.types import CheckpointError
 
 BACKBONES = ("qwen2_5_vl",)

@@ -19,12 +19,13 @@ from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import Corpus, used_pictures
-from retrv_r1.train.features import FeatureBank
+from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import ListOutput, run_lists
 from retrv_r1.train.pretrain import described_pictures
-from retrv_r1.train.sampling import ListSampler, Vectors
+from retrv_r1.train.sampling import ListSampler
+from retrv_r1.train.vision_rows import RowBank
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class AlignStage(Stage):
         model.icm.requires_grad_(True)
         self.collator = ListCollator(processor, config.max_text)
         self.pictures = described_pictures(corpus)
-        self.bank = FeatureBank.build(
+        self.bank = RowBank.build(
             model, processor, corpus.bank, used_pictures(corpus), config.views, seed
         )
 

@@ -28,13 +28,13 @@ from retrv_r1.train.align import AlignConfig, AlignStage
 from retrv_r1.train.anchors import Concepts
 from retrv_r1.train.chains import CHAIN_INSPECTIONS, corpus_of_phrases
 from retrv_r1.train.corpus import Corpus
-from retrv_r1.train.embed import EmbedConfig, EmbedStage, EntryEmbedder
+from retrv_r1.train.embed import EmbedConfig, EmbedStage
+from retrv_r1.train.entry_vectors import EntryEmbedder, Vectors, embed_cells
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.loop import LoopConfig, Stage
 from retrv_r1.train.machine import Machine
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.train.pretrain import PretrainConfig, PretrainStage
-from retrv_r1.train.sampling import Vectors, embed_cells
 from retrv_r1.train.sft import SFTConfig, SFTStage
 from retrv_r1.train.validation import ListValidation
 from retrv_r1.types import RetrvError

@@ -23,19 +23,20 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import Corpus, Entry, Key, used_pictures
-from retrv_r1.train.features import clean_rows, square_rows
-from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch
-from retrv_r1.train.loop import Stage
-from retrv_r1.train.losses import pair_loss, pooled_tokens, run_lists
-from retrv_r1.train.pictures import Augmentation, Shown, StyleMixer, side_of
-from retrv_r1.train.sampling import ListSampler, Vectors, shortened, with_default_instruction
-from retrv_r1.train.start import (
+from retrv_r1.train.entry_vectors import Vectors
+from retrv_r1.train.initialize import (
     fit_rows,
     fit_tokens,
     start_compressor,
     start_layers,
 )
+from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch
+from retrv_r1.train.loop import Stage
+from retrv_r1.train.losses import pair_loss, pooled_tokens, run_lists
+from retrv_r1.train.pictures import Augmentation, Shown, StyleMixer, side_of
+from retrv_r1.train.sampling import ListSampler, shortened, with_default_instruction
 from retrv_r1.train.validation import ListValidation
+from retrv_r1.train.vision_rows import clean_rows, square_rows
 from retrv_r1.types import ListReading
 
 

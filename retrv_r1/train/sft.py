@@ -19,12 +19,13 @@ from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.corpus import Corpus, used_pictures
-from retrv_r1.train.features import FeatureBank
+from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import run_lists
-from retrv_r1.train.sampling import ListSampler, Vectors, with_default_instruction
+from retrv_r1.train.sampling import ListSampler, with_default_instruction
 from retrv_r1.train.validation import ListValidation
+from retrv_r1.train.vision_rows import RowBank
 from retrv_r1.types import ListReading
 
 
@@ -84,7 +85,7 @@ class SFTStage(Stage):
         self.config, self.seed = config, seed
         self.collator = ListCollator(processor, config.max_text)
         used = used_pictures(corpus)
-        self.bank = FeatureBank.build(
+        self.bank = RowBank.build(
             model, processor, corpus.bank, used, config.views, seed, config.blend
         )
         # Part of the model while it trains, so that checkpoints hold it; dropped at the end.

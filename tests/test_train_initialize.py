@@ -8,7 +8,7 @@ from torch import nn
 
 from retrv_r1.model.config import ICMConfig
 from retrv_r1.model.icm import InformationCompressor
-from retrv_r1.train.start import (
+from retrv_r1.train.initialize import (
     fit_rows,
     fit_tokens,
     start_compressor,
