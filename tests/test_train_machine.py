@@ -28,6 +28,8 @@ from retrv_r1.train.schedule import CHECKPOINTS, ByTheClock, Schedule, cosine
 from retrv_r1.train.tensors import mapped, to_arrays, to_device, to_tensors
 from retrv_r1.types import RetrvError
 
+pytest_plugins = ["training_fixtures"]
+
 pytestmark = stages.pytestmark
 build, config, folder, trained = stages.build, stages.config, stages.folder, stages.trained
 _quietly = stages._no_drawing_no_leftovers

@@ -21,6 +21,8 @@ from retrv_r1.train.build import ConfigError, build_stage, read_config
 from retrv_r1.train.loop import Stage, fit
 from retrv_r1.types import RetrvError
 
+pytest_plugins = ["training_fixtures"]
+
 pytestmark = pytest.mark.skipif(not find_spec("accelerate"), reason="needs the train extra")
 
 STEPS = 6
