@@ -88,6 +88,6 @@ def chain(example: ListExample, rng: np.random.Generator) -> list[ChainPart]:
     return pieces
 
 
-def corpus_of_phrases() -> list[str]:
+def phrases() -> list[str]:
     """Every fixed phrase, for the tokenizer."""
     return [p.format("") for p in (*_IDEAL, *_EASY, *_HARD, *_SHOWN, *_DONE)]

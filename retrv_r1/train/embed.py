@@ -1,4 +1,4 @@
-"""Stage ``embed``: the first stage, contrastive over queries and their positives."""
+"""Stage ``embed``: trains the first stage, contrastively over queries and their positives."""
 
 from __future__ import annotations
 
@@ -10,23 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1.model.embedder import RetrvEmbedder
+from retrv_r1.train.build import Setup
+from retrv_r1.train.config import checked
 from retrv_r1.train.corpus import Cell, Corpus, used_pictures
 from retrv_r1.train.entry_vectors import EntryEmbedder
-from retrv_r1.train.loop import Stage
+from retrv_r1.train.stage import Stage
+from retrv_r1.train.tiny import EmbedderShape, new_embedder, texts_of
 
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Args:
-    batch: pairs a step, over ``cells_per_batch`` cells; negatives are the cell's other pairs.
-    max_text: tokens of a text that are read.
-    weights: how often a cell is drawn, by the last part of its name, 1 by default.
-    naming_weight: weight of a softmax over all concepts on every picture, where the data
-        says what a picture shows; a tower learns faster from it than from a batch's negatives.
+    """Options of the stage.
+
+    Args:
+        batch: pairs per step; the negatives of a pair are the other pairs of its cell.
+        cells_per_batch: cells that a step's pairs come from.
+        max_text: tokens to which a text is cut.
+        naming_weight: weight of a softmax over all concepts on every picture whose concept the
+            data names; a tower learns faster from it than from a batch's negatives.
+        weights: relative frequencies of cells by the last part of their names; 1 by default.
     """
 
     batch: int = 128
@@ -43,34 +47,34 @@ def recall_at(queries: Tensor, pool: Tensor, positives: Sequence[np.ndarray], k:
 
 
 class EmbedStage(Stage):
-    """Symmetric InfoNCE; other known positives of a query are no negatives."""
+    """Symmetric InfoNCE; other known positives of a query are not negatives."""
 
-    name = "embed"
+    Config = EmbedConfig
+    config: EmbedConfig
+    model: RetrvEmbedder
 
-    def __init__(
-        self,
-        model: RetrvEmbedder,
-        tokenizer: PreTrainedTokenizerBase,
-        processor: Qwen2VLImageProcessorPil,
-        train: Corpus,
-        val: Corpus | None,
-        config: EmbedConfig,
-        seed: int,
-    ) -> None:
-        self.model, self.config, self.seed = model, config, seed
-        self.tokenizer, self.processor = tokenizer, processor
-        self.train = EntryEmbedder(model, tokenizer, processor, train, config.max_text)
-        self.val: EntryEmbedder | None = None
-        if val is not None:
-            self.val = EntryEmbedder(model, tokenizer, processor, val, config.max_text)
-        self.names = sorted(train.cells)
-        weights = np.array([config.weights.get(name.split("_")[-1], 1.0) for name in self.names])
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        shape = checked(EmbedderShape, setup.config.model, f"{setup.config.source}: model")
+        model, self.tokenizer, self.processor = new_embedder(shape, texts_of(setup.train))
+        setup.machine.prepare(model)
+        self.model = model
+
+        def embedder(corpus: Corpus) -> EntryEmbedder:
+            return EntryEmbedder(
+                model, self.tokenizer, self.processor, corpus, self.config.max_text
+            )
+
+        self.train, self.val = embedder(setup.train), embedder(setup.val)
+        self.names = sorted(setup.train.cells)
+        known = self.config.weights
+        weights = np.array([known.get(name.split("_")[-1], 1.0) for name in self.names])
         self.weights = weights / weights.sum()
-        shown = {name for row in used_pictures(train) if (name := train.bank.concepts[row])}
+        bank = setup.train.bank
+        shown = {name for row in used_pictures(setup.train) if (name := bank.concepts[row])}
         self.concepts = {name: number for number, name in enumerate(sorted(shown))}
-        # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
         naming = torch.nn.Linear(model.config.vision_config.out_hidden_size, len(shown))
-        model.naming = naming.to(model.device)
+        self.naming = self.add_auxiliary("naming", naming.to(model.device))
 
     def batch(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
@@ -110,7 +114,7 @@ class EmbedStage(Stage):
             shown = [*batch["queries"].get("concepts", ()), *batch["targets"].get("concepts", ())]
             known = [self.concepts.get(name, -100) for name in shown]
             names = torch.tensor(known, device=logits.device)
-            named = self.model.naming(torch.cat(rows))
+            named = self.naming(torch.cat(rows))
             naming_loss = cross_entropy(named, names, label_smoothing=0.1)
             loss = loss + self.config.naming_weight * naming_loss
             metrics["naming_accuracy"] = float((named.argmax(1) == names).float().mean())
@@ -123,8 +127,6 @@ class EmbedStage(Stage):
         }
 
     def validate(self) -> dict[str, float]:
-        if self.val is None:
-            return {}
         metrics = {}
         for name, cell in self.val.corpus.cells.items():
             queries, pool = self.val.embed_all(cell.queries), self.val.embed_all(cell.pool)
@@ -134,7 +136,5 @@ class EmbedStage(Stage):
         return metrics
 
     def save(self, out: Path) -> None:
-        del self.model.naming
-        self.model.save_pretrained(out)
+        super().save(out)
         self.tokenizer.save_pretrained(out)
-        self.processor.save_pretrained(out)
