@@ -19,12 +19,13 @@ from PIL import Image
 from transformers import BertConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retrv_r1.model.backbone import qwen_config
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
 from retrv_r1.model.first_stage import FOLDER, MAX_TEXT
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.model.tokens import TokenIds, train_tokenizer
+from retrv_r1.model.tokens import train_tokenizer
 
 PATCH, MERGE = 8, 2
 # Far above the usual 0.02, so that a wrong row, mask or position changes logits visibly.
@@ -76,42 +77,29 @@ def tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def backbone_config(tokenizer) -> Qwen2_5_VLConfig:
     """A config with grouped-query attention, M-RoPE, and windowed and full tower layers."""
-    ids = TokenIds.of(tokenizer)
-    return Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            initializer_range=SPREAD,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=ids.end,
-            pad_token_id=ids.pad,
-            rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 3, 3]),
-        ),
-        vision_config=dict(
-            depth=2,
-            hidden_size=32,
-            intermediate_size=64,
-            num_heads=2,
-            patch_size=PATCH,
-            temporal_patch_size=1,
-            spatial_merge_size=MERGE,
-            window_size=2 * MERGE * PATCH,
-            out_hidden_size=64,
-            fullatt_block_indexes=[1],
-            initializer_range=SPREAD,
-        ),
-        image_token_id=ids.image_pad,
-        video_token_id=tokenizer.get_vocab()["<|video_pad|>"],
-        vision_start_token_id=ids.vision_start,
-        vision_end_token_id=ids.vision_end,
-        tie_word_embeddings=True,
+    text = dict(
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        initializer_range=SPREAD,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 3, 3]),
     )
+    vision = dict(
+        depth=2,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=2,
+        patch_size=PATCH,
+        temporal_patch_size=1,
+        spatial_merge_size=MERGE,
+        window_size=2 * MERGE * PATCH,
+        out_hidden_size=64,
+        fullatt_block_indexes=[1],
+        initializer_range=SPREAD,
+    )
+    return qwen_config(tokenizer, text, vision)
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,10 @@ from transformers import Qwen2_5_VLConfig
 from bench.device import Device
 from bench.suites.engine.workload import Workload
 from bench.suites.kernels.entries import QWEN_3B, QWEN_7B, TINY, Model
+from retrv_r1.model.backbone import qwen_config
 from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.model.tokens import TokenIds
 
 
 @dataclass(frozen=True)
@@ -113,28 +113,24 @@ def make(name: str, device: Device) -> Workload:
     size = SIZES[name]
     _, tiny = load_checkpoint("tiny")
     with torch.device(device.kind), default_dtype(device.dtype):
-        config = RetrvR1Config(backbone_config=backbone(size, TokenIds.of(tiny.tokenizer)))
+        config = RetrvR1Config(backbone_config=backbone(size, tiny.tokenizer))
         model = RetrvR1ForConditionalGeneration(config).eval()
     randomize(model)
     tokens, words = tiny.tokens, len(tiny.tokenizer) // 2
     return Workload(name, model, tokens, tokens.labels, 0, 0, words)
 
 
-def backbone(size: Size, ids: TokenIds) -> Qwen2_5_VLConfig:
-    """The config of the official checkpoint of a size, with the shipped tokenizer's ids."""
+def backbone(size: Size, tokenizer: Any) -> Qwen2_5_VLConfig:
+    """The config of the official checkpoint of a size, with a tokenizer's ids."""
     depth, width, inner, heads = size.tower
     text: dict[str, Any] = dict(
         vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
         intermediate_size=size.intermediate,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.kv_heads,
         max_position_embeddings=128_000,
         tie_word_embeddings=size.tied,
-        bos_token_id=None,
-        eos_token_id=ids.end,
-        pad_token_id=ids.pad,
         rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
     )
     vision: dict[str, Any] = dict(
@@ -149,14 +145,7 @@ def backbone(size: Size, ids: TokenIds) -> Qwen2_5_VLConfig:
         out_hidden_size=size.hidden,
         fullatt_block_indexes=sorted({depth - 1, *range(7, depth, 8)}),
     )
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids.image_pad,
-        vision_start_token_id=ids.vision_start,
-        vision_end_token_id=ids.vision_end,
-        tie_word_embeddings=size.tied,
-    )
+    return qwen_config(tokenizer, text, vision)
 
 
 @torch.no_grad()
