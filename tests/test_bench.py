@@ -22,6 +22,7 @@ from retrv_kernels import gpu, native, ops, registry
 from retrv_kernels.ops import Span
 from retrv_kernels.paged_attention import cases as paged_attention
 from retrv_kernels.splice_features import cases as splice_features
+from retrv_r1.train import record
 
 
 class Clock:
@@ -89,7 +90,7 @@ def test_a_card_says_what_was_measured(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-m", "all")
     (tmp_path / "result.json").touch()
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
     card = machine.card("cpu")
     assert len(card["commit"]) == 12 and not card["dirty"]  # results are no changes
     code.write_text("1")
@@ -257,7 +258,7 @@ class TestCommand:
 
             monkeypatch.setattr(run.machine, "Probe", Probe)
             monkeypatch.setattr(run.machine, "card", lambda device: CARD)
-            monkeypatch.setitem(run.SUITES, "kernels", suite)
+            monkeypatch.setattr(run.kernels, "suite", suite)
             monkeypatch.delenv("TRITON_INTERPRET", raising=False)
             return CliRunner().invoke(run.app, list(words))
 

@@ -25,12 +25,13 @@ from bench import harness
 from bench import run as bench_run
 from bench.device import CALLS, Device, Gpu, Profile
 from bench.gpu import __main__ as command
-from bench.gpu import decoding, kernels, parts, tables, worlds
-from bench.gpu.context import Context, local
-from bench.gpu.parts import PARTS, Done
-from bench.gpu.worlds import Scale, Shape
+from bench.gpu import aims, decoding, kernels, models, parts, tables
+from bench.gpu.context import Context, local_engine
+from bench.gpu.models import Scale, Shape
+from bench.gpu.parts import PARTS, PartEnd
 from bench.suites import engine as suites
 from bench.suites.kernels.entries import UNCOMPILED
+from bench.time_limit import time_limit
 from retrv_engine import EngineConfig, LocalEngine, Sampling
 from retrv_engine.runner import ModelRunner
 
@@ -65,9 +66,9 @@ def measured() -> dict:
     known: dict = {}
     for part in DISTINCT:
         with patch("bench.machine.last_level_cache", lambda device: 2**20):  # or it reads GBs
-            reason = parts.serve(context, part, 600, known, lambda one: rows.append(one[1]))
+            reason = parts.measure_part(context, part, 600, known, lambda one: rows.append(one[1]))
         known = context.ceilings
-        ends.append(vars(Done(part.name, "failed" if reason else "done", reason, 1.0, 1.0)))
+        ends.append(vars(PartEnd(part.name, "failed" if reason else "done", reason, 1.0, 1.0)))
     card = {**CARD, "ceilings": known}
     report = {"suite": "gpu", "card": card, "quick": True, "minutes": 1, "parts": ends}
     return report | {"started": "2026-01-02T03:04:05+00:00", "rows": rows, "failed": 0}
@@ -126,12 +127,12 @@ class TestParts:
         asked = []
 
         @contextlib.contextmanager
-        def local(context, world, requests, rows, **settings):
+        def local(context, work, requests, rows, **settings):
             asked.append(settings)
             raise RuntimeError("stop here")
             yield
 
-        monkeypatch.setattr("bench.gpu.decoding.local", local)
+        monkeypatch.setattr("bench.gpu.decoding.local_engine", local)
         part = next(part for part in PARTS if part.name == "steps-3b")
         list(part.run(Context(Device(), SMALL), "tiny", part.name))
         assert [one["graphs"] for one in asked if "graphs" in one] == [True, False]
@@ -140,12 +141,12 @@ class TestParts:
         asked = []
         monkeypatch.setattr(LocalEngine, "warm", lambda self, *words: asked.append(words))
         context = Context(Device(), SMALL)
-        world = context.world("tiny")
-        greedy = world.text(0, 8, 2)
+        work = context.workload("tiny")
+        greedy = work.text(0, 8, 2)
         samplings = [Sampling(0.7, seed=seed, max_inspections=0) for seed in (1, 2)]
         requests = [dataclasses.replace(greedy, sampling=one) for one in samplings]
         for one in ([greedy], requests):
-            with local(context, world, one, 64):
+            with local_engine(context, work, one, 64):
                 pass
         assert asked == [([greedy.sampling], [1]), ([samplings[1]], [2])]
 
@@ -163,20 +164,20 @@ class TestParts:
                 return Profile(100.0, 0.25, 1, 1, [])
 
         context = Context(Profiled(), SMALL)
-        world = context.world("tiny")
-        row = decoding._steps(context, world, [decoding._text(context, world, 0, 12, 1)], {})
+        work = context.workload("tiny")
+        row = decoding._steps(context, work, [decoding._text(context, work, 0, 12, 1)], {})
         assert 0 < row["phases"]["run"] < 0.5
         assert row["busy"] == pytest.approx(25 / SMALL.steps / row["seconds"]["median"])
 
     def test_a_floor_counts_cached_rows_and_a_shared_prompt_once(self):
         context = Context(Device(), SMALL)
-        world = context.world("tiny")
-        one, other = (world.text(seed, 100, 9) for seed in (0, 1))
-        row = worlds.row_bytes(world.model)
-        same, apart = (decoding.least_bytes(context, world, [one, x]) for x in (one, other))
+        work = context.workload("tiny")
+        one, other = (work.text(seed, 100, 9) for seed in (0, 1))
+        row = models.row_bytes(work.model)
+        same, apart = (decoding.least_bytes(context, work, [one, x]) for x in (one, other))
         assert apart - same == 100 * row
         cached = 100 + 2 * (decoding.BEFORE + SMALL.steps)
-        assert same == worlds.weight_bytes(world.model) + cached * row
+        assert same == models.weight_bytes(work.model) + cached * row
 
     def test_sequences_write_for_as_long_as_others_are_read(self):
         tokens = {}
@@ -205,8 +206,8 @@ class TestParts:
             return [columns | {"implementation": i, "note": n} for i, n in (("a", ""), ("b", late))]
 
         ran: list = []
-        monkeypatch.setattr(kernels, "_wanted", trials("wanted"))
-        monkeypatch.setattr(kernels, "_further", trials("further"))
+        monkeypatch.setattr(kernels, "_first_trials", trials("wanted"))
+        monkeypatch.setattr(kernels, "_later_trials", trials("further"))
         monkeypatch.setattr(harness, "run", run)
         context.begin(60)
         rows = list(kernels.run(context, "", "kernels"))
@@ -217,7 +218,7 @@ class TestParts:
         assert {row["name"] for row in rows if row["note"]} == {"7B"}
 
 
-class TestWorlds:
+class TestModels:
     @pytest.mark.parametrize(
         "name, decoder, tower, read, row",
         [("3B", 3.086e9, 0.669e9, 6.17e9, 36864), ("7B", 7.071e9, 0.677e9, 14.14e9, 57344)],
@@ -228,23 +229,23 @@ class TestWorlds:
         class Meta(Device):
             kind, dtype = "meta", torch.bfloat16
 
-        world = worlds.make(name, Meta())
-        size = worlds.SIZES[name]
-        counted = world.parameters - (not size.tied) * size.hidden * size.vocabulary
+        work = models.make(name, Meta())
+        size = models.SIZES[name]
+        counted = work.parameters - (not size.tied) * size.hidden * size.vocabulary
         head = 0 if size.tied else size.hidden * size.vocabulary
         assert counted + head == pytest.approx(decoder, rel=1e-3)
-        visual = sum(one.numel() for one in world.model.visual.parameters())
+        visual = sum(one.numel() for one in work.model.visual.parameters())
         assert visual == pytest.approx(tower, rel=1e-3)
-        assert worlds.weight_bytes(world.model) == pytest.approx(read, rel=1e-3)
-        assert worlds.row_bytes(world.model) == row
-        assert {one.dtype for one in world.model.parameters()} == {torch.bfloat16}
+        assert models.weight_bytes(work.model) == pytest.approx(read, rel=1e-3)
+        assert models.row_bytes(work.model) == row
+        assert {one.dtype for one in work.model.parameters()} == {torch.bfloat16}
 
     def test_random_weights_leave_nothing_unset(self):
         norm = torch.nn.RMSNorm(8)
         model = torch.nn.ModuleDict({"linear": torch.nn.Linear(8, 8), "ln_q": norm})
         for parameter in model.parameters():
             parameter.data.fill_(torch.nan)
-        worlds.randomize(model)
+        models.randomize(model)
         assert all(parameter.isfinite().all() for parameter in model.parameters())
         assert (norm.weight == 1).all() and model["linear"].weight.std() > 0
 
@@ -293,7 +294,7 @@ class TestTime:
 
     def test_a_part_that_dies_costs_itself_alone(self, run):
         kept = run({"kernels": EOFError("dead"), "steps-3b": TimeoutError("late")}, 300)
-        ends = {one.name: one for one in kept if isinstance(one, Done)}
+        ends = {one.name: one for one in kept if isinstance(one, PartEnd)}
         assert [ends[name].state for name in ("steps-3b", "kernels")] == ["failed"] * 2
         assert ends["kernels"].note == "dead (exit status -9)"
         assert all(
@@ -314,7 +315,7 @@ class TestTime:
         monkeypatch.setattr(context.device, "synchronize", broken)
         part = parts.Part("x", 1, lambda *_: iter([{"kind": "step"}]))
         sent: list = []
-        assert "illegal" in parts.serve(context, part, 1, {}, sent.append)
+        assert "illegal" in parts.measure_part(context, part, 1, {}, sent.append)
         assert sent == [("row", {"kind": "step"})]
 
     def test_a_model_is_built_once(self):
@@ -333,11 +334,11 @@ class TestTime:
 
     def test_a_limit_ends_what_takes_longer(self):
         began = time.monotonic()
-        with pytest.raises(TimeoutError, match="not done"), harness.time_limit(0.2):
+        with pytest.raises(TimeoutError, match="not done"), time_limit(0.2):
             while True:
                 time.sleep(0.01)
         assert time.monotonic() - began < 5
-        with harness.time_limit(0):
+        with time_limit(0):
             pass
 
 
@@ -372,8 +373,8 @@ class TestReport:
         step = {"part": "s", "kind": "step", "model": "3B", "form": "replayed", "sequences": 1}
         step |= {"seconds": {"median": 0.003}, "floor": 0.0015}
         rows = [
-            row(tables.COMPRESSED, 0.4, 10),
-            row(tables.FULL, 4.0, 20, 0),
+            row(aims.COMPRESSED, 0.4, 10),
+            row(aims.FULL, 4.0, 20, 0),
             row("ours, fast", 0.03, 10, 0),
             step,
             kernel("long", 6e-6),
@@ -400,7 +401,7 @@ class TestReport:
             (path,) = tmp_path.rglob("*.json")
             seen.append(json.loads(path.read_text())["rows"])
             keep({"part": "x", "kind": "tower", "note": "no room", "failed": True})
-            keep(Done("x", "done", "", 1.0, 1.0))
+            keep(PartEnd("x", "done", "", 1.0, 1.0))
 
         monkeypatch.setattr(command, "measure", measure)
         monkeypatch.setattr(
@@ -496,10 +497,10 @@ class TestGpu:
     def test_rounded_weights_lose_no_run(self, monkeypatch):
         """A suite on a GPU says that it rounds none; everything else of the trial is there."""
         model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
-        world = SimpleNamespace(name="tiny", model=model, parameters=1, text=lambda *a: None)
+        work = SimpleNamespace(name="tiny", model=model, parameters=1, text=lambda *a: None)
         monkeypatch.setattr(suites, "plain", lambda *a: lambda: torch.ones(1))
         monkeypatch.setattr(suites, "local", lambda *a: _Called())
-        rows = harness.run(suites._decode(world, 1), 0.0, rounds=(1, 1))
+        rows = harness.run(suites._decode(work, 1), 0.0, rounds=(1, 1))
         notes = {row["implementation"]: row["note"] for row in rows}
         assert notes.pop("transformers") == notes.pop("local") == ""
         assert set(notes.values()) == {"weights are rounded on CPUs only"}
@@ -510,7 +511,7 @@ class OnEmulated(Gpu):
     """Kernels are captured and replayed by the emulator; time and memory are the CPU's."""
 
     _events = staticmethod(lambda call: (call(), 1e-3)[1])
-    peak, held, rest = Device.peak, Device.held, Device.rest
+    peak, held, free_unused = Device.peak, Device.held, Device.free_unused
     _activities, _spans = Device._activities, Device._spans
 
     def sets(self, size: int) -> int:
@@ -524,7 +525,7 @@ class TestEmulated:
         pytest.importorskip("triton", reason="an emulated GPU needs Triton")
         from emulated_cuda import emulate
 
-        real, make = torch.Generator, worlds.make
+        real, make = torch.Generator, models.make
 
         class Generator(real):
             def __new__(cls, device="cpu"):
@@ -535,11 +536,11 @@ class TestEmulated:
         with emulate() as device:
 
             def made(name, _):
-                world = make(name, Device())
-                device.move(world.model.to(torch.bfloat16))
-                return world
+                work = make(name, Device())
+                device.move(work.model.to(torch.bfloat16))
+                return work
 
-            monkeypatch.setattr(worlds, "make", made)
+            monkeypatch.setattr(models, "make", made)
             monkeypatch.setattr(torch, "Generator", Generator)
             monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
             with torch.no_grad():

@@ -15,6 +15,8 @@ from retrv_r1.data.pack import PackError, data_folder, pack, unpack
 from retrv_r1.train.corpus import Corpus
 from retrv_r1.train.pictures import PictureBank
 
+pytest_plugins = ["training_fixtures"]
+
 
 @pytest.fixture
 def packed(pictographs, tmp_path):

@@ -29,7 +29,7 @@ from retrv_kernels.cases import TOLERANCE
 from retrv_kernels.inputs import Case
 from retrv_kernels.pool_tokens import cases as pool_tokens
 from retrv_kernels.relate_tokens import cases as relate_tokens
-from retrv_r1.model.icm import Attention, Pool
+from retrv_r1.model.icm_layers import Attention, Pool
 
 EPS = 1e-6
 HEADS = (8, 4)  # of ATT₂ and ATT₁

@@ -1,1 +1,5 @@
-"""What runs inside the SGLang server: its launcher, the model, the processor, the sampler."""
+"""What runs in the processes of an SGLang server: launcher, model, processor, sampler.
+
+The only module of ours outside this package that they share with our process is
+:mod:`retrv_engine.sglang.wire_format`.
+"""
