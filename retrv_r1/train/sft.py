@@ -20,7 +20,7 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.features import FeatureBank
-from retrv_r1.train.lists import ListBatch, ListCollator, Reading
+from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.sampling import ListSampler, Vectors, with_default_instruction
@@ -100,7 +100,6 @@ class SFTStage(Stage):
         rng = np.random.default_rng([self.seed, step])
         progress = min(1.0, self.place(step) / (config.grow * config.steps))
         full = step % config.full_every == config.full_every - 1
-        reading: Reading = "full" if full else "compressed"
         sizes = config.full_sizes if full else config.sizes
         size = sizes[int(rng.integers(1 + int(progress * (len(sizes) - 1))))]
         count = max(1, config.rows // (size * (4 if full else 1)))
@@ -109,12 +108,12 @@ class SFTStage(Stage):
         lists = with_default_instruction(lists, rng, config.default_instruction)
         # Chains or direct answers, not both, in one batch: less padding, and separate metrics.
         reasoned = bool(rng.random() < (config.full_reason if full else config.reason))
-        batch = self.collator.collate(lists, rng, reason=float(reasoned), reading=reading)
+        batch = self.collator.collate(lists, rng, reason=float(reasoned), full_tokens=full)
         kind = ("full_" if full else "") + ("reason_" if reasoned else "")
         return {
             "lists": batch,
             "views": self.bank.draw(batch.pictures, rng),
-            "goals": self.concepts.goals(batch.end_keys),
+            "goals": self.concepts.goals(batch.candidates.keys),
             "kind": kind,
         }
 
