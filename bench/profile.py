@@ -35,7 +35,7 @@ from retrv_kernels.linear import PreparedLinear
 from retrv_r1 import Reranker
 from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.icm import InformationCompressor
-from retrv_r1.rerank.features import FeatureEncoder
+from retrv_r1.rerank.feature_encoder import FeatureEncoder
 
 Path_ = tuple[str, ...]
 PHASES = ("decode", "inspection", "prefill")  # a step is named after the last that it has

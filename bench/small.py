@@ -35,7 +35,7 @@ def small() -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
             max_position_embeddings=32768,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=ids.im_end,
+            eos_token_id=ids.end,
             pad_token_id=ids.pad,
             rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 12, 12]),
         ),

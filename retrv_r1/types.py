@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -10,7 +10,10 @@ from typing import Any, Literal, TypeAlias
 from PIL import Image
 
 Mode: TypeAlias = Literal["reason", "fast"]
+Reading: TypeAlias = Literal["compressed", "full", "pointwise"]
 ImageSource: TypeAlias = Image.Image | str | Path | bytes
+
+_NAME_LENGTH = 60
 
 
 class RetrvError(Exception):
@@ -72,7 +75,7 @@ ItemLike: TypeAlias = Item | str | Path | bytes | Image.Image | Mapping[str, Any
 
 @dataclass(frozen=True)
 class RankRequest:
-    """A query with its candidates, as :meth:`Reranker.rank_batch` takes several.
+    """A query with its candidates, for :meth:`Reranker.rank_batch`.
 
     Args:
         query: text, picture, or both.
@@ -81,8 +84,31 @@ class RankRequest:
     """
 
     query: ItemLike
-    candidates: Sequence[ItemLike]
+    candidates: Iterable[ItemLike]
     instruction: str | None = None
+
+    def items(self) -> list[Item]:
+        """The query, then the candidates.
+
+        Raises:
+            ItemError: a value is not an item, or the candidates are not a list; the message names
+                the value.
+        """
+        values = self.candidates
+        single = str | bytes | Mapping | Item | Image.Image
+        if isinstance(values, single) or not isinstance(values, Iterable):
+            raise ItemError(
+                f"candidates must be a list of items, not {type(values).__name__}; "
+                "put a single one into a list"
+            )
+        items = []
+        for number, value in enumerate((self.query, *values), -1):
+            try:
+                items.append(Item.of(value))
+            except ItemError as error:
+                name = "the query" if number < 0 else f"candidate {number}"
+                raise ItemError(f"{name}: {error}") from error
+        return items
 
 
 @dataclass(frozen=True)
@@ -92,12 +118,29 @@ class RankedItem:
     Args:
         index: position of the candidate in the caller's list, from 0.
         score: calibrated relevance in [0, 1]; never increases down the ranking.
+        item: the candidate itself.
+        inspected: whether the model looked at the candidate in full.
     """
 
     index: int
     score: float
     item: Item
     inspected: bool = False
+
+    @property
+    def name(self) -> str:
+        """File name of the picture, else the start of the text, the id, or ``candidate N``."""
+        if isinstance(self.item.image, str | Path):
+            return Path(self.item.image).name
+        text = " ".join(self.text.split())
+        if len(text) > _NAME_LENGTH:
+            text = text[: _NAME_LENGTH - 1] + "…"
+        return text or self.item.id or f"candidate {self.index}"
+
+    @property
+    def text(self) -> str:
+        """Text of the candidate; empty where it is only a picture."""
+        return self.item.text or ""
 
 
 @dataclass(frozen=True)
@@ -149,8 +192,14 @@ class RankedResults:
     def __len__(self) -> int:
         return len(self.ranking)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[RankedItem]:
         return iter(self.ranking)
 
     def __getitem__(self, rank: int) -> RankedItem:
         return self.ranking[rank]
+
+    def top(self, n: int) -> list[RankedItem]:
+        """The ``n`` best candidates, fewer where the ranking is shorter."""
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        return list(self.ranking[:n])

@@ -28,8 +28,9 @@ from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import TokenIds, train_tokenizer
 from retrv_r1.train.corpus import Corpus
+from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.pictures import PictureBank
-from retrv_r1.train.sampling import ListSampler, Vectors
+from retrv_r1.train.sampling import ListSampler
 
 PATCH, MERGE = 8, 2
 # Weights well above the usual 0.02, so that a wrong row, mask or position changes logits visibly.
@@ -94,7 +95,7 @@ def backbone_config(tokenizer) -> Qwen2_5_VLConfig:
             initializer_range=SPREAD,
             tie_word_embeddings=True,
             bos_token_id=None,
-            eos_token_id=ids.im_end,
+            eos_token_id=ids.end,
             pad_token_id=ids.pad,
             rope_parameters=dict(rope_type="default", rope_theta=10000.0, mrope_section=[2, 3, 3]),
         ),

@@ -19,7 +19,7 @@ from retrv_engine import EngineConfig, EngineDied, SGLangConfig, Stats
 from retrv_r1 import __version__
 from retrv_r1.command.cli import app
 from retrv_r1.images import load_image
-from retrv_r1.rerank.features import FeatureStats
+from retrv_r1.rerank.feature_encoder import FeatureStats
 from retrv_r1.types import (
     CheckpointError,
     DeviceError,

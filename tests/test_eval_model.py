@@ -38,7 +38,7 @@ def checkpoint(tmp_path_factory):
             "num_key_value_heads": 1,
             "max_position_embeddings": 2048,
             "bos_token_id": None,
-            "eos_token_id": ids.im_end,
+            "eos_token_id": ids.end,
             "pad_token_id": ids.pad,
             "tie_word_embeddings": True,
             "rope_parameters": {

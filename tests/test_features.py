@@ -9,8 +9,8 @@ import threading
 import pytest
 import torch
 
+from retrv_r1.rerank.feature_encoder import FeatureEncoder
 from retrv_r1.rerank.feature_store import FeatureStore, fingerprint
-from retrv_r1.rerank.features import FeatureEncoder
 from retrv_r1.types import Item, RetrvError
 
 diskcache = pytest.importorskip("diskcache")

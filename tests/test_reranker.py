@@ -12,9 +12,9 @@ import torch
 
 from retrv_engine import EngineConfig, Output, Request, Sampling, SGLangConfig
 from retrv_r1.model.prompts import TableLayout
-from retrv_r1.rerank.features import FeatureEncoder, pack_features
+from retrv_r1.rerank.feature_encoder import FeatureEncoder, pack_features
+from retrv_r1.rerank.ordering import merge_windows, rank_labels, vote
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.rerank.scoring import merge_windows, rank_labels, vote
 from retrv_r1.types import Item, ItemError, RankedItem, RankedResults, RankRequest
 
 SHORT = Sampling(max_reasoning_tokens=12)
@@ -204,13 +204,15 @@ def test_top_k_is_the_start_of_the_whole_ranking(reranker, mixed, top_k):
     whole = reranker.rank("q", mixed, mode="fast")
     part = reranker.rank("q", mixed, mode="fast", top_k=top_k)
     same(part.ranking, whole.ranking[:top_k])
+    batch = reranker.rank_batch([RankRequest("q", mixed)] * 2, mode="fast", top_k=top_k)
+    assert [len(one) for one in batch] == [len(part)] * 2
 
 
 BAD = {
     "top_k": ({"top_k": 0}, "top_k"),
     "mode": ({"mode": "slow"}, "mode must be"),
     "reading": ({"reading": "short"}, "reading must be"),
-    "pointwise reasoning": ({"reading": "pointwise"}, 'say mode="fast"'),
+    "pointwise reasoning": ({"reading": "pointwise"}, 'use mode="fast"'),
     "votes": ({"votes": 0}, "votes must be"),
     "fast votes": ({"votes": 2, "mode": "fast"}, "nothing to vote on"),
     "greedy votes": ({"votes": 2, "sampling": SHORT}, "give a temperature"),
@@ -228,9 +230,9 @@ def test_engines_that_there_are_not_are_refused(model, processor):
         Reranker(model, processor, engine="fastest")
     with pytest.raises(ValueError, match="plain engine rounds no weights"):
         Reranker(model, processor, engine="plain", config=EngineConfig(weights="int8"))
-    with pytest.raises(ValueError, match="takes a SGLangConfig"):
+    with pytest.raises(ValueError, match="takes an SGLangConfig"):
         Reranker(model, processor, engine="sglang", config=EngineConfig())
-    with pytest.raises(ValueError, match='is for engine="sglang"'):
+    with pytest.raises(ValueError, match='an SGLangConfig is for engine="sglang"'):
         Reranker(model, processor, config=SGLangConfig())
 
 

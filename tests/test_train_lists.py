@@ -18,7 +18,7 @@ from retrv_engine.plain import embed_pieces
 from retrv_engine.request import length_of
 from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.train.chains import Piece, chain, describe
+from retrv_r1.train.chains import ChainPart, chain, describe
 from retrv_r1.train.corpus import Entry, ListExample, rivals
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
@@ -40,7 +40,7 @@ def text_list(rng: np.random.Generator, size: int, answer: int | None = None) ->
     return ListExample("cell", "Which?", Entry("q", None, {}), entries, right, closeness.tolist())
 
 
-def examined(pieces: list[Piece]) -> list[int]:
+def examined(pieces: list[ChainPart]) -> list[int]:
     """Candidates named in the third step, before anything is looked at or decided."""
     kinds = "".join(piece.kind[0] for piece in pieces)
     start = kinds.index("l")
@@ -125,7 +125,7 @@ def test_targets_are_the_models_own_tokens_and_nothing_else(collator, sampler, f
     for b, example in enumerate(examples):
         ids, labels = batch.input_ids[b].tolist(), batch.labels[b].tolist()
         start = labels.index(tokens.think_start)  # the system prompt names the tag too
-        end = len(ids) - ids[::-1].index(tokens.im_end)
+        end = len(ids) - ids[::-1].index(tokens.end)
         trained = [i for i, label in enumerate(labels) if label != -100]
         assert all(labels[i] == ids[i] for i in trained)
         inspected = [i for i in range(start, end) if ids[i] == tokens.inspect_end]
@@ -136,7 +136,7 @@ def test_targets_are_the_models_own_tokens_and_nothing_else(collator, sampler, f
             spliced |= set(range(at + 1, at + 1 + len(item) + 2 * bool(item.rows)))
         assert set(trained) == set(range(start, end)) - spliced
         assert ids[end - 4 : end] == [
-            *(tokens.answer_start, labels[end - 3], tokens.answer_end, tokens.im_end)
+            *(tokens.answer_start, labels[end - 3], tokens.answer_end, tokens.end)
         ]
         decided = int(batch.answer_rows[b]) + 1
         assert ids[decided : decided + 2] == [labels[end - 3], tokens.think_end]
@@ -159,7 +159,7 @@ def test_direct_answers_train_the_label_and_what_closes_it(collator, sampler):
     batch = collate(collator, examples, reason=0.0, moved=0.0)
     for b, example in enumerate(examples):
         trained = [i for i in batch.labels[b].tolist() if i != -100]
-        assert trained == [tokens.labels[example.answer], tokens.answer_end, tokens.im_end]
+        assert trained == [tokens.labels[example.answer], tokens.answer_end, tokens.end]
     rows = torch.arange(len(examples))
     assert (batch.input_ids[rows, batch.answer_rows] == tokens.answer_start).all()
 

@@ -21,7 +21,6 @@ from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.tokens import TokenIds
-from retrv_r1.rerank.reranker import vocabulary_of
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def make(name: str, device: Device) -> World:
         model = RetrvR1ForConditionalGeneration(config).eval()
     randomize(model)
     tokens, words = tiny.tokens, len(tiny.tokenizer) // 2
-    return World(name, model, vocabulary_of(tokens), tokens.labels, 0, 0, words)
+    return World(name, model, tokens, tokens.labels, 0, 0, words)
 
 
 def backbone(size: Size, ids: TokenIds) -> Qwen2_5_VLConfig:
@@ -132,7 +131,7 @@ def backbone(size: Size, ids: TokenIds) -> Qwen2_5_VLConfig:
         max_position_embeddings=128_000,
         tie_word_embeddings=size.tied,
         bos_token_id=None,
-        eos_token_id=ids.im_end,
+        eos_token_id=ids.end,
         pad_token_id=ids.pad,
         rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
     )

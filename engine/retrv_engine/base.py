@@ -1,7 +1,7 @@
 """The contract of an engine; every backend keeps it and passes the same tests.
 
-(The plain engine is the reference of what is written, and no backend: it has ``generate`` and
-``load_weights`` alone.)
+``PlainEngine`` defines the expected output. It is not a backend: it runs a list of requests to its
+end and has ``generate``, ``load_weights``, ``warm``, ``stats`` and ``close`` only.
 
 *Deterministic.* A greedy request gives the same tokens alone, batched with strangers, with a cold
 and with a warm cache, and after preemption, up to rounding: where the logits of two tokens are
@@ -26,15 +26,17 @@ the engine's own after ``start`` (or the first ``await``), else by whoever waits
 from __future__ import annotations
 
 import asyncio
+import threading
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from torch import Tensor
 
-from retrv_engine.request import Output, Piece, Request
+from retrv_engine.request import Output, Piece, Request, Sampling
 
 T = TypeVar("T")
 
@@ -99,14 +101,15 @@ class Handle(Generic[T]):
     """A request that was submitted: wait for it, follow it, await it, cancel it.
 
     Args:
-        drive: makes progress until a condition holds or so many seconds have passed.
-        start: makes the engine go on by itself.
+        drive: function that returns True once a condition holds, and False after a number of
+            seconds; it may compute meanwhile.
+        start: function to call before the handle is awaited, or None.
     """
 
     def __init__(
         self,
-        drive: Callable[[Callable[[], bool], float | None], None],
-        start: Callable[[], object],
+        drive: Callable[[Callable[[], bool], float | None], bool],
+        start: Callable[[], object] | None = None,
     ) -> None:
         self.future: Future[T] = Future()
         self._drive, self._start = drive, start
@@ -122,7 +125,8 @@ class Handle(Generic[T]):
         Raises:
             TimeoutError: it takes longer than ``timeout`` seconds; it goes on.
         """
-        self._drive(self.future.done, timeout)
+        if not self._drive(self.future.done, timeout):
+            raise TimeoutError(f"not done in {timeout:.3g} s; it goes on")
         return self.future.result(timeout=0)
 
     def cancel(self) -> bool:
@@ -140,7 +144,8 @@ class Handle(Generic[T]):
                 return
 
     async def __aiter__(self) -> AsyncIterator[int]:
-        self._start()
+        if self._start is not None:
+            self._start()
         tokens = self.tokens()
         try:
             while (token := await asyncio.to_thread(next, tokens, None)) is not None:
@@ -149,7 +154,8 @@ class Handle(Generic[T]):
             self.cancel()
 
     def __await__(self) -> Generator[Any, None, T]:
-        self._start()
+        if self._start is not None:
+            self._start()
         return asyncio.wrap_future(self.future).__await__()
 
     def add(self, tokens: Sequence[int]) -> None:
@@ -157,9 +163,22 @@ class Handle(Generic[T]):
         self._news.put(tokens)
 
 
-class Engine(Protocol):
-    """See the module's docstring for what all of it has in common."""
+class Engine(ABC):
+    """Base class of the engines; the module's docstring says what its methods have in common.
 
+    A subclass calls ``_notify`` when a request has new tokens.
+    """
+
+    def __init__(self) -> None:
+        self._news = threading.Condition()  # notified when a request has new tokens or has ended
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
     def submit(
         self, request: Request, *, priority: int = 0, deadline: float | None = None
     ) -> Handle[Output]:
@@ -173,20 +192,24 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         """Outputs of ``requests``, in their order; where one fails the rest is cancelled."""
-        ...
+        handles: list[Handle[Output]] = []
+        try:
+            for request in requests:
+                handles.append(self.submit(request))
+            return [handle.result() for handle in handles]
+        finally:
+            for handle in handles:
+                handle.cancel()
 
+    @abstractmethod
     def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:
         """Log-probability of each of ``tokens`` behind the prompt and those before it."""
-        ...
 
-    def step(self) -> bool:
-        """Makes progress once; False if there was nothing to do."""
-        ...
+    @abstractmethod
+    def warm(self, samplings: Sequence[Sampling] = (Sampling(),)) -> None:
+        """Compiles and captures in advance what requests with ``samplings`` will launch."""
 
-    def start(self) -> None:
-        """Goes on in a thread of its own from now on."""
-        ...
-
+    @abstractmethod
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Puts new values into the model's parameters, by name, and forgets all cached rows.
 
@@ -196,14 +219,31 @@ class Engine(Protocol):
         Raises:
             ValueError: a name or a shape that the model has not; nothing is changed then.
         """
-        ...
 
+    @abstractmethod
     def flush(self) -> None:
         """Forgets all cached rows that no request holds."""
-        ...
 
-    def stats(self) -> Stats: ...
+    @abstractmethod
+    def stats(self) -> Stats:
+        """Counts since the engine was made."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Cancels everything and ends the thread."""
-        ...
+        """Cancels all requests and ends the engine's threads and processes."""
+
+    def _handle(self, start: Callable[[], object] | None = None) -> Handle:
+        """A handle for a new request."""
+        handle: Handle = Handle(self._drive, start)
+        handle.future.add_done_callback(lambda _: self._notify())
+        return handle
+
+    def _notify(self) -> None:
+        """Wakes all who wait for a request."""
+        with self._news:
+            self._news.notify_all()
+
+    def _drive(self, reached: Callable[[], bool], timeout: float | None) -> bool:
+        """Waits until a condition holds; False if it does not after ``timeout`` seconds."""
+        with self._news:
+            return self._news.wait_for(reached, timeout)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from retrv_engine import decode, warming
-from retrv_engine.base import DeadlineExceeded, Handle, Stats
+from retrv_engine.base import DeadlineExceeded, Engine, Handle, Stats
 from retrv_engine.config import EngineConfig
 from retrv_engine.generation import Generation
 from retrv_engine.pages import PagePool
@@ -33,7 +34,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Serves requests with a model in this process; see :mod:`retrv_engine.base`.
 
     Args:
@@ -51,6 +52,7 @@ class LocalEngine:
         runner: Runner | None = None,
         generation_type: type[Generation] = Generation,
     ) -> None:
+        super().__init__()
         config = config or EngineConfig()
         if runner is None:
             if model is None:
@@ -66,17 +68,10 @@ class LocalEngine:
         self._numbers = itertools.count()
         self._inbox: deque[Job] = deque()
         self._turn = threading.RLock()  # held while a step is taken
-        self._news = threading.Condition()  # something was submitted, or a step was taken
         self._thread: threading.Thread | None = None
         self._closed = False
         self._counts: Counter[str] = Counter()
         self._seconds = dict.fromkeys(("schedule", "run", "sample", "inspect"), 0.0)
-
-    def __enter__(self) -> LocalEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # What callers do.
 
@@ -86,17 +81,6 @@ class LocalEngine:
         """See :meth:`retrv_engine.base.Engine.submit`."""
         self.runner.check([*request.prompt, *request.labels])
         return self._submit(self.generation_type(request, self.vocabulary), priority, deadline)
-
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
-        """See :meth:`retrv_engine.base.Engine.generate`."""
-        handles: list[Handle[Output]] = []
-        try:
-            for request in requests:
-                handles.append(self.submit(request))
-            return [handle.result() for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
 
     def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:
         """See :meth:`retrv_engine.base.Engine.score`."""
@@ -155,7 +139,7 @@ class LocalEngine:
         return any(not job.writing for job in self.scheduler.running)
 
     def start(self) -> None:
-        """See :meth:`retrv_engine.base.Engine.start`."""
+        """Takes steps in a thread of the engine's own from now on."""
         with self._news:
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._serve, name="retrv-engine")
@@ -219,7 +203,7 @@ class LocalEngine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """See :meth:`retrv_engine.base.Engine.step`."""
+        """Takes a step; False if there was nothing to do."""
         with self._turn:
             self._collect()
             began = time.perf_counter()
@@ -243,9 +227,7 @@ class LocalEngine:
                 self._count(extends, phases, now - began, now)
             except Exception as error:
                 self._fail_all(error)
-                return True
-        with self._news:
-            self._news.notify_all()
+        self._notify()
         return True
 
     def _collect(self) -> None:
@@ -358,8 +340,6 @@ class LocalEngine:
             self._end(job, error)
         self._drop_cache()
         self.runner.reset()
-        with self._news:
-            self._news.notify_all()
 
     def _drop_cache(self) -> None:
         for job in list(self.scheduler.running):
@@ -369,7 +349,7 @@ class LocalEngine:
     # Who takes the steps.
 
     def _submit(self, generation: Any, priority: int, deadline: float | None) -> Handle:
-        handle: Handle = Handle(self._drive, self.start)
+        handle = self._handle(self.start)
         now = time.perf_counter()
         late = None if deadline is None else now + deadline
         job = Job(generation, handle, next(self._numbers), now, priority, late)
@@ -389,20 +369,20 @@ class LocalEngine:
                 with self._news:
                     self._news.wait_for(lambda: self._inbox or self._closed)
 
-    def _drive(self, reached: Callable[[], bool], timeout: float | None) -> None:
-        """Makes progress until a condition holds; raises TimeoutError after ``timeout`` seconds."""
-        end = None if timeout is None else time.perf_counter() + timeout
-        while not reached():
-            if end is not None and time.perf_counter() > end:
-                raise TimeoutError(f"not done in {timeout:.3g} s; it goes on")
-            if self._thread is None and self._turn.acquire(blocking=False):
+    def _drive(self, reached: Callable[[], bool], timeout: float | None) -> bool:
+        """Waits as the base class does, and takes the steps if no other thread takes them."""
+        end = math.inf if timeout is None else time.perf_counter() + timeout
+        while self._thread is None and not reached() and time.perf_counter() < end:
+            if self._turn.acquire(blocking=False):
                 try:
                     self.step()
                 finally:
                     self._turn.release()
             else:
                 with self._news:
-                    self._news.wait(0.05)
+                    self._news.wait(0.05)  # whoever takes the steps may have stopped
+        left = None if timeout is None else max(0.0, end - time.perf_counter())
+        return super()._drive(reached, left)
 
 
 def _phase(extend: Extend) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from retrv_engine.base import Stats
 from retrv_engine.generation import Generation
 from retrv_engine.request import (
     LanguageModel,
     Output,
     Piece,
     Request,
+    Sampling,
     Vocabulary,
     load_distinct,
     positions_of,
@@ -49,6 +52,7 @@ class PlainEngine:
         self.model, self.vocabulary, self.batch_size = model, vocabulary, batch_size
         self.generation_type = generation_type
         self._masks: Masks | None = None
+        self._counts: Counter[str] = Counter()
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Output]:
@@ -61,6 +65,16 @@ class PlainEngine:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Puts new values into the model's parameters, by name; ValueError as of other engines."""
         load_weights(self.model, weights)
+
+    def warm(self, samplings: Sequence[Sampling] = (Sampling(),)) -> None:
+        """Does nothing: nothing is compiled or captured."""
+
+    def stats(self) -> Stats:
+        """Counts since the engine was made; there are no pages, and no row is found in a cache."""
+        return Stats(**self._counts)
+
+    def close(self) -> None:
+        """Does nothing: there is no thread and no process to end."""
 
     def _batch(self, requests: Sequence[Request]) -> list[Output]:
         sequences = [self.generation_type(request, self.vocabulary) for request in requests]
@@ -89,6 +103,7 @@ class PlainEngine:
             choices = [one.choice(k) for one, n in counted for k in range(n)]
             picks = iter(pick(wanted, choices, self._masks))
             first = first or time.perf_counter() - started
+            self._counts["steps"] += 1
             for one, n in counted:
                 one.advance(list(itertools.islice(picks, n)))
             _splice([sequences[i] for i in active])
@@ -100,6 +115,10 @@ class PlainEngine:
             active = [active[n] for n in keep]
         total = time.perf_counter() - started
         timings = {"prefill": first, "decode": total - first}
+        self._counts["finished"] += len(sequences)
+        self._counts["computed_rows"] += sum(computed)
+        self._counts["written_tokens"] += sum(len(one.tokens) for one in sequences)
+        self._counts["inspections"] += sum(len(one.inspected) for one in sequences)
         return [
             replace(generation.output(), timings=timings, computed_rows=rows)
             for generation, rows in zip(sequences, computed, strict=True)

@@ -29,9 +29,9 @@ from retrv_r1.command.ship import assemble
 from retrv_r1.data import mbeir
 from retrv_r1.data.pack import unpack
 from retrv_r1.train import train_stage
-from retrv_r1.train.build import Settings, read_config
+from retrv_r1.train.config import RunConfig, read_config
 from retrv_r1.train.machine import Machine
-from retrv_r1.train.record import commit_here, describe, slug, versions
+from retrv_r1.train.record import commit_here, describe_machine, slug, versions
 from retrv_r1.train.schedule import Schedule
 from retrv_r1.types import RetrvError
 
@@ -96,7 +96,7 @@ def train_all(
         "minutes": minutes,
         "quick": quick,
         "commit": commit or commit_here(),
-        "machine": describe(machine),
+        "machine": describe_machine(machine),
         "versions": versions(),
         "stages": {},
         "checkpoint": None,
@@ -127,7 +127,7 @@ def train_all(
     return record
 
 
-def _moved(settings: Settings, data: Path, runs: Path) -> Settings:
+def _moved(settings: RunConfig, data: Path, runs: Path) -> RunConfig:
     """The settings with other folders for data and runs; runs keep their names."""
     init = {name: runs / path.parent.name / path.name for name, path in settings.init.items()}
     return replace(settings, data=data, out=runs / settings.out.name, init=init)
@@ -211,7 +211,7 @@ def main(
         machine = Machine.of(device, dtype, workers)
         record = train_all(
             data,
-            out / slug(describe(machine)["device"]) / "train",
+            out / slug(describe_machine(machine)["device"]) / "train",
             work,
             minutes=minutes,
             machine=machine,

@@ -10,8 +10,7 @@ from retrv_engine import Sampling
 from retrv_engine.config import Weights
 from retrv_r1.data.mbeir import Pool
 from retrv_r1.eval.cells import EvalError
-from retrv_r1.rerank.reranker import Reading
-from retrv_r1.types import Mode
+from retrv_r1.types import Mode, Reading
 
 FIRST_STAGE = "first stage"
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from retrv_engine import Vocabulary
+
 MAX_CANDIDATES = 128
 QWEN_TOKENS = (
     "<|endoftext|>",
@@ -39,20 +41,16 @@ _PRE_TOKENS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\
 
 
 @dataclass(frozen=True)
-class TokenIds:
-    """Ids of the tokens that steer a request; one place that knows their names."""
+class TokenIds(Vocabulary):
+    """Ids of all special tokens that prompts and answers are made of.
+
+    Those that steer generation are the engines' :class:`Vocabulary`.
+    """
 
     im_start: int
-    im_end: int
     vision_start: int
     vision_end: int
     image_pad: int
-    think_start: int
-    think_end: int
-    answer_start: int
-    answer_end: int
-    inspect_start: int
-    inspect_end: int
     content: int
     relation: int
     labels: tuple[int, ...]
@@ -67,7 +65,7 @@ class TokenIds:
             raise ValueError(f"the tokenizer lacks {missing[:3]}…: call add_retrv_tokens first")
         names = {
             "im_start": "<|im_start|>",
-            "im_end": "<|im_end|>",
+            "end": "<|im_end|>",
             "vision_start": "<|vision_start|>",
             "vision_end": "<|vision_end|>",
             "image_pad": "<|image_pad|>",

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from retrv_engine import Stats
 from retrv_r1.report.view import seconds, timing_shares
-from retrv_r1.rerank.features import FeatureStats
+from retrv_r1.rerank.feature_encoder import FeatureStats
 from retrv_r1.types import RankedResults
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -14,10 +14,8 @@ from retrv_engine import FeatureRows, Piece, Request, Sampling
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, Slot
-from retrv_r1.rerank.features import FeatureEncoder, Features, pack_features
+from retrv_r1.rerank.feature_encoder import FeatureEncoder, Features, pack_features
 from retrv_r1.types import Item
-
-Reading = Literal["compressed", "full", "pointwise"]
 
 
 @dataclass(frozen=True)

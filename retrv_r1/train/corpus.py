@@ -115,6 +115,16 @@ def used_pictures(corpus: Corpus) -> list[int]:
     )
 
 
+def described_pictures(corpus: Corpus) -> list[Entry]:
+    """Every distinct picture of the pools that has a name, as an entry without text."""
+    seen: dict[int, Entry] = {}
+    for cell in corpus.cells.values():
+        for entry in cell.pool:
+            if entry.picture is not None and entry.meta.get("name"):
+                seen.setdefault(entry.picture, Entry(None, entry.picture, entry.meta))
+    return list(seen.values())
+
+
 def pictures_of(entries: Sequence[Entry]) -> list[int]:
     """Bank rows of the entries' pictures, in order."""
     return [entry.picture for entry in entries if entry.picture is not None]

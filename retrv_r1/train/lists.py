@@ -13,7 +13,7 @@ from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, TableLayout
 from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
-from retrv_r1.train.chains import Piece, chain
+from retrv_r1.train.chains import ChainPart, chain
 from retrv_r1.train.corpus import Entry, Key, ListExample, distinct, pictures_of, rivals
 from retrv_r1.train.pictures import merged_grid
 
@@ -207,7 +207,7 @@ class ListCollator:
         for item, description in enumerate(descriptions):
             one = _Sequence(self.builder.description(layout.items, item, full_tokens=full_tokens))
             ids = self.text_ids(" " + description)[: self.max_text]
-            one.write([*ids, self.tokens.im_end])
+            one.write([*ids, self.tokens.end])
             sequences.append(one)
         return self._pad(layout, entries, sequences, Candidates.of([], []))
 
@@ -224,7 +224,7 @@ class ListCollator:
     def _answered(
         self,
         prompt: Prompt,
-        thoughts: Sequence[Piece],
+        thoughts: Sequence[ChainPart],
         answer: int,
         layout: TableLayout,
         candidates: Sequence[int],
@@ -234,23 +234,23 @@ class ListCollator:
         labels = [prompt.ids[rows.start] for rows in prompt.candidates]
         if thoughts:
             one.write([tokens.think_start])
-            for piece in thoughts:
-                if piece.kind == "text":
-                    one.write(self.text_ids(piece.text))
+            for part in thoughts:
+                if part.kind == "text":
+                    one.write(self.text_ids(part.text))
                     continue
-                label = labels[piece.candidate]
-                if piece.kind == "label":
+                label = labels[part.candidate]
+                if part.kind == "label":
                     one.write([label])
                     continue
                 one.write([tokens.inspect_start, label, tokens.inspect_end])
-                self.builder.full_item(prompt, layout.items, candidates[piece.candidate])
+                self.builder.full_item(prompt, layout.items, candidates[part.candidate])
             # A chain ends with the label that it decides for; the answer repeats it.
             one.answer_row = len(prompt) - 2
             one.write([tokens.think_end, tokens.answer_start])
         else:  # the opening tag is given
             one.answer_row = len(prompt)
             prompt.add([tokens.answer_start])
-        one.write([labels[answer], tokens.answer_end, tokens.im_end])
+        one.write([labels[answer], tokens.answer_end, tokens.end])
         return one
 
     def _pad(

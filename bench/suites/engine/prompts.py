@@ -22,7 +22,6 @@ from retrv_engine import (
 from retrv_engine.generation import Generation
 from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.rerank.reranker import vocabulary_of
 
 INSTRUCTION, TASK = 12, 8  # tokens before and behind the candidates
 
@@ -107,9 +106,8 @@ class World:
     @classmethod
     def _of(cls, name, model, processor, rows, width, device):
         tokens, words = processor.tokens, len(processor.tokenizer) // 2
-        vocabulary = vocabulary_of(tokens)
         model = model.to(device, Device.of(device).dtype)
-        return cls(name, model, vocabulary, tokens.labels, rows, width, words)
+        return cls(name, model, tokens, tokens.labels, rows, width, words)
 
     @property
     def parameters(self) -> int:

@@ -15,7 +15,6 @@ import uuid
 from collections import Counter
 from collections.abc import (
     AsyncGenerator,
-    Callable,
     Coroutine,
     Iterable,
     Iterator,
@@ -30,10 +29,10 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from retrv_engine.base import DeadlineExceeded, Handle, Stats
+from retrv_engine.base import DeadlineExceeded, Engine, Handle, Stats
 from retrv_engine.config import SGLangConfig
 from retrv_engine.generation import Generation
-from retrv_engine.request import Output, Piece, Request, Vocabulary, check_pieces
+from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, check_pieces
 from retrv_engine.sglang import turns
 from retrv_engine.sglang.link import Link
 from retrv_engine.sglang.turns import Part
@@ -85,7 +84,7 @@ def _timed(job: Job, phase: str) -> Iterator[None]:
     job.timings[phase] = job.timings.get(phase, 0.0) + time.perf_counter() - began
 
 
-class SGLangEngine:
+class SGLangEngine(Engine):
     """Serves requests with a SGLang server; see :mod:`retrv_engine.base`.
 
     It is made when the server answers: where one is started, most of a minute later.
@@ -108,6 +107,7 @@ class SGLangEngine:
         checkpoint: str | Path | None = None,
         generation_type: type[Generation] = Generation,
     ) -> None:
+        super().__init__()
         self.model, self.vocabulary, self.generation_type = model, vocabulary, generation_type
         self.config = config or SGLangConfig()
         self.table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
@@ -128,12 +128,6 @@ class SGLangEngine:
             self.close()
             raise
 
-    def __enter__(self) -> SGLangEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     # What callers do.
 
     def submit(
@@ -146,23 +140,12 @@ class SGLangEngine:
         self._link.check_size(len(prompt.ids))
         if self._closed:
             raise RuntimeError("the engine is closed")
-        handle: Handle[Output] = Handle(self._drive, self.start)
+        handle: Handle[Output] = self._handle()
         job = Job(generation, prompt, handle, next(self._numbers), priority, time.perf_counter())
         self._jobs.add(job)
         task = asyncio.run_coroutine_threadsafe(self._serve(job, deadline), self._loop)
         handle.future.add_done_callback(lambda future: future.cancelled() and task.cancel())
         return handle
-
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
-        """See :meth:`retrv_engine.base.Engine.generate`."""
-        handles: list[Handle[Output]] = []
-        try:
-            for request in requests:
-                handles.append(self.submit(request))
-            return [handle.result() for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
 
     def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:
         """See :meth:`retrv_engine.base.Engine.score`."""
@@ -175,14 +158,8 @@ class SGLangEngine:
         self._count(part, 1)
         return list(part.forced)
 
-    def step(self) -> bool:
-        """The server goes on by itself: waits a moment, and tells whether there is a reason."""
-        if self._jobs:
-            time.sleep(0.01)
-        return bool(self._jobs)
-
-    def start(self) -> None:
-        """Nothing to do: it goes on in a thread of its own anyway."""
+    def warm(self, samplings: Sequence[Sampling] = (Sampling(),)) -> None:
+        """Does nothing: the server compiles and captures when it starts."""
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :meth:`retrv_engine.base.Engine.load_weights`; turns that run are waited for."""
@@ -343,6 +320,7 @@ class SGLangEngine:
         tokens = job.generation.tokens
         if news := tokens[job.reported :]:
             job.handle.add(news)
+            self._notify()
         job.reported = len(tokens)
 
     def _end(self, job: Job, error: BaseException | None) -> None:
@@ -369,11 +347,3 @@ class SGLangEngine:
     def _wait_for(self, what: Coroutine[Any, Any, T]) -> T:
         """What comes of a coroutine in the engine's loop."""
         return asyncio.run_coroutine_threadsafe(what, self._loop).result()
-
-    def _drive(self, reached: Callable[[], bool], timeout: float | None) -> None:
-        """Waits until a condition holds; raises TimeoutError after ``timeout`` seconds."""
-        end = None if timeout is None else time.perf_counter() + timeout
-        while not reached():
-            if end is not None and time.perf_counter() > end:
-                raise TimeoutError(f"not done in {timeout:.3g} s; it goes on")
-            time.sleep(0.002)
