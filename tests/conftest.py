@@ -28,8 +28,9 @@ from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import TokenIds, train_tokenizer
 from retrv_r1.train.corpus import Corpus
+from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.pictures import PictureBank
-from retrv_r1.train.sampling import ListSampler, Vectors
+from retrv_r1.train.sampling import ListSampler
 
 PATCH, MERGE = 8, 2
 # Weights well above the usual 0.02, so that a wrong row, mask or position changes logits visibly.

@@ -13,7 +13,7 @@ from emulated_device import Calls, Emulated, EmulatedDevice, Mismatch, raw_of, t
 from torch import Tensor
 
 from retrv_kernels import registry
-from retrv_r1.model import attention
+from retrv_r1.model import tower
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def emulate(free: int = 2**27) -> Iterator[EmulatedDevice]:
         for name, value in _cuda(device, free).items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(_triton(device))
-        stack.enter_context(mock.patch.object(attention, "varlen_attn", _varlen(device)))
+        stack.enter_context(mock.patch.object(tower, "varlen_attn", _varlen(device)))
         stack.enter_context(Calls(device))
         stack.enter_context(device)
         yield device

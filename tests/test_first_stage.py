@@ -19,7 +19,7 @@ from retrv_r1.model.first_stage import MAX_TEXT, FirstStage, local_checkpoint
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import train_tokenizer
 from retrv_r1.train.corpus import Entry
-from retrv_r1.train.embed import EntryEmbedder
+from retrv_r1.train.entry_vectors import EntryEmbedder
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.types import CheckpointError, ItemError
 

@@ -24,9 +24,9 @@ from transformers import (
 from retrv_engine import Sampling
 from retrv_r1 import CheckpointError, Item
 from retrv_r1.model import from_backbone
-from retrv_r1.model.attention import PACKED
 from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.tokens import QWEN_TOKENS, TokenIds, encode_text
+from retrv_r1.model.tower import PACKED
 from retrv_r1.rerank.reranker import Reranker
 
 SHORT_PROMPTS = {"before_instruction": "<|im_start|>user\n", "instruction": "Best?"}

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, Qwen2_5_VLForConditionalGeneration
 
-from retrv_r1.model.attention import PACKED
 from retrv_r1.model.config import DEFAULT_PROMPTS, RetrvR1Config
 from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
 from retrv_r1.model.prompts import Rows, TableLayout
 from retrv_r1.model.tokens import encode_text
+from retrv_r1.model.tower import PACKED
 from retrv_r1.types import Item
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from retrv_engine.weights import load_weights
 from retrv_kernels.cases import error_of
-from retrv_r1.model import direct
+from retrv_r1.model import icm_reference
 from retrv_r1.model.config import ICMConfig
-from retrv_r1.model.icm import Attention, InformationCompressor, Pool, _together
+from retrv_r1.model.icm import InformationCompressor, _together
+from retrv_r1.model.icm_layers import Attention, Pool
 
 D = 32
 CONFIGS = {
@@ -161,7 +162,7 @@ def test_folded_and_direct_form_are_one(config, dtype, tolerance):
     forms = []
     for pooled, relation in (
         (icm.pooled, icm.relation),
-        (partial(direct.pooled, icm), partial(direct.relation, icm)),
+        (partial(icm_reference.pooled, icm), partial(icm_reference.relation, icm)),
     ):
         rows = features.to(dtype).requires_grad_()
         tokens = torch.cat([pooled(rows, offsets), relation(rows, offsets, *pairs)])
@@ -177,8 +178,8 @@ def test_training_with_either_form_takes_the_same_course(monkeypatch):
     for form in ("folded", "direct"):
         icm = compressor(ICMConfig(relate_dim=8))
         if form == "direct":
-            monkeypatch.setattr(icm, "pooled", partial(direct.pooled, icm))
-            monkeypatch.setattr(icm, "relation", partial(direct.relation, icm))
+            monkeypatch.setattr(icm, "pooled", partial(icm_reference.pooled, icm))
+            monkeypatch.setattr(icm, "relation", partial(icm_reference.relation, icm))
         features, offsets = rows_of([4, 1, 9, 6])
         goals = torch.randn(2, 4, D, generator=torch.Generator().manual_seed(3))
         optimizer = torch.optim.AdamW(icm.parameters(), 1e-2)

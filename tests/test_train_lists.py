@@ -18,7 +18,7 @@ from retrv_engine.plain import embed_pieces
 from retrv_engine.request import length_of
 from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.train.chains import Piece, chain, describe
+from retrv_r1.train.chains import ChainPart, chain, describe
 from retrv_r1.train.corpus import Entry, ListExample
 from retrv_r1.train.lists import ListBatch, ListCollator, rivals
 from retrv_r1.train.losses import run_lists
@@ -40,7 +40,7 @@ def text_list(rng: np.random.Generator, size: int, answer: int | None = None) ->
     return ListExample("cell", "Which?", Entry("q", None, {}), entries, right, closeness.tolist())
 
 
-def examined(pieces: list[Piece]) -> list[int]:
+def examined(pieces: list[ChainPart]) -> list[int]:
     """Candidates named in the third step, before anything is looked at or decided."""
     kinds = "".join(piece.kind[0] for piece in pieces)
     start = kinds.index("l")

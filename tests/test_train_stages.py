@@ -17,8 +17,11 @@ from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.train import loop, run
-from retrv_r1.train.build import ConfigError, build_stage, read_config
-from retrv_r1.train.loop import Stage, fit
+from retrv_r1.train.build import build_stage
+from retrv_r1.train.config import ConfigError, LoopConfig, read_config
+from retrv_r1.train.curves import draw_curves
+from retrv_r1.train.loop import fit
+from retrv_r1.train.stage import Stage
 from retrv_r1.types import RetrvError
 
 pytestmark = pytest.mark.skipif(not find_spec("accelerate"), reason="needs the train extra")
@@ -197,7 +200,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_a_killed_run_resumes_to_the_same_end(build, name, tmp_path):
-    settings = loop.LoopConfig(**LOOP)
+    settings = LoopConfig(**LOOP)
     whole = build(name)
     fit(whole, settings, tmp_path / "whole", resume=True)
 
@@ -309,7 +312,7 @@ def test_parts_may_learn_more_slowly(build, tmp_path):
     stage = build("pretrain")
     before = {n: p.detach().clone() for n, p in stage.model.named_parameters()}
     rates = {"visual": 0.0, "embed_tokens": 0.0}
-    settings = loop.LoopConfig(**LOOP | {"steps": 2}, rates=rates)
+    settings = LoopConfig(**LOOP | {"steps": 2}, rates=rates)
     stage.save = lambda out: None
     fit(stage, settings, tmp_path / "run", resume=False)
     names = set(before)
@@ -320,8 +323,8 @@ def test_parts_may_learn_more_slowly(build, tmp_path):
 
 
 def test_a_rate_for_nothing_is_refused(build, tmp_path):
-    settings = loop.LoopConfig(**LOOP, rates={"visaul": 0.5})
-    with pytest.raises(ValueError, match="no parameter's name holds 'visaul'"):
+    settings = LoopConfig(**LOOP, rates={"visaul": 0.5})
+    with pytest.raises(ValueError, match="no parameter's name contains 'visaul'"):
         fit(build("pretrain"), settings, tmp_path / "run", resume=False)
 
 
@@ -336,7 +339,7 @@ def test_curves_are_drawn(tmp_path, monkeypatch):
     path = tmp_path / "x.jsonl"
     rows = [{"step": s, "loss": 1 / (s + 1), "lr": 0.1, "seconds": 1.0} for s in range(3)]
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"step": 2, "val_r1": 0.5}]))
-    with Image.open(loop.draw_curves(path, "x")) as drawn:
+    with Image.open(draw_curves(path, "x")) as drawn:
         assert (drawn.format, drawn.mode) == ("PNG", "P") and len(drawn.getcolors()) > 4
 
 

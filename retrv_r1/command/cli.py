@@ -21,6 +21,7 @@ from retrv_r1.command.arguments import (
 )
 from retrv_r1.command.rerank import rerank
 from retrv_r1.command.shell import Group, clear_errors, print_json, stdout
+from retrv_r1.train import STAGES
 from retrv_r1.types import Mode
 
 app = typer.Typer(
@@ -98,7 +99,7 @@ def pack(
 @app.command()
 def train(
     stage: Annotated[
-        str, typer.Argument(metavar="STAGE", help="Stage to train: embed, pretrain, align or sft.")
+        str, typer.Argument(metavar="STAGE", help=f"Stage to train: {', '.join(STAGES)}.")
     ],
     config: Annotated[Path, typer.Option(help="YAML file of the stage.")],
     out: Annotated[

@@ -33,7 +33,7 @@ from retrv_r1.types import RetrvError
 
 # Modules of training are imported in functions: without their extra a command says so in one line.
 if TYPE_CHECKING:
-    from retrv_r1.train.build import Settings
+    from retrv_r1.train.config import RunConfig
     from retrv_r1.train.machine import Machine
 
 CONFIGS = Path(__file__).parents[1] / "train" / "configs" / "tiny"
@@ -83,8 +83,8 @@ def train_all(
         quick: rehearse on little data; needs a pack.
         commit: commit of the code, for the record; by default git's answer.
     """
-    from retrv_r1.train.build import read_config
-    from retrv_r1.train.record import commit_here, describe, versions
+    from retrv_r1.train.config import read_config
+    from retrv_r1.train.record import commit_here, describe_machine, versions
     from retrv_r1.train.schedule import Schedule
 
     console, started = Console(stderr=True), time.monotonic()
@@ -103,7 +103,7 @@ def train_all(
         "minutes": minutes,
         "quick": quick,
         "commit": commit or commit_here(),
-        "machine": describe(machine),
+        "machine": describe_machine(machine),
         "versions": versions(),
         "stages": {},
         "checkpoint": None,
@@ -134,7 +134,7 @@ def train_all(
     return record
 
 
-def _relocated(settings: Settings, data: Path, runs: Path) -> Settings:
+def _relocated(settings: RunConfig, data: Path, runs: Path) -> RunConfig:
     """Settings with other folders for data and runs; runs keep their names."""
     init = {name: runs / path.parent.name / path.name for name, path in settings.init.items()}
     return replace(settings, data=data, out=runs / settings.out.name, init=init)
@@ -222,12 +222,12 @@ def main(
 ) -> None:
     """Train a checkpoint by the recipe of the shipped one, in a given time."""
     from retrv_r1.train.machine import Machine
-    from retrv_r1.train.record import describe, slug
+    from retrv_r1.train.record import describe_machine, slug
 
     machine = Machine.of(device, dtype, workers)
     record = train_all(
         data,
-        out / slug(describe(machine)["device"]) / "train",
+        out / slug(describe_machine(machine)["device"]) / "train",
         work,
         minutes=minutes,
         machine=machine,

@@ -35,7 +35,7 @@ def ship(
     print(calibrate(out, dataset))
 
 
-def assemble(runs: Path, out: Path, last: str = STAGES[-1]) -> None:
+def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:
     """Copies a stage's result to ``out``, in half precision, with every run's curves and record.
 
     Args:

@@ -16,7 +16,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
 )
 
-from retrv_r1.model.attention import tower_rows, use_packed_attention
+from retrv_r1.model.tower import tower_rows, use_packed_attention
 
 
 class RetrvEmbedderConfig(PretrainedConfig):

@@ -24,9 +24,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from retrv_kernels.linear import float_logits
-from retrv_r1.model.attention import tower_rows, use_packed_attention
 from retrv_r1.model.config import ICMConfig, RetrvR1Config
 from retrv_r1.model.icm import InformationCompressor
+from retrv_r1.model.tower import tower_rows, use_packed_attention
 
 
 @dataclass(frozen=True)

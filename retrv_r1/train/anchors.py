@@ -80,7 +80,7 @@ class Anchors(nn.Module):
         return cls(memory.prototypes, memory.temperature)
 
     @torch.no_grad()
-    def start(self, icm: InformationCompressor, rows: Tensor, goals: Tensor) -> None:
+    def initialize(self, icm: InformationCompressor, rows: Tensor, goals: Tensor) -> None:
         """Puts every concept's anchor at the mean direction of its pictures' pooled tokens.
 
         Their size, which no cosine sees, is that of √d: steps of the optimiser turn them little.

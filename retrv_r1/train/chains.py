@@ -35,7 +35,7 @@ _NEAR = 6
 
 
 @dataclass(frozen=True)
-class Piece:
+class ChainPart:
     """A piece of a chain: words, a candidate's label, or an inspection of a candidate."""
 
     kind: Literal["text", "label", "inspect"]
@@ -61,7 +61,7 @@ def is_close(answer: Entry, other: Entry) -> bool:
     return bool(subgroup) and subgroup == other.meta.get("subgroup")
 
 
-def chain(example: ListExample, rng: np.random.Generator) -> list[Piece]:
+def chain(example: ListExample, rng: np.random.Generator) -> list[ChainPart]:
     """The reasoning of one list, without the surrounding tags."""
 
     def one_of(choices: Sequence[str]) -> str:
@@ -75,19 +75,19 @@ def chain(example: ListExample, rng: np.random.Generator) -> list[Piece]:
     rival = [rivals[int(rng.integers(len(rivals)))]] if rivals else []
     examined = [int(k) for k in rng.permutation([example.answer, *rival])]
 
-    pieces = [Piece("text", one_of(_IDEAL).format(describe(answer)))]
+    pieces = [ChainPart("text", one_of(_IDEAL).format(describe(answer)))]
     if len(example.candidates) > len(examined) and (easy := one_of(_EASY)):
-        pieces.append(Piece("text", easy))
-    pieces.append(Piece("text", one_of(_HARD)))
-    pieces += [Piece("label", candidate=k) for k in examined]
-    pieces.append(Piece("text", "."))
+        pieces.append(ChainPart("text", easy))
+    pieces.append(ChainPart("text", one_of(_HARD)))
+    pieces += [ChainPart("label", candidate=k) for k in examined]
+    pieces.append(ChainPart("text", "."))
     for k in examined[:CHAIN_INSPECTIONS] if hard else ():
-        pieces.append(Piece("inspect", candidate=k))
-        pieces.append(Piece("text", one_of(_SHOWN).format(describe(example.candidates[k]))))
-    pieces += [Piece("text", one_of(_DONE)), Piece("label", candidate=example.answer)]
+        pieces.append(ChainPart("inspect", candidate=k))
+        pieces.append(ChainPart("text", one_of(_SHOWN).format(describe(example.candidates[k]))))
+    pieces += [ChainPart("text", one_of(_DONE)), ChainPart("label", candidate=example.answer)]
     return pieces
 
 
-def corpus_of_phrases() -> list[str]:
+def phrases() -> list[str]:
     """Every fixed phrase, for the tokenizer."""
     return [p.format("") for p in (*_IDEAL, *_EASY, *_HARD, *_SHOWN, *_DONE)]

@@ -113,3 +113,13 @@ def used_pictures(corpus: Corpus) -> list[int]:
             if entry.picture is not None
         }
     )
+
+
+def described_pictures(corpus: Corpus) -> list[Entry]:
+    """Every distinct picture of the pools that has a name, as an entry without text."""
+    seen: dict[int, Entry] = {}
+    for cell in corpus.cells.values():
+        for entry in cell.pool:
+            if entry.picture is not None and entry.meta.get("name"):
+                seen.setdefault(entry.picture, Entry(None, entry.picture, entry.meta))
+    return list(seen.values())

@@ -13,7 +13,7 @@ from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.prompts import PromptBuilder, Rows, TableLayout
 from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
-from retrv_r1.train.chains import Piece, chain
+from retrv_r1.train.chains import ChainPart, chain
 from retrv_r1.train.corpus import Entry, Key, ListExample
 from retrv_r1.train.pictures import merged_grid
 from retrv_r1.types import ListReading
@@ -184,7 +184,7 @@ class ListCollator:
         self,
         rows: Rows,
         targets: list[int],
-        pieces: Sequence[Piece],
+        pieces: Sequence[ChainPart],
         names: Sequence[int],
         layout: TableLayout,
         candidates: Sequence[int],

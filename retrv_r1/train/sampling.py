@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from retrv_r1.train.corpus import Cell, Corpus, ListExample
-from retrv_r1.train.embed import EntryEmbedder
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Unit vectors of a cell from the first stage: ``queries [q, e]`` and ``pool [p, e]``."""
-
-    queries: np.ndarray
-    pool: np.ndarray
-
-
-def embed_cells(embedder: EntryEmbedder, corpus: Corpus) -> dict[str, Vectors]:
-    """First-stage vectors of every cell, each distinct entry embedded once."""
-    cells = corpus.cells
-    entries = [e for cell in cells.values() for e in (*cell.queries, *cell.pool)]
-    sizes = [n for cell in cells.values() for n in (len(cell.queries), len(cell.pool))]
-    parts = iter(embedder.embed_all(entries).cpu().split(sizes))
-    return {name: Vectors(next(parts).numpy(), next(parts).numpy()) for name in cells}
+from retrv_r1.train.entry_vectors import Vectors
 
 
 class ListSampler:

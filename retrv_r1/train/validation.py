@@ -7,11 +7,11 @@ import torch
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.train.corpus import Corpus, ListExample, used_pictures
-from retrv_r1.train.features import clean_rows
+from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import run_lists
-from retrv_r1.train.sampling import Vectors
 from retrv_r1.train.tensors import to_device
+from retrv_r1.train.vision_rows import clean_rows
 
 
 class ListValidation:

@@ -28,7 +28,7 @@ from bench.suites.kernels.entries import (
 from retrv_kernels import inputs
 from retrv_kernels.cases import TOLERANCE
 from retrv_kernels.inputs import Case
-from retrv_r1.model.icm import Attention, Pool
+from retrv_r1.model.icm_layers import Attention, Pool
 
 EPS = 1e-6
 HEADS = (8, 4)  # of ATT₂ and ATT₁

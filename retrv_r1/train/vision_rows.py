@@ -12,9 +12,9 @@ from rich.progress import track
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from retrv_r1.model.attention import tower_rows
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.model.tower import tower_rows
 from retrv_r1.train.pictures import (
     Augmentation,
     Mix,
@@ -57,7 +57,7 @@ class Views:
     pictures: Tensor
 
 
-class FeatureBank:
+class RowBank:
     """Several views of every picture: the clean one first, then augmented ones.
 
     Args:
@@ -79,7 +79,7 @@ class FeatureBank:
         seed: int,
         blend: float = 0.0,
         batch: int = 256,
-    ) -> FeatureBank:
+    ) -> RowBank:
         """Encodes the ``used`` rows of the bank ``views`` times; other rows stay NaN.
 
         Args:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from retrv_kernels.ragged import pad_rows
-from retrv_r1.model.icm import Attention, InformationCompressor, Pool
+from retrv_r1.model.icm import InformationCompressor
+from retrv_r1.model.icm_layers import Attention, Pool
 
 
 def weigh(

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.vision_utils import get_vision_window_index
 
-from retrv_r1.model import attention
-from retrv_r1.model.attention import PACKED, Segments, packed_vision_attention
+from retrv_r1.model import tower
+from retrv_r1.model.tower import PACKED, Segments, packed_vision_attention
 
 SIZES = {
     "one": [(48, 48)],
@@ -27,7 +27,7 @@ SIZES = {
 def grouping(request, monkeypatch) -> str:
     """How segments become batches: as on a CPU, and as on a GPU."""
     if request.param == "gathered":
-        monkeypatch.setattr(attention, "_segments", Segments._gathered)
+        monkeypatch.setattr(tower, "_segments", Segments._gathered)
     return request.param
 
 
@@ -114,10 +114,8 @@ def test_a_forward_asks_for_its_segments_once(model, processor, picture, monkeyp
     grid = torch.tensor([grid for _, grid, _ in parts])
     made = []
     of = Segments.of
-    attention._segments.cache_clear()
-    monkeypatch.setattr(
-        attention, "_segments", attention.lru_cache(lambda *x: (made.append(x), of(*x))[1])
-    )
+    tower._segments.cache_clear()
+    monkeypatch.setattr(tower, "_segments", tower.lru_cache(lambda *x: (made.append(x), of(*x))[1]))
     assert len(model.visual.blocks) == 2
     model.encode_pictures(torch.cat([patches for patches, _, _ in parts]), grid)
     assert len(made) == 2 and {offsets.device.type for offsets, _ in made} == {"cpu"}
@@ -142,19 +140,19 @@ def test_the_kernel_of_ragged_batches_is_asked_for_the_same(lengths, monkeypatch
     q, k, v = torch.randn(3, 1, 2, sum(lengths), 8, generator=generator)
     given = (torch.nn.Module(), q, k, v, None, 0.3, torch.tensor([0, *lengths]).cumsum(0))
     expected, _ = packed_vision_attention(*given)
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
-    monkeypatch.setattr(attention, "_segments", Segments._gathered)
-    monkeypatch.setattr(attention, "_has_kernel", lambda _: True)
+    monkeypatch.setattr(tower, "varlen_attn", kernel)
+    monkeypatch.setattr(tower, "_segments", Segments._gathered)
+    monkeypatch.setattr(tower, "_has_kernel", lambda _: True)
     torch.testing.assert_close(packed_vision_attention(*given)[0], expected)
 
 
 def test_the_kernel_takes_half_precision_on_a_gpu_alone():
     with FakeTensorMode():
         rows = torch.empty(5, 2, 16, device="cuda")
-        assert [attention._has_kernel(rows.to(t)) for t in attention._HALF] == [True, True]
-        assert not attention._has_kernel(rows) and not attention._has_kernel(rows.bfloat16().cpu())
+        assert [tower._has_kernel(rows.to(t)) for t in tower._HALF] == [True, True]
+        assert not tower._has_kernel(rows) and not tower._has_kernel(rows.bfloat16().cpu())
         narrow = torch.empty(5, 2, 12, device="cuda", dtype=torch.bfloat16)
-        assert not attention._has_kernel(narrow)
+        assert not tower._has_kernel(narrow)
 
 
 def test_two_models_do_not_share_how_they_attend(make_model):

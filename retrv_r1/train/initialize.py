@@ -74,7 +74,7 @@ def fit_tokens(
 
 
 @torch.no_grad()
-def start_compressor(icm: InformationCompressor, to_vector: Tensor) -> None:
+def initialize_compressor(icm: InformationCompressor, to_vector: Tensor) -> None:
     """Makes content tokens ``(MᵀM)^½ · mean row``; pooling stays near uniform."""
     attention = icm.pool.attention
     values, vectors = torch.linalg.eigh(to_vector.T @ to_vector)
@@ -83,7 +83,7 @@ def start_compressor(icm: InformationCompressor, to_vector: Tensor) -> None:
 
 
 @torch.no_grad()
-def start_layers(language_model: Any) -> None:
+def initialize_layers(language_model: Any) -> None:
     """Starts a decoder so that alike rows find each other.
 
     Every key projection begins as its query projection: attention then prefers rows that are alike
