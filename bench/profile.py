@@ -91,6 +91,7 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
     """Times one request without cached features, after one that warms up."""
     network, processor = small.small() if model == "bench-small" else load_checkpoint(model)
     reranker = Reranker(network, processor)
+    assert isinstance(reranker.engine, LocalEngine)
     reranker.engine.generation_type = PacedGeneration
     pictures = np.random.default_rng(0).integers(0, 256, (k, small.SIDE, small.SIDE, 3), np.uint8)
     candidates = [Image.fromarray(picture) for picture in pictures]

@@ -122,7 +122,8 @@ def _varlen(device: EmulatedDevice) -> Callable[..., Tensor]:
         query, key, value, offsets, *_ = raw_of(tensors)
         cuts = offsets.diff().tolist()
         parts = zip(*(x.transpose(0, 1).split(cuts, 1) for x in (query, key, value)), strict=True)
-        out = [torch.nn.functional.scaled_dot_product_attention(*x, scale=scale) for x in parts]
+        attention = torch.nn.functional.scaled_dot_product_attention
+        out = [attention(q, k, v, scale=scale) for q, k, v in parts]
         device.books.launches["varlen_attn"] += 1
         return device.put(torch.cat(out, 1).transpose(0, 1))
 

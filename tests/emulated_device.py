@@ -95,7 +95,7 @@ class Emulated(Tensor):
         self.raw, self.owner = raw, owner
         return self
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return f"Emulated({self.raw})"
 
     def data_ptr(self) -> int:
@@ -137,7 +137,7 @@ class Emulated(Tensor):
     def __bool__(self) -> bool:
         return bool(self.item())
 
-    def cpu(self) -> Tensor:
+    def cpu(self) -> Tensor:  # type: ignore[override]
         return self.to("cpu")
 
     def __getitem__(self, index: Any) -> Emulated:
@@ -147,7 +147,7 @@ class Emulated(Tensor):
         self.owner.set(self, index, value)
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         """Where the device's mode is not on: in other threads."""
         one = next(x for x in tensors_in((args, kwargs)) if isinstance(x, Emulated))
         return one.owner.dispatch(func, args, kwargs or {})

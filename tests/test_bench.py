@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def measured(clock: Clock, *made: Entry, budget: float = 0.0, **sizes) -> dict[s
     return {row["implementation"]: row for row in rows}
 
 
-CARD = {
+CARD: dict[str, Any] = {
     "device": "cpu",
     "name": "a processor of some name",
     "cpu": {"name": "a processor of some name", "cores": 2, "threads": 2},
@@ -115,9 +116,10 @@ def example() -> dict:
 
 
 def shown(values: dict) -> str:
-    console = Console(width=200, file=io.StringIO())
+    out = io.StringIO()
+    console = Console(width=200, file=out)
     report.render(values, console)
-    return console.file.getvalue()
+    return out.getvalue()
 
 
 class TestHarness:
@@ -317,7 +319,8 @@ class TestPeers:
         arguments = case.arguments(torch.float64)
         expected = ops.paged_attention(**arguments)
         names = ("query", "key_pages", "value_pages", "page_table")
-        dense = peers.Dense.gather(*(arguments[name] for name in names), new, cached)
+        parts = {name: arguments[name] for name in names}
+        dense = peers.Dense.gather(**parts, new=new, cached=cached)
         torch.testing.assert_close(dense.sdpa(), expected)
         torch.testing.assert_close(ops.paged_attention(**dense.paged(8)), expected)
 

@@ -13,6 +13,7 @@ import re
 import signal
 import time
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -26,7 +27,7 @@ from bench import run as bench_run
 from bench.device import CALLS, Device, Gpu, Profile
 from bench.gpu import __main__ as command
 from bench.gpu import aims, decoding, kernels, models, parts, tables
-from bench.gpu.context import Context, local_engine
+from bench.gpu.context import Context, Row, local_engine
 from bench.gpu.models import Scale, Shape
 from bench.gpu.parts import PARTS, PartEnd
 from bench.suites import engine as suites
@@ -184,8 +185,9 @@ class TestParts:
         for kind in ("cpu", "cuda"):
             context = SimpleNamespace(device=SimpleNamespace(kind=kind), scale=SMALL)
             asked = SimpleNamespace(text=lambda seed, rows, tokens: tokens)
-            chunk = EngineConfig().on(kind).chunk_rows
-            tokens[kind] = decoding._text(context, asked, 0, 4096, 32) - 32 * 4096 // chunk
+            chunk: Any = EngineConfig().on(kind).chunk_rows
+            written: Any = decoding._text(context, asked, 0, 4096, 32)
+            tokens[kind] = written - 32 * 4096 // chunk
         assert tokens["cpu"] == tokens["cuda"] < 100
 
     def test_compilers_come_last_and_the_wanted_of_all_models_first(self, monkeypatch):
@@ -241,13 +243,13 @@ class TestModels:
         assert {one.dtype for one in work.model.parameters()} == {torch.bfloat16}
 
     def test_random_weights_leave_nothing_unset(self):
-        norm = torch.nn.RMSNorm(8)
-        model = torch.nn.ModuleDict({"linear": torch.nn.Linear(8, 8), "ln_q": norm})
+        linear, norm = torch.nn.Linear(8, 8), torch.nn.RMSNorm(8)
+        model = torch.nn.ModuleDict({"linear": linear, "ln_q": norm})
         for parameter in model.parameters():
             parameter.data.fill_(torch.nan)
         models.randomize(model)
         assert all(parameter.isfinite().all() for parameter in model.parameters())
-        assert (norm.weight == 1).all() and model["linear"].weight.std() > 0
+        assert (norm.weight == 1).all() and linear.weight.std() > 0
 
 
 class FakeWorker:
@@ -344,11 +346,12 @@ class TestTime:
 
 class TestReport:
     def test_tables_and_markdown_show_all_that_was_measured(self, measured):
-        console = Console(width=200, file=io.StringIO())
+        out = io.StringIO()
+        console = Console(width=200, file=out)
         tables.render(measured, console)
         text = tables.markdown(measured)
         for title in ("A request", "A decode step", "The vision tower", "Kernels"):
-            assert title in console.file.getvalue() and f"**{title}**" in text
+            assert title in out.getvalue() and f"**{title}**" in text
         assert "2026-01-02, commit 0123abcd, with changes" in text
         assert "A rehearsal" in text and "Aims" not in text
         unknown = measured | {"card": {**measured["card"], "commit": None, "dirty": False}}
@@ -359,18 +362,24 @@ class TestReport:
     def test_aims_are_met_or_missed(self, measured):
         def row(form: str, seconds: float, peak: int, inspections: int = 3) -> dict:
             spread = {"median": seconds}
-            base = {"part": "efficiency-7b", "kind": "efficiency", "model": "7B", "form": form}
+            base: Row = {"part": "efficiency-7b", "kind": "efficiency", "model": "7B", "form": form}
             base |= {"candidates": 50, "rows": 256, "inspections": inspections}
             base |= {"first": spread, "total": spread, "peak": 99, "above_weights": peak}
             return base
 
         def kernel(name: str, floor: float) -> dict:
             amount = floor * CARD["ceilings"]["read"]["median"]
-            base = {"part": "kernels", "kind": "kernel", "op": "pool", "name": name, "flops": 0}
+            base: Row = {
+                "part": "kernels",
+                "kind": "kernel",
+                "op": "pool",
+                "name": name,
+                "flops": 0,
+            }
             base |= {"implementation": "triton", "dtype": "bfloat16", "bytes": amount}
             return base | {"error": 0.0, "seconds": {"median": 2 * floor}}
 
-        step = {"part": "s", "kind": "step", "model": "3B", "form": "replayed", "sequences": 1}
+        step: Row = {"part": "s", "kind": "step", "model": "3B", "form": "replayed", "sequences": 1}
         step |= {"seconds": {"median": 0.003}, "floor": 0.0015}
         rows = [
             row(aims.COMPRESSED, 0.4, 10),
@@ -525,7 +534,8 @@ class TestEmulated:
         pytest.importorskip("triton", reason="an emulated GPU needs Triton")
         from emulated_cuda import emulate
 
-        real, make = torch.Generator, models.make
+        real: Any = torch.Generator
+        make = models.make
 
         class Generator(real):
             def __new__(cls, device="cpu"):

@@ -115,7 +115,7 @@ class WordReranker:
 @pytest.fixture(autouse=True)
 def reranker(monkeypatch) -> type[WordReranker]:
     module = types.ModuleType("retrv_r1.rerank.reranker")
-    module.Reranker = WordReranker
+    vars(module)["Reranker"] = WordReranker
     monkeypatch.setitem(sys.modules, "retrv_r1.rerank.reranker", module)
     monkeypatch.setattr(WordReranker, "calls", [])
     return WordReranker

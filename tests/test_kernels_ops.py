@@ -278,7 +278,7 @@ class TestAttentionsAgree:
         rows = torch.arange(4)
         shared = ops.shared_prefix_attention(
             *(arguments[k] for k in ("query", "key_pages", "value_pages", "page_table", "kv_lens")),
-            torch.stack([rows, rows + 1], 1),
+            node_rows=torch.stack([rows, rows + 1], 1),
         )
         torch.testing.assert_close(shared, ops.paged_attention(**arguments))
 
