@@ -8,10 +8,10 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from bench_doubles import CARD
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -58,25 +58,6 @@ def trial(*made: Entry, name: str = "case", k: int = 50, op: str = "op") -> Tria
 def measured(clock: Clock, *made: Entry, budget: float = 0.0, **sizes) -> dict[str, dict]:
     rows = harness.run(trial(*made, **sizes), budget, evict=clock.evict, clock=lambda: clock.now)
     return {row["implementation"]: row for row in rows}
-
-
-CARD: dict[str, Any] = {
-    "device": "cpu",
-    "name": "a processor of some name",
-    "cpu": {"name": "a processor of some name", "cores": 2, "threads": 2},
-    "isas": ["scalar"],
-    "load": [0.1, 0.2, 0.3],
-    "memory_gib": 8.0,
-    "cache_mib": 32,
-    "versions": {"torch": "2"},
-    "commit": "0123abcd",
-    "dirty": True,
-    "problems": [],
-    "ceilings": {
-        "read": {"median": 1e3, "q1": 9e2, "q3": 2e3, "rounds": 3},
-        "gemm": {"median": 1e6, "q1": 9e5, "q3": 2e6, "rounds": 3},
-    },
-}
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
