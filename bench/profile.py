@@ -28,7 +28,7 @@ from bench import machine, report, small
 from bench.device import Device
 from bench.suites.engine.entries import local, plain
 from bench.suites.engine.workload import PacedGeneration, Workload
-from retrv_engine import LocalEngine, Sampling, attention, decode, lean, runner
+from retrv_engine import LocalEngine, Sampling, batch, decode, qwen_layers, runner
 from retrv_engine.scheduler import Extend
 from retrv_kernels.linear import PreparedLinear
 from retrv_r1 import Reranker
@@ -114,10 +114,10 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
 
     with ExitStack() as stack:
         for owner, attribute, name in (
-            (attention.Plan, "of", "plan"),
+            (batch.Plan, "of", "plan"),
             (runner, "splice_features", "splice"),
             (decode.DecodeStep, "fill", "plan"),
-            (lean.Layers, "forward", "layers"),
+            (qwen_layers.Layers, "forward", "layers"),
             (FeatureEncoder, "encode", "features"),
             (InformationCompressor, "tokens", "compression"),
             (PreparedLinear, "forward", "linear"),

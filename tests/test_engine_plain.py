@@ -224,7 +224,7 @@ def plain_logits(model, names: Vocabulary, one: Request, output: Output) -> Tens
     embeds, positions, at = [], [], 0
     for piece in pieces:
         if isinstance(piece, int):
-            embeds.append(model.embed_tokens(torch.tensor([piece])))
+            embeds.append(model.get_input_embeddings()(torch.tensor([piece])))
             positions.append(torch.full((3, 1), at))
             at += 1
             continue

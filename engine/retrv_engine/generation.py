@@ -35,7 +35,7 @@ class Generation:
     Attributes:
         pending: the pieces that it wants to feed next.
         due: from how many of the last rows it wants a token then.
-        wanted: the candidate that has to be spliced in before anything else, or None.
+        inspecting: the candidate whose rows must be spliced in before anything else, or None.
     """
 
     request: Request
@@ -48,7 +48,7 @@ class Generation:
     label_logits: Tensor | None = None
     pending: list[Piece] = field(default_factory=list)
     due: int = 1
-    wanted: tuple[FeatureSource, Hashable] | None = None
+    inspecting: tuple[FeatureSource, Hashable] | None = None
 
     def __post_init__(self) -> None:
         names, request = self.vocabulary, self.request
@@ -145,7 +145,7 @@ class Generation:
 
     def splice(self, pieces: Sequence[Piece]) -> None:
         """Takes the rows of the wanted candidate."""
-        self.wanted = None
+        self.inspecting = None
         self.inspected_rows += length_of(pieces)
         self.pending += pieces
 
@@ -164,7 +164,7 @@ class Generation:
         candidate = list(self.request.labels).index(pick.token)
         self.inspected.append(candidate)
         assert self.request.source is not None
-        self.wanted = self.request.source, self.request.inspections[candidate]
+        self.inspecting = self.request.source, self.request.inspections[candidate]
 
     def _choose(self, permitted: Permitted, labels: tuple[int, ...] = ()) -> Choice:
         sampling = self.request.sampling

@@ -23,12 +23,13 @@ from retrv_engine import decode, warming
 from retrv_engine.base import DeadlineExceeded, Engine, Handle, Stats
 from retrv_engine.config import EngineConfig
 from retrv_engine.generation import Generation
+from retrv_engine.model import LanguageModel
 from retrv_engine.pages import PagePool
 from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, load_distinct
-from retrv_engine.runner import Decoder, ModelRunner, Runner
+from retrv_engine.runner import ModelRunner, Runner
 from retrv_engine.sampler import Picked
 from retrv_engine.scheduler import Extend, Job, Scheduler
-from retrv_engine.scoring import Scoring
+from retrv_engine.work import Scoring
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class LocalEngine(Engine):
 
     def __init__(
         self,
-        model: Decoder | None,
+        model: LanguageModel | None,
         vocabulary: Vocabulary,
         config: EngineConfig | None = None,
         *,
@@ -260,7 +261,7 @@ class LocalEngine(Engine):
             except Exception as error:  # its own fault: others go on
                 self._drop(job, error)
                 continue
-            if job.generation.wanted is not None:
+            if job.generation.inspecting is not None:
                 asking.append(job)
         return asking
 
@@ -274,7 +275,7 @@ class LocalEngine(Engine):
 
     def _splice(self, asking: Sequence[Job]) -> None:
         """Gives sequences the candidates that they asked for: each is loaded once for all."""
-        wanted = [job.generation.wanted for job in asking]
+        wanted = [job.generation.inspecting for job in asking]
         pieces = load_distinct([one for one in wanted if one is not None])
         self._counts["inspections"] += len(asking)
         self._counts["loaded"] += len(pieces)

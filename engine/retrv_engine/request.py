@@ -1,37 +1,14 @@
-"""What an engine takes and gives back, and the little it needs to know of a model."""
+"""What an engine takes and gives back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
-from torch import Tensor, nn
-
-
-class LanguageModel(Protocol):
-    """A decoder that takes embeddings: what engines need of a model."""
-
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        """Embeddings of token ids, ``[..., d]``."""
-        ...
-
-    def decode(
-        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Any, last: int
-    ) -> Tensor:
-        """Logits ``[b, last, vocabulary]`` of the last rows, given new rows.
-
-        Args:
-            embeds: ``[b, l, d]``.
-            positions: M-RoPE positions, ``[3, b, l]``.
-            attention_mask: which columns of the cache and the new rows exist, ``[b, past + l]``.
-            cache: a transformers ``Cache``, extended in place.
-        """
-        ...
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
+from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from retrv_engine.config import EngineConfig
 from retrv_engine.context import Context
 from retrv_engine.generation import Generation
 from retrv_engine.pages import PagePool, pages_of
-from retrv_engine.radix import Match, Node, RadixTree, common
+from retrv_engine.prefix import shared_prefix_length
+from retrv_engine.radix import Match, Node, RadixTree
 from retrv_engine.sampler import Choice, Picked
-from retrv_engine.scoring import Scoring
+from retrv_engine.work import Scoring
 
 
 @dataclass(eq=False)
@@ -66,8 +67,8 @@ class Job:
         return len(self.context) - self.cached
 
     @property
-    def wanted(self) -> int:
-        """The first row from which a token is wanted."""
+    def logits_from(self) -> int:
+        """The first row whose logits are needed."""
         return len(self.context) - self.generation.due
 
 
@@ -81,11 +82,11 @@ class Extend(NamedTuple):
     @property
     def due(self) -> int:
         """From how many of the last rows a token is wanted."""
-        return max(0, self.stop - max(self.first, self.job.wanted))
+        return max(0, self.stop - max(self.first, self.job.logits_from))
 
     def choices(self) -> list[Choice]:
         """How those tokens are taken; asked once, when the rows are computed."""
-        first = self.stop - self.due - self.job.wanted
+        first = self.stop - self.due - self.job.logits_from
         return [self.job.generation.choice(first + i) for i in range(self.due)]
 
 
@@ -125,7 +126,7 @@ class Scheduler:
             if job.writing and job in self.running:
                 rows = 1 if self._single and job.left == 2 else job.left
                 self._plan(job, rows, plan)
-        for job, rows in self._shares([job for job in self.running if not job.writing]):
+        for job, rows in self._share_budget([job for job in self.running if not job.writing]):
             if job in self.running:
                 self._plan(job, rows, plan)
         return [Extend(job, job.cached, stop) for job, stop in plan.items()]
@@ -178,13 +179,13 @@ class Scheduler:
 
     def _plan(self, job: Job, rows: int, plan: dict[Job, int]) -> None:
         stop = job.cached + rows
-        if rows and self._grow(job, stop, plan):
+        if rows and self._allocate(job, stop, plan):
             plan[job] = stop
 
-    def _grow(self, job: Job, rows: int, plan: dict[Job, int]) -> bool:
+    def _allocate(self, job: Job, rows: int, plan: dict[Job, int]) -> bool:
         """Gets the pages for a job's first ``rows`` rows; False if it has to wait."""
         need = pages_of(rows, self.pool.size) - len(job.pages)
-        while not self._free(need):
+        while not self._make_free(need):
             last = max(self.running, key=lambda job: job.rank)
             if last is job and len(self.running) == 1:
                 self.remove(job)
@@ -197,7 +198,7 @@ class Scheduler:
         job.pages += [self.pool.take() for _ in range(need)]
         return True
 
-    def _free(self, pages: int) -> bool:
+    def _make_free(self, pages: int) -> bool:
         """Whether so many pages are free, after forgetting cached ones."""
         if len(self.pool) < pages:
             self.pool.give(self.tree.evict(pages - len(self.pool)))
@@ -206,12 +207,12 @@ class Scheduler:
     def _admit(self) -> None:
         """Lets waiting jobs run, as many as there is room for."""
         for job in sorted(self.waiting, key=lambda job: job.rank):
-            match = self.tree.match(job.context.keys, job.wanted)
-            if self._comes(job, match.rows):
+            match = self.tree.match(job.context.keys, job.logits_from)
+            if self._being_computed(job, match.rows):
                 continue
             self.tree.lock(match.nodes)
             room = self._has_room(job, len(match.nodes))
-            while not room and self._make_way(job):
+            while not room and self._preempt_lower(job):
                 room = self._has_room(job, len(match.nodes))
             if room:
                 self._start(job, match)
@@ -232,7 +233,7 @@ class Scheduler:
             need += pages_of(len(other.context), size) - len(other.pages) + 1
         return need <= len(self.pool) + self.tree.evictable
 
-    def _make_way(self, job: Job) -> bool:
+    def _preempt_lower(self, job: Job) -> bool:
         """Preempts the last in rank if its priority is lower than the job's."""
         last = max(self.running, key=lambda job: job.rank, default=None)
         if last is None or last.priority >= job.priority:
@@ -246,7 +247,7 @@ class Scheduler:
         job.pages = [node.page for node in match.nodes]
         if match.partial is not None:
             self.tree.lock([match.partial])  # so that it is not forgotten to make room for its copy
-            if self._free(1):
+            if self._make_free(1):
                 job.pages.append(self.pool.take())
                 self._copy(match.partial.page, job.pages[-1], match.rest)
                 job.cached = match.rows
@@ -255,15 +256,16 @@ class Scheduler:
         self.waiting.remove(job)
         self.running.append(job)
 
-    def _comes(self, job: Job, found: int) -> bool:
+    def _being_computed(self, job: Job, found: int) -> bool:
         """Whether a page or more of what the job needs is being computed for another."""
         return self.config.radix and any(
-            min(common(job.context.keys, other.context.keys), job.wanted) - found >= self.pool.size
+            min(shared_prefix_length(job.context.keys, other.context.keys), job.logits_from) - found
+            >= self.pool.size
             for other in self.running
             if not other.writing
         )
 
-    def _shares(self, reading: Sequence[Job]) -> list[tuple[Job, int]]:
+    def _share_budget(self, reading: Sequence[Job]) -> list[tuple[Job, int]]:
         """How many rows of its prompt each job gets to feed, the oldest first."""
         if not reading:
             return []

@@ -15,7 +15,7 @@ class Scoring:
         if not prompt or not tokens:
             raise ValueError("scoring needs a prompt and at least one token")
         self.tokens: list[int] = []
-        self.wanted: tuple[FeatureSource, Hashable] | None = None
+        self.inspecting: tuple[FeatureSource, Hashable] | None = None
         self.due = len(tokens)
         self._pending: list[Piece] = [*prompt, *tokens[:-1]]
         self._scored = list(tokens)
