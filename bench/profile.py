@@ -109,7 +109,7 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
         return more
 
     def named_run(self: runner.ModelRunner, extends: Sequence[Extend]) -> Any:
-        spans.stack[1] = max(map(phase_of, extends), key=PHASES.index)
+        spans.stack[1] = max((extend.job.phase for extend in extends), key=PHASES.index)
         return run(self, extends)
 
     with ExitStack() as stack:
@@ -128,13 +128,6 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
         with spans.span("request"):
             reranker.rank("something", candidates, sampling=sampling)
     return spans
-
-
-def phase_of(extend: Extend) -> str:
-    """What rows of a step are for; a sequence that decodes feeds at most two at once."""
-    if not extend.job.writing:
-        return "prefill"
-    return "inspection" if extend.stop - extend.first > 2 else "decode"
 
 
 def peak(form: str, k: int) -> float:

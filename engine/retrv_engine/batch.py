@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from retrv_engine.job import Extend
 from retrv_engine.pages import pages_of
-from retrv_engine.scheduler import Extend
 from retrv_engine.sharing import is_worth_a_tree, tree_of
 from retrv_kernels.decoder_layers import AttentionPart
 from retrv_kernels.ops import unchecked

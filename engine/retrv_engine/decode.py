@@ -20,9 +20,9 @@ from torch import Tensor
 
 from retrv_engine.batch import Batch, PagedCache
 from retrv_engine.graphs import Graphs
+from retrv_engine.job import Extend
 from retrv_engine.pages import pages_of
 from retrv_engine.sampler import COLUMNS, Choice, Level, Masks, Picked, fill_columns, picked, sample
-from retrv_engine.scheduler import Extend
 from retrv_engine.sharing import PrefixNode, Sharing, is_worth_a_tree
 from retrv_kernels.decoder_layers import AttentionPart
 

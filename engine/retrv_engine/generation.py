@@ -12,13 +12,13 @@ labels are constrained to the request's candidates; a candidate is inspected at 
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from retrv_engine.request import (
-    FeatureSource,
+    Candidate,
     Output,
     Piece,
     Request,
@@ -48,7 +48,7 @@ class Generation:
     label_logits: Tensor | None = None
     pending: list[Piece] = field(default_factory=list)
     due: int = 1
-    inspecting: tuple[FeatureSource, Hashable] | None = None
+    inspecting: Candidate | None = None
 
     def __post_init__(self) -> None:
         names, request = self.vocabulary, self.request
@@ -109,13 +109,13 @@ class Generation:
             return self._choose(Permitted(tuple(choices), False), tuple(choices) if answer else ())
         return self._choose(Permitted(tuple(self.banned))) if self.room else Choice()
 
-    def advance(self, picks: Sequence[Picked]) -> None:
-        """Takes the next token and everything that follows from it.
+    def advance(self, picks: Sequence[Picked]) -> Candidate | None:
+        """Takes the next token and everything that follows from it; returns ``inspecting``.
 
         Args:
-            picks: of the rows that were due.
+            picks: tokens taken from the rows that were due.
         Raises:
-            FloatingPointError: the model's logits are no numbers.
+            FloatingPointError: the model's logits are NaN.
         """
         check_numbers(picks)
         if self.due == 2:  # behind </think>, where <answer> was forced
@@ -129,6 +129,7 @@ class Generation:
             self.think(last.token, last.logprob, last.likeliest)
         else:
             self.cut()
+        return self.inspecting
 
     def think(self, token: int, logprob: float, likeliest: int) -> None:
         """Takes a token of reasoning; ``likeliest`` is the one that the model would have liked."""

@@ -79,6 +79,10 @@ class FeatureSource(Protocol):
         ...
 
 
+Candidate: TypeAlias = tuple[FeatureSource, Hashable]
+"""A candidate that a request inspects: a feature source, and the candidate's name there."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen and how long the model may think.
@@ -209,15 +213,15 @@ def check_pieces(pieces: Sequence[Piece], table: Tensor) -> None:
 
 
 def load_distinct(
-    wanted: Sequence[tuple[FeatureSource, Hashable]],
-) -> dict[tuple[FeatureSource, Hashable], Sequence[Piece] | Exception]:
-    """Pieces of wanted candidates: each source is asked once, for each distinct name once.
+    candidates: Sequence[Candidate],
+) -> dict[Candidate, Sequence[Piece] | Exception]:
+    """Pieces of candidates: each source is called once, with each distinct name once.
 
-    Where a source fails it is asked name by name, so that only those fail which have to.
+    A source that fails is called again name by name, so that only broken candidates fail.
     """
-    found: dict[tuple[FeatureSource, Hashable], Sequence[Piece] | Exception] = {}
-    for source in dict.fromkeys(source for source, _ in wanted):
-        names = list(dict.fromkeys(name for other, name in wanted if other is source))
+    found: dict[Candidate, Sequence[Piece] | Exception] = {}
+    for source in dict.fromkeys(source for source, _ in candidates):
+        names = list(dict.fromkeys(name for other, name in candidates if other is source))
         try:
             loaded: Sequence[Sequence[Piece] | Exception] = source.load(names)
             if len(loaded) != len(names):

@@ -18,11 +18,11 @@ from retrv_engine.batch import NAME, Batch, PagedCache, Plan, register
 from retrv_engine.config import EngineConfig
 from retrv_engine.decode import DecodeSteps
 from retrv_engine.head import logits_of
+from retrv_engine.job import Extend
 from retrv_engine.model import LanguageModel, load_weights
 from retrv_engine.qwen_layers import fuse_layers
 from retrv_engine.request import Piece, check_pieces
 from retrv_engine.sampler import Choice, Masks, Picked, pick
-from retrv_engine.scheduler import Extend
 from retrv_kernels.linear import PreparedLinear
 from retrv_kernels.ops import Span, splice_features
 
@@ -230,9 +230,9 @@ class ModelRunner:
 
 
 def _writes(extend: Extend) -> bool:
-    """Whether a sequence that writes feeds a token, and nothing else."""
+    """Whether a job that decodes feeds one token."""
     job, first, stop = extend
-    return job.writing and stop - first == 1 and job.context.keys[first] >= 0
+    return job.phase == "decode" and stop - first == 1
 
 
 def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> None:
