@@ -11,14 +11,7 @@ from torch import Tensor
 
 from bench.harness import Entry, Prepared, Trial
 from bench.suites.kernels import peers
-from bench.suites.kernels.entries import (
-    Context,
-    call,
-    compiled,
-    converted,
-    copied,
-    implementations,
-)
+from bench.suites.kernels.entries import Context, call, compiled, converted, copied, implementations
 from bench.suites.kernels.sizes import Sizes
 from bench.suites.kernels.weights import DTYPES, EPS, HEADS, Weights
 from retrv_kernels.cases import TOLERANCE
