@@ -19,6 +19,8 @@ from bench import harness, machine, plots, report, run
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites import kernels
 from bench.suites.kernels import attention, entries, layer, peers, splice, tokens
+from bench.suites.kernels.sizes import Sizes
+from bench.suites.kernels.weights import Weights
 from retrv_kernels import gpu, native, ops, registry
 from retrv_kernels.ops import Span
 from retrv_kernels.paged_attention import cases as paged_attention
@@ -282,12 +284,10 @@ class TestPeers:
     @pytest.mark.parametrize("sdpa", [False, True])
     @pytest.mark.parametrize("asked, norm", [(None, True), (5, True), (5, False)])
     def test_direct_tokens_equal_folded_ones(self, asked, norm, sdpa):
-        one = tokens.Sizes(SMALL, 3, 7, asked, norm)
-        weights = tokens.Weights.random(one, "cpu", torch.float32)
-        weights = tokens.Weights(
-            weights.pool.double(), weights.relate.double(), weights.asked.double()
-        )
-        case = tokens._case(one, "float32")
+        one = Sizes(SMALL, 3, 7, asked, norm)
+        weights = Weights.random(one, "cpu", torch.float32)
+        weights = Weights(weights.pool.double(), weights.relate.double(), weights.asked.double())
+        case = tokens.case_of(one, "float32")
         arguments = case.arguments(torch.float64) | weights.folded(torch.float64)
         folded = weights.token(entries.call(case.op, arguments))
         form = peers.content_token if asked is None else peers.relation_token
@@ -337,11 +337,11 @@ class TestKernels:
 
     @pytest.mark.parametrize("asked", [None, 5])
     def test_token_trials_agree_with_float64(self, asked):
-        for one in tokens.trials(self.CONTEXT, [tokens.Sizes(SMALL, 3, 7, asked, plots=("K",))]):
+        for one in tokens.trials(self.CONTEXT, [Sizes(SMALL, 3, 7, asked, plots=("K",))]):
             self.agrees(one, "folded", *(["direct"] if one.op.endswith(" token") else []))
 
     def test_a_slow_direct_form_is_left_out_and_says_so(self):
-        sizes = [tokens.Sizes(SMALL, 3, 7, plots=("K",))]
+        sizes = [Sizes(SMALL, 3, 7, plots=("K",))]
         *_, token = tokens.trials(entries.Context("cpu", 1.0), sizes)
         rows = {row["implementation"]: row for row in harness.run(token, 0, rounds=(1, 1))}
         assert rows["direct"]["note"].startswith("left out: a call would take about")
@@ -368,7 +368,7 @@ class TestKernels:
         monkeypatch.setattr(native, "find", lambda: None)
         native.isas.cache_clear()
         try:
-            entry = attention._best_paged(device, "paged", {})
+            entry = attention.best_paged(device, "paged", {})
         finally:
             native.isas.cache_clear()
         with entry.within():
