@@ -11,8 +11,7 @@ from PIL import Image
 
 EngineName: TypeAlias = Literal["local", "plain", "sglang"]
 Mode: TypeAlias = Literal["reason", "fast"]
-ListReading: TypeAlias = Literal["compressed", "full"]
-Reading: TypeAlias = Literal[ListReading, "pointwise"]
+Reading: TypeAlias = Literal["compressed", "full", "pointwise"]
 ImageSource: TypeAlias = Image.Image | str | Path | bytes
 
 _NAME_LENGTH = 60

@@ -14,6 +14,8 @@ from cli_doubles import run
 from retrv_r1.command import recipe, ship
 from retrv_r1.command.shell import EXTRA_OF
 
+pytest_plugins = ("training_fixtures",)
+
 EMBED = recipe.CONFIGS / "embed.yaml"
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
 COMMANDS = {"recipe": recipe.app, "ship": ship.app}

@@ -18,7 +18,7 @@ from PIL import Image
 @pytest.fixture(autouse=True)
 def reranker(monkeypatch) -> type[WordReranker]:
     module = types.ModuleType("retrv_r1.rerank.reranker")
-    module.Reranker = WordReranker
+    vars(module)["Reranker"] = WordReranker
     monkeypatch.setitem(sys.modules, "retrv_r1.rerank.reranker", module)
     monkeypatch.setattr(WordReranker, "calls", [])
     return WordReranker

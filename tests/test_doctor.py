@@ -20,9 +20,10 @@ from retrv_r1.command import doctor
 
 
 def rendered(report: dict) -> str:
-    console = Console(file=io.StringIO(), width=400)
+    out = io.StringIO()
+    console = Console(file=out, width=400)
     doctor.render(report, console)
-    return console.file.getvalue()
+    return out.getvalue()
 
 
 def test_report_is_json_and_true_of_this_process():

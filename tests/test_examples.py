@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import sglang_python
+
+pytest_plugins = ("sglang_fixtures",)
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PRINTED = {
@@ -23,9 +24,9 @@ def test_every_example_is_run():
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_an_example_prints_its_ranking(name, capsys, monkeypatch):
+def test_an_example_prints_its_ranking(name, capsys, monkeypatch, request):
     if name == "sglang_server":
-        sglang_python()
+        request.getfixturevalue("sglang_python")
     if name == "rounded_weights":
         pytest.importorskip("diskcache")
     monkeypatch.setattr(sys, "argv", [name])
@@ -34,7 +35,7 @@ def test_an_example_prints_its_ranking(name, capsys, monkeypatch):
 
 
 def test_the_sglang_example_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("retrv_engine.sglang.process.MADE", Path("nowhere"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    monkeypatch.setattr("retrv_engine.sglang.process.CPU_PYTHON", Path("nowhere"))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
     with pytest.raises(SystemExit, match=r"SGLang is not installed: make sglang-cpu"):
         runpy.run_path(str(EXAMPLES / "sglang_server.py"), run_name="__main__")

@@ -29,6 +29,8 @@ from retrv_r1.train.schedule import CHECKPOINTS, Schedule, ScheduleCallback, cos
 from retrv_r1.train.tensors import mapped, to_arrays, to_device, to_tensors
 from retrv_r1.types import RetrvError
 
+pytest_plugins = ["training_fixtures"]
+
 pytestmark = stages.pytestmark
 build, config, folder, trained = stages.build, stages.config, stages.folder, stages.trained
 _quietly = stages._no_drawing_no_leftovers
@@ -175,7 +177,7 @@ def test_a_schedule_by_the_clock_reaches_all_of_the_curriculum(build, monkeypatc
     schedule.begin(validate_at_end=False)
     sizes = []
     for _ in range(9):
-        sizes.append(stage.batch(4)["pairs"].owner.bincount().max().item())
+        sizes.append(stage.batch(4)["pairs"].candidates.owner.bincount().max().item())
         clock[0] += 6
         schedule.tick()
     assert sizes[0] < max(sizes) == max(stages.OPTIONS["pretrain"]["sizes"])

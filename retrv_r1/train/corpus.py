@@ -123,3 +123,50 @@ def described_pictures(corpus: Corpus) -> list[Entry]:
             if entry.picture is not None and entry.meta.get("name"):
                 seen.setdefault(entry.picture, Entry(None, entry.picture, entry.meta))
     return list(seen.values())
+
+
+def pictures_of(entries: Sequence[Entry]) -> list[int]:
+    """Bank rows of the entries' pictures, in order."""
+    return [entry.picture for entry in entries if entry.picture is not None]
+
+
+def distinct(
+    lists: Sequence[ListExample], more: Sequence[Entry] = ()
+) -> tuple[list[Entry], list[tuple[int, list[int]]]]:
+    """The entries of lists, each once, and every list's query and candidates as their numbers.
+
+    ``more`` entries follow where they are not among them.
+    """
+    entries: dict[Key, int] = {}
+    ordered: list[Entry] = []
+
+    def number(entry: Entry) -> int:
+        if entry.key not in entries:
+            entries[entry.key] = len(ordered)
+            ordered.append(entry)
+        return entries[entry.key]
+
+    numbers = [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
+    for entry in more:
+        number(entry)
+    return ordered, numbers
+
+
+def rivals(lists: Sequence[ListExample]) -> list[list[bool]]:
+    """Which of all lists' candidates, in order, are negatives of each list's query.
+
+    The other candidates of its own list; of other lists those of the same cell that are not known
+    to be relevant, nor the query itself.
+    """
+    shown = [(b, x.cell, c.key) for b, x in enumerate(lists) for c in x.candidates]
+    out = []
+    for b, example in enumerate(lists):
+        answer = example.candidates[example.answer].key
+        barred = example.relevant | {answer, example.query.key}
+        out.append(
+            [
+                key != answer if owner == b else cell == example.cell and key not in barred
+                for owner, cell, key in shown
+            ]
+        )
+    return out

@@ -106,11 +106,6 @@ def code_of(text: str) -> str:
     return "-".join(f"{ord(c):04X}" for c in text if c != "\ufe0f")
 
 
-def text_of(code: str) -> str:
-    """The characters of a code (without FE0F)."""
-    return "".join(chr(int(part, 16)) for part in code.split("-"))
-
-
 def clean_name(raw: str) -> str:
     """A readable lower-case name of an `emoji` package name such as `:A_button_(blood_type):`."""
     name = unicodedata.normalize("NFC", raw.strip(":").replace("_", " ")).lower()

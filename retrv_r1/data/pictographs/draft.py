@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from retrv_r1.data.pictographs.catalog import Catalog
 from retrv_r1.data.pictographs.scenes import Scene
-from retrv_r1.data.pictographs.world import World
 
 NEGATIVES = 30
-BOTH_POSITIVES = 4  # picture-and-text candidates of one concept that a training query names
+MAX_CAPTIONED = 4  # picture-and-text candidates of one concept that a training query names
 KEYWORD_MATCHES = 10
 
 
@@ -38,10 +38,10 @@ class Draft:
 
 
 @dataclass
-class Desk:
+class Picker:
     """One scene with what its cells share: who draws what, and which keywords find what."""
 
-    world: World
+    catalog: Catalog
     scene: Scene
     rng: random.Random
     pool: frozenset[str] = frozenset()
@@ -54,7 +54,7 @@ class Desk:
 
     def styles(self, code: str, among: Sequence[str]) -> list[str]:
         """Styles of `among` that draw a code."""
-        return [s for s in among if code in self.world.pictures[s]]
+        return [s for s in among if code in self.catalog.pictures[s]]
 
     def queries(self, styles: Sequence[str]) -> list[tuple[str, str]]:
         """All (style, code) of the targets in some styles."""
@@ -63,24 +63,24 @@ class Desk:
     def pictures(self, codes: Iterable[str], first: str | None = None) -> list[str]:
         """Candidate dids of all pool pictures of some codes; the style `first` comes first."""
         styles = sorted(self.scene.pool_styles, key=lambda s: s != first)
-        add = self.world.candidates.picture
+        add = self.catalog.candidates.picture
         return [add(s, c) for c in codes for s in self.styles(c, styles)]
 
-    def named(self, code: str, kind: str, first: str | None = None) -> list[str]:
+    def captioned(self, code: str, kind: str, first: str | None = None) -> list[str]:
         """Candidate dids of a code's pictures with its name or the name of its role."""
-        text = self.world.caption(code, kind)
+        text = self.catalog.caption(code, kind)
         styles = self.styles(code, self.scene.pool_styles)
-        if len(styles) > BOTH_POSITIVES:
+        if len(styles) > MAX_CAPTIONED:
             rest = [s for s in styles if s != first]
-            keep = self.rng.sample(rest, BOTH_POSITIVES - (first in styles))
+            keep = self.rng.sample(rest, MAX_CAPTIONED - (first in styles))
             styles = ([first] if first in styles else []) + keep
-        return [self.world.candidates.both(s, code, text, kind) for s in styles]
+        return [self.catalog.candidates.captioned(s, code, text, kind) for s in styles]
 
     # near concepts --------------------------------------------------------------
 
     def near(self, code: str, avoid: Collection[str] = ()) -> list[str]:
         """Near concepts of the pool, filled up with random ones, most similar first."""
-        near = [c for c in self.world.near[code] if c in self.pool and c not in avoid]
+        near = [c for c in self.catalog.near[code] if c in self.pool and c not in avoid]
         tries = 0
         while len(near) < NEGATIVES and tries < 200 and self.scene.pool:
             tries += 1
@@ -113,11 +113,11 @@ class Desk:
             if not styles:
                 return None
             style = prefer if prefer in styles and self.rng.random() < 0.5 else None
-            return self.world.candidates.picture(style or self.rng.choice(styles), code)
+            return self.catalog.candidates.picture(style or self.rng.choice(styles), code)
 
         return make
 
-    def both_of(self, kind: str, prefer: str | None = None) -> Callable[[str], str | None]:
+    def captioned_of(self, kind: str, prefer: str | None = None) -> Callable[[str], str | None]:
         """Makes a candidate picture with text of a near concept."""
 
         def make(code: str) -> str | None:
@@ -126,13 +126,15 @@ class Desk:
                 return None
             style = prefer if prefer in styles and self.rng.random() < 0.5 else None
             chosen = style or self.rng.choice(styles)
-            return self.world.candidates.both(chosen, code, self.world.caption(code, kind), kind)
+            return self.catalog.candidates.captioned(
+                chosen, code, self.catalog.caption(code, kind), kind
+            )
 
         return make
 
     def name_of(self, code: str) -> str:
         """Candidate text: the English name."""
-        return self.world.candidates.text(self.world.concepts[code].name, code, "name")
+        return self.catalog.candidates.text(self.catalog.concepts[code].name, code, "name")
 
     # keywords -------------------------------------------------------------------
 
@@ -147,7 +149,7 @@ class Desk:
         return self._keywords
 
     def _find_keywords(self) -> list[tuple[tuple[str, ...], list[str]]]:
-        concepts, targets = self.world.concepts, set(self.scene.targets)
+        concepts, targets = self.catalog.concepts, set(self.scene.targets)
         toned = {c.base for c in concepts.values() if c.tones}
         holders: dict[str, set[str]] = defaultdict(set)
         for code in self.scene.pool:
@@ -155,9 +157,9 @@ class Desk:
             for word in concept.keywords:
                 if concept.base not in toned and not concept.is_flag and word != concept.name:
                     holders[word].add(code)
-        splits = self.world.splits
+        splits = self.catalog.splits
         banned = splits.banned if self.scene.name != "unseen" else frozenset()
-        banned = banned | splits.translated if self.scene.training else banned
+        banned = banned | splits.translation_texts if self.scene.training else banned
         found: dict[tuple[str, ...], list[str]] = {}
         for code in self.scene.targets:
             words = [w for w in concepts[code].keywords if code in holders[w] and w not in banned]

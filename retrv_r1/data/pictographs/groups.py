@@ -54,7 +54,7 @@ def group_of(code: str) -> str:
 
 
 # Names of groups in the metadata of the icon sets -> ours.
-NAMED: dict[str, str] = {
+GROUP_OF_CATEGORY: dict[str, str] = {
     "Smileys & Emotion": "smileys",
     "People & Body": "people",
     "Animals & Nature": "animals",

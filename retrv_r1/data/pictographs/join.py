@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from retrv_r1.data.pictographs.concepts import TONES, Concept, parse
-from retrv_r1.data.pictographs.groups import NAMED
+from retrv_r1.data.pictographs.groups import GROUP_OF_CATEGORY
 from retrv_r1.data.pictographs.synonyms import synonyms
 
 _TONE_SUFFIX = re.compile(r"-(light|medium-light|medium|medium-dark|dark)(-skin-tone)?$")
@@ -47,18 +47,20 @@ class Joiner:
         self._synonyms = {name: synonyms(name) for name in packs}
         self._by_name: dict[str, str] = {}
         self._toned = {
-            (self._bare(c.code), c.tones[0]): c.code for c in concepts.values() if len(c.tones) == 1
+            (self._without_tone(c.code), c.tones[0]): c.code
+            for c in concepts.values()
+            if len(c.tones) == 1
         }
-        self._claim((normalise(c.name), c.code) for c in concepts.values())
-        self._claim((normalise(alias), code) for code, alias in _flag_names(concepts))
+        self._add_names((normalise(c.name), c.code) for c in concepts.values())
+        self._add_names((normalise(alias), code) for code, alias in _flag_names(concepts))
         for pack in packs.values():
-            self._claim(self._known_slugs(pack))
+            self._add_names(self._known_slugs(pack))
 
     @staticmethod
-    def _bare(code: str) -> str:
+    def _without_tone(code: str) -> str:
         return "-".join(p for p in code.split("-") if p not in TONES) or code
 
-    def _claim(self, pairs: Iterable[tuple[str, str]]) -> None:
+    def _add_names(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Adds names that nobody has yet; of one round's rivals for a name nobody gets it."""
         round_: dict[str, set[str]] = {}
         for name, code in pairs:
@@ -67,7 +69,7 @@ class Joiner:
             if len(codes) == 1:
                 self._by_name.setdefault(name, codes.pop())
 
-    def _chars(self, pack: Mapping[str, Any]) -> dict[str, str]:
+    def _character_table(self, pack: Mapping[str, Any]) -> dict[str, str]:
         """Slug -> code of a set's own character table."""
         table: dict[str, str] = {}
         for key, slug in pack.get("chars", {}).items():
@@ -77,7 +79,7 @@ class Joiner:
         return table
 
     def _known_slugs(self, pack: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-        chars = self._chars(pack)
+        chars = self._character_table(pack)
         for slug, code in chars.items():
             yield normalise(slug), code
         for alias, row in pack["icons"].get("aliases", {}).items():
@@ -97,7 +99,7 @@ class Joiner:
     def join(self, name: str) -> tuple[dict[str, str], list[str]]:
         """Code -> slug for one set, and the slugs that could not be joined."""
         pack = self._packs[name]
-        chars = self._chars(pack)
+        chars = self._character_table(pack)
         joined = {code: slug for slug, code in chars.items() if slug in pack["icons"]["icons"]}
         unjoined = []
         for slug in pack["icons"]["icons"]:
@@ -128,11 +130,11 @@ class Joiner:
         for name in ("noto", "twemoji", "fluent-emoji-flat"):
             if name not in self._packs:
                 continue
-            chars = self._chars(self._packs[name])
+            chars = self._character_table(self._packs[name])
             for label, slugs in self._packs[name]["metadata"].get("categories", {}).items():
                 for slug in slugs:
-                    if label in NAMED and slug in chars:
-                        found.setdefault(parse(chars[slug]).base, NAMED[label])
+                    if label in GROUP_OF_CATEGORY and slug in chars:
+                        found.setdefault(parse(chars[slug]).base, GROUP_OF_CATEGORY[label])
         return found
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from retrv_r1.data.pictographs import lexicon
+from retrv_r1.data.pictographs.catalog import Catalog
 from retrv_r1.data.pictographs.phrases import CELLS, FAMILIES, dataset
 from retrv_r1.data.pictographs.render import RENDER_VERSION
 from retrv_r1.data.pictographs.sources import Collected
 from retrv_r1.data.pictographs.store import Picture
 from retrv_r1.data.pictographs.styles import BY_NAME
-from retrv_r1.data.pictographs.world import World
 from retrv_r1.data.pictographs.write import sha256_of, write_text
 
 BUILD_VERSION = 3  # raise when the same sources would give other files
@@ -40,7 +40,7 @@ class Manifest:
     fresh: bool
 
 
-def request_of(
+def build_request(
     names: Sequence[str], missing: Collection[str], seed: int, size: int, limit: int | None
 ) -> dict[str, Any]:
     """Everything that decides the result, cheap to compute."""
@@ -68,7 +68,7 @@ def _version(package: str) -> str:
         return ""
 
 
-def complete(out: Path, request: Mapping[str, Any]) -> Manifest | None:
+def read_if_complete(out: Path, request: Mapping[str, Any]) -> Manifest | None:
     """The manifest of a directory that holds what is asked for, else None."""
     path = out / "manifest.json"
     if not path.exists():
@@ -88,7 +88,7 @@ def complete(out: Path, request: Mapping[str, Any]) -> Manifest | None:
 def write_manifest(
     out: Path,
     request: Mapping[str, Any],
-    world: World,
+    catalog: Catalog,
     collected: Collected,
     counts: Mapping[str, Any],
     checked: Mapping[str, int],
@@ -105,7 +105,7 @@ def write_manifest(
     sums = {path.relative_to(out).as_posix(): sha256_of(path) for path in listed}
     text = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
     write_text(out / "SHA256SUMS", text)
-    roles = world.roles
+    roles = catalog.roles
     data = {
         "hash": hashlib.sha256(text.encode()).hexdigest(),
         "request": dict(request),
@@ -118,16 +118,16 @@ def write_manifest(
         ),
         "checked": dict(checked),
         "concepts": {
-            "all": len(world.concepts),
-            "bases": len({c.base for c in world.concepts.values()}),
-            "unseen bases": len(world.splits.unseen),
-            "held-out combinations": len(world.splits.held),
-            "glosses": len(world.glosses),
+            "all": len(catalog.concepts),
+            "bases": len({c.base for c in catalog.concepts.values()}),
+            "unseen bases": len(catalog.splits.unseen),
+            "held-out combinations": len(catalog.splits.held_combinations),
+            "glosses": len(catalog.glosses),
         },
         "pictures": {
             "all": len(pictures),
             "duplicates": sum(p.duplicate_of is not None for p in pictures),
-            "usable by style": {s: len(codes) for s, codes in world.pictures.items()},
+            "usable by style": {s: len(codes) for s, codes in catalog.pictures.items()},
         },
         "styles": {
             "train": roles.train,

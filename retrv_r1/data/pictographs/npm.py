@@ -60,18 +60,18 @@ def fetch_npm(style: Style, cache: Path) -> Path:
     if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
-    spool = cache / f"tmp-{os.getpid()}"
-    spool.mkdir(exist_ok=True)
+    temporary = cache / f"tmp-{os.getpid()}"
+    temporary.mkdir(exist_ok=True)
     try:
         done = subprocess.run(
             ["npm", "pack", "--silent", "--fetch-retries=1", f"{style.package}@{style.version}"],
-            cwd=spool,
+            cwd=temporary,
             capture_output=True,
             text=True,
             timeout=600,
             check=False,
         )
-        packed = next(iter(spool.glob("*.tgz")), None)
+        packed = next(iter(temporary.glob("*.tgz")), None)
         if done.returncode or packed is None:
             lines = done.stderr.strip().splitlines()
             raise RetrvError(f"npm pack {style.package}@{style.version}: {' '.join(lines[-1:])}")
@@ -79,7 +79,7 @@ def fetch_npm(style: Style, cache: Path) -> Path:
     except subprocess.TimeoutExpired as error:
         raise RetrvError(f"npm pack {style.package} took more than 600 s") from error
     finally:
-        shutil.rmtree(spool, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

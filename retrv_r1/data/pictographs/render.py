@@ -51,9 +51,9 @@ def render(svg: str, size: int) -> Image.Image:
 
 
 def _write(path: Path, image: Image.Image) -> None:
-    spool = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    image.save(spool, format="PNG", compress_level=6)
-    os.replace(spool, path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    image.save(temporary, format="PNG", compress_level=6)
+    os.replace(temporary, path)
 
 
 def _render_some(jobs: Sequence[tuple[str, str]], size: int) -> list[str]:

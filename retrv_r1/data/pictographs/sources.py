@@ -101,7 +101,7 @@ class Collected:
     missing: Mapping[str, str]
 
 
-def collect(
+def collect_drawings(
     names: Sequence[str],
     concepts: Mapping[str, Concept],
     tarballs: Mapping[str, Path],

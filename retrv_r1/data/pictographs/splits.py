@@ -17,7 +17,7 @@ _GENDERS = ("person", "man", "woman")
 _NEVER_UNSEEN = frozenset({"1F9D1"})
 
 
-def order(seed: int, *parts: str) -> str:
+def hashed(seed: int, *parts: str) -> str:
     """A key that sorts things in an order fixed by the seed."""
     return hashlib.sha256("\n".join([str(seed), *parts]).encode()).hexdigest()
 
@@ -37,17 +37,17 @@ class Splits:
     """
 
     unseen: frozenset[str]
-    held: frozenset[str]
-    composed: frozenset[str]
+    held_combinations: frozenset[str]
+    combination_bases: frozenset[str]
     translations: Mapping[tuple[str, str], str] = field(default_factory=dict)
     banned: frozenset[str] = frozenset()
-    translated: frozenset[str] = frozenset()
+    translation_texts: frozenset[str] = frozenset()
 
     def side(self, concept: Concept) -> Side:
         """The side a concept is on."""
         if concept.base in self.unseen:
             return "unseen"
-        return "composition" if concept.code in self.held else "known"
+        return "composition" if concept.code in self.held_combinations else "known"
 
 
 def _family(name: str) -> str:
@@ -55,7 +55,7 @@ def _family(name: str) -> str:
     return name.removesuffix(" face") or name
 
 
-def _unseen(concepts: Mapping[str, Concept], drawn: Collection[str], seed: int) -> set[str]:
+def _unseen_bases(concepts: Mapping[str, Concept], drawn: Collection[str], seed: int) -> set[str]:
     families: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for concept in concepts.values():
         if concept.code == concept.base and concept.code not in _NEVER_UNSEEN:
@@ -64,13 +64,13 @@ def _unseen(concepts: Mapping[str, Concept], drawn: Collection[str], seed: int) 
     for group in sorted(families):
         members = families[group]
         pickable = [f for f, codes in members.items() if all(c in drawn for c in codes)]
-        pickable.sort(key=lambda f: order(seed, "unseen", f))
+        pickable.sort(key=lambda f: hashed(seed, "unseen", f))
         for name in pickable[: max(1, round(UNSEEN_SHARE * len(members)))]:
             chosen.update(members[name])
     return chosen
 
 
-def _held(
+def _held_combinations(
     concepts: Mapping[str, Concept], unseen: Collection[str], seed: int
 ) -> tuple[set[str], set[str]]:
     """Held codes and their bases: one tone for each gender of a role, so every pair is seen."""
@@ -85,7 +85,7 @@ def _held(
         kinds = {(c.gender, c.tone) for c in by_base[base]}
         if len(kinds) < len(_GENDERS) * len(tones):
             continue
-        start = int(order(seed, "combination", base)[:8], 16)
+        start = int(hashed(seed, "combination", base)[:8], 16)
         dropped = {(g, tones[(start + 2 * i) % len(tones)]) for i, g in enumerate(_GENDERS)}
         held.update(c.code for c in by_base[base] if (c.gender, c.tone) in dropped)
         composed.add(base)
@@ -109,8 +109,8 @@ def _translations(
             and list(names.values()).count(names[lang]) == 1
         ]
         if len(distinct) > 1:
-            pairs.append((concept.code, min(distinct, key=lambda x: order(seed, concept.code, x))))
-    pairs.sort(key=lambda pair: order(seed, "translation", *pair))
+            pairs.append((concept.code, min(distinct, key=lambda x: hashed(seed, concept.code, x))))
+    pairs.sort(key=lambda pair: hashed(seed, "translation", *pair))
     # Never more than a third of what is there, so that a small build still trains.
     test = min(test, len(pairs) // 4)
     val = min(val, len(pairs) // 8)
@@ -131,8 +131,8 @@ def make_splits(
     Args:
         drawn: codes that the reference style draws; only those can become unseen.
     """
-    unseen = _unseen(concepts, drawn, seed)
-    held, composed = _held(concepts, unseen, seed)
+    unseen = _unseen_bases(concepts, drawn, seed)
+    held, composed = _held_combinations(concepts, unseen, seed)
     hidden = [c for c in concepts.values() if c.base in unseen or c.code in held]
     known = {c.code: c for c in concepts.values() if c.base not in unseen and c.code not in held}
     translations = _translations(known, seed, val_translations, test_translations)
@@ -144,10 +144,11 @@ def make_splits(
     }
     return Splits(
         unseen=frozenset(unseen),
-        held=frozenset(held),
-        composed=frozenset(composed),
+        held_combinations=frozenset(held),
+        combination_bases=frozenset(composed),
         translations=translations,
         banned=frozenset(t for c in hidden for t in (c.name, *c.names.values()))
         - {c.name for c in known.values()},
-        translated=frozenset(known[code].names[lang] for code, lang in translations) - taught,
+        translation_texts=frozenset(known[code].names[lang] for code, lang in translations)
+        - taught,
     )

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from retrv_r1.data.pictographs.catalog import image_path
 from retrv_r1.data.pictographs.concepts import Concept
 from retrv_r1.data.pictographs.splits import Splits
-from retrv_r1.data.pictographs.world import image_path
 
 # Territories that fly another country's flag; the country keeps the picture.
 _BORROWED_FLAGS = frozenset({"BV", "SJ", "UM", "CP", "MF", "HM", "EA", "AC", "DG", "TA", "IC"})
@@ -42,16 +42,16 @@ class Picture:
         return image_path(self.style, self.code)
 
 
-def load_pixels(paths: Mapping[str, Mapping[str, Path]], size: int, target: Path) -> list[str]:
+def write_pixels(paths: Mapping[str, Mapping[str, Path]], size: int, target: Path) -> list[str]:
     """Writes all pictures as one uint8 array [N, size, size, 4] (RGBA) to `target`.
 
     Returns:
         A digest of the pixels of each row, in the order style by style, code by code.
     """
     count = sum(len(codes) for codes in paths.values())
-    spool = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     array = np.lib.format.open_memmap(
-        spool, mode="w+", dtype=np.uint8, shape=(count, size, size, 4)
+        temporary, mode="w+", dtype=np.uint8, shape=(count, size, size, 4)
     )
     digests = []
     row = 0
@@ -64,11 +64,11 @@ def load_pixels(paths: Mapping[str, Mapping[str, Path]], size: int, target: Path
             row += 1
     array.flush()
     del array
-    os.replace(spool, target)
+    os.replace(temporary, target)
     return digests
 
 
-def rows(
+def picture_rows(
     paths: Mapping[str, Mapping[str, Path]],
     digests: Iterable[str],
     concepts: Mapping[str, Concept],
@@ -100,7 +100,7 @@ def rows(
     ]
 
 
-def place(paths: Mapping[str, Mapping[str, Path]], root: Path) -> None:
+def place_pictures(paths: Mapping[str, Mapping[str, Path]], root: Path) -> None:
     """Puts the cached pictures under `root/mbeir_images` and removes those of earlier builds."""
     folder = root / "mbeir_images"
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,10 +123,10 @@ def _link(source: Path, target: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if os.path.samefile(source, target):
             return
-    spool = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    spool.unlink(missing_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        os.link(source, spool)
+        os.link(source, temporary)
     except OSError:
-        shutil.copyfile(source, spool)
-    os.replace(spool, target)
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

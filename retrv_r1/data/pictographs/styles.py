@@ -115,7 +115,7 @@ class Roles:
     note: str = ""
 
 
-def with_spare(names: Sequence[str], found: Collection[str]) -> list[str]:
+def styles_to_build(names: Sequence[str], found: Collection[str]) -> list[str]:
     """The styles to build of: spare ones only where no npm training style was found."""
     training = any(BY_NAME[name].role == "train" for name in found)
     return [name for name in names if BY_NAME[name].role != "spare" or not training]

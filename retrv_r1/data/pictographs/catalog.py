@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from retrv_r1.data.pictographs.concepts import LANGUAGES, Concept
-from retrv_r1.data.pictographs.splits import Splits, order
+from retrv_r1.data.pictographs.splits import Splits, hashed
 from retrv_r1.data.pictographs.styles import Roles
 
 CANDIDATE_DATASET = 100
@@ -63,7 +63,7 @@ class Candidates:
         """One candidate a text: what two concepts or languages share is one candidate."""
         return self._add(text, text=text, style=None, code=code, kind=kind, language=language)
 
-    def both(self, style: str, code: str, text: str, kind: str) -> str:
+    def captioned(self, style: str, code: str, text: str, kind: str) -> str:
         return self._add((style, code, text), text=text, style=style, code=code, kind=kind)
 
 
@@ -89,7 +89,7 @@ def spread(items: Iterable[T], base: Callable[[T], str], count: int, rng: random
 
 
 @dataclass(frozen=True)
-class World:
+class Catalog:
     """Everything the cells read.
 
     Args:
@@ -106,12 +106,12 @@ class World:
     glosses: Mapping[str, str]
     seed: int
     candidates: Candidates = field(default_factory=Candidates)
-    _called: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    _bases: list[frozenset[str]] = field(default_factory=list)
+    _codes_by_name: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    _toned: list[frozenset[str]] = field(default_factory=list)
 
     def rng(self, *parts: str) -> random.Random:
         """A generator that depends on the seed and the parts alone."""
-        return random.Random(order(self.seed, *parts))
+        return random.Random(hashed(self.seed, *parts))
 
     def base(self, code: str) -> str:
         return self.concepts[code].base
@@ -137,18 +137,18 @@ class World:
         return concept.role if varied or code in self._toned_bases() else concept.group
 
     def _toned_bases(self) -> frozenset[str]:
-        if not self._bases:
-            self._bases.append(frozenset(c.base for c in self.concepts.values() if c.tones))
-        return self._bases[0]
+        if not self._toned:
+            self._toned.append(frozenset(c.base for c in self.concepts.values() if c.tones))
+        return self._toned[0]
 
-    def called(self, name: str, language: str) -> list[str]:
+    def codes_named(self, name: str, language: str) -> list[str]:
         """Codes that have this name in a language."""
-        if not self._called:
+        if not self._codes_by_name:
             for code in self.concepts:
                 for lang in LANGUAGES:
                     if own := self.name_in(code, lang):
-                        self._called.setdefault((own, lang), []).append(code)
-        return self._called.get((name, language), [])
+                        self._codes_by_name.setdefault((own, lang), []).append(code)
+        return self._codes_by_name.get((name, language), [])
 
     def languages(self, code: str) -> list[str]:
         return [lang for lang in LANGUAGES if self.name_in(code, lang)]
@@ -205,7 +205,7 @@ def _related(
     best = sorted(score, key=lambda other: (-score[other], other))[:24]
     for label in (concept.subgroup, concept.group):
         rest = [other for other in groups.get(label, ()) if other != code and other not in best]
-        rest.sort(key=lambda other: order(seed, "near", code, other))
+        rest.sort(key=lambda other: hashed(seed, "near", code, other))
         best += rest[: 20 if label == concept.subgroup else 24]
     return best
 
@@ -224,7 +224,7 @@ def _merge(
     def distance(code: str) -> tuple[int, str]:
         other = concepts[code]
         same = (other.tone == concept.tone) + (other.gender == concept.gender)
-        return -same - (other.facing == concept.facing), order(seed, "variant", concept.code, code)
+        return -same - (other.facing == concept.facing), hashed(seed, "variant", concept.code, code)
 
     variants.sort(key=distance)
     others = [min(by_base[base], key=distance) for base in related]
