@@ -28,7 +28,7 @@ from bench import machine, report, small
 from bench.device import Device
 from bench.suites.engine.entries import local, plain
 from bench.suites.engine.workload import PacedGeneration, Workload
-from retrv_engine import LocalEngine, Sampling, attention, decode, lean, runner
+from retrv_engine import LocalEngine, Sampling, batch, decode, qwen_layers, runner
 from retrv_engine.scheduler import Extend
 from retrv_kernels.linear import PreparedLinear
 from retrv_r1 import Reranker
@@ -91,6 +91,7 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
     """Times one request without cached features, after one that warms up."""
     network, processor = small.small() if model == "bench-small" else load_checkpoint(model)
     reranker = Reranker(network, processor)
+    assert isinstance(reranker.engine, LocalEngine)
     reranker.engine.generation_type = PacedGeneration
     pictures = np.random.default_rng(0).integers(0, 256, (k, small.SIDE, small.SIDE, 3), np.uint8)
     candidates = [Image.fromarray(picture) for picture in pictures]
@@ -108,15 +109,15 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
         return more
 
     def named_run(self: runner.ModelRunner, extends: Sequence[Extend]) -> Any:
-        spans.stack[1] = max(map(phase_of, extends), key=PHASES.index)
+        spans.stack[1] = max((extend.job.phase for extend in extends), key=PHASES.index)
         return run(self, extends)
 
     with ExitStack() as stack:
         for owner, attribute, name in (
-            (attention.Plan, "of", "plan"),
+            (batch.Plan, "of", "plan"),
             (runner, "splice_features", "splice"),
             (decode.DecodeStep, "fill", "plan"),
-            (lean.Layers, "forward", "layers"),
+            (qwen_layers.Layers, "forward", "layers"),
             (FeatureEncoder, "encode", "features"),
             (InformationCompressor, "tokens", "compression"),
             (PreparedLinear, "forward", "linear"),
@@ -127,13 +128,6 @@ def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
         with spans.span("request"):
             reranker.rank("something", candidates, sampling=sampling)
     return spans
-
-
-def phase_of(extend: Extend) -> str:
-    """What rows of a step are for; a sequence that decodes feeds at most two at once."""
-    if not extend.job.writing:
-        return "prefill"
-    return "inspection" if extend.stop - extend.first > 2 else "decode"
 
 
 def peak(form: str, k: int) -> float:

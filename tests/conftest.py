@@ -6,6 +6,7 @@ Fixtures of training and of SGLang are plugins: ``training_fixtures``, ``sglang_
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,13 @@ def poisoned() -> Iterator[None]:
     assert torch.empty(1).isnan()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def unfrozen() -> Iterator[None]:
+    """Lets the garbage be collected again that bench.gpu has frozen."""
+    yield
+    gc.unfreeze()
 
 
 @dataclass

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bench_doubles import CARD
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,6 +19,8 @@ from bench import harness, machine, plots, report, run
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites import kernels
 from bench.suites.kernels import attention, entries, layer, peers, splice, tokens
+from bench.suites.kernels.sizes import Sizes
+from bench.suites.kernels.weights import Weights
 from retrv_kernels import gpu, native, ops, registry
 from retrv_kernels.ops import Span
 from retrv_kernels.paged_attention import cases as paged_attention
@@ -59,25 +62,6 @@ def measured(clock: Clock, *made: Entry, budget: float = 0.0, **sizes) -> dict[s
     return {row["implementation"]: row for row in rows}
 
 
-CARD = {
-    "device": "cpu",
-    "name": "a processor of some name",
-    "cpu": {"name": "a processor of some name", "cores": 2, "threads": 2},
-    "isas": ["scalar"],
-    "load": [0.1, 0.2, 0.3],
-    "memory_gib": 8.0,
-    "cache_mib": 32,
-    "versions": {"torch": "2"},
-    "commit": "0123abcd",
-    "dirty": True,
-    "problems": [],
-    "ceilings": {
-        "read": {"median": 1e3, "q1": 9e2, "q3": 2e3, "rounds": 3},
-        "gemm": {"median": 1e6, "q1": 9e5, "q3": 2e6, "rounds": 3},
-    },
-}
-
-
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
 def test_a_card_says_what_was_measured(tmp_path, monkeypatch):
     def git(*words: str) -> None:
@@ -115,9 +99,10 @@ def example() -> dict:
 
 
 def shown(values: dict) -> str:
-    console = Console(width=200, file=io.StringIO())
+    out = io.StringIO()
+    console = Console(width=200, file=out)
     report.render(values, console)
-    return console.file.getvalue()
+    return out.getvalue()
 
 
 class TestHarness:
@@ -299,12 +284,10 @@ class TestPeers:
     @pytest.mark.parametrize("sdpa", [False, True])
     @pytest.mark.parametrize("asked, norm", [(None, True), (5, True), (5, False)])
     def test_direct_tokens_equal_folded_ones(self, asked, norm, sdpa):
-        one = tokens.Sizes(SMALL, 3, 7, asked, norm)
-        weights = tokens.Weights.random(one, "cpu", torch.float32)
-        weights = tokens.Weights(
-            weights.pool.double(), weights.relate.double(), weights.asked.double()
-        )
-        case = tokens._case(one, "float32")
+        one = Sizes(SMALL, 3, 7, asked, norm)
+        weights = Weights.random(one, "cpu", torch.float32)
+        weights = Weights(weights.pool.double(), weights.relate.double(), weights.asked.double())
+        case = tokens.case_of(one, "float32")
         arguments = case.arguments(torch.float64) | weights.folded(torch.float64)
         folded = weights.token(entries.call(case.op, arguments))
         form = peers.content_token if asked is None else peers.relation_token
@@ -317,7 +300,8 @@ class TestPeers:
         arguments = case.arguments(torch.float64)
         expected = ops.paged_attention(**arguments)
         names = ("query", "key_pages", "value_pages", "page_table")
-        dense = peers.Dense.gather(*(arguments[name] for name in names), new, cached)
+        parts = {name: arguments[name] for name in names}
+        dense = peers.Dense.gather(**parts, new=new, cached=cached)
         torch.testing.assert_close(dense.sdpa(), expected)
         torch.testing.assert_close(ops.paged_attention(**dense.paged(8)), expected)
 
@@ -353,11 +337,11 @@ class TestKernels:
 
     @pytest.mark.parametrize("asked", [None, 5])
     def test_token_trials_agree_with_float64(self, asked):
-        for one in tokens.trials(self.CONTEXT, [tokens.Sizes(SMALL, 3, 7, asked, plots=("K",))]):
+        for one in tokens.trials(self.CONTEXT, [Sizes(SMALL, 3, 7, asked, plots=("K",))]):
             self.agrees(one, "folded", *(["direct"] if one.op.endswith(" token") else []))
 
     def test_a_slow_direct_form_is_left_out_and_says_so(self):
-        sizes = [tokens.Sizes(SMALL, 3, 7, plots=("K",))]
+        sizes = [Sizes(SMALL, 3, 7, plots=("K",))]
         *_, token = tokens.trials(entries.Context("cpu", 1.0), sizes)
         rows = {row["implementation"]: row for row in harness.run(token, 0, rounds=(1, 1))}
         assert rows["direct"]["note"].startswith("left out: a call would take about")
@@ -384,7 +368,7 @@ class TestKernels:
         monkeypatch.setattr(native, "find", lambda: None)
         native.isas.cache_clear()
         try:
-            entry = attention._best_paged(device, "paged", {})
+            entry = attention.best_paged(device, "paged", {})
         finally:
             native.isas.cache_clear()
         with entry.within():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from retrv_engine import (
 from retrv_engine.generation import Generation
 from retrv_engine.plain import embed_pieces
 from retrv_engine.sampler import pick
-from retrv_engine.sglang import calls, process
+from retrv_engine.sglang import calls, process, worker
 from retrv_engine.sglang.calls import Chunk
 from retrv_engine.sglang.concurrency import (
     CandidateLoader,
@@ -39,6 +40,19 @@ from retrv_engine.sglang.wire_format import (
     tensor_to_json,
 )
 from retrv_engine.sglang.worker import server
+
+
+def test_the_processes_share_the_wire_format_alone():
+    root = Path(process.__file__).parent
+    shared = root / "wire_format.py"
+    for path in set(root.rglob("*.py")) - {shared}:
+        imported = re.findall(r"^ *(?:from|import) (retrv_engine[\w.]*)", path.read_text(), re.M)
+        of_worker = [name for name in imported if name.startswith(worker.__name__)]
+        if path.parent == root:
+            assert not of_worker, path
+        else:
+            assert {*imported} <= {*of_worker, "retrv_engine.sglang.wire_format"}, path
+
 
 # The wire format.
 
@@ -138,7 +152,7 @@ def test_the_highest_priority_comes_first_and_a_cancelled_one_never():
         semaphore, order, held = PrioritySemaphore(1), [], asyncio.Event()
 
         async def work(number: int, priority: int) -> None:
-            async with semaphore.hold(priority, number):
+            async with semaphore.hold(priority):
                 order.append(number)
                 await held.wait()
 
@@ -147,7 +161,7 @@ def test_the_highest_priority_comes_first_and_a_cancelled_one_never():
         tasks[3].cancel()
         held.set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        async with semaphore.hold(0, 9):  # it is free again
+        async with semaphore.hold(0):  # it is free again
             return order
 
     assert asyncio.run(run()) == [0, 2, 4, 1]

@@ -1,4 +1,4 @@
-"""What the ops refuse, and in which words."""
+"""The errors that ops raise for invalid arguments."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def _change(op: str, name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
 )
-def test_refuses_what_it_cannot_do(call, message):
+def test_invalid_arguments_raise(call, message):
     op, arguments = call
     with pytest.raises(ValueError, match=message):
         getattr(ops, op)(**arguments)
 
 
-def test_a_page_that_is_not_there_is_refused():
+def test_a_missing_page_raises():
     arguments = named("paged_attention", "decode").arguments(torch.float32)
     arguments["page_table"][3, 0] = 99
     with pytest.raises(ValueError, match="page_table must be"):

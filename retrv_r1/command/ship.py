@@ -1,6 +1,6 @@
 """Assembles a trained checkpoint: the last stage's result, calibrated, with records of all runs.
 
-python -m retrv_r1.command.ship runs/tiny retrv_r1/checkpoints/tiny data/pictographs
+``python -m retrv_r1.command.ship runs/tiny retrv_r1/checkpoints/tiny data/pictographs``
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from retrv_engine import (
     SGLangEngine,
 )
 from retrv_engine.config import Weights
-from retrv_engine.plain import embed_pieces
+from retrv_engine.plain import decode, embed_pieces
 from retrv_engine.sglang.process import find_python
 from retrv_r1.model.checkpoint import SHIPPED
 
@@ -56,7 +56,8 @@ def token(work: Workload, request: Request) -> Callable[[], Tensor]:
         pieces = [*request.prompt, work.vocabulary.think_start]
         embeds, positions, _ = embed_pieces(work.model, pieces, 0)
         mask = torch.ones(1, len(embeds), dtype=torch.long)
-        logits = work.model.decode(embeds[None], positions[:, None], mask, DynamicCache(), 1)
+        cache = DynamicCache()
+        logits = decode(work.model, embeds[None], positions[:, None], mask, cache, 1)
         return logits.argmax(-1)
 
     return call

@@ -31,7 +31,6 @@ class ActiveRequest:
     generation: Generation
     prompt: WirePrompt
     handle: Handle[Output]
-    number: int
     priority: int
     submitted: float
     reported: int = 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import itertools
 import threading
 from collections.abc import AsyncIterator, Coroutine, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, TypeVar
 
-from retrv_engine.radix import common
+from retrv_engine.prefix import shared_prefix_length
 from retrv_engine.request import FeatureSource, Piece, load_distinct
 
 T = TypeVar("T")
@@ -53,20 +54,21 @@ class LoopThread:
 
 
 class PrioritySemaphore:
-    """Limits how many hold it; of those that wait, the highest priority comes first."""
+    """Limits how many hold it; the highest priority comes first, of equal ones the oldest."""
 
     def __init__(self, count: int) -> None:
         self._free = count
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
 
     @asynccontextmanager
-    async def hold(self, priority: int, number: int) -> AsyncIterator[None]:
-        """Waits for a place and holds it; of equal priorities the lowest number comes first."""
+    async def hold(self, priority: int) -> AsyncIterator[None]:
+        """Waits for a place and holds it."""
         if self._free:
             self._free -= 1
         else:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            heapq.heappush(self._waiting, (-priority, number, turn))
+            heapq.heappush(self._waiting, (-priority, next(self._numbers), turn))
             try:
                 await turn
             except asyncio.CancelledError:
@@ -108,7 +110,7 @@ class PrefillQueue:
         before = [
             done
             for other, done in self._prefilling
-            if not done.is_set() and common(other, keys) >= MIN_SHARED_ROWS
+            if not done.is_set() and shared_prefix_length(other, keys) >= MIN_SHARED_ROWS
         ]
         mine = keys, asyncio.Event()
         if before:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from retrv_engine.base import EngineDied, RequestTooLarge
 from retrv_engine.config import SGLangConfig
+from retrv_engine.model import Parameters
 from retrv_engine.sglang.calls import Chunk
 from retrv_engine.sglang.client import Client
 from retrv_engine.sglang.concurrency import SharedLock
 from retrv_engine.sglang.process import ServerProcess
-from retrv_engine.weights import HasParameters
 
 SECONDS_TO_DIE = 10.0
 """Time in which a server ends itself after one of its workers has failed: SGLang waits for five
@@ -29,7 +29,7 @@ class Connection:
     """A connection to one server that answers and has the expected weights."""
 
     def __init__(
-        self, config: SGLangConfig, checkpoint: str | Path | None, model: HasParameters
+        self, config: SGLangConfig, checkpoint: str | Path | None, model: Parameters
     ) -> None:
         if config.url is None and checkpoint is None:
             raise ValueError(
@@ -102,7 +102,10 @@ class Connection:
             try:
                 await client.load_weights(weights, self._loaded_version)
             except (EngineDied, ValueError) as error:
-                failure = EngineDied(f"the server did not take the new weights: {error}")
+                failure = EngineDied(
+                    f"the server did not take the new weights: {error}; the next request connects "
+                    "again and loads them"
+                )
                 raise await self._fail(client, failure) from error
             self._expected_version = self._loaded_version
 
@@ -150,8 +153,8 @@ class Connection:
                 raise EngineDied(f"the server did not start, {self._process.exit_report()}")
             if time.monotonic() > end:
                 raise EngineDied(
-                    f"no answer in start_seconds={self.config.start_seconds:.0f}, "
-                    f"{self._process.exit_report()}"
+                    f"no answer within start_seconds={self.config.start_seconds:.0f}: raise it if "
+                    f"the log shows progress; {self._process.exit_report()}"
                 )
             await asyncio.sleep(0.2)
 
@@ -178,7 +181,10 @@ class Connection:
             while not process.ended and time.monotonic() < end:
                 await asyncio.sleep(0.05)
             if process.ended:
-                error = EngineDied(f"the server has died, {process.exit_report()}")
+                report = process.exit_report()
+                error = EngineDied(
+                    f"the server has died, {report}\nThe next request starts another"
+                )
             await asyncio.to_thread(process.end)
         return error
 

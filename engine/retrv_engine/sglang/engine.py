@@ -8,19 +8,19 @@ Batching, the radix cache and GPUs are left to SGLang.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from retrv_engine.base import DeadlineExceeded, Engine, Handle, Stats
 from retrv_engine.config import SGLangConfig
 from retrv_engine.generation import Generation
+from retrv_engine.model import LanguageModel, load_weights
 from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, check_pieces
 from retrv_engine.sglang import calls
 from retrv_engine.sglang.active_request import ActiveRequest
@@ -33,13 +33,6 @@ from retrv_engine.sglang.concurrency import (
 )
 from retrv_engine.sglang.connection import Connection
 from retrv_engine.sglang.wire_format import WirePrompt
-from retrv_engine.weights import HasParameters, load_weights
-
-
-class ServedModel(HasParameters, Protocol):
-    """What the engine needs of the model of which the server runs a copy."""
-
-    def get_input_embeddings(self) -> nn.Module: ...
 
 
 class SGLangEngine(Engine):
@@ -58,7 +51,7 @@ class SGLangEngine(Engine):
 
     def __init__(
         self,
-        model: ServedModel,
+        model: LanguageModel,
         vocabulary: Vocabulary,
         config: SGLangConfig | None = None,
         *,
@@ -72,7 +65,6 @@ class SGLangEngine(Engine):
         self._connection = Connection(self.config, checkpoint, model)
         self._semaphore = PrioritySemaphore(self.config.max_requests)
         self._prefills, self._loader = PrefillQueue(), CandidateLoader()
-        self._numbers = itertools.count()
         self._active: set[ActiveRequest] = set()
         self._counts: Counter[str] = Counter()
         self._closed = False
@@ -97,7 +89,7 @@ class SGLangEngine(Engine):
             raise RuntimeError("the engine is closed: make another one")
         handle: Handle[Output] = self._handle()
         submitted = time.perf_counter()
-        active = ActiveRequest(generation, prompt, handle, next(self._numbers), priority, submitted)
+        active = ActiveRequest(generation, prompt, handle, priority, submitted)
         self._active.add(active)
         task = self._loop.submit(self._serve(active, deadline))
         handle.future.add_done_callback(lambda future: future.cancelled() and task.cancel())
@@ -160,7 +152,7 @@ class SGLangEngine(Engine):
         try:
             async with (
                 limit,
-                self._semaphore.hold(active.priority, active.number),
+                self._semaphore.hold(active.priority),
                 self._prefills.wait(active.prompt.keys) as active.prefilled,
             ):
                 active.timings["queue"] = time.perf_counter() - active.submitted
@@ -185,70 +177,65 @@ class SGLangEngine(Engine):
         """Writes tokens, call by call, until the generation is done."""
         generation, phase = active.generation, "prefill"
         while not generation.done:
-            if generation.wanted is not None:
+            if generation.inspecting is not None:
                 phase = "inspection"
                 with active.timed(phase):
                     await self._inspect(generation)
             elif generation.choices is not None:
-                with active.timed(phase):
-                    call = calls.label_call(generation, active.prompt)
-                    async with aclosing(self._call(active, call)) as chunks:
-                        async for chunk in chunks:
-                            calls.take_label(generation, chunk)
+                call = calls.label_call(generation, active.prompt)
+                await self._call(active, call, calls.take_label, phase, phase)
                 phase = "decode"
             else:
-                await self._reason(active, phase)
+                if generation.room:
+                    call = calls.reasoning_call(generation, active.prompt, self.config.stream_rows)
+                    await self._call(active, call, calls.take_reasoning, phase, "decode")
+                if generation.choices is None and not generation.room:
+                    generation.cut()
                 phase = "decode"
             active.prompt.extend(generation.take_pending())
             self._report(active)
 
     async def _inspect(self, generation: Generation) -> None:
         """Splices in the candidate that a generation wants."""
-        assert generation.wanted is not None
+        assert generation.inspecting is not None
         self._counts["inspections"] += 1
-        pieces = await self._loader.load(generation.wanted)
+        pieces = await self._loader.load(generation.inspecting)
         check_pieces(pieces, self.table)
         generation.splice(pieces)
 
-    async def _reason(self, active: ActiveRequest, phase: str) -> None:
-        """Writes a chain of thought up to a label or its end.
+    async def _call(
+        self,
+        active: ActiveRequest,
+        call: Mapping[str, Any],
+        take: Callable[[Generation, Chunk], None],
+        phase: str,
+        next_phase: str,
+    ) -> None:
+        """Calls the server, and has ``take`` append each chunk of the answer.
 
         Args:
-            phase: phase that the time of the first chunk is added to.
+            phase, next_phase: phases that the time of the first chunk and of the rest belong to.
         """
-        generation = active.generation
-        if generation.room:
-            call = calls.reasoning_call(generation, active.prompt, self.config.stream_rows)
-            async with aclosing(self._call(active, call)) as chunks:
-                while True:
-                    with active.timed(phase):
-                        chunk = await anext(chunks, None)
-                    if chunk is None:
-                        break
-                    calls.take_reasoning(generation, chunk)
-                    self._report(active)
-                    phase = "decode"
-        if generation.choices is None and not generation.room:
-            generation.cut()
-
-    async def _call(
-        self, active: ActiveRequest, call: Mapping[str, Any]
-    ) -> AsyncGenerator[Chunk, None]:
-        """Streams the answer to a request's call, and counts its rows."""
         self._connection.check_size(len(active.prompt.ids))
-        chunk: Chunk | None = None
+        last: Chunk | None = None
         written = 0
         async with aclosing(self._connection.generate(call)) as chunks:
-            async for chunk in chunks:
+            while True:
+                with active.timed(phase):
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    break
+                last, phase = chunk, next_phase
                 written += len(chunk.tokens)
                 if active.prefilled is not None:
                     active.prefilled.set()
-                yield chunk
-        assert chunk is not None
+                take(active.generation, chunk)
+                self._report(active)
+        assert last is not None
         if active.cached_rows is None:
-            active.cached_rows = chunk.cached_rows
-            self._counts["cached_rows"] += chunk.cached_rows
-        active.computed_rows += self._count(chunk, written)
+            active.cached_rows = last.cached_rows
+            self._counts["cached_rows"] += last.cached_rows
+        active.computed_rows += self._count(last, written)
 
     def _count(self, chunk: Chunk, written: int) -> int:
         """Counts the rows that a call has computed, and returns their number.

@@ -48,7 +48,7 @@ class ServerProcess:
         handle, log = tempfile.mkstemp(prefix="retrv-sglang-", suffix=".log")
         self.log = Path(log)
         own = {"model_path": checkpoint, "dtype": dtype, "host": "127.0.0.1", "port": port}
-        words = [python, "-m", "retrv_engine.sglang.worker.server", STOP_WITH_STDIN]
+        words = [str(python), "-m", "retrv_engine.sglang.worker.server", STOP_WITH_STDIN]
         with os.fdopen(handle, "wb") as output:
             self._process = subprocess.Popen(
                 [*words, *_words({**own, **arguments})],

@@ -74,9 +74,7 @@ def _print(
             cells += [""] * 7
         table.add_row(*cells, "; ".join(one.faults))
     console.print(table)
-    traffic = Table(
-        "op", "configuration", title="Bytes moved, each tensor once for each launch"
-    )
+    traffic = Table("op", "configuration", title="Bytes moved, each tensor once for each launch")
     for heading in ("least MB", "MB moved", "ratio"):
         traffic.add_column(heading, justify="right")
     for call, total in moved:

@@ -12,6 +12,7 @@ from retrv_kernels.inputs import Case, offsets, seeded, tolerance
 
 TOLERANCE = tolerance(2e-5, 2e-3, 1.6e-2)
 SMOKE = "odd_width"
+LARGE = ("sequences_200",)
 
 
 def cache(
@@ -46,7 +47,6 @@ def make(
     *,
     page_size: int = 16,
     magnitude: float = 1.0,
-    small: bool = False,
 ) -> Case:
     """Sequences given as (new rows, all cached rows).
 
@@ -83,18 +83,17 @@ def make(
             "kv heads": heads[1],
             "d_h": width,
         },
-        small=small,
     )
 
 
-CASES: tuple[Case, ...] = (
-    make("no_sequences", [], (4, 2), 16, small=True),
-    make("nothing_new", [(0, 7), (1, 20)], (4, 2), 16, small=True),
-    make("decode", [(1, 1), (1, 16), (1, 17), (1, 100)], (4, 2), 32, small=True),
-    make("prefill", [(1, 1), (33, 33), (5, 5)], (4, 4), 16, small=True),
-    make("extend", [(7, 40), (1, 19), (20, 23)], (6, 2), 24, page_size=4, small=True),
-    make("page_of_one", [(3, 9), (2, 2)], (3, 3), 64, page_size=1, small=True),
-    make("odd_width", [(3, 9), (70, 131)], (7, 1), 33, page_size=7, small=True),
-    make("magnitude_1e4", [(3, 90)], (4, 2), 64, magnitude=1e4, small=True),
+CASES = (
+    make("no_sequences", [], (4, 2), 16),
+    make("nothing_new", [(0, 7), (1, 20)], (4, 2), 16),
+    make("decode", [(1, 1), (1, 16), (1, 17), (1, 100)], (4, 2), 32),
+    make("prefill", [(1, 1), (33, 33), (5, 5)], (4, 4), 16),
+    make("extend", [(7, 40), (1, 19), (20, 23)], (6, 2), 24, page_size=4),
+    make("page_of_one", [(3, 9), (2, 2)], (3, 3), 64, page_size=1),
+    make("odd_width", [(3, 9), (70, 131)], (7, 1), 33, page_size=7),
+    make("magnitude_1e4", [(3, 90)], (4, 2), 64, magnitude=1e4),
     make("sequences_200", [(1, 1 + 7 * i % 53) for i in range(200)], (3, 3), 64),
 )

@@ -11,6 +11,7 @@ from retrv_kernels.inputs import FLOATS, WIDTHS, Case, offsets, quantized, seede
 
 TOLERANCE = tolerance(2e-5, 2e-5, 2e-5)
 SMOKE = "ragged"
+LARGE = ("candidates_200",)
 
 
 def make(
@@ -22,7 +23,6 @@ def make(
     magnitude: float = 1.0,
     eps: float = 1e-6,
     int8: bool = False,
-    small: bool = False,
 ) -> Case:
     """Items with ``lengths`` rows each."""
     total = sum(lengths)
@@ -47,21 +47,20 @@ def make(
         (torch.float32,) if int8 else FLOATS,
         flops=total * width * (4 * heads + 2),
         shape={"K": len(lengths), "rows": max(lengths, default=0), "d": width, "heads": heads},
-        small=small,
     )
 
 
-CASES: tuple[Case, ...] = (
-    make("no_items", [], 40, small=True),
-    make("items_without_rows", [0, 3, 0, 5, 0], 40, small=True),
-    make("one_row", [1], 64, small=True),
-    make("one_candidate", [81], 192, small=True),
-    *(make(f"width_{width}", [3, 5], width, small=True) for width in WIDTHS),
-    *(make(f"heads_{heads}", [9, 2], 72, heads, small=True) for heads in (1, 2, 3, 7)),
+CASES = (
+    make("no_items", [], 40),
+    make("items_without_rows", [0, 3, 0, 5, 0], 40),
+    make("one_row", [1], 64),
+    make("one_candidate", [81], 192),
+    *(make(f"width_{width}", [3, 5], width) for width in WIDTHS),
+    *(make(f"heads_{heads}", [9, 2], 72, heads) for heads in (1, 2, 3, 7)),
     make("candidates_200", [1 + 7 * i % 13 for i in range(200)], 48),
-    make("magnitude_1e4", [7, 30], 96, magnitude=1e4, small=True),
-    make("below_eps", [7, 3], 96, magnitude=1e-3, eps=1e-5, small=True),
-    make("eps_0", [7, 30, 1], 96, eps=0.0, small=True),
-    make("int8", [7, 30, 1], 200, int8=True, small=True),
-    make("ragged", [81, 1, 256, 37], 320, small=True),
+    make("magnitude_1e4", [7, 30], 96, magnitude=1e4),
+    make("below_eps", [7, 3], 96, magnitude=1e-3, eps=1e-5),
+    make("eps_0", [7, 30, 1], 96, eps=0.0),
+    make("int8", [7, 30, 1], 200, int8=True),
+    make("ragged", [81, 1, 256, 37], 320),
 )

@@ -11,6 +11,7 @@ from retrv_kernels.inputs import FLOATS, Case, offsets, quantized, seeded, toler
 
 TOLERANCE = tolerance(2e-5, 2e-3, 1.6e-2)
 SMOKE = "odd_sizes"
+LARGE = ("picture_query", "chosen_pairs", "candidates_200")
 
 
 def make(
@@ -26,7 +27,6 @@ def make(
     sharpness: float = 2.0,
     eps: float | None = 1e-6,
     int8: bool = False,
-    small: bool = False,
 ) -> Case:
     """Candidates with ``lengths`` rows and queries with ``queries`` rows.
 
@@ -80,21 +80,20 @@ def make(
             "w": key_width,
             "d": width,
         },
-        small=small,
     )
 
 
-CASES: tuple[Case, ...] = (
-    make("no_pairs", [3, 4], [5], 16, 40, pairs=[], small=True),
-    make("empty_sides", [3, 0, 4], [5, 0], 16, 40, small=True),
-    make("one_row", [1], [1], 16, 40, small=True),
-    make("text_query", [81, 9, 40], [8], 64, 192, small=True),
+CASES = (
+    make("no_pairs", [3, 4], [5], 16, 40, pairs=[]),
+    make("empty_sides", [3, 0, 4], [5, 0], 16, 40),
+    make("one_row", [1], [1], 16, 40),
+    make("text_query", [81, 9, 40], [8], 64, 192),
     make("picture_query", [30, 7], [256], 64, 96),
-    make("without_norm", [30, 7], [19], 64, 96, eps=None, small=True),
-    make("odd_sizes", [13, 30, 7], [3, 11], 21, 45, (3, 5), small=True),
+    make("without_norm", [30, 7], [19], 64, 96, eps=None),
+    make("odd_sizes", [13, 30, 7], [3, 11], 21, 45, (3, 5)),
     make("chosen_pairs", [5, 9, 2], [4, 7], 24, 40, pairs=[(2, 1), (0, 0), (2, 0), (1, 1)]),
     make("candidates_200", [1 + 7 * i % 13 for i in range(200)], [6], 16, 32),
-    make("magnitude_1e4", [30, 7], [9], 32, 48, magnitude=1e4, small=True),
-    make("sharp", [30, 7], [9], 32, 48, sharpness=30.0, small=True),
-    make("int8", [30, 7], [9], 32, 48, int8=True, small=True),
+    make("magnitude_1e4", [30, 7], [9], 32, 48, magnitude=1e4),
+    make("sharp", [30, 7], [9], 32, 48, sharpness=30.0),
+    make("int8", [30, 7], [9], 32, 48, int8=True),
 )

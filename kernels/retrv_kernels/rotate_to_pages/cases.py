@@ -10,6 +10,7 @@ from retrv_kernels.inputs import Case, seeded, tolerance
 
 TOLERANCE = tolerance(2e-6, 2e-3, 1.6e-2)
 SMOKE = "norms_odd_width"
+LARGE = ("rows_500",)
 
 
 def make(
@@ -21,7 +22,6 @@ def make(
     page_size: int = 16,
     norms: bool = False,
     integers: torch.dtype = torch.int64,
-    small: bool = False,
 ) -> Case:
     """New rows with slots in random order; ``heads`` are those of queries and of the cache."""
 
@@ -53,18 +53,14 @@ def make(
         arguments,
         flops=4 * rows * sum(heads) * width,
         shape={"rows": rows, "heads": heads[0], "kv heads": heads[1], "d_h": width},
-        small=small,
     )
 
 
-CASES: tuple[Case, ...] = (
-    make("no_rows", 0, (4, 2), 16, small=True),
-    *(
-        make(f"width_{width}", 3, (4, 2), width, small=True)
-        for width in (2, 8, 10, 64, 80, 128, 160)
-    ),
-    make("norms", 5, (7, 1), 32, norms=True, small=True),
-    make("norms_odd_width", 5, (3, 3), 18, norms=True, page_size=3, small=True),
-    make("one_row", 1, (1, 1), 64, integers=torch.int32, small=True),
+CASES = (
+    make("no_rows", 0, (4, 2), 16),
+    *(make(f"width_{width}", 3, (4, 2), width) for width in (2, 8, 10, 64, 80, 128, 160)),
+    make("norms", 5, (7, 1), 32, norms=True),
+    make("norms_odd_width", 5, (3, 3), 18, norms=True, page_size=3),
+    make("one_row", 1, (1, 1), 64, integers=torch.int32),
     make("rows_500", 500, (28, 4), 128, norms=True),
 )

@@ -83,27 +83,13 @@ def rotate_to_pages(
 
 
 def _check(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    slots: Tensor,
-    *_: Any,
+    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor, *_: Any
 ) -> None:
-    checks.indices("slots", slots, key_pages.shape[0] * key_pages.shape[1])
+    checks.indices("slots", slots, keys.shape[0] * keys.shape[1])
 
 
-def _fake(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    slots: Tensor,
-    heads: int,
-    *_: Any,
-) -> Tensor:
+def _fake(qkv: Tensor, cos: Tensor, sin: Tensor, key_pages: Tensor, *_: Any) -> Tensor:
+    heads = qkv.shape[1] - 2 * key_pages.shape[2]
     return qkv.new_empty((qkv.shape[0], heads, qkv.shape[2]))
 
 

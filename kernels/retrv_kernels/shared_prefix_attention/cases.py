@@ -12,6 +12,7 @@ from retrv_kernels.paged_attention.cases import cache
 
 TOLERANCE = tolerance(2e-5, 2e-3, 1.6e-2)
 SMOKE = "odd_sizes"
+LARGE = ("long", "sequences_200")
 
 
 def make(
@@ -22,7 +23,6 @@ def make(
     width: int,
     *,
     page_size: int = 16,
-    small: bool = False,
 ) -> Case:
     """Nodes given as (cached rows, (first sequence, one after the last)).
 
@@ -57,17 +57,16 @@ def make(
             "kv heads": heads[1],
             "d_h": width,
         },
-        small=small,
     )
 
 
 NESTED = ((37, (0, 5)), (20, (0, 3)), (33, (3, 5)), (1, (0, 1)), (16, (1, 2)), (5, (2, 3)))
-CASES: tuple[Case, ...] = (
-    make("no_sequences", [], 0, (4, 2), 16, small=True),
-    make("not_covered", [(9, (1, 2))], 3, (4, 2), 16, small=True),
-    make("nodes_without_rows", [(0, (0, 2)), (5, (0, 2))], 2, (4, 2), 16, small=True),
-    make("nested", NESTED, 5, (6, 2), 32, small=True),
+CASES = (
+    make("no_sequences", [], 0, (4, 2), 16),
+    make("not_covered", [(9, (1, 2))], 3, (4, 2), 16),
+    make("nodes_without_rows", [(0, (0, 2)), (5, (0, 2))], 2, (4, 2), 16),
+    make("nested", NESTED, 5, (6, 2), 32),
     make("long", [(517, (0, 8)), *((9, (i, i + 1)) for i in range(8))], 8, (8, 2), 64),
-    make("odd_sizes", NESTED, 5, (3, 3), 33, page_size=3, small=True),
+    make("odd_sizes", NESTED, 5, (3, 3), 33, page_size=3),
     make("sequences_200", [(40, (0, 200)), (3, (100, 101))], 200, (3, 3), 64),
 )

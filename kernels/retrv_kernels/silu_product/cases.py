@@ -10,9 +10,10 @@ from retrv_kernels.inputs import Case, seeded, tolerance
 
 TOLERANCE = tolerance(2e-6, 2e-3, 1.6e-2)
 SMOKE = "width_1025"
+LARGE = ("rows_500",)
 
 
-def make(name: str, rows: int, width: int, *, magnitude: float = 3.0, small: bool = False) -> Case:
+def make(name: str, rows: int, width: int, *, magnitude: float = 3.0) -> Case:
     """``rows`` rows of a gate and a factor, each of ``width`` columns."""
 
     def arguments(dtype: torch.dtype) -> dict[str, Any]:
@@ -20,12 +21,12 @@ def make(name: str, rows: int, width: int, *, magnitude: float = 3.0, small: boo
         return {"gate_up": (magnitude * values).to(dtype)}
 
     shape = {"rows": rows, "f": width}
-    return Case("silu_product", name, arguments, flops=5 * rows * width, shape=shape, small=small)
+    return Case("silu_product", name, arguments, flops=5 * rows * width, shape=shape)
 
 
-CASES: tuple[Case, ...] = (
-    make("no_rows", 0, 24, small=True),
-    *(make(f"width_{width}", 3, width, small=True) for width in (1, 7, 64, 1025)),
-    make("magnitude_100", 2, 96, magnitude=100.0, small=True),
+CASES = (
+    make("no_rows", 0, 24),
+    *(make(f"width_{width}", 3, width) for width in (1, 7, 64, 1025)),
+    make("magnitude_100", 2, 96, magnitude=100.0),
     make("rows_500", 500, 11008),
 )

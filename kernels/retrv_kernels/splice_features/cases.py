@@ -12,6 +12,7 @@ from retrv_kernels.splice_features.op import Span
 
 TOLERANCE = tolerance(0, 0, 0)
 SMOKE = "stores"
+LARGE: tuple[str, ...] = ()
 
 
 def make(
@@ -22,7 +23,6 @@ def make(
     *,
     page_size: int = 16,
     pages: tuple[int, int] = (4, 64),
-    small: bool = False,
 ) -> Case:
     """Stores given as (rows, int8?); the first one is the embedding table."""
 
@@ -43,11 +43,7 @@ def make(
 
     rows = sum(span.length for span in spans)
     return Case(
-        "splice_features",
-        name,
-        arguments,
-        shape={"spans": len(spans), "rows": rows, "d": width},
-        small=small,
+        "splice_features", name, arguments, shape={"spans": len(spans), "rows": rows, "d": width}
     )
 
 
@@ -65,10 +61,10 @@ CUT = (
     Span(1, 9, 6, 41, 4, 2, 37, 6),
     Span(0, 2, 3, 7, 0, 1, 20, 4),
 )
-CASES: tuple[Case, ...] = (
-    make("no_spans", [(12, False)], [], 40, small=True),
-    make("one_row", [(12, False)], [Span(0, 3, 1, 9, 0, 1, 700)], 7, small=True),
-    make("stores", [(12, False), (30, False), (9, True)], WRAPPED, 33, small=True),
-    make("cut_spans", [(12, False), (30, False)], CUT, 33, small=True),
-    make("wide", [(12, False), (300, True), (9, False)], WRAPPED, 2048, page_size=5, small=True),
+CASES = (
+    make("no_spans", [(12, False)], [], 40),
+    make("one_row", [(12, False)], [Span(0, 3, 1, 9, 0, 1, 700)], 7),
+    make("stores", [(12, False), (30, False), (9, True)], WRAPPED, 33),
+    make("cut_spans", [(12, False), (30, False)], CUT, 33),
+    make("wide", [(12, False), (300, True), (9, False)], WRAPPED, 2048, page_size=5),
 )
