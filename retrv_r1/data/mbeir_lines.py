@@ -76,12 +76,10 @@ def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            cut = (
-                ""
-                if line.endswith("\n")
-                else "; the file seems to be cut off, copy or build it again"
-            )
-            raise MBEIRError(f"{where}: not JSON ({error.msg}){cut}") from error
+            cut = "" if line.endswith("\n") else "; the file seems to be cut off"
+            raise MBEIRError(
+                f"{where}: not JSON ({error.msg}){cut}; copy or build it again"
+            ) from error
         if not isinstance(row, dict):
             raise MBEIRError(f"{where}: a JSON object is needed, not {type(row).__name__}")
         yield row, where
