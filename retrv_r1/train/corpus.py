@@ -133,9 +133,9 @@ def pictures_of(entries: Sequence[Entry]) -> list[int]:
 def distinct(
     lists: Sequence[ListExample], more: Sequence[Entry] = ()
 ) -> tuple[list[Entry], list[tuple[int, list[int]]]]:
-    """The entries of lists, each once, and every list's query and candidates as their numbers.
+    """Distinct entries of lists, and the numbers of each list's query and candidates among them.
 
-    ``more`` entries follow where they are not among them.
+    ``more`` entries follow if they are new.
     """
     entries: dict[Key, int] = {}
     ordered: list[Entry] = []
@@ -153,10 +153,10 @@ def distinct(
 
 
 def rivals(lists: Sequence[ListExample]) -> list[list[bool]]:
-    """Which of all lists' candidates, in order, are negatives of each list's query.
+    """Whether each candidate of all lists is a negative of a list's query, list by list.
 
-    The other candidates of its own list; of other lists those of the same cell that are not known
-    to be relevant, nor the query itself.
+    Negatives are the other candidates of the same list, and candidates of other lists in the same
+    cell unless they are known to be relevant or are the query itself.
     """
     shown = [(b, x.cell, c.key) for b, x in enumerate(lists) for c in x.candidates]
     out = []
