@@ -17,13 +17,11 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
-    Cache,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from retrv_kernels.linear import float_logits
 from retrv_r1.model.config import ICMConfig, RetrvR1Config
 from retrv_r1.model.icm import InformationCompressor
 from retrv_r1.model.tower import tower_rows, use_packed_attention
@@ -148,31 +146,6 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
             return embeds
         rows = table[row_refs.clamp(min=0)].to(embeds.dtype)
         return torch.where((row_refs >= 0)[..., None], rows, embeds)
-
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        """Embeddings of token ids, ``[..., d]`` (the engines' protocol)."""
-        return self.get_input_embeddings()(ids.to(self.device))
-
-    def decode(
-        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Cache, last: int
-    ) -> Tensor:
-        """Logits of the ``last`` rows of ``embeds [b, l, d]`` (the engines' protocol), in float32.
-
-        In bfloat16 labels' logits can be equal, and equals are ranked by place.
-        """
-        out = self.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions.to(embeds.device),
-            attention_mask=attention_mask.to(embeds.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden, head = out.last_hidden_state[:, -last:], self.get_output_embeddings()
-        if type(head) is not nn.Linear:  # one with adapters, say
-            return head(hidden).float()
-        return float_logits(hidden.flatten(0, 1), head.weight, head.bias).unflatten(
-            0, hidden.shape[:2]
-        )
 
     def forward(
         self,
