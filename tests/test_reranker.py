@@ -401,15 +401,10 @@ def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
     )
     rows.add([tokens.answer_start])
     ids, refs, positions = (x[..., None, :] for x in rows.tensors())
-    logits = model(
-        input_ids=ids,
-        row_refs=refs,
-        items=processor.pack(encoded),
-        pair_candidate=torch.arange(1, count + 1),
-        pair_query=torch.zeros(count, dtype=torch.long),
-        position_ids=positions,
-        logits_to_keep=1,
-    ).logits[0, -1]
+    query = torch.zeros(count, dtype=torch.long)
+    table = model.row_table(processor.pack(encoded), torch.arange(1, count + 1), query)
+    embeds = model.embed(ids, refs, table)
+    logits = model(inputs_embeds=embeds, position_ids=positions, logits_to_keep=1).logits[0, -1]
     scores = torch.softmax(logits[list(tokens.labels[:count])].double() / 0.7, -1)
     assert [line.score for line in result] == pytest.approx(
         [float(scores[line.index]) for line in result], abs=1e-5
