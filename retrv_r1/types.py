@@ -10,8 +10,7 @@ from typing import Any, Literal, TypeAlias
 from PIL import Image
 
 Mode: TypeAlias = Literal["reason", "fast"]
-ListReading: TypeAlias = Literal["compressed", "full"]
-Reading: TypeAlias = Literal[ListReading, "pointwise"]
+Reading: TypeAlias = Literal["compressed", "full", "pointwise"]
 ImageSource: TypeAlias = Image.Image | str | Path | bytes
 
 _NAME_LENGTH = 60

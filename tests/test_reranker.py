@@ -390,20 +390,19 @@ def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
     reranker = Reranker(model, processor)
     result = reranker.rank("a blue bird", mixed, mode="fast", reading=reading, instruction="Which?")
     encoded = [processor.encode(item) for item in (Item(text="a blue bird"), *mixed)]
-    layout, count, tokens = TableLayout.of(encoded), len(mixed), processor.tokens
-    rows = reranker.builder.prompts.listwise(
-        layout,
+    count, tokens = len(mixed), processor.tokens
+    prompt = reranker.builder.prompts.listwise(
+        encoded,
         0,
         range(1, count + 1),
-        range(count),
         instruction="Which?",
         full_tokens=reading == "full",
     )
-    rows.add([tokens.answer_start])
-    ids, refs, positions = (x[..., None, :] for x in rows.tensors())
+    prompt.add([tokens.answer_start])
+    ids, refs = torch.tensor([prompt.ids]), torch.tensor([prompt.refs(TableLayout(encoded))])
     query = torch.zeros(count, dtype=torch.long)
     table = model.row_table(processor.pack(encoded), torch.arange(1, count + 1), query)
-    embeds = model.embed(ids, refs, table)
+    embeds, positions = model.embed(ids, refs, table), prompt.positions()[:, None]
     logits = model(inputs_embeds=embeds, position_ids=positions, logits_to_keep=1).logits[0, -1]
     scores = torch.softmax(logits[list(tokens.labels[:count])].double() / 0.7, -1)
     assert [line.score for line in result] == pytest.approx(
@@ -411,7 +410,7 @@ def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
     )
     assert result.answer == int(scores.argmax())
     assert result.reasoning == "" and result.tokens.generated == 3
-    assert result.tokens.prompt == len(rows) - 1
+    assert result.tokens.prompt == len(prompt) - 1
 
 
 def test_reasoning_names_candidates_by_their_place_in_the_callers_list(model, processor):

@@ -175,7 +175,7 @@ def test_a_schedule_by_the_clock_reaches_all_of_the_curriculum(build, monkeypatc
     schedule.begin(validate_at_end=False)
     sizes = []
     for _ in range(9):
-        sizes.append(stage.batch(4)["pairs"].owner.bincount().max().item())
+        sizes.append(stage.batch(4)["pairs"].candidates.owner.bincount().max().item())
         clock[0] += 6
         schedule.tick()
     assert sizes[0] < max(sizes) == max(stages.OPTIONS["pretrain"]["sizes"])

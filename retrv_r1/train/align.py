@@ -77,9 +77,10 @@ class AlignStage(Stage):
         label_seed = int(rng.integers(2**31))
         batch: dict[str, Any] = {}
         for reading in ("full", "compressed"):
-            batch[f"describe_{reading}"] = self.collator.describe(chosen, names, reading)
+            full = reading == "full"
+            batch[f"describe_{reading}"] = self.collator.describe(chosen, names, full_tokens=full)
             batch[f"lists_{reading}"] = self.collator.collate(
-                lists, np.random.default_rng(label_seed), reason=0.0, reading=reading
+                lists, np.random.default_rng(label_seed), reason=0.0, full_tokens=full
             )
         batch["describe_views"] = self.bank.draw(batch["describe_full"].pictures, rng)
         batch["lists_views"] = self.bank.draw(batch["lists_full"].pictures, rng)

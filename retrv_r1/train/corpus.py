@@ -143,3 +143,50 @@ def described_pictures(corpus: Corpus) -> list[Entry]:
             if entry.picture is not None and entry.meta.get("name"):
                 seen.setdefault(entry.picture, Entry(None, entry.picture, entry.meta))
     return list(seen.values())
+
+
+def pictures_of(entries: Sequence[Entry]) -> list[int]:
+    """Bank rows of the entries' pictures, in order."""
+    return [entry.picture for entry in entries if entry.picture is not None]
+
+
+def distinct(
+    lists: Sequence[ListExample], more: Sequence[Entry] = ()
+) -> tuple[list[Entry], list[tuple[int, list[int]]]]:
+    """Distinct entries of lists, and the numbers of each list's query and candidates among them.
+
+    ``more`` entries follow if they are new.
+    """
+    entries: dict[Key, int] = {}
+    ordered: list[Entry] = []
+
+    def number(entry: Entry) -> int:
+        if entry.key not in entries:
+            entries[entry.key] = len(ordered)
+            ordered.append(entry)
+        return entries[entry.key]
+
+    numbers = [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
+    for entry in more:
+        number(entry)
+    return ordered, numbers
+
+
+def rivals(lists: Sequence[ListExample]) -> list[list[bool]]:
+    """Whether each candidate of all lists is a negative of a list's query, list by list.
+
+    Negatives are the other candidates of the same list, and candidates of other lists in the same
+    cell unless they are known to be relevant or are the query itself.
+    """
+    shown = [(b, x.cell, c.key) for b, x in enumerate(lists) for c in x.candidates]
+    out = []
+    for b, example in enumerate(lists):
+        answer = example.candidates[example.answer].key
+        barred = example.relevant | {answer, example.query.key}
+        out.append(
+            [
+                key != answer if owner == b else cell == example.cell and key not in barred
+                for owner, cell, key in shown
+            ]
+        )
+    return out

@@ -8,34 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.train.lists import ListBatch, PairBatch
+from retrv_r1.train.lists import Candidates, ListBatch, PairBatch
 
 
 def contrast(
-    queries: Tensor,
-    candidates: Tensor,
-    owner: Tensor,
-    fits: Tensor,
-    rivals: Tensor,
-    temperature: float,
+    queries: Tensor, states: Tensor, candidates: Candidates, temperature: float
 ) -> tuple[Tensor, float]:
     """InfoNCE over cosine similarities, and the share of answers nearest within their own lists.
 
     Args:
-        queries: states of the lists' queries, ``[b, d]``.
-        candidates: states of all lists' candidates, ``[c, d]``.
-        owner: list of each candidate, ``[c]``.
-        fits: whether a candidate is its list's answer, ``[c]``.
-        rivals: whether a candidate is a negative of a list's query, ``[b, c]``.
+        queries: state of each list's query, ``[b, d]``.
+        states: state of each candidate, ``[c, d]``.
+        candidates: the candidates of all lists.
         temperature: divisor of the similarities.
     """
     normalize, lists = nn.functional.normalize, torch.arange(len(queries), device=queries.device)
-    logits = normalize(queries, dim=-1) @ normalize(candidates, dim=-1).T / temperature
-    answers = fits.nonzero().squeeze(1)
-    known = rivals.clone()
+    logits = normalize(queries, dim=-1) @ normalize(states, dim=-1).T / temperature
+    answers = candidates.is_answer.nonzero().squeeze(1)
+    known = candidates.rivals.clone()
     known[lists, answers] = True
     logits = logits.float().masked_fill(~known, -1e4)
-    foreign = owner[None] != lists[:, None]
+    foreign = candidates.owner[None] != lists[:, None]
     hits = logits.masked_fill(foreign, -1e4).argmax(1) == answers
     return nn.functional.cross_entropy(logits, answers), float(hits.float().mean())
 
@@ -71,24 +64,23 @@ class ListOutput:
 
     def answer_logits(self) -> Tensor:
         """Logits at the positions that predict the answers' labels, ``[b, vocabulary]``."""
-        return self.head(self.hidden[self._lists(), self.batch.answer_cols])
+        return self.head(self.hidden[self._lists(), self.batch.answer_rows])
 
     def answer_loss(self) -> tuple[Tensor, float]:
         """Cross-entropy of the answers' labels, and the share that has the highest logit."""
         logits = self.answer_logits()
-        goal = self.batch.labels[self._lists(), self.batch.answer_cols + 1]
+        goal = self.batch.labels[self._lists(), self.batch.answer_rows + 1]
         hits = float((logits.argmax(-1) == goal).float().mean())
         return nn.functional.cross_entropy(logits.float(), goal), hits
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """Middle states at the last rows of queries ``[b, d]`` and of candidates ``[c, d]``."""
-        return self._states(self.middle, self.batch.query_cols)
+        return self._states(self.middle, self.batch.query_ends)
 
     def contents(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """From tokens of items ``[m, d]`` those of queries ``[b, d]`` and candidates ``[c, d]``."""
-        batch = self.batch
-        own = batch.match_fits.nonzero().squeeze(1)
-        return tokens[batch.pair_query[own]], tokens[batch.pair_candidate]
+        candidates = self.batch.candidates
+        return tokens[candidates.queries], tokens[candidates.items]
 
     def pointer_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
         """InfoNCE in the middle layer: a query's last row against candidates' last rows.
@@ -105,24 +97,21 @@ class ListOutput:
 
         The last layer then finds the answer by similarity and has only to copy its label.
         """
-        return self._contrast(*self._states(self.late, self.batch.answer_cols), temperature)
+        return self._contrast(*self._states(self.late, self.batch.answer_rows), temperature)
 
-    def _states(self, states: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
-        """States of each list at ``cols [b]``, and of every candidate's last row."""
-        queries = states[self._lists(), cols]
-        return queries, states[self.batch.match_rows, self.batch.match_cols]
+    def _states(self, states: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """States of each list at ``rows [b]``, and of every candidate's last row."""
+        queries = states[self._lists(), rows]
+        return queries, states[self.batch.candidates.owner, self.batch.candidate_ends]
 
     def _lists(self) -> Tensor:
         """Numbers of the lists, ``[b]``."""
         return torch.arange(len(self.hidden), device=self.hidden.device)
 
     def _contrast(
-        self, queries: Tensor, candidates: Tensor, temperature: float
+        self, queries: Tensor, states: Tensor, temperature: float
     ) -> tuple[Tensor, float]:
-        batch = self.batch
-        return contrast(
-            queries, candidates, batch.match_rows, batch.match_fits, batch.rivals, temperature
-        )
+        return contrast(queries, states, self.batch.candidates, temperature)
 
     def content_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
         """InfoNCE between content tokens: a query's against those of all candidates.
@@ -140,13 +129,13 @@ class ListOutput:
         its label. It adds nothing to inference. Returns the loss and the share of lists whose
         answer has the highest logit of ``token``.
         """
-        batch, weight = self.batch, self.head.weight
-        rows = self.late[batch.match_rows, batch.match_cols]
-        sizes = torch.bincount(batch.match_rows, minlength=len(self.hidden)).tolist()
+        candidates, weight = self.batch.candidates, self.head.weight
+        rows = self.late[candidates.owner, self.batch.candidate_ends]
+        sizes = torch.bincount(candidates.owner, minlength=len(self.hidden)).tolist()
         scores = nn.utils.rnn.pad_sequence((rows @ weight[token]).split(sizes), True, -1e4)
-        fits = nn.utils.rnn.pad_sequence(batch.match_fits.split(sizes), True, False)
+        fits = nn.utils.rnn.pad_sequence(candidates.is_answer.split(sizes), True, False)
         goal = fits.float().argmax(1)
-        known, own = batch.match_labels.unique(return_inverse=True)
+        known, own = self.batch.candidate_labels.unique(return_inverse=True)
         cross_entropy = nn.functional.cross_entropy
         loss = cross_entropy(scores.float(), goal) + cross_entropy(rows @ weight[known].T, own)
         return loss, float((scores.argmax(1) == goal).float().mean())
@@ -162,8 +151,8 @@ def run_lists(
         batch: lists or descriptions.
         vision_rows: tower rows of the batch's pictures, ``[v, d]``.
     """
-    items = replace(batch.items, vision_rows=vision_rows)
-    table = model.row_table(items, batch.pair_candidate, batch.pair_query)
+    items, candidates = replace(batch.items, vision_rows=vision_rows), batch.candidates
+    table = model.row_table(items, candidates.items, candidates.queries[candidates.owner])
     embeds = model.embed(batch.input_ids, batch.row_refs, table)
     out = model.language_model(
         inputs_embeds=embeds, position_ids=batch.position_ids, output_hidden_states=True
@@ -188,5 +177,5 @@ def pooled_tokens(
 
 def pair_loss(batch: PairBatch, content: Tensor, temperature: float = 0.04) -> tuple[Tensor, float]:
     """The same as :meth:`ListOutput.content_loss`, without the language model."""
-    queries, candidates = content[batch.query], content[batch.candidate]
-    return contrast(queries, candidates, batch.owner, batch.fits, batch.rivals, temperature)
+    candidates = batch.candidates
+    return contrast(content[candidates.queries], content[candidates.items], candidates, temperature)

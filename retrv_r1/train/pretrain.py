@@ -41,7 +41,6 @@ from retrv_r1.train.stage import Stage
 from retrv_r1.train.tiny import RerankerShape, new_reranker
 from retrv_r1.train.validation import ListValidation
 from retrv_r1.train.vision_rows import clean_rows, square_rows
-from retrv_r1.types import ListReading
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,6 @@ class PretrainStage(Stage):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         config = self.config
         full = step % config.full_every == config.full_every - 1
-        reading: ListReading = "full" if full else "compressed"
         size, hard = self._difficulty(self.position(step))
         share = max(1, config.lists * size // config.candidates)
         lists = self.sampler.draw(rng, config.lists, size, hard, share=share)
@@ -148,13 +146,15 @@ class PretrainStage(Stage):
             if full:
                 count = -(-len(kept) // 4)
                 kept = [shortened(x, config.full_size, rng) for x in kept[:count]]
-            read = self.collator.collate(kept, rng, reason=0.0, reading=reading)
+            read = self.collator.collate(kept, rng, reason=0.0, full_tokens=full)
         chosen = rng.permutation(len(self.pictures))[: config.descriptions]
         entries = [self.pictures[i] for i in chosen]
         texts = [self.texts[i] for i in rng.permutation(len(self.texts))[: config.texts]]
         pairs = self.collator.pairs(lists, [*entries, *texts])
         batches: dict[str, ListBatch | PairBatch] = {
-            "describe": self.collator.describe(entries, [describe(e) for e in entries], reading),
+            "describe": self.collator.describe(
+                entries, [describe(e) for e in entries], full_tokens=full
+            ),
             "lists": read,
             "pairs": pairs,
         }
@@ -169,7 +169,7 @@ class PretrainStage(Stage):
                 for name, batch in batches.items()
             },
             "named": self.concepts.goals(pairs.keys),
-            "meant": self.concepts.goals(read.end_keys),
+            "meant": self.concepts.goals(read.candidates.keys),
             "kind": "full_" if full else "",
         }
 
@@ -201,10 +201,10 @@ class PretrainStage(Stage):
             f"{kind}meant_accuracy": meant_hits,
             "named_accuracy": named_hits,
             "content_accuracy": content_hits,
-            "samples": len(pairs.query),
+            "samples": len(pairs.candidates.queries),
             "tokens": described.tokens + lists.tokens + len(rows) * self.patches,
         }
-        if lists.answer_cols.numel():
+        if lists.answer_rows.numel():
             answer_loss, answer_hits = out.answer_loss()
             match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
             pointer_loss, pointer_hits = out.pointer_loss()

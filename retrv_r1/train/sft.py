@@ -23,7 +23,6 @@ from retrv_r1.train.sampling import ListSampler, with_default_instruction
 from retrv_r1.train.stage import Stage
 from retrv_r1.train.validation import ListValidation
 from retrv_r1.train.vision_rows import RowBank
-from retrv_r1.types import ListReading
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,6 @@ class SFTStage(Stage):
         rng = np.random.default_rng([self.seed, step])
         progress = min(1.0, self.position(step) / (config.grow * config.steps))
         full = step % config.full_every == config.full_every - 1
-        reading: ListReading = "full" if full else "compressed"
         sizes = config.full_sizes if full else config.sizes
         size = sizes[int(rng.integers(1 + int(progress * (len(sizes) - 1))))]
         count = max(1, config.rows // (size * (4 if full else 1)))
@@ -112,12 +110,12 @@ class SFTStage(Stage):
         lists = with_default_instruction(lists, rng, config.default_instruction)
         # Chains or direct answers, not both, in one batch: less padding, and separate metrics.
         reasoned = bool(rng.random() < (config.full_reason if full else config.reason))
-        batch = self.collator.collate(lists, rng, reason=float(reasoned), reading=reading)
+        batch = self.collator.collate(lists, rng, reason=float(reasoned), full_tokens=full)
         kind = ("full_" if full else "") + ("reason_" if reasoned else "")
         return {
             "lists": batch,
             "views": self.bank.draw(batch.pictures, rng),
-            "goals": self.concepts.goals(batch.end_keys),
+            "goals": self.concepts.goals(batch.candidates.keys),
             "kind": kind,
         }
 
