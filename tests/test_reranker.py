@@ -269,15 +269,11 @@ def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
         full_tokens=reading == "full",
     )
     prompt.add([tokens.answer_start])
-    logits = model(
-        input_ids=torch.tensor([prompt.ids]),
-        row_refs=torch.tensor([prompt.refs(TableLayout(encoded))]),
-        items=processor.pack(encoded),
-        pair_candidate=torch.arange(1, count + 1),
-        pair_query=torch.zeros(count, dtype=torch.long),
-        position_ids=prompt.positions()[:, None],
-        logits_to_keep=1,
-    ).logits[0, -1]
+    ids, refs = torch.tensor([prompt.ids]), torch.tensor([prompt.refs(TableLayout(encoded))])
+    query = torch.zeros(count, dtype=torch.long)
+    table = model.row_table(processor.pack(encoded), torch.arange(1, count + 1), query)
+    embeds, positions = model.embed(ids, refs, table), prompt.positions()[:, None]
+    logits = model(inputs_embeds=embeds, position_ids=positions, logits_to_keep=1).logits[0, -1]
     scores = torch.softmax(logits[list(tokens.labels[:count])].double() / 0.7, -1)
     assert [line.score for line in result] == pytest.approx(
         [float(scores[line.index]) for line in result], abs=1e-5

@@ -1,11 +1,11 @@
-"""The prompt: what stands at each row, and at which position.
+"""Prompts: their rows, and the position of each row.
 
     [system + instruction][query in full, its t_con][label, t_con, t_rel] … [task]
 
-The query comes first, so that requests with one query share the longest prefix. It ends with its
-own content token, in whose space the candidates' content tokens lie.
-Positions depend on the prefix alone: compressed tokens take ordinary text positions, the rows of
-a picture take Qwen-VL's M-RoPE grid.
+The query comes first, so that requests with the same query share the longest prefix. It ends with
+its own content token, which is in the same space as those of the candidates.
+Positions depend on the prefix only: compressed tokens have ordinary text positions, the rows of a
+picture have those of Qwen-VL's M-RoPE grid.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from retrv_r1.model.processing import EncodedItem
 from retrv_r1.model.tokens import TokenIds, encode_template, encode_text
 
 SlotKind = Literal["picture", "content", "relation"]
-"""What stands in a slot: an item's picture, its content token, or a pair's relation token."""
+"""Rows of an item's picture, its content token, or the relation token of a pair."""
 
 
 class Slot(NamedTuple):
-    """Consecutive rows of a prompt that hold something else than the embedding of a token.
+    """Consecutive rows of a prompt that are not embeddings of its tokens.
 
     Attributes:
-        kind: what stands there.
+        kind: kind of the rows.
         number: number of the item, or of the pair.
-        start: row of the prompt at which it begins.
+        start: first row in the prompt.
         length: number of rows.
         width: width of a picture's grid; 0 for text positions.
     """
@@ -51,9 +51,9 @@ class Prompt:
     """The rows of a sequence, in order.
 
     Attributes:
-        ids: token id of each row; a placeholder where a slot is.
-        slots: slots, in order.
-        query_end: last row before the list of candidates, where there is one.
+        ids: token id of each row; those of slots are placeholders.
+        slots: slots in order.
+        query_end: last row before the list of candidates; None without a list.
         candidates: rows of each candidate; in a list the first of them is its label.
     """
 
@@ -84,7 +84,7 @@ class Prompt:
         return self.add([token] * slot.length)
 
     def pieces(self, rows_of: Callable[[Slot], FeatureRows]) -> list[Piece]:
-        """The rows as engines take them; ``rows_of`` gives what stands in a slot."""
+        """The prompt as engines take it; ``rows_of`` gives the rows of a slot."""
         pieces: list[Piece] = []
         row = 0
         for slot in self.slots:
@@ -93,7 +93,7 @@ class Prompt:
         return pieces + self.ids[row:]
 
     def refs(self, layout: TableLayout) -> list[int]:
-        """Row of the model's table that stands at each row; -1 for the embedding of a token."""
+        """Row of the model's table at each row of the prompt; -1 for the token's embedding."""
         refs = [-1] * len(self)
         for slot in self.slots:
             first = layout.row_of(slot)
@@ -114,9 +114,9 @@ class Prompt:
 
 
 class TableLayout:
-    """Where the rows of items stand in the table that the model makes (``row_table``).
+    """Numbers of the rows in the model's ``row_table``.
 
-    Feature rows of all items come first, then content tokens, then relation tokens.
+    The feature rows of all items come first, then content tokens, then relation tokens.
 
     Attributes:
         items: items, in packing order.
@@ -129,7 +129,7 @@ class TableLayout:
         *self.first_row, self.rows = accumulate(map(len, items), initial=0)
 
     def row_of(self, slot: Slot) -> int:
-        """First row of what stands in a slot."""
+        """First of the table's rows for a slot."""
         if slot.kind == "picture":
             return self.first_row[slot.number]
         return self.rows + slot.number + (len(self.items) if slot.kind == "relation" else 0)
@@ -155,7 +155,7 @@ class PromptBuilder:
         self.verdicts = (yes, no)
 
     def full_item(self, prompt: Prompt, items: Sequence[EncodedItem], number: int) -> Prompt:
-        """Appends an item at full length: its picture's rows between their tags, then its text."""
+        """Appends an item at full length: its picture's rows between two tags, then its text."""
         item = items[number]
         if item.rows:
             prompt.add([self.tokens.vision_start])
@@ -166,7 +166,7 @@ class PromptBuilder:
     def before_candidates(
         self, items: Sequence[EncodedItem], query: int, instruction: str | None = None
     ) -> Prompt:
-        """System, instruction and query: the prefix that the lists of a query share."""
+        """System, instruction and query: the prefix that all lists of a query share."""
         prompt = self._query(items, query, instruction)
         prompt.add_slot("content", query, self.tokens.content)
         prompt.add(self._parts["before_candidates"])
@@ -195,7 +195,7 @@ class PromptBuilder:
         return prompt.add(self._parts["after_candidate"])
 
     def description(self, items: Sequence[EncodedItem], item: int, *, full_tokens: bool) -> Prompt:
-        """The prompt that asks what an item shows, from all its rows or its content token."""
+        """The prompt that asks what an item shows, given all its rows or its content token."""
         prompt = Prompt().add(self._parts["before_item"])
         if full_tokens:
             self.full_item(prompt, items, item)

@@ -48,10 +48,10 @@ class _InspectionName:
 
 
 class RequestBuilder:
-    """Makes the requests of one model, and loads candidates that are inspected.
+    """Builds a model's requests, and loads the candidates that are inspected.
 
-    It is the engine's feature source: inspected candidates come from the encoder's cache, or are
-    encoded again, all of a step together.
+    As the engine's feature source it takes inspected candidates from the encoder's cache, or
+    encodes them again, all those of a step together.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class RequestBuilder:
         added = processor.tokenizer.added_tokens_decoder.items()
         special = {number for number, token in added if token.special}
         own = {*tokens.labels, tokens.inspect_start, tokens.inspect_end, tokens.think_end}
-        # What prompts are built of has no place in a chain of thought.
+        # Tokens that structure a prompt must not occur in a chain of thought.
         self._structure = sorted(special - own)
 
     def load(self, names: Sequence[Any]) -> list[list[Piece]]:
-        """Full rows of candidates, as they are spliced in (the engines' protocol)."""
+        """Full rows of candidates for inspections (the engines' protocol)."""
         found = self.encoder.encode([name.item for name in names])
         return [
             self.prompts.full_item(Prompt(), [one.item], 0).pieces(partial(_picture, one))
@@ -124,10 +124,10 @@ class RequestBuilder:
     def _rows(
         self, features: Sequence[Features], *, relations: bool = False
     ) -> Callable[[Slot], FeatureRows]:
-        """What stands in the slots of prompts over a query and its candidates, in this order.
+        """A function that gives the rows of slots, for items that are a query and its candidates.
 
-        Pair k is candidate k, which is item k + 1, with the query. Without ``relations`` only the
-        query's content token is made; the candidates of such prompts are read in full.
+        Pair k is item k + 1 with the query. Without ``relations`` only the query's content token
+        is computed; such prompts read candidates in full.
         """
         icm = self.model.icm
         rows, offsets = pack_features(features if relations else features[:1])
@@ -152,17 +152,17 @@ class RequestBuilder:
 
 
 def _picture(features: Features, slot: Slot) -> FeatureRows:
-    """Rows of an item's picture, which come before those of its text."""
+    """Rows of an item's picture, the first of its features."""
     key = _key("full", *_identity(features))
     return FeatureRows(features.rows, 0, slot.length, key, slot.width)
 
 
 def _identity(features: Features) -> tuple[int, str]:
-    """Version of the weights and hash of the content: equal for equal rows only."""
+    """Version of the weights and hash of the content; equal rows have equal identities."""
     return features.version, features.key
 
 
 def _key(*parts: object) -> int:
-    """63 bits of a hash."""
+    """Hash of 63 bits."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -42,7 +42,7 @@ class Candidates:
     def of(
         cls, lists: Sequence[ListExample], numbers: Sequence[tuple[int, list[int]]]
     ) -> Candidates:
-        """Those of ``lists`` whose item ``numbers`` :func:`distinct` gave; none is allowed."""
+        """Builds the record of lists, whose item ``numbers`` are those of :func:`distinct`."""
         shown = [(b, k) for b, x in enumerate(lists) for k in range(len(x.candidates))]
         negatives = rivals(lists) if shown else []
         return cls(
@@ -57,18 +57,18 @@ class Candidates:
 
 @dataclass(frozen=True)
 class ListBatch:
-    """Padded sequences over one row table; a list's number is that of its sequence.
+    """Padded sequences over one row table, one for each list or description.
 
     Attributes:
         items: the packed items, still without vision rows.
         pictures: bank rows of the pictures, in the order of their vision rows.
         input_ids, row_refs, labels: ``[b, l]``; position_ids: ``[3, b, l]``.
-        candidates: the lists' candidates, the pairs of the relation tokens; none in descriptions.
+        candidates: queries and candidates of the lists; empty for descriptions.
         candidate_ends: last row of each candidate, ``[c]``.
         candidate_labels: label token of each candidate, ``[c]``.
         query_ends: last row before the candidates, ``[b]``.
-        answer_rows: row whose next token is the label that is decided for, ``[b]``; none where
-            lists have no candidates.
+        answer_rows: row before the label that the model decides for, ``[b]``; empty if the lists
+            have no candidates.
     """
 
     items: PackedItems
@@ -212,7 +212,7 @@ class ListCollator:
         return self._pad(layout, entries, sequences, Candidates.of([], []))
 
     def pairs(self, lists: Sequence[ListExample], more: Sequence[Entry] = ()) -> PairBatch:
-        """The same lists for their content tokens alone, and ``more`` entries of no list."""
+        """The items of lists, for their content tokens only, and ``more`` entries."""
         entries, numbers = distinct(lists, more)
         return PairBatch(
             items=self.processor.pack([self.encode(entry) for entry in entries]),
@@ -229,7 +229,7 @@ class ListCollator:
         layout: TableLayout,
         candidates: Sequence[int],
     ) -> _Sequence:
-        """A listwise prompt with its reasoning, if there is one, and its answer."""
+        """A listwise prompt, its chain of thought if there is one, and its answer."""
         tokens, one = self.tokens, _Sequence(prompt)
         labels = [prompt.ids[rows.start] for rows in prompt.candidates]
         if thoughts:
@@ -244,10 +244,10 @@ class ListCollator:
                     continue
                 one.write([tokens.inspect_start, label, tokens.inspect_end])
                 self.builder.full_item(prompt, layout.items, candidates[part.candidate])
-            # A chain ends with the label that it decides for; the answer repeats it.
+            # A chain ends with the label of its choice, which the answer repeats.
             one.answer_row = len(prompt) - 2
             one.write([tokens.think_end, tokens.answer_start])
-        else:  # the opening tag is given
+        else:  # in fast mode the opening tag is part of the prompt
             one.answer_row = len(prompt)
             prompt.add([tokens.answer_start])
         one.write([labels[answer], tokens.answer_end, tokens.end])

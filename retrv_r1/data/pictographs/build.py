@@ -1,4 +1,4 @@
-"""Building the set: fetch, render, split, ask, write, check."""
+"""The build: fetch, render, split, draft queries, write, check."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from retrv_r1.data.pictographs.manifest import (
     write_manifest,
 )
 from retrv_r1.data.pictographs.npm import fetch_sets
-from retrv_r1.data.pictographs.phrases import BY_KEY, CELLS, dataset, family
+from retrv_r1.data.pictographs.phrases import SHAPES, dataset, family
 from retrv_r1.data.pictographs.render import render_all
 from retrv_r1.data.pictographs.scenes import scenes
 from retrv_r1.data.pictographs.sources import Drawings, collect_drawings
@@ -57,16 +57,17 @@ def build(
 ) -> Manifest:
     """Builds the pictograph set in M-BEIR's layout under `out`.
 
-    Safe to kill and to call again: rendered pictures stay in `out/.cache`, every file is written
-    in one step, and `manifest.json` comes last. A complete directory is left as it is.
+    It may be killed and called again: rendered pictures stay in `out/.cache`, every file is written
+    in one step, `manifest.json` last. A complete directory is left as it is.
 
     Args:
-        styles: names of picture styles; None for all that can be had.
-        seed: decides what is held out and what is asked.
+        styles: names of picture styles; None for all that are available.
+        seed: seed of the choice of what is held out and what is asked.
         size: side of a picture in pixels.
         download: fetch icon sets with `npm pack` where the cache lacks them.
-        limit_concepts: keep only so many base concepts (with all their variants); for trials.
-        processes: processes that render.
+        limit_concepts: number of base concepts to keep, with all their variants; for trials.
+        processes: number of processes that render.
+        console: where progress is shown; stderr when None.
 
     Raises:
         RetrvError: a Python package of the data extra is missing, or a source is damaged.
@@ -85,10 +86,13 @@ def build(
     wanted = _chosen_codes(table, limit_concepts, seed)
     collected = collect_drawings(names, table, sets, missing, wanted)
     if not collected.drawings:
-        raise RetrvError(f"none of the styles {', '.join(names)} can be had")
+        raise RetrvError(
+            f"none of the styles {', '.join(names)} can be had: install npm and allow downloads, "
+            "or name a style of a Python package (openmoji, noto-mono)"
+        )
     (out / "manifest.json").unlink(missing_ok=True)
-    for package, what in _missing_packages().items():
-        console.print(f"{package} is not installed (apt install {package}): {what}")
+    for package, effect in _missing_packages().items():
+        console.print(f"{package} is not installed (apt install {package}): {effect}")
     described = concept_table(lexicon.cldr_keywords(), collected.groups, lexicon.cldr_subgroups())
     concepts = {code: concept for code, concept in described.items() if code in wanted}
     paths = _render(collected.drawings, cache, size, processes, console)
@@ -116,7 +120,7 @@ def build(
 def _render(
     drawings: Sequence[Drawings], cache: Path, size: int, processes: int, console: Console
 ) -> dict[str, Mapping[str, Path]]:
-    """Renders with a progress bar a style."""
+    """Renders all styles, each with a progress bar."""
     with _progress(console) as progress:
         bars = {
             d.style.name: progress.add_task(f"render {d.style.name}", total=len(d.svg))
@@ -129,7 +133,7 @@ def _render(
         paths = render_all(drawings, cache, size, processes=processes, progress=show)
     for d in drawings:
         if empty := len(d.svg) - len(paths[d.style.name]):
-            console.print(f"{empty} drawings of {d.style.name} show nothing and are left out")
+            console.print(f"{empty} drawings of {d.style.name} are empty and left out")
     return paths
 
 
@@ -157,7 +161,7 @@ def _missing_packages() -> dict[str, str]:
 
 
 def _chosen_codes(concepts: Mapping[str, Concept], limit: int | None, seed: int) -> frozenset[str]:
-    """Codes of so many bases, with all their variants."""
+    """Codes of ``limit`` bases, all when None, with all their variants."""
     bases = sorted({c.base for c in concepts.values()}, key=lambda b: hashed(seed, "limit", b))
     kept = set(bases[:limit])
     return frozenset(code for code, c in concepts.items() if c.base in kept)
@@ -165,22 +169,22 @@ def _chosen_codes(concepts: Mapping[str, Concept], limit: int | None, seed: int)
 
 def _write_cells(out: Path, catalog: Catalog, console: Console) -> dict[str, Any]:
     """Writes every cell of every scene; returns the counts."""
-    for folder in ("query", "cand_pool", "qrels", "instructions"):  # of an earlier build
+    for folder in ("query", "cand_pool", "qrels", "instructions"):  # from an earlier build
         shutil.rmtree(out / folder, ignore_errors=True)
-    turns = changes(catalog.concepts)
+    known_changes = changes(catalog.concepts)
     counts: dict[str, Any] = {}
     datasets: dict[str, int] = {}
     first: dict[str, int] = {}
     metadata = []
     found = scenes(catalog)
     with _progress(console) as progress:
-        bar = progress.add_task("write cells", total=len(found) * len(CELLS))
+        bar = progress.add_task("write cells", total=len(found) * len(SHAPES))
         for scene in found:
             union: dict[str, None] = {}
-            for spec in CELLS:
-                cell = build_cell(catalog, scene, spec.key, turns)
+            for shape in SHAPES:
+                cell = build_cell(catalog, scene, shape.key, known_changes)
                 progress.advance(bar)
-                number, name = dataset(BY_KEY[spec.key], scene.name)
+                number, name = dataset(shape, scene.name)
                 if not cell.drafts:
                     continue
                 datasets[name] = number

@@ -1,4 +1,4 @@
-"""All queries and pools of a scene."""
+"""The queries and the pool of each cell of a scene."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from retrv_r1.data.pictographs.changes import Change
 from retrv_r1.data.pictographs.draft import Draft, Picker
 from retrv_r1.data.pictographs.scenes import Scene
 
-# Queries of one cell in training; the evaluations have the same number in every cell.
+# Queries of each cell in training; an evaluation has the same number in every cell.
 TRAIN_QUERIES: Mapping[str, int] = {
     "t2i": 4500,
     "t2t": 5000,
@@ -39,7 +39,7 @@ EVALUATION_QUERIES: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class CellData:
-    """One cell of one scene: its queries and the dids of its local pool."""
+    """Queries of one cell in one scene, and the dids of its local pool."""
 
     key: str
     scene: Scene
@@ -48,7 +48,7 @@ class CellData:
 
 
 def build_cell(catalog: Catalog, scene: Scene, key: str, changes: Sequence[Change]) -> CellData:
-    """Queries and pool of one cell; both depend on the catalog's seed alone."""
+    """Queries and pool of one cell; they depend on the catalog's seed only."""
     picker = Picker(catalog, scene, catalog.rng("cell", scene.name, key))
     count = TRAIN_QUERIES[key] if scene.training else EVALUATION_QUERIES[scene.name]
     makers: Mapping[str, Callable[[Picker, int], list[Draft]]] = {
@@ -68,7 +68,7 @@ def build_cell(catalog: Catalog, scene: Scene, key: str, changes: Sequence[Chang
 
 
 def whole_pool(picker: Picker, key: str) -> list[str]:
-    """Everything an evaluation cell chooses among, asked for or not."""
+    """All candidates of an evaluation cell, whether a query asks for them or not."""
     catalog, scene = picker.catalog, picker.scene
     if key in ("t2i", "i2i", "it2i"):
         return picker.pictures(scene.pool)

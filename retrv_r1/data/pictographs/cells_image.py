@@ -1,4 +1,4 @@
-"""Cells whose query holds a picture: to a name, to another style, a question, a change."""
+"""Cells whose query has a picture: name it, find it in another style, answer, change it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def both_to_text(picker: Picker, count: int) -> list[Draft]:
     return drafts
 
 
-def _changed(
+def _change_queries(
     picker: Picker,
     count: int,
     changes: Sequence[Change],
@@ -87,8 +87,8 @@ def _changed(
     """Queries of a picture with a change.
 
     Args:
-        answer: (code, style of the query) -> positives.
-        wrong: style of the query -> maker of negatives.
+        answer: function of (code, style of the query) that gives the positives.
+        wrong: function of the query's style that gives a maker of negatives.
     """
     catalog, scene = picker.catalog, picker.scene
     targets, pool = set(scene.targets), picker.pool
@@ -102,7 +102,7 @@ def _changed(
         for change in usable
         for style in picker.styles(change.source, scene.query_styles)
     ]
-    # Kinds take turns, else colours and clocks drown among skin tones.
+    # Kinds take turns; otherwise skin tones would crowd out colours and clocks.
     drafts: list[Draft] = []
     kinds = sorted({change.kind for _, change in asked})
     rows = {
@@ -137,8 +137,8 @@ def _changed(
 
 
 def both_to_image(picker: Picker, count: int, changes: Sequence[Change]) -> list[Draft]:
-    """Picture and change → picture; the query's own style comes first among the positives."""
-    return _changed(
+    """Picture and change → picture; the positive in the query's style comes first."""
+    return _change_queries(
         picker,
         count,
         changes,
@@ -148,9 +148,9 @@ def both_to_image(picker: Picker, count: int, changes: Sequence[Change]) -> list
 
 
 def both_to_both(picker: Picker, count: int, changes: Sequence[Change]) -> list[Draft]:
-    """Picture and change → picture with the name of its role, which leaves the change open."""
+    """Picture and change → picture with the name of its role, which does not tell the change."""
     kind = "picture+role"
-    return _changed(
+    return _change_queries(
         picker,
         count,
         changes,

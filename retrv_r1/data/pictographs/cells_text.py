@@ -1,4 +1,4 @@
-"""Cells whose query is text: to a picture, to a text, to a picture with its name."""
+"""Cells whose query is text: find a picture, a text, or a picture with its name."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def text_to_image(picker: Picker, count: int) -> list[Draft]:
 
 
 def _translations(picker: Picker) -> list[tuple[str, str]]:
-    """(code, language) that this scene may ask for."""
+    """(code, language) pairs that this scene may ask for."""
     catalog, held = picker.catalog, picker.catalog.splits.translations
     pairs = [(code, lang) for code in picker.scene.targets for lang in catalog.languages(code)]
     name = picker.scene.name
-    if name in ("val", "test"):  # every known concept, whether or not this style draws it
+    if name in ("val", "test"):  # every known concept, drawn in this style or not
         return sorted(
             pair for pair, side in held.items() if side == name and catalog.name_in(*pair)
         )
@@ -43,7 +43,7 @@ def _translations(picker: Picker) -> list[tuple[str, str]]:
 
 
 def text_to_text(picker: Picker, count: int) -> list[Draft]:
-    """Foreign name → English name; name or keywords → gloss where WordNet is there."""
+    """Foreign name → English name; name or keywords → gloss if WordNet is installed."""
     catalog = picker.catalog
     drafts = _glosses(picker, int(count * GLOSS_SHARE))
     pairs = spread(
@@ -61,7 +61,7 @@ def text_to_text(picker: Picker, count: int) -> list[Draft]:
 
 
 def _glosses(picker: Picker, count: int) -> list[Draft]:
-    """Training asks by name, the style evaluations by keywords; unseen concepts by name."""
+    """Queries for glosses: by keywords in the style evaluations, by name elsewhere."""
     catalog, scene = picker.catalog, picker.scene
     codes = [c for c in scene.targets if c in catalog.glosses]
     drafts = []

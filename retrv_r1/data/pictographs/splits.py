@@ -1,4 +1,4 @@
-"""Which concepts training may see: unseen bases, held-out combinations, held-out translations."""
+"""What training must not see: unseen bases, held-out combinations, held-out translations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from retrv_r1.data.pictographs.concepts import LANGUAGES, TONES, Concept
 Side = Literal["known", "composition", "unseen"]
 UNSEEN_SHARE = 0.08
 _GENDERS = ("person", "man", "woman")
-# The plain person carries every profession; holding it out would hold out half the people.
+# The plain person is the base of every profession: half of all people would be held out with it.
 _NEVER_UNSEEN = frozenset({"1F9D1"})
 
 
 def hashed(seed: int, *parts: str) -> str:
-    """A key that sorts things in an order fixed by the seed."""
+    """Hash of a seed and texts: orders and choices by it depend on the seed only."""
     return hashlib.sha256("\n".join([str(seed), *parts]).encode()).hexdigest()
 
 
@@ -27,13 +27,13 @@ class Splits:
     """What is held out.
 
     Args:
-        unseen: bases that no training file mentions, with all their variants.
-        held: codes of held-out combinations of skin tone, gender and role.
-        composed: bases from which combinations are held out.
-        translations: (code, language) -> `val` or `test`; never asked or answered in training.
-        banned: texts that name something held out, and so never occur in training.
-        translated: texts of the held-out translations, where nothing else is called so; they
-            never occur in training either.
+        unseen: bases that no training file mentions, nor any of their variants.
+        held_combinations: codes of held-out combinations of skin tone, gender and role.
+        combination_bases: bases of these combinations.
+        translations: `val` or `test` by (code, language); never asked or answered in training.
+        banned: texts that name something held out and never occur in training.
+        translation_texts: texts of the held-out translations that name nothing else; they never
+            occur in training either.
     """
 
     unseen: frozenset[str]
@@ -44,14 +44,14 @@ class Splits:
     translation_texts: frozenset[str] = frozenset()
 
     def side(self, concept: Concept) -> Side:
-        """The side a concept is on."""
+        """The side of the split that a concept is on."""
         if concept.base in self.unseen:
             return "unseen"
         return "composition" if concept.code in self.held_combinations else "known"
 
 
 def _family(name: str) -> str:
-    """`cat` and `cat face` are drawn alike and stay on one side."""
+    """Name without ` face`: `cat` and `cat face` look alike and stay on one side."""
     return name.removesuffix(" face") or name
 
 
@@ -73,7 +73,7 @@ def _unseen_bases(concepts: Mapping[str, Concept], drawn: Collection[str], seed:
 def _held_combinations(
     concepts: Mapping[str, Concept], unseen: Collection[str], seed: int
 ) -> tuple[set[str], set[str]]:
-    """Held codes and their bases: one tone for each gender of a role, so every pair is seen."""
+    """Held-out codes and their bases: one tone for each gender of a role, so each pair is seen."""
     by_base: dict[str, list[Concept]] = defaultdict(list)
     for concept in concepts.values():
         if concept.base not in unseen and len(concept.tones) == 1 and concept.gender:
@@ -95,7 +95,7 @@ def _held_combinations(
 def _translations(
     concepts: Mapping[str, Concept], seed: int, val: int, test: int
 ) -> dict[tuple[str, str], str]:
-    """At most one held-out language a concept, so that the others teach its name."""
+    """Held-out translations: at most one language of a concept, so that others teach its name."""
     pairs = []
     for concept in concepts.values():
         if concept.tones or concept.is_flag:
@@ -111,7 +111,7 @@ def _translations(
         if len(distinct) > 1:
             pairs.append((concept.code, min(distinct, key=lambda x: hashed(seed, concept.code, x))))
     pairs.sort(key=lambda pair: hashed(seed, "translation", *pair))
-    # Never more than a third of what is there, so that a small build still trains.
+    # At most three eighths of all pairs, so that a small build still trains.
     test = min(test, len(pairs) // 4)
     val = min(val, len(pairs) // 8)
     held = dict.fromkeys(pairs[:test], "test")
@@ -126,10 +126,11 @@ def make_splits(
     val_translations: int = 120,
     test_translations: int = 300,
 ) -> Splits:
-    """Chooses what is held out, from the seed alone.
+    """Chooses what is held out, by the seed only.
 
     Args:
-        drawn: codes that the reference style draws; only those can become unseen.
+        drawn: codes that the reference style draws; only those can be unseen.
+        val_translations, test_translations: largest numbers of held-out translations.
     """
     unseen = _unseen_bases(concepts, drawn, seed)
     held, composed = _held_combinations(concepts, unseen, seed)

@@ -1,4 +1,4 @@
-"""Pictures on disk: files, one array, duplicates."""
+"""Pictures on disk: files, one array of all pixels, and duplicates."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from PIL import Image
 from retrv_r1.data.pictographs.catalog import image_path
 from retrv_r1.data.pictographs.concepts import Concept
 from retrv_r1.data.pictographs.splits import Splits
+from retrv_r1.types import RetrvError
 
-# Territories that fly another country's flag; the country keeps the picture.
+# Territories with another country's flag; the country keeps the picture.
 _BORROWED_FLAGS = frozenset({"BV", "SJ", "UM", "CP", "MF", "HM", "EA", "AC", "DG", "TA", "IC"})
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One row of `pictures.npy`.
+    """A row of `pictures.npy`.
 
     Args:
-        duplicate_of: code whose picture in this style is the same to the pixel; such a row is
-            in no cell.
+        duplicate_of: code whose picture in this style has the same pixels; such a row is in no
+            cell.
     """
 
     row: int
@@ -46,7 +47,10 @@ def write_pixels(paths: Mapping[str, Mapping[str, Path]], size: int, target: Pat
     """Writes all pictures as one uint8 array [N, size, size, 4] (RGBA) to `target`.
 
     Returns:
-        A digest of the pixels of each row, in the order style by style, code by code.
+        Digest of the pixels of each row, style by style and code by code.
+
+    Raises:
+        RetrvError: a picture in the cache is damaged.
     """
     count = sum(len(codes) for codes in paths.values())
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -57,9 +61,11 @@ def write_pixels(paths: Mapping[str, Mapping[str, Path]], size: int, target: Pat
     row = 0
     for codes in paths.values():
         for path in codes.values():
-            with Image.open(path) as image:
-                pixels = np.asarray(image)
-            array[row] = pixels
+            try:
+                with Image.open(path) as image:
+                    array[row] = pixels = np.asarray(image)
+            except (OSError, ValueError) as error:
+                raise RetrvError(f"{path} is damaged ({error}); delete it, build again") from error
             digests.append(hashlib.sha256(pixels.tobytes()).hexdigest())
             row += 1
     array.flush()
@@ -74,10 +80,10 @@ def picture_rows(
     concepts: Mapping[str, Concept],
     splits: Splits,
 ) -> list[Picture]:
-    """The rows of the array, with duplicates inside a style marked.
+    """Rows of the array, with duplicates inside a style marked.
 
-    Of pictures alike a held-out one is kept, so that training does not show it under another
-    name; then toneless and neutral ones, and countries before their territories.
+    Of equal pictures a held-out one is kept, so that training does not show it under another name;
+    then one without tone and gender, and a country before its territories.
     """
     keys = [(style, code) for style, codes in paths.items() for code in codes]
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -101,7 +107,7 @@ def picture_rows(
 
 
 def place_pictures(paths: Mapping[str, Mapping[str, Path]], root: Path) -> None:
-    """Puts the cached pictures under `root/mbeir_images` and removes those of earlier builds."""
+    """Links cached pictures into `root/mbeir_images` and removes those of earlier builds."""
     folder = root / "mbeir_images"
     folder.mkdir(parents=True, exist_ok=True)
     for entry in folder.iterdir():
@@ -119,7 +125,7 @@ def place_pictures(paths: Mapping[str, Mapping[str, Path]], root: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link where the file system has them, else a copy; replaces atomically."""
+    """Makes a hard link, or a copy if the file system has no links; replaces atomically."""
     with contextlib.suppress(FileNotFoundError):
         if os.path.samefile(source, target):
             return

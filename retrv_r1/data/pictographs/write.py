@@ -1,4 +1,4 @@
-"""Writing a built set in M-BEIR's layout, with metadata beside it."""
+"""Writes a built set in M-BEIR's layout, with its metadata."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from retrv_r1.data.pictographs.catalog import Candidate, Catalog, image_path
 from retrv_r1.data.pictographs.cells import CellData
 from retrv_r1.data.pictographs.draft import Draft
-from retrv_r1.data.pictographs.phrases import BY_KEY, CELLS, FAMILIES, dataset
+from retrv_r1.data.pictographs.phrases import BY_KEY, FAMILIES, SHAPES, dataset
 from retrv_r1.data.pictographs.splits import hashed
 from retrv_r1.data.pictographs.store import Picture
 
@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader sees the old one or the whole new one."""
+    """Writes a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
@@ -28,7 +28,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    """Writes one JSON object a line."""
+    """Writes one JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -59,7 +59,7 @@ def query_row(qid: str, draft: Draft, key: str) -> Row:
 
 
 def concept_fields(catalog: Catalog, code: str) -> dict[str, Any]:
-    """What the metadata says of a concept."""
+    """Fields of a concept in the metadata."""
     c = catalog.concepts[code]
     return {
         "code": code,
@@ -77,7 +77,7 @@ def concept_fields(catalog: Catalog, code: str) -> dict[str, Any]:
 
 
 def query_metadata(catalog: Catalog, qid: str, draft: Draft, cell: CellData) -> Row:
-    """What a chain of thought can be written from."""
+    """Fields of a query in the metadata, from which chains of thought can be written."""
     details = dict(draft.details)
     source = draft.image[1] if draft.image else None
     return {
@@ -100,7 +100,7 @@ def write_cell(root: Path, catalog: Catalog, cell: CellData, first: int) -> list
     """Writes one cell's queries, qrels and local pool; returns the queries' metadata.
 
     Args:
-        first: number of the first query inside its dataset.
+        first: number of the first query within its dataset.
     """
     number, name = dataset(BY_KEY[cell.key], cell.scene.name)
     split = cell.scene.split
@@ -122,9 +122,9 @@ def write_cell(root: Path, catalog: Catalog, cell: CellData, first: int) -> list
 
 
 def write_pool(path: Path, catalog: Catalog, dids: Iterable[str]) -> None:
-    """Writes a candidate pool in an order that tells nothing.
+    """Writes a candidate pool in random order.
 
-    Positives are numbered before the rest; sorted by number, ties would favour them.
+    Positives have the lowest numbers; in their order, ties would favour them.
     """
     by_did = catalog.candidates.by_did
     shuffled = sorted(set(dids), key=lambda did: hashed(catalog.seed, "pool", did))
@@ -139,20 +139,20 @@ def union_stem(scene: str) -> str:
 
 
 def write_instructions(root: Path, datasets: Mapping[str, int]) -> None:
-    """Writes the instructions of the datasets that are there, M-BEIR's header first."""
+    """Writes the instructions of the given datasets behind M-BEIR's header."""
     header = ["query_modality", "cand_modality", "dataset_name", "dataset_id"]
     lines = ["\t".join([*header, *(f"prompt_{i}" for i in range(1, 5))])]
     for family in FAMILIES:
-        for cell in CELLS:
-            number, name = dataset(cell, family)
+        for shape in SHAPES:
+            number, name = dataset(shape, family)
             if name in datasets:
-                fields = [cell.query_modality, cell.cand_modality, name, str(number)]
-                lines.append("\t".join([*fields, *cell.prompts]))
+                fields = [shape.query_modality, shape.cand_modality, name, str(number)]
+                lines.append("\t".join([*fields, *shape.prompts]))
     write_text(root / "instructions" / "query_instructions.tsv", "\n".join(lines) + "\n")
 
 
 def write_metadata(root: Path, catalog: Catalog, pictures: Sequence[Picture]) -> None:
-    """Writes `pictures.jsonl` and `metadata.jsonl` (one line a candidate)."""
+    """Writes `pictures.jsonl` and `metadata.jsonl`, one line per picture and per candidate."""
     row_of = {(p.style, p.code): p.row for p in pictures}
     write_jsonl(
         root / "pictures.jsonl",
