@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from PIL import Image
 
+EngineName: TypeAlias = Literal["local", "plain", "sglang"]
 Mode: TypeAlias = Literal["reason", "fast"]
 Reading: TypeAlias = Literal["compressed", "full", "pointwise"]
 ImageSource: TypeAlias = Image.Image | str | Path | bytes

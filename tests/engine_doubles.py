@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from retrv_engine import (
@@ -64,34 +65,38 @@ class Scripted:
     seen: dict[int, list[tuple[int, tuple[int, ...]]]] = field(default_factory=dict)
     calls: list[tuple[int, ...]] = field(default_factory=list)
 
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        return ids[..., None].float()
+    def get_input_embeddings(self) -> nn.Module:
+        return nn.Embedding.from_pretrained(torch.arange(2 * PROMPT)[:, None].float())
 
-    def decode(
+    def get_output_embeddings(self) -> Callable[[Tensor], Tensor]:
+        return lambda logits: logits
+
+    def language_model(
         self,
-        embeds: Tensor,
-        positions: Tensor,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
         attention_mask: Tensor,
-        cache: DynamicCache,
-        last: int,
-    ) -> Tensor:
-        rows = torch.cat([embeds, positions.permute(1, 2, 0).float()], -1)[:, None]
-        rows, _ = cache.update(rows, rows, 0)
+        past_key_values: DynamicCache,
+        use_cache: bool,
+    ) -> SimpleNamespace:
+        rows = torch.cat([inputs_embeds, position_ids.permute(1, 2, 0).float()], -1)[:, None]
+        rows, _ = past_key_values.update(rows, rows, 0)
         assert attention_mask.shape == rows[:, 0, :, 0].shape
         assert attention_mask[:, -1].all(), "the last row is always a real one"
-        self.calls.append(tuple(embeds.shape[:2]))
-        logits = torch.zeros(len(embeds), last, SIZE)
+        count, length, _ = inputs_embeds.shape
+        self.calls.append((count, length))
+        logits = torch.zeros(count, length, SIZE)
         for b, (row, mask) in enumerate(zip(rows[:, 0], attention_mask.bool(), strict=True)):
             history = [(int(r[0]), tuple(int(p) for p in r[1:])) for r in row[mask]]
             self.seen[history[0][0]] = history
-            for n in range(last):
-                if (stop := len(history) - last + n + 1) < 1:
+            for n in range(length):
+                if (stop := len(history) - length + n + 1) < 1:
                     continue
                 written = sum(i < PROMPT for i, _ in history[:stop])
                 plan = self.plans[history[0][0]]
                 logits[b, n, END_THINK] = 5.0
                 logits[b, n, plan[min(written, len(plan) - 1)]] = 10.0
-        return logits
+        return SimpleNamespace(last_hidden_state=logits)
 
 
 def request(number: int = 0, length: int = 3, candidates: int = 3, **values: Any) -> Request:
@@ -141,14 +146,10 @@ def real_requests(
 
 
 class Steered:
-    """A real model that likes to inspect and comes to an end, for both engines.
-
-    Its logits must be finite wherever they are asked for.
-    """
+    """A real model that likes to inspect and comes to an end, for both engines."""
 
     def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
         self.model, self.vocabulary = model, vocabulary
-        self.embed_tokens = model.embed_tokens
         self.language_model = model.language_model
         self.get_input_embeddings = model.get_input_embeddings
         self.named_parameters = model.named_parameters
@@ -161,11 +162,6 @@ class Steered:
         bias[self.vocabulary.inspect_start] = 4.0
         bias[self.vocabulary.think_end] = 1.0
         return logits + bias
-
-    def decode(self, *args: Any) -> Tensor:
-        logits = self.model.decode(*args)
-        assert torch.isfinite(logits[:, -1]).all()
-        return self.steer(logits)
 
 
 class Ledger:

@@ -199,7 +199,7 @@ def test_missing_files_say_what_is_there(root: Path, tmp_path: Path) -> None:
     with pytest.raises(mbeir.MBEIRError, match="no `query` folder"):
         mbeir.cells(tmp_path / "nowhere")
     with pytest.raises(mbeir.MBEIRError, match="'local' or 'global'"):
-        mbeir.load(root, "cirr_task7", "test", "regional")  # type: ignore[arg-type]
+        mbeir.load(root, "cirr_task7", "test", "regional")
 
 
 def test_bad_qrels_and_instructions_are_refused(root: Path) -> None:

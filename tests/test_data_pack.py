@@ -17,6 +17,8 @@ from retrv_r1.train.corpus import Corpus
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.types import RetrvError
 
+pytest_plugins = ["training_fixtures"]
+
 
 @pytest.fixture
 def packed(pictographs, tmp_path):
@@ -64,7 +66,7 @@ def test_pictures_of_validation_are_files_with_the_same_pixels(pictographs, pack
     task = mbeir.load(folder, "made_i2i", "val")
     for candidate in task.pool:
         ours, theirs = (
-            np.asarray(Image.open(root / candidate.image)) for root in (folder, pictographs)
+            np.asarray(Image.open(root / str(candidate.image))) for root in (folder, pictographs)
         )
         assert np.array_equal(ours, theirs)
 

@@ -32,6 +32,8 @@ from retrv_engine import (
 )
 from retrv_engine.generation import Generation
 
+pytest_plugins = ["sglang_fixtures"]
+
 CONTEXT = 2048
 
 
@@ -157,7 +159,7 @@ def test_log_probabilities_of_given_tokens(engine, checkpoint, requests):
     model, _, _ = checkpoint
     prompt, tokens = [11, 12, *requests[0].prompt], [40, 41, 42, 43, 44]
     rows = requests[0].prompt[0].rows
-    embeds = [model.embed_tokens(torch.tensor(ids)) for ids in ([11, 12], tokens)]
+    embeds = [model.get_input_embeddings()(torch.tensor(ids)) for ids in ([11, 12], tokens)]
     with torch.inference_mode():
         inputs = torch.cat([embeds[0], rows, embeds[1]])[None]
         logprobs = model(inputs_embeds=inputs).logits[0, len(rows) + 1 : -1].log_softmax(-1)

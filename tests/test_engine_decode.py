@@ -19,13 +19,14 @@ from retrv_engine import (
     PlainEngine,
     Request,
     Sampling,
-    attention,
     decode,
+    sharing,
 )
-from retrv_engine.decode import BUCKETS, DecodeStep, DecodeSteps, Sharing
+from retrv_engine.decode import BUCKETS, DecodeStep, DecodeSteps
 from retrv_engine.graphs import Graphs
 from retrv_engine.pages import pages_of
 from retrv_engine.sampler import Level
+from retrv_engine.sharing import Sharing
 
 FIXED = EngineConfig(cache_bytes=2**22, graphs=True, max_sequences=6)
 
@@ -280,7 +281,7 @@ def test_a_replay_is_the_eager_step_bit_for_bit(make_model, processor, dtype, mo
 
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
     for shared in (1, 2**40):
-        monkeypatch.setitem(attention.SHARED_ROWS, "cuda", shared)
+        monkeypatch.setitem(sharing.SHARED_ROWS, "cuda", shared)
         for count in (*BUCKETS, 32):
             made = [
                 Request(

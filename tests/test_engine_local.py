@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from engine_doubles import NAMES, Steered, names_of, real_requests
-from torch import Tensor
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from retrv_engine import (
@@ -22,7 +21,7 @@ from retrv_engine import (
     runner,
 )
 from retrv_engine.runner import twin
-from retrv_kernels import native, registry
+from retrv_kernels import native, selection
 from retrv_kernels.linear import PreparedLinear
 
 
@@ -99,15 +98,15 @@ def test_unwritten_memory_is_never_read(steered, requests, expected, poisoned):
     same(engine.generate(requests), expected)
 
 
-@pytest.mark.parametrize("how", ["transformers' layers", "reference kernels", "lean layers"])
+@pytest.mark.parametrize("how", ["transformers' layers", "reference kernels", "layer by layer"])
 def test_every_way_through_the_layers(steered, requests, expected, how, monkeypatch):
     """Few rows go through all layers in one native call where there is one."""
     if how == "transformers' layers":
-        monkeypatch.setattr(runner, "lighten", lambda *_: False)
+        monkeypatch.setattr(runner, "fuse_layers", lambda *_: False)
     elif how == "reference kernels":
-        monkeypatch.setenv(registry.OVERRIDE, "reference")
+        monkeypatch.setenv(selection.IMPLEMENTATION, "reference")
     engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22))
-    if how == "lean layers":
+    if how == "layer by layer":
         monkeypatch.setattr(engine.runner.decoder.layers[0].fused, "usable", False)
     same(engine.generate(requests), expected)
 
@@ -207,7 +206,8 @@ def test_scores_are_those_of_one_plain_pass(model, steered, requests):
     for _ in range(2):
         found = engine.score(prompt, tokens)
         rows = requests[0].prompt[0].rows
-        ids = model.embed_tokens(torch.tensor([11, 12])), model.embed_tokens(torch.tensor(tokens))
+        embed = model.get_input_embeddings()
+        ids = embed(torch.tensor([11, 12])), embed(torch.tensor(tokens))
         with torch.inference_mode():
             hidden = model.language_model(
                 inputs_embeds=torch.cat([ids[0], rows, ids[1]])[None]
@@ -266,25 +266,14 @@ class Backbone:
         self.language_model = self.model.model.language_model
         self.get_input_embeddings = self.model.get_input_embeddings
         self.get_output_embeddings = self.model.get_output_embeddings
-        self.embed_tokens = self.get_input_embeddings()
         self.named_parameters = self.model.named_parameters
-
-    def decode(self, embeds, positions, attention_mask, cache, last) -> Tensor:
-        out = self.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return self.get_output_embeddings()(out.last_hidden_state[:, -last:])
 
 
 @pytest.mark.parametrize("isa", native.isas() or [""])
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_language_models_of_both_families(config, isa, monkeypatch, poisoned):
     """Grids of pictures inside, so that M-RoPE positions matter."""
-    monkeypatch.setenv(native.OVERRIDE, isa)
+    monkeypatch.setenv(selection.ISA, isa)
     backbone = Steered(Backbone(config), NAMES)
     made = real_requests(tuple(range(20, 60)), config.text_config.hidden_size)
     picture = real_requests(range(9), config.text_config.hidden_size, 5)[0].source.pieces[0]

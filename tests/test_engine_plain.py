@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_requests_of_a_batch_do_not_touch_each_other():
         PROMPT + 4: [THINK, WORD, LOOK, LABELS[0], END_LOOK, END_THINK, ANSWER, LABELS[0]],
     }
     requests = [request(n, length=2 + 5 * n % 7, reason=n != 3) for n in range(5)]
-    alone = {}
+    alone: dict[int, Any] = {}
     for number, one in enumerate(requests):
         model = Scripted(plans)
         (alone[number],) = PlainEngine(model, NAMES).generate([one])
@@ -223,7 +224,7 @@ def plain_logits(model, names: Vocabulary, one: Request, output: Output) -> Tens
     embeds, positions, at = [], [], 0
     for piece in pieces:
         if isinstance(piece, int):
-            embeds.append(model.embed_tokens(torch.tensor([piece])))
+            embeds.append(model.get_input_embeddings()(torch.tensor([piece])))
             positions.append(torch.full((3, 1), at))
             at += 1
             continue
@@ -334,7 +335,7 @@ def test_padding_rows_are_never_read(model, names, requests, monkeypatch):
 def test_sampling_follows_its_seed_alone(model, names, requests):
     eager = Steered(model, names)
 
-    def tokens(seeds: list[int]) -> list[tuple[int, ...]]:
+    def tokens(seeds: list[int]) -> list[Sequence[int]]:
         chosen = [
             replace(requests[0], sampling=replace(requests[0].sampling, temperature=1.5, seed=s))
             for s in seeds

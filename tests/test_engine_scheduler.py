@@ -325,7 +325,7 @@ def test_stretches_cut_pieces_anywhere():
     for first in range(17):
         for stop in range(first + 1, 18):
             rows = []
-            for piece in context.stretches(first, stop):
+            for piece in context.placed(first, stop):
                 at = piece.row if piece.table is None else 100 + piece.row
                 rows += [at] * piece.length if piece.table is None else range(at, at + piece.length)
             assert rows == [5, *range(103, 115), 6, *range(115, 118)][first:stop]

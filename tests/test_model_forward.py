@@ -119,7 +119,7 @@ def test_the_row_table_holds_features_then_content_then_relation_tokens(model, p
     relation = model.icm.relation(features, items.cu_seqlens, candidate, query)
     assert torch.equal(table[n + 3 :], relation)
     # A picture's rows come before its text, which the layout and the prompt rely on.
-    text = model.embed_tokens(torch.tensor(encoded[1].text_ids))
+    text = model.get_input_embeddings()(torch.tensor(encoded[1].text_ids))
     first = TableLayout(encoded).first_row[1]
     assert torch.equal(features[first + encoded[1].picture_rows : first + len(encoded[1])], text)
 

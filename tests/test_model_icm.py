@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from retrv_engine.weights import load_weights
+from retrv_engine.model import load_weights
 from retrv_kernels.cases import error_of
 from retrv_r1.model import icm_reference
 from retrv_r1.model.config import ICMConfig

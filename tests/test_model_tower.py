@@ -77,7 +77,7 @@ def test_gradients_are_those_of_a_call_for_each_segment(lengths, grouping):
         else:
             parts = zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)
             attend = torch.nn.functional.scaled_dot_product_attention
-            out = torch.cat([attend(*part, scale=0.3) for part in parts], 2).transpose(1, 2)
+            out = torch.cat([attend(x, y, z, scale=0.3) for x, y, z in parts], 2).transpose(1, 2)
         (out * made[3].transpose(1, 2)).sum().backward()
         found.append([out, q.grad, k.grad, v.grad])
     torch.testing.assert_close(*found)
@@ -102,9 +102,8 @@ def test_a_layer_makes_a_call_for_each_length(monkeypatch, grouping):
     out, _ = packed_vision_attention(torch.nn.Module(), q, k, v, None, 0.3, offsets)
     assert len(calls) == (4 if grouping == "by length" else 50 * 8)
     calls.clear()
-    alone, _ = packed_vision_attention(
-        torch.nn.Module(), *(x[:, :, :936] for x in (q, k, v)), None, 0.3, offsets[:21]
-    )
+    q, k, v = (x[:, :, :936] for x in (q, k, v))
+    alone, _ = packed_vision_attention(torch.nn.Module(), q, k, v, None, 0.3, offsets[:21])
     torch.testing.assert_close(out[:, :936], alone)
 
 

@@ -69,9 +69,10 @@ class Page(HTMLParser):
 
 
 def terminal(value: RankedResults, candidates=3, **options) -> str:
-    console = Console(file=io.StringIO(), width=options.pop("width", 100), **options)
+    out = io.StringIO()
+    console = Console(file=out, width=options.pop("width", 100), **options)
     print_ranking(value, console, candidates=candidates)
-    return console.file.getvalue()
+    return out.getvalue()
 
 
 def test_page_shows_everything_and_loads_nothing(items):

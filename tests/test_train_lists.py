@@ -25,6 +25,8 @@ from retrv_r1.train.losses import run_lists
 from retrv_r1.train.pictures import on_white, to_patches
 from retrv_r1.types import Item
 
+pytest_plugins = ["training_fixtures"]
+
 
 def text_list(rng: np.random.Generator, size: int, answer: int | None = None) -> ListExample:
     """Candidates of five bases; the answer's neighbours share its base or a word of its name."""

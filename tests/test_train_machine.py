@@ -29,6 +29,8 @@ from retrv_r1.train.schedule import CHECKPOINTS, Schedule, ScheduleCallback, cos
 from retrv_r1.train.tensors import map_tensors, to_arrays, to_device, to_tensors
 from retrv_r1.types import RetrvError
 
+pytest_plugins = ["training_fixtures"]
+
 pytestmark = stages.pytestmark
 build, config, folder, trained = stages.build, stages.config, stages.folder, stages.trained
 _quietly = stages._no_drawing_no_leftovers
@@ -291,7 +293,7 @@ def test_a_recipe_that_is_cut_off_leaves_what_ranks(small_recipe, tmp_path, monk
         train_all(tmp_path / "set.pack", out, work, **options)
     record = json.loads((out / "record.json").read_text())
     assert list(record["stages"]) == ["embed", "pretrain"] and record["checkpoint"] == "pretrain"
-    assert "more than the 1,000 of one file" in " ".join(capsys.readouterr().err.split())
+    assert "more than the 1,000 that can be copied" in " ".join(capsys.readouterr().err.split())
     ranks(out / "checkpoint.tar.gz", tmp_path)
 
 
@@ -301,8 +303,8 @@ def test_little_time_calibrates_on_few_queries(monkeypatch, tmp_path, seconds, q
     asked = []
     for name in ("train_stage", "assemble", "_archive"):
         monkeypatch.setattr(recipe, name, lambda *_, **__: None)
-    monkeypatch.setattr(recipe, "_kept", lambda *_: {})
-    monkeypatch.setattr(recipe, "_ship", lambda *words: asked.append(words[-1]) or {})
+    monkeypatch.setattr(recipe, "_keep", lambda *_: {})
+    monkeypatch.setattr(recipe, "_calibrate_and_rank", lambda *words: asked.append(words[-1]) or {})
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     options = {"minutes": seconds / 60 + 1e-6, "machine": Machine()}
     out = tmp_path / "out"

@@ -24,6 +24,8 @@ from retrv_r1.train.loop import fit
 from retrv_r1.train.stage import Stage
 from retrv_r1.types import RetrvError
 
+pytest_plugins = ["training_fixtures"]
+
 pytestmark = pytest.mark.skipif(not find_spec("accelerate"), reason="needs the train extra")
 
 STEPS = 6
@@ -61,7 +63,7 @@ EMBED = {
         "attention_probs_dropout_prob": 0.0,
     },
 }
-BACKBONE = {
+BACKBONE: dict[str, Any] = {
     "text": {
         "intermediate_size": 48,
         "num_hidden_layers": 1,
@@ -280,7 +282,7 @@ def test_the_tower_of_the_first_stage_starts_the_backbone(build, trained):
 def test_pretrain_goes_on_from_a_finished_model(config, trained, folder):
     trained("pretrain")
     init = {"embed": str(folder / "embed/final"), "model": str(folder / "pretrain/final")}
-    stage = build_stage(read_config("pretrain", config("pretrain", init=init)))
+    stage: Any = build_stage(read_config("pretrain", config("pretrain", init=init)))
     finished = RetrvR1ForConditionalGeneration.from_pretrained(folder / "pretrain/final")
     ours = dict(stage.model.named_parameters())
     assert all(torch.equal(ours[name], value) for name, value in finished.named_parameters())

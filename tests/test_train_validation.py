@@ -9,6 +9,8 @@ from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.validation import ListValidation
 
+pytest_plugins = ["training_fixtures"]
+
 
 @pytest.fixture
 def collator(processor) -> ListCollator:

@@ -29,7 +29,7 @@ import asyncio
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, Self, TypeVar
@@ -159,8 +159,18 @@ class Handle(Generic[T]):
         return asyncio.wrap_future(self.future).__await__()
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Hands on tokens; for engines."""
+        """Hands on new tokens; for engines."""
         self._news.put(tokens)
+
+    def finish(self, outcome: T | Exception) -> None:
+        """Ends it with a result or an error, unless it was cancelled; for engines."""
+        try:
+            if isinstance(outcome, Exception):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
+        except InvalidStateError:  # cancelled this moment
+            pass
 
 
 class Engine(ABC):

@@ -14,7 +14,7 @@ STEP = 0x9E3779B97F4A7C15
 MASK = 2**63 - 1
 
 
-class Stretch(NamedTuple):
+class PlacedPiece(NamedTuple):
     """Rows of one piece.
 
     Attributes:
@@ -43,7 +43,7 @@ class Context:
     def __init__(self) -> None:
         self.keys: list[int] = []
         self.position = 0
-        self._pieces: list[Stretch] = []
+        self._pieces: list[PlacedPiece] = []
         self._starts: list[int] = []
 
     def __len__(self) -> int:
@@ -54,18 +54,18 @@ class Context:
         for piece in pieces:
             self._starts.append(len(self.keys))
             if isinstance(piece, int):
-                self._pieces.append(Stretch(None, piece, 1, 0, self.position, 0))
+                self._pieces.append(PlacedPiece(None, piece, 1, 0, self.position, 0))
                 self.keys.append(piece)
                 self.position += 1
                 continue
             self._pieces.append(
-                Stretch(piece.table, piece.first, piece.length, 0, self.position, piece.width)
+                PlacedPiece(piece.table, piece.first, piece.length, 0, self.position, piece.width)
             )
             key = piece.key ^ (piece.width * STEP)
             self.keys += [-1 - ((key + i * STEP) & MASK) for i in range(piece.length)]
             self.position += piece.advance
 
-    def stretches(self, first: int, stop: int) -> Iterator[Stretch]:
+    def placed(self, first: int, stop: int) -> Iterator[PlacedPiece]:
         """Rows ``first`` to ``stop``, piece by piece; the first and the last may be cut."""
         i = bisect_right(self._starts, first) - 1
         while first < stop:

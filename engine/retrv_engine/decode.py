@@ -10,28 +10,21 @@ CUDA graph can replay it, which takes Python out of the step; on a CPU the same 
 
 from __future__ import annotations
 
-import operator
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from retrv_engine.attention import (
-    AttentionPart,
-    Batch,
-    Node,
-    PagedCache,
-    is_worth_a_tree,
-    tree_of,
-)
+from retrv_engine.batch import Batch, PagedCache
 from retrv_engine.graphs import Graphs
+from retrv_engine.job import Extend
 from retrv_engine.pages import pages_of
 from retrv_engine.sampler import COLUMNS, Choice, Level, Masks, Picked, fill_columns, picked, sample
-from retrv_engine.scheduler import Extend
+from retrv_engine.sharing import PrefixNode, Sharing, is_worth_a_tree
+from retrv_kernels.decoder_layers import AttentionPart
 
 BUCKETS = (1, 2, 4, 8, 16, 24)
 """Numbers of sequences that a fixed step is made for, besides the most that run at once."""
@@ -108,7 +101,7 @@ class DecodeStep:
     def fill(
         self,
         extends: Sequence[Extend],
-        nodes: Sequence[Node],
+        nodes: Sequence[PrefixNode],
         choices: Sequence[Choice],
         masks: Masks,
     ) -> None:
@@ -121,7 +114,7 @@ class DecodeStep:
         size, count = self.cache.page_size, len(extends)
         rows = []
         for job, first, _ in extends:
-            token = next(job.context.stretches(first, first + 1))
+            token = next(job.context.placed(first, first + 1))
             page, offset = job.pages[first // size], first % size
             at = page * size + offset
             rows.append((token.row, token.position, at, page, offset, first + 1))
@@ -198,7 +191,7 @@ class DecodeStep:
                 self._table[i, known:need] = job.pages[known:need]
                 self._written[i] = job.pages, need
 
-    def _fill_nodes(self, nodes: Sequence[Node]) -> None:
+    def _fill_nodes(self, nodes: Sequence[PrefixNode]) -> None:
         for i, node in enumerate(nodes):
             self._table[i, : len(node.pages)] = node.pages
         count = len(nodes)
@@ -277,53 +270,3 @@ def tiers(rows: int) -> list[int]:
     while found[-1] < rows:
         found.append(4 * found[-1])
     return found
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """How sequences that write share their pages, until another comes or one goes.
-
-    While a sequence writes, its list of pages only grows, by pages of its own.
-
-    Attributes:
-        pages: the lists themselves, in the order of the step.
-        order: of the sequences, so that those that share stand next to one another.
-        inner: nodes of several sequences.
-        depths: pages of each sequence that are in inner nodes, in ``order``.
-    """
-
-    pages: Sequence[list[int]]
-    order: Sequence[int]
-    inner: Sequence[Node]
-    depths: Sequence[int]
-
-    @classmethod
-    def of(cls, pages: Sequence[list[int]], lengths: Sequence[int], page_size: int) -> Sharing:
-        """Looks at all pages."""
-        order = sorted(range(len(pages)), key=pages.__getitem__)
-        stops = [lengths[i] for i in order]
-        used = [pages[i][: pages_of(lengths[i], page_size)] for i in order]
-        nodes = tree_of(used, stops, page_size)
-        inner = [node for node in nodes if node.stop - node.first > 1]
-        own = {node.first: node.length for node in nodes if node.stop - node.first == 1}
-        depths = [(stop - own[i]) // page_size for i, stop in enumerate(stops)]
-        return cls(pages, order, inner, depths)
-
-    def holds(self, pages: Sequence[list[int]]) -> bool:
-        """Whether these are still the lists."""
-        return len(pages) == len(self.pages) and all(map(operator.is_, pages, self.pages))
-
-    def nodes(self, lengths: Sequence[int], page_size: int) -> list[Node]:
-        """All nodes, of sequences of so many rows, in ``order``."""
-        own = [
-            Node(
-                self.pages[i][depth : pages_of(length, page_size)],
-                length - depth * page_size,
-                place,
-                place + 1,
-            )
-            for place, (i, depth, length) in enumerate(
-                zip(self.order, self.depths, lengths, strict=True)
-            )
-        ]
-        return [*self.inner, *own]

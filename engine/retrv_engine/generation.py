@@ -12,13 +12,13 @@ labels are constrained to the request's candidates; a candidate is inspected at 
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from retrv_engine.request import (
-    FeatureSource,
+    Candidate,
     Output,
     Piece,
     Request,
@@ -35,7 +35,7 @@ class Generation:
     Attributes:
         pending: the pieces that it wants to feed next.
         due: from how many of the last rows it wants a token then.
-        wanted: the candidate that has to be spliced in before anything else, or None.
+        inspecting: the candidate whose rows must be spliced in before anything else, or None.
     """
 
     request: Request
@@ -48,7 +48,7 @@ class Generation:
     label_logits: Tensor | None = None
     pending: list[Piece] = field(default_factory=list)
     due: int = 1
-    wanted: tuple[FeatureSource, Hashable] | None = None
+    inspecting: Candidate | None = None
 
     def __post_init__(self) -> None:
         names, request = self.vocabulary, self.request
@@ -109,13 +109,13 @@ class Generation:
             return self._choose(Permitted(tuple(choices), False), tuple(choices) if answer else ())
         return self._choose(Permitted(tuple(self.banned))) if self.room else Choice()
 
-    def advance(self, picks: Sequence[Picked]) -> None:
-        """Takes the next token and everything that follows from it.
+    def advance(self, picks: Sequence[Picked]) -> Candidate | None:
+        """Takes the next token and everything that follows from it; returns ``inspecting``.
 
         Args:
-            picks: of the rows that were due.
+            picks: tokens taken from the rows that were due.
         Raises:
-            FloatingPointError: the model's logits are no numbers.
+            FloatingPointError: the model's logits are NaN.
         """
         check_numbers(picks)
         if self.due == 2:  # behind </think>, where <answer> was forced
@@ -129,6 +129,7 @@ class Generation:
             self.think(last.token, last.logprob, last.likeliest)
         else:
             self.cut()
+        return self.inspecting
 
     def think(self, token: int, logprob: float, likeliest: int) -> None:
         """Takes a token of reasoning; ``likeliest`` is the one that the model would have liked."""
@@ -145,7 +146,7 @@ class Generation:
 
     def splice(self, pieces: Sequence[Piece]) -> None:
         """Takes the rows of the wanted candidate."""
-        self.wanted = None
+        self.inspecting = None
         self.inspected_rows += length_of(pieces)
         self.pending += pieces
 
@@ -164,7 +165,7 @@ class Generation:
         candidate = list(self.request.labels).index(pick.token)
         self.inspected.append(candidate)
         assert self.request.source is not None
-        self.wanted = self.request.source, self.request.inspections[candidate]
+        self.inspecting = self.request.source, self.request.inspections[candidate]
 
     def _choose(self, permitted: Permitted, labels: tuple[int, ...] = ()) -> Choice:
         sampling = self.request.sampling

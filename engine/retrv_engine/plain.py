@@ -12,15 +12,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from retrv_engine.base import Stats
 from retrv_engine.generation import Generation
+from retrv_engine.head import logits_of
+from retrv_engine.model import LanguageModel, load_weights
 from retrv_engine.request import (
-    LanguageModel,
     Output,
     Piece,
     Request,
@@ -30,7 +32,6 @@ from retrv_engine.request import (
     positions_of,
 )
 from retrv_engine.sampler import Masks, pick
-from retrv_engine.weights import load_weights
 
 
 class PlainEngine:
@@ -94,7 +95,7 @@ class PlainEngine:
             embeds, positions, present = _pad_left(chunks)
             mask = present if mask is None else torch.cat([mask, present], 1)
             due = [sequences[i].due for i in active]
-            logits = self.model.decode(embeds, positions, mask, cache, max(due))
+            logits = decode(self.model, embeds, positions, mask, cache, max(due))
             wanted = torch.cat([rows[-n:] for rows, n in zip(logits, due, strict=True)])
             counted = [(sequences[i], n) for i, n in zip(active, due, strict=True)]
             if self._masks is None:
@@ -125,6 +126,34 @@ class PlainEngine:
         ]
 
 
+def decode(
+    model: LanguageModel,
+    embeds: Tensor,
+    positions: Tensor,
+    attention_mask: Tensor,
+    cache: Cache,
+    last: int,
+) -> Tensor:
+    """Float32 logits ``[b, last, vocabulary]`` behind the last of some new rows.
+
+    Args:
+        embeds: ``[b, l, d]``.
+        positions: M-RoPE positions, ``[3, b, l]``.
+        attention_mask: which columns of the cache and the new rows exist, ``[b, past + l]``.
+        cache: keys and values, extended in place.
+    """
+    out = model.language_model(
+        inputs_embeds=embeds,
+        position_ids=positions.to(embeds.device),
+        attention_mask=attention_mask.to(embeds.device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    hidden = out.last_hidden_state[:, -last:]
+    logits = logits_of(model.get_output_embeddings(), hidden.flatten(0, 1))
+    return logits.unflatten(0, hidden.shape[:2])
+
+
 def embed_pieces(
     model: LanguageModel, pieces: Sequence[Piece], cursor: int
 ) -> tuple[Tensor, Tensor, int]:
@@ -133,11 +162,12 @@ def embed_pieces(
     Returns:
         Embeddings ``[l, d]``, absolute positions ``[3, l]``, and the position behind.
     """
+    table: Any = model.get_input_embeddings()
     embeds, positions = [], []
     for words, group in itertools.groupby(pieces, lambda piece: isinstance(piece, int)):
         if words:
             ids = torch.tensor(list(group))
-            embeds.append(model.embed_tokens(ids))
+            embeds.append(table(ids.to(table.weight.device)))
             positions.append(positions_of(cursor, len(ids)))
             cursor += len(ids)
             continue
@@ -151,10 +181,10 @@ def embed_pieces(
 
 def _splice(sequences: Sequence[Generation]) -> None:
     """Gives every sequence the candidate that it wants."""
-    pieces = load_distinct([s.wanted for s in sequences if s.wanted is not None])
+    pieces = load_distinct([s.inspecting for s in sequences if s.inspecting is not None])
     for generation in sequences:
-        if generation.wanted is not None:
-            found = pieces[generation.wanted]
+        if generation.inspecting is not None:
+            found = pieces[generation.inspecting]
             if isinstance(found, Exception):
                 raise found
             generation.splice(found)

@@ -1,37 +1,14 @@
-"""What an engine takes and gives back, and the little it needs to know of a model."""
+"""What an engine takes and gives back."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
-from torch import Tensor, nn
-
-
-class LanguageModel(Protocol):
-    """A decoder that takes embeddings: what engines need of a model."""
-
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        """Embeddings of token ids, ``[..., d]``."""
-        ...
-
-    def decode(
-        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Any, last: int
-    ) -> Tensor:
-        """Logits ``[b, last, vocabulary]`` of the last rows, given new rows.
-
-        Args:
-            embeds: ``[b, l, d]``.
-            positions: M-RoPE positions, ``[3, b, l]``.
-            attention_mask: which columns of the cache and the new rows exist, ``[b, past + l]``.
-            cache: a transformers ``Cache``, extended in place.
-        """
-        ...
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -100,6 +77,10 @@ class FeatureSource(Protocol):
         Engines call it once a step with the distinct candidates that any sequence asked for.
         """
         ...
+
+
+Candidate: TypeAlias = tuple[FeatureSource, Hashable]
+"""A candidate that a request inspects: a feature source, and the candidate's name there."""
 
 
 @dataclass(frozen=True)
@@ -232,15 +213,15 @@ def check_pieces(pieces: Sequence[Piece], table: Tensor) -> None:
 
 
 def load_distinct(
-    wanted: Sequence[tuple[FeatureSource, Hashable]],
-) -> dict[tuple[FeatureSource, Hashable], Sequence[Piece] | Exception]:
-    """Pieces of wanted candidates: each source is asked once, for each distinct name once.
+    candidates: Sequence[Candidate],
+) -> dict[Candidate, Sequence[Piece] | Exception]:
+    """Pieces of candidates: each source is called once, with each distinct name once.
 
-    Where a source fails it is asked name by name, so that only those fail which have to.
+    A source that fails is called again name by name, so that only broken candidates fail.
     """
-    found: dict[tuple[FeatureSource, Hashable], Sequence[Piece] | Exception] = {}
-    for source in dict.fromkeys(source for source, _ in wanted):
-        names = list(dict.fromkeys(name for other, name in wanted if other is source))
+    found: dict[Candidate, Sequence[Piece] | Exception] = {}
+    for source in dict.fromkeys(source for source, _ in candidates):
+        names = list(dict.fromkeys(name for other, name in candidates if other is source))
         try:
             loaded: Sequence[Sequence[Piece] | Exception] = source.load(names)
             if len(loaded) != len(names):

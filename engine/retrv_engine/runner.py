@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from retrv_engine.attention import NAME, Batch, PagedCache, Plan, register
+from retrv_engine.batch import NAME, Batch, PagedCache, Plan, register
 from retrv_engine.config import EngineConfig
 from retrv_engine.decode import DecodeSteps
-from retrv_engine.lean import lighten
+from retrv_engine.head import logits_of
+from retrv_engine.job import Extend
+from retrv_engine.model import LanguageModel, load_weights
+from retrv_engine.qwen_layers import fuse_layers
 from retrv_engine.request import Piece, check_pieces
 from retrv_engine.sampler import Choice, Masks, Picked, pick
-from retrv_engine.scheduler import Extend
-from retrv_engine.weights import load_weights
-from retrv_kernels.linear import PreparedLinear, float_logits
+from retrv_kernels.linear import PreparedLinear
 from retrv_kernels.ops import Span, splice_features
 
 CPU_CACHE_BYTES = 2**30
@@ -33,21 +34,6 @@ STORES = 16  # of splice_features
 PICKED_ROWS = 256
 """Rows whose logits are held at once: 256 of a vocabulary of 152,000 are 156 MB."""
 ROUNDED = {"model": None, "float16": torch.float16, "int8": torch.int8}
-
-
-class Decoder(Protocol):
-    """What the runner needs of a model: a Hugging Face decoder between two tables."""
-
-    @property
-    def language_model(self) -> nn.Module:
-        """Takes ``inputs_embeds`` and M-RoPE ``position_ids``; its attention is pluggable."""
-        ...
-
-    def get_input_embeddings(self) -> nn.Module: ...
-
-    def get_output_embeddings(self) -> nn.Module: ...
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
 
 
 class Runner(Protocol):
@@ -98,7 +84,7 @@ class ModelRunner:
         model: shared with its other users; only ``load_weights`` changes it.
     """
 
-    def __init__(self, model: Decoder, config: EngineConfig) -> None:
+    def __init__(self, model: LanguageModel, config: EngineConfig) -> None:
         register()
         self.model, self.config = model, config
         self.table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
@@ -107,9 +93,12 @@ class ModelRunner:
         stored = ROUNDED[config.weights]
         if stored is not None and self.table.device.type != "cpu":
             raise ValueError(f"weights are rounded on CPUs only, not on {self.table.device}")
-        if not lighten(self.decoder, stored):
+        if not fuse_layers(self.decoder, stored):
             prepare_linears(self.decoder, stored)
-        self.head = _Head(model.get_output_embeddings(), stored)
+        self.head: Any = model.get_output_embeddings()
+        self.words = getattr(self.head, "out_features", len(self.table))
+        if type(self.head) is nn.Linear and self.head.weight.element_size() != 2:
+            self.head = PreparedLinear(self.head, dtype=stored)
         text: Any = self.decoder.config
         if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
             raise ValueError("models with sliding-window attention are not supported")
@@ -139,9 +128,8 @@ class ModelRunner:
         """See :meth:`Runner.run`."""
         choices = [extend.choices() for extend in extends]
         if self._masks is None:
-            words = len(self.table) if self.head.words is None else self.head.words
             rows = 2 * self.config.max_sequences + 2
-            self._masks = Masks(rows, words, self.table.device)
+            self._masks = Masks(rows, self.words, self.table.device)
         if all(map(_writes, extends)):
             single = [one[0] if one else Choice() for one in choices]
             found = self.steps.run(self._logits, extends, single, self._masks)
@@ -162,13 +150,13 @@ class ModelRunner:
         return [
             one
             for part in parts
-            for one in pick(self.head(hidden[part]), choices[part], self._masks)
+            for one in pick(logits_of(self.head, hidden[part]), choices[part], self._masks)
         ]
 
     def _logits(self, tokens: Tensor, positions: Tensor, batch: Batch) -> Tensor:
         """Float32 logits ``[b, vocabulary]`` behind tokens ``[b]``."""
         embeds = nn.functional.embedding(tokens, self.table)
-        return self.head(self._hidden(embeds, positions.expand(3, -1), batch))
+        return logits_of(self.head, self._hidden(embeds, positions.expand(3, -1), batch))
 
     def _hidden(self, embeds: Tensor, positions: Tensor, batch: Batch) -> Tensor:
         """``embeds [n, d]`` at ``positions [3, n]`` behind the last layer and norm, ``[n, d]``."""
@@ -185,7 +173,7 @@ class ModelRunner:
         spans = []
         for sequence, (job, first, stop) in enumerate(extends):
             slot = first
-            for piece in job.context.stretches(first, stop):
+            for piece in job.context.placed(first, stop):
                 table = self.table if piece.table is None else piece.table
                 number, _ = stores.setdefault(id(table), (len(stores), table))
                 at = (piece.position, piece.width, sequence, slot, piece.start)
@@ -205,7 +193,7 @@ class ModelRunner:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :meth:`Runner.load_weights`."""
         load_weights(self.model, weights)
-        for module in (*self.decoder.modules(), *self.head.modules()):
+        for module in (*self.decoder.modules(), self.head):
             if isinstance(module, PreparedLinear):
                 module.refresh()
         if (places := self._parameters()) != self._places:  # what graphs replay reads elsewhere
@@ -241,36 +229,10 @@ class ModelRunner:
         return CPU_CACHE_BYTES
 
 
-class _Head(nn.Module):
-    """Float32 logits, of a head of any make and dtype.
-
-    bfloat16 logits have a step of 1/16 between 8 and 16, and tie half of a ranking.
-
-    Attributes:
-        words: of the vocabulary; None where that is as many as there are embeddings.
-    """
-
-    def __init__(self, head: Any, stored: torch.dtype | None) -> None:
-        super().__init__()
-        self.head = head
-        self.words: int | None = None
-        self.widened = False
-        if type(head) is nn.Linear:
-            self.words, self.widened = head.out_features, head.weight.element_size() == 2
-            if not self.widened:
-                self.head = PreparedLinear(head, dtype=stored)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``hidden [m, d]`` → ``[m, vocabulary]``."""
-        if self.widened:
-            return float_logits(hidden, self.head.weight, self.head.bias)
-        return self.head(hidden).float()
-
-
 def _writes(extend: Extend) -> bool:
-    """Whether a sequence that writes feeds a token, and nothing else."""
+    """Whether a job that decodes feeds one token."""
     job, first, stop = extend
-    return job.writing and stop - first == 1 and job.context.keys[first] >= 0
+    return job.phase == "decode" and stop - first == 1
 
 
 def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> None:

@@ -5,8 +5,8 @@ items' feature rows, then their content tokens, then the relation tokens of (can
 pairs. A trainer describes a sequence by integers: token ids, and row references into the table. It
 makes three calls: :meth:`~RetrvR1ForConditionalGeneration.row_table` makes the table, ``embed`` the
 sequence's embeddings, and ``language_model`` reads them; gradients reach tower and compressor. An
-engine gets its rows from :meth:`~RetrvR1ForConditionalGeneration.features` and ``icm``, and calls
-``embed_tokens`` and ``decode``.
+engine gets its rows from :meth:`~RetrvR1ForConditionalGeneration.features` and ``icm``, and runs
+embeddings, ``language_model`` and head itself (``retrv_engine.LanguageModel``).
 """
 
 from __future__ import annotations
@@ -16,16 +16,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    Cache,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from retrv_kernels.linear import float_logits
 from retrv_r1.model.config import ICMConfig, RetrvR1Config
 from retrv_r1.model.icm import InformationCompressor
 from retrv_r1.model.tower import tower_rows, use_packed_attention
@@ -156,32 +149,6 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel):
         embeds = self.get_input_embeddings()(input_ids)
         rows = table[row_refs.clamp(min=0)].to(embeds.dtype)
         return torch.where((row_refs >= 0)[..., None], rows, embeds)
-
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        """Embeddings of token ids, ``[..., d]``; part of the engines' protocol."""
-        return self.get_input_embeddings()(ids.to(self.device))
-
-    def decode(
-        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Cache, last: int
-    ) -> Tensor:
-        """Logits of the ``last`` rows of ``embeds [b, l, d]``; part of the engines' protocol.
-
-        They are float32: in bfloat16 the logits of two labels can be equal, and equal candidates
-        are ranked by their positions.
-        """
-        out = self.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions.to(embeds.device),
-            attention_mask=attention_mask.to(embeds.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden, head = out.last_hidden_state[:, -last:], self.get_output_embeddings()
-        if type(head) is not nn.Linear:  # for example one with adapters
-            return head(hidden).float()
-        return float_logits(hidden.flatten(0, 1), head.weight, head.bias).unflatten(
-            0, hidden.shape[:2]
-        )
 
     def forward(self, **inputs: Any) -> CausalLMOutputWithPast:
         """The backbone's own forward; embeddings of :meth:`embed` go in as ``inputs_embeds``."""

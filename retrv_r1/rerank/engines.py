@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
 from retrv_engine import (
     Engine,
@@ -15,8 +15,7 @@ from retrv_engine import (
     Vocabulary,
 )
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-
-EngineName: TypeAlias = Literal["local", "plain", "sglang"]
+from retrv_r1.types import EngineName
 
 
 def make_engine(

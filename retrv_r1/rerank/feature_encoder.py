@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from retrv_r1 import memory
-from retrv_r1.images import content_hash
+from retrv_r1.images import content_hash, describe
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.rerank.feature_store import FeatureStore, fingerprint
@@ -229,6 +229,8 @@ class FeatureEncoder:
         try:
             return function(item)
         except ItemError as error:
+            if item.image is not None and item.id == describe(item.image):
+                raise  # the message names the picture already
             name = item.id or ("the query" if index == 0 else f"candidate {index - 1}")
             raise ItemError(f"{name}: {error}") from error
 

@@ -18,14 +18,22 @@ from retrv_r1.model.checkpoint import load_checkpoint, resolve
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import MAX_CANDIDATES
-from retrv_r1.rerank.engines import EngineName, make_engine
+from retrv_r1.rerank.engines import make_engine
 from retrv_r1.rerank.feature_encoder import FeatureEncoder, FeatureStats
 from retrv_r1.rerank.options import RankOptions, default_sampling
 from retrv_r1.rerank.ordering import merge_windows
 from retrv_r1.rerank.reasoning import reasoning_text
 from retrv_r1.rerank.requests import ItemFeatures, Prepared, RequestBuilder
 from retrv_r1.rerank.windows import CandidateList, WindowResult
-from retrv_r1.types import ItemLike, Mode, RankedItem, RankedResults, RankRequest, Reading
+from retrv_r1.types import (
+    EngineName,
+    ItemLike,
+    Mode,
+    RankedItem,
+    RankedResults,
+    RankRequest,
+    Reading,
+)
 
 WINDOW, BATCH_SIZE = 50, 16
 

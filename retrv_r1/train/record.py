@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from retrv_r1.train.config import RunConfig
     from retrv_r1.train.stage import Stage
 
+FOLDER = Path(__file__).parent
+
 
 def write_record(config: RunConfig, stage: Stage, machine: Machine) -> Path:
     """Writes ``record.json`` beside the curves: config, seed, data hash, time, versions."""
@@ -56,14 +58,18 @@ def describe_machine(machine: Machine) -> dict[str, Any]:
     }
 
 
+def git(*words: str) -> str | None:
+    """The output of a git command in this file's checkout; None without git or a checkout."""
+    try:
+        done = subprocess.run(["git", *words], cwd=FOLDER, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
 def commit_here() -> str | None:
     """Commit of the checkout that contains this file; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    return git("rev-parse", "HEAD")
 
 
 def slug(name: str) -> str:

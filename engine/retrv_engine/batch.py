@@ -9,23 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from retrv_engine.job import Extend
 from retrv_engine.pages import pages_of
-from retrv_engine.radix import common
-from retrv_engine.scheduler import Extend
+from retrv_engine.sharing import is_worth_a_tree, tree_of
 from retrv_kernels.decoder_layers import AttentionPart
 from retrv_kernels.ops import unchecked
 
 NAME = "retrv_paged"
-SHARED_ROWS = {"cpu": 1, "cuda": 2**17}
-"""Cached rows that reading shared prefixes once must save, by device, to be worth a tree. On a GPU
-that is an estimate and nothing measured: what fits its cache is read from memory once either way.
-"""
 
 
 @dataclass(frozen=True)
@@ -138,46 +133,6 @@ class Plan:
         """The batch, whose rows go to ``slots [n]`` of a cache."""
         size = cache.page_size
         return Batch(self.parts, cache, slots, (slots // size, slots % size))
-
-
-class Node(NamedTuple):
-    """A stretch of pages that the sequences ``first`` to ``stop`` share."""
-
-    pages: Sequence[int]
-    length: int
-    first: int
-    stop: int
-
-
-def tree_of(pages: Sequence[Sequence[int]], lengths: Sequence[int], page_size: int) -> list[Node]:
-    """The tree that sorted page lists form; every sequence ends in a page of its own."""
-    nodes: list[Node] = []
-
-    def divide(first: int, stop: int, depth: int) -> None:
-        if stop - first == 1:
-            length = lengths[first] - depth * page_size
-            nodes.append(Node(pages[first][depth:], length, first, stop))
-            return
-        # Sorted: what the first and the last share, all share.
-        shared = common(pages[first], pages[stop - 1])
-        if shared > depth:
-            length = (shared - depth) * page_size
-            nodes.append(Node(pages[first][depth:shared], length, first, stop))
-        start = first
-        for i in range(first + 1, stop + 1):
-            if i == stop or pages[i][shared] != pages[start][shared]:
-                divide(start, i, shared)
-                start = i
-
-    if pages:
-        divide(0, len(pages), 0)
-    return nodes
-
-
-def is_worth_a_tree(nodes: Sequence[Node], device: torch.device) -> bool:
-    """Whether enough rows are shared for shared_prefix_attention."""
-    saved = sum(node.length * (node.stop - node.first - 1) for node in nodes)
-    return saved >= SHARED_ROWS.get(device.type, SHARED_ROWS["cuda"])
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:

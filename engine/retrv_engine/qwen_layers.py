@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 from transformers.activations import SiLUActivation
 
-from retrv_engine.attention import Batch
+from retrv_engine.batch import Batch
 from retrv_kernels.decoder_layers import DecoderLayers, LayerWeights
 from retrv_kernels.linear import PreparedLinear
 from retrv_kernels.linear.native import ROWS
@@ -146,8 +146,8 @@ class Norm(nn.Module):
         return rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
-def lighten(decoder: Any, stored: torch.dtype | None) -> bool:
-    """Puts lean layers in the place of a text model's own; False if they are of another make."""
+def fuse_layers(decoder: Any, stored: torch.dtype | None) -> bool:
+    """Replaces a text model's layers by :class:`Layers`; False if they are of another family."""
     if not all(map(_known, decoder.layers)):
         return False
     section = (decoder.config.rope_parameters or {}).get("mrope_section")
