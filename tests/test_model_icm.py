@@ -13,7 +13,7 @@ from retrv_engine.model import load_weights
 from retrv_kernels.cases import error_of
 from retrv_r1.model import icm_reference
 from retrv_r1.model.config import ICMConfig
-from retrv_r1.model.icm import InformationCompressor, _together
+from retrv_r1.model.icm import InformationCompressor, _copy_indices
 from retrv_r1.model.icm_layers import Attention, Pool
 
 D = 32
@@ -363,7 +363,7 @@ def test_both_tokens_together_are_what_they_are_apart(config):
 
 def test_indices_go_to_a_device_together():
     given = torch.arange(5), torch.tensor([1, 0, 2]), torch.zeros(0, dtype=torch.long)
-    assert _together(given, torch.device("cpu")) is given
-    there = _together(given, torch.device("meta"))
+    assert _copy_indices(given, torch.device("cpu")) is given
+    there = _copy_indices(given, torch.device("meta"))
     assert [(x.device.type, len(x)) for x in there] == [("meta", 5), ("meta", 3), ("meta", 0)]
     assert all(x.storage_offset() % 2 == 0 for x in there)

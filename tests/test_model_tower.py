@@ -23,11 +23,11 @@ SIZES = {
 }
 
 
-@pytest.fixture(params=["neighbours", "gathered"])
+@pytest.fixture(params=["adjacent", "by length"])
 def grouping(request, monkeypatch) -> str:
     """How segments become batches: as on a CPU, and as on a GPU."""
-    if request.param == "gathered":
-        monkeypatch.setattr(tower, "_segments", Segments._gathered)
+    if request.param == "by length":
+        monkeypatch.setattr(tower, "_segments", Segments._by_length)
     return request.param
 
 
@@ -100,7 +100,7 @@ def test_a_layer_makes_a_call_for_each_length(monkeypatch, grouping):
     )
     q, k, v = torch.randn(3, 1, 1, 50 * 26 * 36, 4)
     out, _ = packed_vision_attention(torch.nn.Module(), q, k, v, None, 0.3, offsets)
-    assert len(calls) == (4 if grouping == "gathered" else 50 * 8)
+    assert len(calls) == (4 if grouping == "by length" else 50 * 8)
     calls.clear()
     q, k, v = (x[:, :, :936] for x in (q, k, v))
     alone, _ = packed_vision_attention(torch.nn.Module(), q, k, v, None, 0.3, offsets[:21])
@@ -140,7 +140,7 @@ def test_the_kernel_of_ragged_batches_is_asked_for_the_same(lengths, monkeypatch
     given = (torch.nn.Module(), q, k, v, None, 0.3, torch.tensor([0, *lengths]).cumsum(0))
     expected, _ = packed_vision_attention(*given)
     monkeypatch.setattr(tower, "varlen_attn", kernel)
-    monkeypatch.setattr(tower, "_segments", Segments._gathered)
+    monkeypatch.setattr(tower, "_segments", Segments._by_length)
     monkeypatch.setattr(tower, "_has_kernel", lambda _: True)
     torch.testing.assert_close(packed_vision_attention(*given)[0], expected)
 

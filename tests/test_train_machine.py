@@ -26,7 +26,7 @@ from retrv_r1.train.loop import fit
 from retrv_r1.train.machine import Machine
 from retrv_r1.train.record import commit_here, slug
 from retrv_r1.train.schedule import CHECKPOINTS, Schedule, ScheduleCallback, cosine
-from retrv_r1.train.tensors import mapped, to_arrays, to_device, to_tensors
+from retrv_r1.train.tensors import map_tensors, to_arrays, to_device, to_tensors
 from retrv_r1.types import RetrvError
 
 pytest_plugins = ["training_fixtures"]
@@ -80,7 +80,7 @@ def test_a_batch_travels_between_processes_unchanged(build, name):
     batch = build(name).batch(2)
     assert stages.same(to_tensors(to_arrays(batch)), batch)
     there, offsets, others = to_device(batch, "meta"), [], []
-    mapped(
+    map_tensors(
         there,
         lambda x: (offsets if isinstance(x, PackedItems) else others).append(x),
         (PackedItems,),

@@ -62,15 +62,16 @@ def from_backbone(
 ) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
     """An untrained Retrv-R1 around the weights of a Qwen2.5-VL checkpoint.
 
-    The vocabulary gets our special tokens; official checkpoints have spare embedding rows for
-    them, others are resized. New rows start at the mean of the old ones, the compressor's tokens
-    at the size of the backbone's embeddings.
+    Our special tokens are added to the vocabulary. Official checkpoints have spare embeddings for
+    them; the table of others is resized. New embeddings start at the mean of the old ones, and the
+    compressor's tokens have the RMS of the backbone's embeddings.
 
     Args:
-        path: a directory or hub id with weights, tokenizer and preprocessing.
+        path: directory or hub id with weights, tokenizer and preprocessing.
+        dtype: dtype of the weights; None keeps the checkpoint's.
         config: fields of :class:`RetrvR1Config`, such as ``icm`` and ``prompts``.
     Raises:
-        CheckpointError: the checkpoint is of a kind that is not supported.
+        CheckpointError: the checkpoint's kind is not supported.
     """
     backbone_config = AutoConfig.from_pretrained(path)
     if backbone_config.model_type not in BACKBONES:

@@ -5,16 +5,18 @@
     R     = ATT₂(T_c, T_q, T_q)
     t_rel = ATT₁(e_con, R, R)
 
-from Retrv-R1 (arXiv 2510.02745); heads, norms and widths are ours (DESIGN §3). Inputs are
-RMS-normed per row; a final RMSNorm and a learned scale give both tokens the size of ordinary
-embeddings. One query row pools many, so ATT₁ needs no keys and values of its rows, and R is never
-formed: this is the folded form, on :mod:`retrv_kernels.ops`; :mod:`retrv_r1.model.icm_reference` is
-the equations as they stand. Two additions, off unless the config asks for them, that a small model
-needs (docs/LOG.md): :class:`Memory` says what a content token resembles, and agreement,
+from Retrv-R1 (arXiv 2510.02745); heads, norms and widths are ours. Inputs are RMS-normed per row; a
+final RMSNorm with a learned scale gives both tokens the RMS of ordinary embeddings. ATT₁ has a
+single query, so its projections can be folded into it: rows need no keys and values, and R is never
+formed. This is the folded form, on :mod:`retrv_kernels.ops`; the literal form is
+:mod:`retrv_r1.model.icm_reference`.
+
+The config can switch on two additions that a small model needs (docs/LOG.md). The memory
+(:class:`~retrv_r1.model.icm_layers.Memory`) adds what a content token resembles. Agreement,
 
     t_rel += W_a (x_c ⊙ x_q),    x = [norm(t_con), code(t_con)],
 
-says how alike candidate and query are, which softmax weights over the query's rows cannot.
+adds how similar candidate and query are; softmax weights over the query's rows cannot express it.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class InformationCompressor(nn.Module):
     """Compresses ragged candidates into content and relation tokens.
 
     Attributes:
-        int8_keys: round relation keys to int8 where no gradient is needed, as an index stores them.
+        int8_keys: whether relation keys are rounded to int8, as an index stores them, where no
+            gradient is needed.
     """
 
     def __init__(self, hidden_size: int, config: ICMConfig) -> None:
@@ -60,10 +63,14 @@ class InformationCompressor(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, initializer_range: float, token_scale: float) -> None:
-        """Fresh weights; ``token_scale`` is the RMS of the backbone's token embeddings.
+        """Initializes all weights.
 
-        By ``nn.init`` alone: while a checkpoint loads, transformers keeps those functions, and
-        only those, from touching what has been loaded.
+        It uses only functions of ``nn.init``: while a checkpoint is loaded, transformers keeps
+        these, and no others, from changing what has been loaded.
+
+        Args:
+            initializer_range: standard deviation of linear weights.
+            token_scale: RMS of the backbone's token embeddings.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -77,50 +84,54 @@ class InformationCompressor(nn.Module):
                 nn.init.normal_(module.codes)
         for norm in (self.content_norm, self.relation_token_norm):
             nn.init.constant_(norm.weight, token_scale)
-        if self.memory is not None:  # codes as large as the tokens that they are added to
+        if self.memory is not None:  # its output gets the RMS of the tokens that it is added to
             width, hidden = self.memory.out.in_features, self.memory.out.out_features
             nn.init.orthogonal_(self.memory.out.weight, gain=token_scale * (hidden / width) ** 0.5)
-        if self.agree is not None:  # one direction: how alike the tokens and their codes are
+        if self.agree is not None:  # a single direction: the similarity of tokens and codes
             nn.init.constant_(self.agree.weight, 3 * token_scale / self.agree.out_features)
 
     def forget(self) -> None:
-        """Drops what is kept of the weights: for who has written through ``parameter.data``."""
+        """Drops tensors derived from weights, which is needed after writing ``parameter.data``."""
         for module in self.modules():
             if isinstance(module, Pool | Memory):
-                module.kept.forget()
+                module.derived.forget()
 
     def tokens(
         self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Content and relation tokens, ``[m, d]`` and ``[c, d]``: what both need is made once.
+        """Content tokens ``[m, d]`` and relation tokens ``[c, d]``, sharing what both need.
 
-        Args as of :meth:`relation`.
+        Args:
+            features, cu_seqlens, candidate, query: the same as those of :meth:`relation`.
         """
         pooled = self.pooled(features, cu_seqlens)
         code = None if self.memory is None else self.memory.code(pooled)
         content = pooled if self.memory is None else pooled + self.memory.out(code)
-        related = self._related(features, cu_seqlens, candidate, query)
-        return content, self._agreeing(related, pooled, code, candidate, query)
+        related = self._relation_by_equation(features, cu_seqlens, candidate, query)
+        return content, self._add_agreement(related, pooled, code, candidate, query)
 
     def content(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Content tokens of packed items: what :meth:`pooled` gives, and what it resembles.
+        """Content tokens of packed items, with the memory's part.
 
-        Args and result as there.
+        Args:
+            features, cu_seqlens: the same as those of :meth:`pooled`.
+        Returns:
+            Content tokens, ``[m, d]``.
         """
         return self.recall(self.pooled(features, cu_seqlens))
 
     def recall(self, pooled: Tensor) -> Tensor:
-        """Content tokens ``[m, d]`` of pooled ones ``[m, d]``."""
+        """Adds the memory's part to pooled tokens ``[m, d]``."""
         return pooled if self.memory is None else pooled + self.memory(pooled)
 
     def pooled(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """The equation's content tokens of packed items, nothing added.
+        """Content tokens of packed items by the equation, without the memory's part.
 
         Args:
-            features: rows of all items, ``[n, d]``.
-            cu_seqlens: row offsets, ``[m + 1]``; every item has at least one row.
+            features: feature rows of all items, ``[n, d]``.
+            cu_seqlens: row offsets of the items, ``[m + 1]``; every item has at least one row.
         Returns:
-            ``[m, d]``.
+            Pooled tokens, ``[m, d]``.
         """
         queries = self.pool.folded_queries(self.row_norm.weight)
         offsets = cu_seqlens.to(features.device, non_blocking=True)
@@ -128,10 +139,12 @@ class InformationCompressor(nn.Module):
         return self.content_norm(self.pool.token(pooled, self.row_norm.weight))
 
     def relation_keys(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What relation tokens need of candidates' rows ``[n, d]``, whatever the query.
+        """Keys of candidates' rows for relation tokens, the same for every query.
 
+        Args:
+            features: rows of candidates, ``[n, d]``.
         Returns:
-            ``[n, relate_dim]``, and the rows' scales ``[n]`` where they are int8.
+            Keys ``[n, relate_dim]``, and their scales ``[n]`` if they are int8.
         """
         keys = self.relate.q_proj(self.row_norm(features))
         return quantize(keys) if self.int8_keys and not torch.is_grad_enabled() else (keys, None)
@@ -141,25 +154,27 @@ class InformationCompressor(nn.Module):
     ) -> Tensor:
         """Relation tokens of (candidate, query) pairs of packed items.
 
+        The three index tensors should be on the CPU; reading them from a device waits for it.
+
         Args:
+            features: feature rows of all items, ``[n, d]``.
+            cu_seqlens: row offsets of the items, ``[m + 1]``.
             candidate: item number of each pair's candidate, ``[c]``.
             query: item number of each pair's query, ``[c]``.
-        All three index tensors are best on the CPU: on a device they are waited for.
-
         Returns:
-            ``[c, d]``.
+            Relation tokens, ``[c, d]``.
         """
-        related = self._related(features, cu_seqlens, candidate, query)
+        related = self._relation_by_equation(features, cu_seqlens, candidate, query)
         if self.agree is None:
             return related
         pooled = self.pooled(features, cu_seqlens)
         code = None if self.memory is None else self.memory.code(pooled)
-        return self._agreeing(related, pooled, code, candidate, query)
+        return self._add_agreement(related, pooled, code, candidate, query)
 
-    def _related(
+    def _relation_by_equation(
         self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
     ) -> Tensor:
-        """The equation's relation tokens, nothing added."""
+        """Relation tokens by the equation, without agreement."""
         keys, scales = self.relation_keys(features)
         cu_seqlens, candidate, query = (x.cpu().long() for x in (cu_seqlens, candidate, query))
         asked, place = query.unique(return_inverse=True)
@@ -170,7 +185,7 @@ class InformationCompressor(nn.Module):
             rows, offsets = take_items(features, cu_seqlens, asked)
         rows = self.row_norm(rows)
         index = (cu_seqlens, offsets, candidate, place)
-        cu_seqlens, offsets, candidate, place = _together(index, features.device)
+        cu_seqlens, offsets, candidate, place = _copy_indices(index, features.device)
         pool = self.relation_pool or self.pool
         norm = self.relation_norm.weight if isinstance(self.relation_norm, nn.RMSNorm) else None
         pooled = ops.relate_tokens(
@@ -187,22 +202,22 @@ class InformationCompressor(nn.Module):
         )
         return self.relation_token_norm(pool.token(pooled, norm))
 
-    def _agreeing(
+    def _add_agreement(
         self, token: Tensor, pooled: Tensor, code: Tensor | None, candidate: Tensor, query: Tensor
     ) -> Tensor:
-        """Relation tokens and what agreement adds, of pooled tokens ``[m, d]`` and their codes."""
+        """Adds agreement to relation tokens, from pooled tokens ``[m, d]`` and their codes."""
         if self.agree is None:
             return token
         normed = nn.functional.rms_norm(pooled, pooled.shape[-1:], eps=self.config.norm_eps)
         compared = normed if code is None else torch.cat([normed, code], -1)
-        one, other = _together((candidate, query), pooled.device)
+        one, other = _copy_indices((candidate, query), pooled.device)
         return token + self.agree(compared[one] * compared[other])
 
 
-def _together(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Indices on a device, by one copy that does not wait for what the device has still to do.
+def _copy_indices(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Index tensors on a device, in one copy that does not wait for the device.
 
-    Each begins at a multiple of 16 bytes, or a kernel would be compiled for either case.
+    Each begins at a multiple of 16 bytes; otherwise a kernel would be compiled for either case.
     """
     if device.type == "cpu" or all(tensor.device == device for tensor in tensors):
         return tensors

@@ -11,35 +11,41 @@ from retrv_r1.model.config import ICMConfig
 
 
 class DerivedTensor:
-    """A tensor made of weights alone, kept until one of them changes.
+    """A tensor computed from weights alone, cached until one of them changes.
 
-    Weights count as changed when they lie elsewhere or were written to in place. What is written
-    through ``parameter.data`` PyTorch does not count: :meth:`InformationCompressor.forget` then.
-    Never kept while gradients are on.
+    A weight counts as changed when its memory is another or it was written to in place. PyTorch
+    does not notice writes through ``parameter.data``; ``InformationCompressor.forget`` drops the
+    tensor after those. Nothing is cached while gradients are enabled.
     """
 
     def __init__(self) -> None:
-        self._made: tuple[object, list[torch.UntypedStorage], Tensor] | None = None
+        self._cached: tuple[object, list[torch.UntypedStorage], Tensor] | None = None
 
     def get(self, weights: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
         if torch.is_grad_enabled() or any(weight.is_inference() for weight in weights):
             return make()
         state = [(w.data_ptr(), w._version, w.dtype) for w in weights]
-        kept = self._made
+        kept = self._cached
         if kept is None or kept[0] != state:
-            # Their memory is held, so that no others can come to lie where these lay.
-            kept = self._made = (state, [weight.untyped_storage() for weight in weights], make())
+            # Holding their memory keeps other weights from getting the same addresses.
+            kept = self._cached = (state, [weight.untyped_storage() for weight in weights], make())
         return kept[2]
 
     def forget(self) -> None:
-        self._made = None
+        self._cached = None
 
-    def __reduce__(self) -> tuple[type[DerivedTensor], tuple[()]]:  # copies begin empty
+    def __reduce__(self) -> tuple[type[DerivedTensor], tuple[()]]:  # copies start empty
         return DerivedTensor, ()
 
 
 class Attention(nn.Module):
-    """Weights of ATT; queries and keys may be narrower than the values."""
+    """Weights of ATT.
+
+    Args:
+        hidden_size: width of rows, values and output.
+        heads: number of heads.
+        qk_dim: width of queries and keys, which may be less.
+    """
 
     def __init__(self, hidden_size: int, heads: int, qk_dim: int) -> None:
         super().__init__()
@@ -57,30 +63,34 @@ class Attention(nn.Module):
         return (self.q_proj.out_features / self.heads) ** -0.5
 
     def by_head(self, tensor: Tensor, dim: int = -1) -> Tensor:
-        """Splits a dimension into heads and what is one head's."""
+        """Splits a dimension into heads and the width of a head."""
         return tensor.unflatten(dim, (self.heads, -1))
 
     def folded_values(self, rows: Tensor) -> Tensor:
-        """What row j adds to the result where head e attends to it alone, ``[n, E, d]``."""
+        """Output ``[n, E, d]`` of each row if head e attended to it alone."""
         values = self.by_head(self.v_proj(rows))
         return torch.einsum("nev,dev->ned", values, self.by_head(self.o_proj.weight))
 
 
 class Pool(nn.Module):
-    """One learned query row pools many rows into one token: ATT₁ with its embedding."""
+    """ATT₁ with its learned query embedding: pools many rows into one token."""
 
     def __init__(self, hidden_size: int, heads: int) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(hidden_size))
         self.attention = Attention(hidden_size, heads, hidden_size)
-        self.kept = DerivedTensor()
+        self.derived = DerivedTensor()
 
     def folded_queries(self, norm: Tensor | None) -> Tensor:
-        """``q̃_h = W_k,h (e W_q)_h / √d_h``, times the weight of the rows' norm, ``[H, d]``."""
+        """Folded queries ``q̃_h = W_k,h (e W_q)_h / √d_h``, ``[H, d]``.
+
+        Args:
+            norm: weight of the rows' norm, folded in as well; None if rows are not normed.
+        """
         attention = self.attention
         weights = [self.embedding, attention.q_proj.weight, attention.k_proj.weight]
         weights += [] if norm is None else [norm]
-        return self.kept.get(weights, lambda: self._fold(norm))
+        return self.derived.get(weights, lambda: self._fold(norm))
 
     def _fold(self, norm: Tensor | None) -> Tensor:
         attention = self.attention
@@ -89,7 +99,7 @@ class Pool(nn.Module):
         return folded if norm is None else folded * norm
 
     def token(self, pooled: Tensor, norm: Tensor | None) -> Tensor:
-        """Value and output projection of rows pooled by each head, ``[m, H, d]`` → ``[m, d]``."""
+        """Value and output projection of each head's pooled rows, ``[m, H, d]`` → ``[m, d]``."""
         attention = self.attention
         pooled = pooled.to(self.embedding.dtype)
         if norm is not None:
@@ -99,13 +109,13 @@ class Pool(nn.Module):
 
 
 class Memory(nn.Module):
-    """What a content token resembles: a softmax over learned prototypes, each with a code.
+    """A softmax over learned prototypes, each with a code: what a content token resembles.
 
         m(t) = W_m · norm(softmax(cos(t, P) / τ) C)
 
-    Two unsure tokens may be alike and yet mean different things; their codes agree only as far as
-    both resemble the same prototypes. A modern Hopfield layer (arXiv 2008.02217) whose values are
-    not its keys.
+    Two ambiguous tokens may be similar although they mean different things; their codes agree only
+    as far as both resemble the same prototypes. This is a modern Hopfield layer (arXiv 2008.02217)
+    whose values differ from its keys.
     """
 
     def __init__(self, hidden_size: int, config: ICMConfig) -> None:
@@ -115,16 +125,16 @@ class Memory(nn.Module):
         self.codes = nn.Parameter(torch.empty(config.memory_size, width))
         self.out = nn.Linear(width, hidden_size, bias=False)
         self.temperature, self.eps = config.memory_temperature, config.norm_eps
-        self.kept = DerivedTensor()
+        self.derived = DerivedTensor()
 
     def code(self, tokens: Tensor) -> Tensor:
-        """Normed codes ``[m, w]`` of what tokens ``[m, d]`` resemble."""
+        """Normed codes ``[m, w]`` of tokens ``[m, d]``."""
         normalize = nn.functional.normalize
-        prototypes = self.kept.get([self.prototypes], lambda: normalize(self.prototypes, dim=-1))
+        prototypes = self.derived.get([self.prototypes], lambda: normalize(self.prototypes, dim=-1))
         likeness = normalize(tokens, dim=-1) @ prototypes.T
         read = (likeness / self.temperature).softmax(-1) @ self.codes
         return nn.functional.rms_norm(read, read.shape[-1:], eps=self.eps)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """``[m, d]`` → what is added to them, ``[m, d]``."""
+        """The part that is added to tokens: ``[m, d]`` → ``[m, d]``."""
         return self.out(self.code(tokens))

@@ -58,7 +58,11 @@ class TokenIds(Vocabulary):
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> TokenIds:
-        """Looks the ids up; raises ``ValueError`` naming what the tokenizer lacks."""
+        """Looks up the ids.
+
+        Raises:
+            ValueError: the tokenizer lacks a special token.
+        """
         vocabulary = tokenizer.get_vocab()
         missing = [t for t in (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS) if t not in vocabulary]
         if missing:
@@ -85,9 +89,9 @@ class TokenIds(Vocabulary):
 
 
 def add_retrv_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Adds what a backbone's tokenizer lacks of our special tokens; returns how many.
+    """Adds our special tokens to a backbone's tokenizer; returns the number of new ones.
 
-    Those that it has as ordinary added tokens, as Qwen3 has ``<think>``, become special ones:
+    Ordinary added tokens of the same name, such as Qwen3's ``<think>``, become special ones:
     otherwise text from outside could contain them.
     """
     known = len(tokenizer)
@@ -97,7 +101,7 @@ def add_retrv_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE with all special tokens, ``vocab_size`` entries in all."""
+    """Trains a byte-level BPE of ``vocab_size`` entries, all special tokens included."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -123,9 +127,9 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of untrusted text: a special token's name inside it becomes ordinary characters.
+    """Ids of untrusted text, in which names of special tokens are ordinary characters.
 
-    Halves of surrogate pairs, which JSON can carry and UTF-8 cannot, become U+FFFD.
+    Halves of surrogate pairs, which JSON can contain and UTF-8 cannot, become U+FFFD.
     """
     try:
         text.encode("utf-8")
@@ -135,5 +139,5 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def encode_template(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of our own template text, in which special tokens are meant."""
+    """Ids of our own template text, in which special tokens may occur."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -121,7 +121,7 @@ def target_logits(out: ListOutput) -> Tensor:
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher ‖ student), nats, mean over rows."""
+    """KL(teacher ‖ student) in nats, averaged over rows."""
     log_p = nn.functional.log_softmax(teacher.float(), -1)
     log_q = nn.functional.log_softmax(student.float(), -1)
     return nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")

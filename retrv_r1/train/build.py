@@ -29,7 +29,7 @@ class Setup:
 
     Attributes:
         config: the stage's configuration file.
-        machine: what the stage will be trained on.
+        machine: device, dtype and workers of the training run.
     """
 
     config: RunConfig

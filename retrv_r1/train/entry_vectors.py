@@ -14,14 +14,23 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.tokens import encode_text
+from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMix
 from retrv_r1.train.corpus import Corpus, Entry
-from retrv_r1.train.pictures import Augmentation, Mix, Shown, side_of
+from retrv_r1.train.pictures import side_of
 from retrv_r1.train.tensors import to_device
 from retrv_r1.train.vision_rows import square_rows
 
 
 class EntryEmbedder:
-    """Embeds entries in batches, with or without augmentation."""
+    """Embeds entries in batches, with or without augmentation.
+
+    Args:
+        model: first stage that embeds.
+        tokenizer: tokenizer of the first stage.
+        processor: picture preprocessing of the first stage.
+        corpus: corpus that the entries come from.
+        max_text: tokens to which a text is cut.
+    """
 
     def __init__(
         self,
@@ -37,20 +46,23 @@ class EntryEmbedder:
         self._ids: dict[str, list[int]] = {}
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids, remembered."""
+        """Token ids of a text, computed once."""
         if text not in self._ids:
             self._ids[text] = encode_text(self.tokenizer, text)[: self.max_text]
         return self._ids[text]
 
     def inputs(self, entries: Sequence[Entry], generator: torch.Generator | None) -> dict[str, Any]:
-        """Tensors of a batch of entries; augmented if a generator is given."""
+        """Tensors of a batch of entries, augmented if a generator is given."""
         pictures = [i for i, e in enumerate(entries) if e.picture is not None]
         texts = [i for i, e in enumerate(entries) if e.text]
         out: dict[str, Any] = {"size": len(entries)}
         if pictures:
             shown = [p for e in entries if (p := e.picture) is not None]
             changes = Augmentation.draw(len(shown), generator) if generator else None
-            out |= {"pictures": torch.tensor(pictures), "shown": Shown(Mix.plain(shown), changes)}
+            out |= {
+                "pictures": torch.tensor(pictures),
+                "plan": PicturePlan(StyleMix.plain(shown), changes),
+            }
             out["concepts"] = [self.corpus.bank.concepts[picture] for picture in shown]
         if texts:
             ids = [torch.tensor(self.text_ids(e.text)) for e in entries if e.text]
@@ -66,7 +78,7 @@ class EntryEmbedder:
         """Unit vectors ``[size, e]``, and the mean tower rows of the pictures ``[i, d]``."""
         pictures = texts = pooled = None
         if "pictures" in inputs:
-            image = inputs["shown"].paint(self.corpus.bank, self.side)
+            image = inputs["plan"].render(self.corpus.bank, self.side)
             pooled = square_rows(self.model.visual, image, self.processor).mean(1)
             pictures = (inputs["pictures"], self.model.project_pictures(pooled))
         if "texts" in inputs:
@@ -76,10 +88,13 @@ class EntryEmbedder:
 
     @torch.no_grad()
     def embed_all(self, entries: Sequence[Entry], batch: int = 256) -> Tensor:
-        """Unit vectors of many entries, without augmentation; each distinct part once."""
+        """Unit vectors of many entries, without augmentation.
+
+        Each distinct text and picture is embedded once.
+        """
 
         def part(keys: Sequence[Any], alone: Sequence[Entry]) -> tuple[Tensor, Tensor] | None:
-            """Rows that have a part, and its vectors; ``alone`` has the distinct parts."""
+            """Entries that have the part, and its vectors; ``alone`` has each part once."""
             if not alone:
                 return None
             chunks = [alone[i : i + batch] for i in range(0, len(alone), batch)]
@@ -100,14 +115,14 @@ class EntryEmbedder:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Unit vectors of a cell from the first stage: ``queries [q, e]`` and ``pool [p, e]``."""
+    """First-stage unit vectors of a cell: ``queries [q, e]`` and ``pool [p, e]``."""
 
     queries: np.ndarray
     pool: np.ndarray
 
 
 def embed_cells(embedder: EntryEmbedder, corpus: Corpus) -> dict[str, Vectors]:
-    """First-stage vectors of every cell, each distinct entry embedded once."""
+    """First-stage vectors of every cell."""
     cells = corpus.cells
     entries = [e for cell in cells.values() for e in (*cell.queries, *cell.pool)]
     sizes = [n for cell in cells.values() for n in (len(cell.queries), len(cell.pool))]

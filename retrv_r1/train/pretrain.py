@@ -21,6 +21,7 @@ from torch import Tensor
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.anchors import Anchors, Concepts
+from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMixer
 from retrv_r1.train.build import Setup
 from retrv_r1.train.chains import describe
 from retrv_r1.train.config import ConfigError, checked
@@ -34,7 +35,7 @@ from retrv_r1.train.initialize import (
 )
 from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch
 from retrv_r1.train.losses import pair_loss, pooled_tokens, run_lists
-from retrv_r1.train.pictures import Augmentation, Shown, StyleMixer, side_of
+from retrv_r1.train.pictures import side_of
 from retrv_r1.train.sampling import ListSampler, shortened, with_default_instruction
 from retrv_r1.train.stage import Stage
 from retrv_r1.train.tiny import RerankerShape, new_reranker
@@ -162,7 +163,7 @@ class PretrainStage(Stage):
         row_of = {picture: number for number, picture in enumerate(used)}
         return {
             **batches,
-            "shown": Shown(mix, Augmentation.draw(len(used), generator, config.clean)),
+            "plan": PicturePlan(mix, Augmentation.draw(len(used), generator, config.clean)),
             "rows": {
                 name: torch.tensor([row_of[p] for p in batch.pictures], dtype=torch.long)
                 for name, batch in batches.items()
@@ -180,7 +181,7 @@ class PretrainStage(Stage):
         return config.sizes[min(int(read * len(config.sizes)), len(config.sizes) - 1)], hard
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        image = batch["shown"].paint(self.corpus.bank, self.side)
+        image = batch["plan"].render(self.corpus.bank, self.side)
         rows = square_rows(self.model.visual, image, self.processor.image_processor)
         rows = rows * self.row_scale
         seen = {name: rows[numbers].flatten(0, 1) for name, numbers in batch["rows"].items()}

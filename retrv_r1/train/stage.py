@@ -43,7 +43,7 @@ class Stage(ABC):
         model: the model that is trained.
         processor: preprocessing that is saved beside the model.
         schedule: schedule by time if the run has a time limit; None for one by steps.
-        stats: what the run did, once it is finished.
+        stats: steps, samples and seconds of the run, once it is finished.
     """
 
     Config: ClassVar[type]
