@@ -1,4 +1,4 @@
-"""Reranker: the public entry. Items in, a ranking with its reasoning out."""
+"""Reranker, the public entry: items in, a ranking with its reasoning out."""
 
 from __future__ import annotations
 
