@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from retrv_r1 import train
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
@@ -122,7 +123,7 @@ def folder(tmp_path_factory) -> Path:
 def config(folder, pictographs) -> Callable[..., Path]:
     """Writes a stage's file; earlier stages are looked for in the folder."""
 
-    def write(stage: str, **changes: Any) -> Path:
+    def write(stage: str, /, **changes: Any) -> Path:
         values = {
             "data": str(pictographs),
             "out": str(folder / stage),
@@ -345,12 +346,26 @@ def test_curves_are_drawn(tmp_path, monkeypatch):
         assert (drawn.format, drawn.mode) == ("PNG", "P") and len(drawn.getcolors()) > 4
 
 
-@pytest.mark.parametrize("part", ["loop"])
-def test_an_unknown_option_is_named_with_the_known_ones(config, part):
-    values = {"loop": LOOP}[part]
-    path = config("sft", **{part: {**values, "learning_rat": 1}})
-    with pytest.raises(ConfigError, match=rf"{part}: unknown options \['learning_rat'\]; known"):
-        read_config("sft", path)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loop": LOOP | {"learning_rat": 1}}, r"loop: unknown options \['learning_rat'\]; known"),
+        ({"stage": {"hards": 1}}, r"stage: unknown options \['hards'\]; known"),
+        ({"lop": {}}, r"unknown options \['lop'\]; known"),
+        ({"loop": {}}, r"loop: the options \['steps'\] are missing"),
+        ({"loop": [1]}, "loop must be a mapping"),
+        ({"loop": {"steps": 1, "learning_rate": "1e-3"}}, "must be of type float.* write 1.0e-3"),
+    ],
+)
+def test_a_wrong_option_is_named(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config("sft", config("sft", **changes))
+
+
+def test_shapes_of_a_new_model_are_checked(config):
+    shape = {name: value for name, value in EMBED.items() if name != "vocab_size"}
+    with pytest.raises(ConfigError, match=r"model: the options \['vocab_size'\] are missing"):
+        build_stage(read_config("embed", config("embed", model=shape)))
 
 
 def test_other_mistakes_in_a_config_are_named(config, folder):
@@ -358,10 +373,20 @@ def test_other_mistakes_in_a_config_are_named(config, folder):
         read_config("grp", config("sft"))
     with pytest.raises(ConfigError, match="no configuration file"):
         read_config("sft", folder / "none.yaml")
-    (folder / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ConfigError, match="at least data, out and loop"):
-        read_config("sft", folder / "list.yaml")
+    for text, message in (("- 1", "at least data, out and loop"), ("a: [", "as YAML.*correct")):
+        (folder / "wrong.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=f"(?s){message}"):
+            read_config("sft", folder / "wrong.yaml")
     assert issubclass(ConfigError, RetrvError)
+
+
+def test_what_a_run_needs_is_said_before_it_starts(config, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot make the folder .*name another --out"):
+        run("embed", config("embed"), out=tmp_path / "file")
+    monkeypatch.setattr(train, "find_spec", lambda name: None if name == "accelerate" else True)
+    with pytest.raises(RetrvError, match=r"needs accelerate: pip install 'retrv-r1\[train\]'"):
+        run("embed", config("embed"))
 
 
 def test_a_stage_without_the_one_before_says_so(config, folder):
