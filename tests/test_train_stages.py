@@ -13,7 +13,6 @@ import torch
 import yaml
 from PIL import Image
 
-from retrv_r1 import train
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
@@ -378,15 +377,6 @@ def test_other_mistakes_in_a_config_are_named(config, folder):
         with pytest.raises(ConfigError, match=f"(?s){message}"):
             read_config("sft", folder / "wrong.yaml")
     assert issubclass(ConfigError, RetrvError)
-
-
-def test_what_a_run_needs_is_said_before_it_starts(config, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"cannot make the folder .*name another --out"):
-        run("embed", config("embed"), out=tmp_path / "file")
-    monkeypatch.setattr(train, "find_spec", lambda name: None if name == "accelerate" else True)
-    with pytest.raises(RetrvError, match=r"needs accelerate: pip install 'retrv-r1\[train\]'"):
-        run("embed", config("embed"))
 
 
 def test_a_stage_without_the_one_before_says_so(config, folder):
