@@ -24,7 +24,6 @@ from retrv_engine import (
 )
 from retrv_engine.sampler import Picked, pick
 from retrv_engine.scheduler import Extend
-from retrv_r1.rerank.reranker import vocabulary_of
 
 THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END = range(1, 8)
 WORD, OTHER, STRANGE = 30, 31, 32
@@ -112,7 +111,7 @@ def request(number: int = 0, length: int = 3, candidates: int = 3, **values: Any
 
 def names_of(processor: Any) -> Vocabulary:
     """The steering tokens of a real model's vocabulary."""
-    return vocabulary_of(processor.tokens)
+    return processor.tokens
 
 
 def real_requests(

@@ -1,16 +1,17 @@
-"""The benchmark harness: what it may print as a speed, and that peers compute the same."""
+"""The benchmark harness: what it times, what it reports, and that peers compute the same."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
 
 import pytest
 import torch
+from bench_doubles import CARD
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,8 +19,13 @@ from bench import harness, machine, plots, report, run
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites import kernels
 from bench.suites.kernels import attention, entries, layer, peers, splice, tokens
-from retrv_kernels import gpu, inputs, native, ops, registry
+from bench.suites.kernels.sizes import Sizes
+from bench.suites.kernels.weights import Weights
+from retrv_kernels import gpu, native, ops, registry
 from retrv_kernels.ops import Span
+from retrv_kernels.paged_attention import cases as paged_attention
+from retrv_kernels.splice_features import cases as splice_features
+from retrv_r1.train import record
 
 
 class Clock:
@@ -56,25 +62,6 @@ def measured(clock: Clock, *made: Entry, budget: float = 0.0, **sizes) -> dict[s
     return {row["implementation"]: row for row in rows}
 
 
-CARD = {
-    "device": "cpu",
-    "name": "a processor of some name",
-    "cpu": {"name": "a processor of some name", "cores": 2, "threads": 2},
-    "isas": ["scalar"],
-    "load": [0.1, 0.2, 0.3],
-    "memory_gib": 8.0,
-    "cache_mib": 32,
-    "versions": {"torch": "2"},
-    "commit": "0123abcd",
-    "dirty": True,
-    "problems": [],
-    "ceilings": {
-        "read": {"median": 1e3, "q1": 9e2, "q3": 2e3, "rounds": 3},
-        "gemm": {"median": 1e6, "q1": 9e5, "q3": 2e6, "rounds": 3},
-    },
-}
-
-
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
 def test_a_card_says_what_was_measured(tmp_path, monkeypatch):
     def git(*words: str) -> None:
@@ -87,7 +74,7 @@ def test_a_card_says_what_was_measured(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-m", "all")
     (tmp_path / "result.json").touch()
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
     card = machine.card("cpu")
     assert len(card["commit"]) == 12 and not card["dirty"]  # results are no changes
     code.write_text("1")
@@ -112,9 +99,10 @@ def example() -> dict:
 
 
 def shown(values: dict) -> str:
-    console = Console(width=200, file=io.StringIO())
+    out = io.StringIO()
+    console = Console(width=200, file=out)
     report.render(values, console)
-    return console.file.getvalue()
+    return out.getvalue()
 
 
 class TestHarness:
@@ -185,18 +173,22 @@ class TestHarness:
         assert rows["like it"]["failed"] and "broken gave nothing" in rows["like it"]["note"]
         assert rows["like it"]["seconds"] is None
 
-    def test_environment_is_set_around_calls_alone(self, monkeypatch):
-        monkeypatch.delenv("RETRV_BENCH_TEST", raising=False)
-        seen = []
+    def test_an_entry_runs_within_its_own_context_only(self):
+        inside, seen = [], []
+
+        @contextlib.contextmanager
+        def within():
+            inside.append("b")
+            yield
+            inside.pop()
 
         def call() -> torch.Tensor:
-            seen.append(os.environ.get("RETRV_BENCH_TEST"))
+            seen.append(inside.copy())
             return torch.ones(3)
 
-        plain, chosen = Entry("a", call), Entry("b", call, {"RETRV_BENCH_TEST": "b"})
-        measured(Clock(), plain, chosen)
-        assert seen.count(None) == seen.count("b") == 4
-        assert "RETRV_BENCH_TEST" not in os.environ
+        measured(Clock(), Entry("a", call), Entry("b", call, within))
+        assert seen.count([]) == seen.count(["b"]) == 4
+        assert not inside
 
 
 class TestReport:
@@ -251,7 +243,7 @@ class TestCommand:
 
             monkeypatch.setattr(run.machine, "Probe", Probe)
             monkeypatch.setattr(run.machine, "card", lambda device: CARD)
-            monkeypatch.setitem(run.SUITES, "kernels", suite)
+            monkeypatch.setattr(run.kernels, "suite", suite)
             monkeypatch.delenv("TRITON_INTERPRET", raising=False)
             return CliRunner().invoke(run.app, list(words))
 
@@ -292,12 +284,10 @@ class TestPeers:
     @pytest.mark.parametrize("sdpa", [False, True])
     @pytest.mark.parametrize("asked, norm", [(None, True), (5, True), (5, False)])
     def test_direct_tokens_equal_folded_ones(self, asked, norm, sdpa):
-        one = tokens.Sizes(SMALL, 3, 7, asked, norm)
-        weights = tokens.Weights.random(one, "cpu", torch.float32)
-        weights = tokens.Weights(
-            weights.pool.double(), weights.relate.double(), weights.asked.double()
-        )
-        case = tokens._case(one, "float32")
+        one = Sizes(SMALL, 3, 7, asked, norm)
+        weights = Weights.random(one, "cpu", torch.float32)
+        weights = Weights(weights.pool.double(), weights.relate.double(), weights.asked.double())
+        case = tokens.case_of(one, "float32")
         arguments = case.arguments(torch.float64) | weights.folded(torch.float64)
         folded = weights.token(entries.call(case.op, arguments))
         form = peers.content_token if asked is None else peers.relation_token
@@ -306,11 +296,12 @@ class TestPeers:
 
     @pytest.mark.parametrize("new, cached", [(1, 37), (6, 41)])
     def test_dense_and_copied_pages_equal_paged_attention(self, new, cached):
-        case = inputs.paged_attention("x", [(new, cached)] * 3, (4, 2), 16, page_size=8)
+        case = paged_attention.make("x", [(new, cached)] * 3, (4, 2), 16, page_size=8)
         arguments = case.arguments(torch.float64)
         expected = ops.paged_attention(**arguments)
         names = ("query", "key_pages", "value_pages", "page_table")
-        dense = peers.Dense.gather(*(arguments[name] for name in names), new, cached)
+        parts = {name: arguments[name] for name in names}
+        dense = peers.Dense.gather(**parts, new=new, cached=cached)
         torch.testing.assert_close(dense.sdpa(), expected)
         torch.testing.assert_close(ops.paged_attention(**dense.paged(8)), expected)
 
@@ -321,7 +312,7 @@ class TestPeers:
             Span(1, 0, 3, 0, 0, 0, 0),
             Span(1, 8, 4, 42, 4, 0, 5, 5),
         ]
-        case = inputs.splice_features("x", [(12, False), (30, False)], spans, 8)
+        case = splice_features.make("x", [(12, False), (30, False)], spans, 8)
         arguments = case.arguments(torch.float32)
         plain = {name: arguments[name] for name in ("stores", "spans", "page_table", "page_size")}
         for got, expected in zip(
@@ -346,11 +337,11 @@ class TestKernels:
 
     @pytest.mark.parametrize("asked", [None, 5])
     def test_token_trials_agree_with_float64(self, asked):
-        for one in tokens.trials(self.CONTEXT, [tokens.Sizes(SMALL, 3, 7, asked, plots=("K",))]):
+        for one in tokens.trials(self.CONTEXT, [Sizes(SMALL, 3, 7, asked, plots=("K",))]):
             self.agrees(one, "folded", *(["direct"] if one.op.endswith(" token") else []))
 
     def test_a_slow_direct_form_is_left_out_and_says_so(self):
-        sizes = [tokens.Sizes(SMALL, 3, 7, plots=("K",))]
+        sizes = [Sizes(SMALL, 3, 7, plots=("K",))]
         *_, token = tokens.trials(entries.Context("cpu", 1.0), sizes)
         rows = {row["implementation"]: row for row in harness.run(token, 0, rounds=(1, 1))}
         assert rows["direct"]["note"].startswith("left out: a call would take about")
@@ -377,7 +368,9 @@ class TestKernels:
         monkeypatch.setattr(native, "find", lambda: None)
         native.isas.cache_clear()
         try:
-            entry = attention._best_paged(device, "paged", {})
+            entry = attention.best_paged(device, "paged", {})
         finally:
             native.isas.cache_clear()
-        assert entry.environment[registry.OVERRIDE] == best and entry.baseline
+        with entry.within():
+            assert registry.choose("paged_attention", device).implementation.name == best
+        assert entry.baseline

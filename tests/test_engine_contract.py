@@ -34,6 +34,8 @@ from retrv_engine import (
 )
 from retrv_engine.generation import Generation
 
+pytest_plugins = ["sglang_fixtures"]
+
 CONTEXT = 2048
 
 

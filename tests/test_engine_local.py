@@ -21,7 +21,7 @@ from retrv_engine import (
     runner,
 )
 from retrv_engine.runner import twin
-from retrv_kernels import native, registry
+from retrv_kernels import native, selection
 from retrv_kernels.linear import PreparedLinear
 
 
@@ -90,7 +90,7 @@ def test_every_way_through_the_layers(steered, requests, expected, how, monkeypa
     if how == "transformers' layers":
         monkeypatch.setattr(runner, "fuse_layers", lambda *_: False)
     elif how == "reference kernels":
-        monkeypatch.setenv(registry.OVERRIDE, "reference")
+        monkeypatch.setenv(selection.IMPLEMENTATION, "reference")
     engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22))
     if how == "layer by layer":
         monkeypatch.setattr(engine.runner.decoder.layers[0].fused, "usable", False)
@@ -259,7 +259,7 @@ class Backbone:
 @pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_language_models_of_both_families(config, isa, monkeypatch, poisoned):
     """Grids of pictures inside, so that M-RoPE positions matter."""
-    monkeypatch.setenv(native.OVERRIDE, isa)
+    monkeypatch.setenv(selection.ISA, isa)
     backbone = Steered(Backbone(config), NAMES)
     made = real_requests(tuple(range(20, 60)), config.text_config.hidden_size)
     picture = real_requests(range(9), config.text_config.hidden_size, 5)[0].source.pieces[0]

@@ -14,7 +14,6 @@ import httpx
 import psutil
 import pytest
 import torch
-from conftest import sglang_python
 from engine_doubles import Source, names_of
 
 from retrv_engine import EngineDied, Request, Sampling, SGLangConfig, SGLangEngine
@@ -22,6 +21,8 @@ from retrv_engine.sglang import process
 from retrv_engine.sglang.wire_format import tensor_to_json
 from retrv_engine.sglang.worker import server
 from retrv_r1 import Item, Reranker
+
+pytest_plugins = ["sglang_fixtures"]
 
 LAUNCHES = {
     "parallel": "--tp 2 --dp 4 --mem-fraction-static 0.8 --attention-backend flashinfer",
@@ -31,9 +32,9 @@ LAUNCHES = {
 
 
 @pytest.mark.parametrize("asked", LAUNCHES.values(), ids=LAUNCHES)
-def test_arguments_for_gpus_are_parsed(asked):
+def test_arguments_for_gpus_are_parsed(asked, sglang_python):
     """By SGLang's parser, with the radix cache on; no evidence that they run."""
-    command = [sglang_python(), "-m", "retrv_engine.sglang.worker.server", server.DRY_RUN]
+    command = [sglang_python, "-m", "retrv_engine.sglang.worker.server", server.DRY_RUN]
     command += ["--model-path", "checkpoint", *asked.split()]
     done = subprocess.run(command, env=process._environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -111,11 +112,10 @@ def test_a_reranker_on_a_server(checkpoint, sglang_server, picture, mode):
     served.close()
 
 
-def test_a_server_that_dies_is_reported_and_started_again():
+def test_a_server_that_dies_is_reported_and_started_again(sglang_python):
     """With the same weights; the shipped checkpoint has a head tied to its embeddings."""
-    reranker = Reranker.from_pretrained(
-        "tiny", engine="sglang", config=SGLangConfig(python=sglang_python())
-    )
+    config = SGLangConfig(python=sglang_python)
+    reranker = Reranker.from_pretrained("tiny", engine="sglang", config=config)
     plain = Reranker.from_pretrained("tiny", engine="plain")
     demo = sorted((Path(__file__).parents[1] / "examples" / "demo").glob("*.png"))[:12]
     found, expected = (one.rank("a fire engine", demo) for one in (reranker, plain))
@@ -166,9 +166,9 @@ def test_a_server_that_dies_is_reported_and_started_again():
         reranker.rank("a fire engine", demo)
 
 
-def test_a_checkpoint_that_cannot_be_served(tmp_path, checkpoint):
+def test_a_checkpoint_that_cannot_be_served(tmp_path, checkpoint, sglang_python):
     model, processor, _ = checkpoint
     (tmp_path / "config.json").write_text("{}")
-    config = SGLangConfig(python=sglang_python())
+    config = SGLangConfig(python=sglang_python)
     with pytest.raises(EngineDied, match=r"(?s)did not start, exit status.*log"):
         SGLangEngine(model, names_of(processor), config, checkpoint=tmp_path)

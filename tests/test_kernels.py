@@ -1,15 +1,16 @@
-"""How implementations are chosen, and what is said about it."""
+"""How implementations are chosen, and how the choice is explained."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from retrv_kernels import gpu, native, ops, ragged, registry
+from retrv_kernels import gpu, native, ops, ragged, registry, selection
 from retrv_kernels.availability import Availability
 from retrv_kernels.registry import Choice
 
@@ -24,8 +25,8 @@ def chosen(device: str = "cpu") -> set[str]:
 
 @pytest.fixture(autouse=True)
 def _no_overrides(monkeypatch):
-    monkeypatch.delenv(registry.OVERRIDE, raising=False)
-    monkeypatch.delenv(native.OVERRIDE, raising=False)
+    monkeypatch.delenv(selection.IMPLEMENTATION, raising=False)
+    monkeypatch.delenv(selection.ISA, raising=False)
 
 
 @pytest.fixture
@@ -49,9 +50,7 @@ def test_native_is_preferred_on_a_cpu():
     choice = registry.choose("pool_tokens", "cpu")
     assert choice.implementation.name == "native"
     assert choice.because == f"compiled, {native.isas()[-1]}"
-    assert choice.passed_over == {
-        "triton": "for GPUs; on a CPU only interpreted, with TRITON_INTERPRET=1"
-    }
+    assert choice.passed_over == {"triton": "for GPUs; on a CPU it needs TRITON_INTERPRET=1"}
 
 
 def test_reference_runs_where_native_was_not_compiled(without_native):
@@ -70,44 +69,82 @@ def test_reference_runs_on_other_devices():
 
 def test_triton_is_chosen_on_a_gpu(monkeypatch):
     monkeypatch.setattr(gpu, "_version", lambda package: "9.9")
-    assert {one.op: one.implementation.name for one in ops.explain("cuda")} == {
-        op: "reference" if op == "linear" else "triton" for op in registry.OPS
-    }
+    for choice in ops.explain("cuda"):
+        assert choice.implementation.name == ("reference" if choice.op == "linear" else "triton")
     choice = registry.choose("paged_attention", "cuda")
     assert choice.because == "triton 9.9"
     assert choice.passed_over == {}
 
 
-def test_override_takes_the_named_implementation(monkeypatch):
-    monkeypatch.setenv(registry.OVERRIDE, "reference")
+def test_the_environment_names_the_implementation(monkeypatch):
+    monkeypatch.setenv(selection.IMPLEMENTATION, "reference")
     assert chosen() == {"reference"}
-    assert ops.explain()[0].passed_over["native"] == "RETRV_KERNELS=reference"
+    assert ops.explain()[0].passed_over["native"] == "reference was asked for"
 
 
-def test_override_does_not_bind_ops_without_it(monkeypatch):
+def test_ops_without_the_named_implementation_run_their_best(monkeypatch):
     only_reference = registry.OPS["pool_tokens"][-1:]
     monkeypatch.setattr(registry, "OPS", {**registry.OPS, "another": only_reference})
-    monkeypatch.setenv(registry.OVERRIDE, "native")
+    monkeypatch.setenv(selection.IMPLEMENTATION, "native")
     assert registry.choose("another", "cpu").implementation.name == "reference"
 
 
-def test_override_that_cannot_be_followed_is_an_error(monkeypatch, without_native):
-    monkeypatch.setenv(registry.OVERRIDE, "native")
+def test_an_implementation_that_cannot_run_is_an_error(monkeypatch, without_native):
+    monkeypatch.setenv(selection.IMPLEMENTATION, "native")
     with pytest.raises(RuntimeError, match="not compiled"):
         ops.explain()
-    monkeypatch.setenv(registry.OVERRIDE, "fastest")
+    monkeypatch.setenv(selection.IMPLEMENTATION, "fastest")
     with pytest.raises(ValueError, match="native, reference, triton, xformers"):
         ops.explain()
 
 
+class TestUse:
+    def test_it_overrides_the_environment_until_the_block_ends(self, monkeypatch):
+        monkeypatch.setenv(selection.IMPLEMENTATION, "fastest")
+        with pytest.raises(ZeroDivisionError), registry.use("reference"):
+            assert chosen() == {"reference"}
+            raise ZeroDivisionError
+        with pytest.raises(ValueError, match="no op has an implementation 'fastest'"):
+            ops.explain()
+
+    @requires_native
+    def test_inner_blocks_win_and_keep_the_instruction_set(self):
+        with registry.use("native", isa="scalar"):
+            with registry.use("reference"):
+                assert chosen() == {"reference"}
+            with registry.use("native"):
+                assert ops.explain()[0].because == "compiled, scalar"
+
+    def test_other_threads_are_not_affected(self):
+        before = chosen()
+        with ThreadPoolExecutor(1) as pool, registry.use("fastest"):
+            assert pool.submit(chosen).result() == before
+
+    @requires_native
+    def test_compiled_functions_follow_it(self, monkeypatch):
+        called = []
+
+        def recorded(name, run):
+            return lambda *arguments: called.append(name) or run(*arguments)
+
+        for one in registry.OPS["pool_tokens"][1:]:
+            monkeypatch.setitem(one.__dict__, "run", recorded(one.name, one.run))
+        arguments = torch.ones(2, 3), OFFSETS, torch.ones(1, 3)
+        compiled = torch.compile(ops.pool_tokens, fullgraph=True, backend="aot_eager")
+        compiled(*arguments)
+        with registry.use("reference"):
+            compiled(*arguments)
+        assert called == ["native", "reference"]
+
+
 @requires_native
-def test_instruction_set_override(monkeypatch):
+def test_the_environment_names_the_instruction_set(monkeypatch):
     assert native.isas()[0] == "scalar"
     for isa in native.isas():
-        monkeypatch.setenv(native.OVERRIDE, isa)
+        monkeypatch.setenv(selection.ISA, isa)
         assert ops.explain()[0].because == f"compiled, {isa}"
-    monkeypatch.setenv(native.OVERRIDE, "avx1024")
-    with pytest.raises(ValueError, match="cannot run here; one of: scalar"):
+    monkeypatch.setenv(selection.ISA, "avx1024")
+    with pytest.raises(ValueError, match="cannot run here: choose one of scalar"):
         ops.explain()
 
 
@@ -158,11 +195,11 @@ def test_a_broken_gpu_package_is_an_error(monkeypatch):
 
 
 @requires_native
-def test_a_conditional_implementation_has_a_say_about_arguments(monkeypatch):
+def test_a_conditional_implementation_can_decline_arguments(monkeypatch):
     picky = dataclasses.replace(registry.OPS["pool_tokens"][1], conditional=True)
     monkeypatch.setattr(registry, "OPS", {"pool_tokens": (picky, registry.OPS["pool_tokens"][2])})
     answers = {"yes": Availability(True, "these"), "no": Availability(False, "not these")}
-    picky.__dict__["_loaded"] = types.SimpleNamespace(accepts=answers.__getitem__)
+    picky.__dict__["_module"] = types.SimpleNamespace(accepts=answers.__getitem__)
     assert registry.choose("pool_tokens", "cpu", ["yes"]).because == "these"
     declined = registry.choose("pool_tokens", "cpu", ["no"])
     assert declined.implementation.name == "reference"
@@ -170,7 +207,7 @@ def test_a_conditional_implementation_has_a_say_about_arguments(monkeypatch):
     assert registry.choose("pool_tokens", "cpu").implementation.name == "reference"
 
 
-def test_a_picture_cut_anywhere_is_spliced_as_the_whole():
+def test_a_picture_split_anywhere_is_spliced_like_the_whole():
     store, pages = torch.randn(20, 3), torch.tensor([[3, 0, 2]])
     whole = ops.splice_features([store], [ops.Span(0, 4, 12, 30, 4, 0, 7)], pages, 8)
     for cut in (1, 4, 7):
@@ -199,7 +236,7 @@ def test_a_choice_reads_as_a_sentence():
 
 class TestRagged:
     @pytest.mark.parametrize("lengths", [[3, 1, 0, 4, 2], [4, 4, 4, 4, 4]], ids=str)
-    def test_padded_rows_and_their_gradients_are_those_of_padding_each_item(self, lengths):
+    def test_padded_rows_and_gradients_equal_those_of_pad_sequence(self, lengths):
         features, weights = torch.randn(sum(lengths), 6), torch.randn(5, 4, 6)
         ours, theirs = (features.clone().requires_grad_() for _ in range(2))
         rows, mask = ragged.pad_rows(ours, torch.tensor([0, *lengths]).cumsum(0))
@@ -209,7 +246,7 @@ class TestRagged:
         (expected * weights).sum().backward()
         assert torch.equal(ours.grad, theirs.grad)
 
-    def test_taken_items_come_in_the_order_asked_for(self):
+    def test_items_are_taken_in_the_given_order(self):
         rows, offsets = torch.arange(10)[:, None], torch.tensor([0, 3, 4, 4, 10])
         taken, bounds = ragged.take_items(rows, offsets, torch.tensor([3, 2, 0, 0]))
         assert taken[:, 0].tolist() == [4, 5, 6, 7, 8, 9, 0, 1, 2, 0, 1, 2]

@@ -1,4 +1,4 @@
-"""Triton kernels compile without a GPU, and the machine code is what it should be."""
+"""Triton kernels compile without a GPU, and their machine code has no faults."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def test_every_op_compiles_for_both_makers(record):
     assert not [kernel for kernel in record["kernels"] if kernel["error"]]
 
 
-def test_nothing_spills_or_takes_too_much(record):
+def test_no_kernel_spills_or_needs_too_much_shared_memory(record):
     for kernel in record["kernels"]:
-        assert kernel["code"]["spills"] <= compiling.TRADED, kernel
+        assert kernel["code"]["spills"] <= compiling.TOLERATED_SPILLS, kernel
         assert kernel["code"]["shared"] <= kernel["limit"], kernel
         assert kernel["faults"] == []
 
 
 def test_every_kernel_loads_16_bytes_at_once(record):
-    """On AMD half of it where a row is no longer than its wider warps make of it."""
+    """On AMD 8 where a row has no more for each thread of its wider warps."""
     loads = {(kernel["target"], kernel["code"]["load"]) for kernel in record["kernels"]}
     assert loads <= {("sm_90", 16), ("gfx942", 16), ("gfx942", 8)}
 
@@ -59,7 +59,7 @@ def test_attention_uses_matrix_products(record):
         for kernel in record["kernels"]
         if kernel["kernel"].startswith("attend")
     }
-    assert products[("paged_attention", "sm_90")] == "mma"  # a decode step: 16 rows
+    assert products[("paged_attention", "sm_90")] == "mma"  # a decode step has a tile of 16 rows
     assert products[("shared_prefix_attention", "sm_90")] == "wgmma"
     assert products[("paged_attention", "gfx942")] == "mfma"
 

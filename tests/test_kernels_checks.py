@@ -1,4 +1,4 @@
-"""What the ops refuse, and in which words."""
+"""The errors that ops raise for invalid arguments."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def _change(op: str, name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
         (_change("pool_tokens", "one_row", features=F(3)), r"features must be \[n, d\]"),
         (_change("pool_tokens", "one_row", features=F(3, 0)), "d > 0"),
         (_change("pool_tokens", "one_row", features=F(1, 64).int()), "int32"),
-        (_change("pool_tokens", "one_row", features=F(1, 64).char()), "scale for each row"),
+        (_change("pool_tokens", "one_row", features=F(1, 64).char()), "need scales"),
         (_change("pool_tokens", "one_row", scales=F(1)), "int8"),
         (_change("pool_tokens", "int8", scales=F(3)), "scales of features must be"),
         (_change("pool_tokens", "one_row", eps=-1.0), "eps"),
         (_change("pool_tokens", "one_row", eps=float("nan")), "eps"),
         (
             _change("pool_tokens", "one_row", cu_seqlens=I([0, 2])),
-            r"rise from 0 to 1, not \[0, 2\]",
+            r"start at 0, end at 1 and never fall, not \[0, 2\]",
         ),
-        (_change("pool_tokens", "one_row", cu_seqlens=I([0, 2, 1])), "rise from 0"),
+        (_change("pool_tokens", "one_row", cu_seqlens=I([0, 2, 1])), "start at 0"),
         (_change("pool_tokens", "one_row", cu_seqlens=I([0.0, 1.0])), "int32"),
         (_change("pool_tokens", "one_row", cu_seqlens=I([]).long()), r"\[m \+ 1\]"),
         (_change("pool_tokens", "one_row", folded_queries=F(4, 63)), r"\[H, 64\]"),
@@ -41,21 +41,33 @@ def _change(op: str, name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
         (_change("pool_tokens", "one_row", folded_queries=F(4, 64).double()), "float64 or none"),
         (_change("pool_tokens", "one_row", cu_seqlens=I([0, 1]).to("meta")), "cu_seqlens.to"),
         (_change("relate_tokens", "text_query", folded_queries=F(0, 192)), "H > 0"),
-        (_change("paged_attention", "decode", query=F(4, 0, 32)), "must be heads"),
+        (_change("paged_attention", "decode", query=F(4, 0, 32)), "heads"),
         (_change("paged_attention", "decode", query=F(4, 4, 32).requires_grad_()), "no gradient"),
         (_change("relate_tokens", "text_query", folded_values=F(8, 7, 192)), "divide"),
         (_change("relate_tokens", "text_query", folded_queries=F(4, 191)), r"\[H, 192\]"),
         (_change("relate_tokens", "text_query", candidate=I([0, 1, 3])), "less than 3"),
         (_change("relate_tokens", "text_query", candidate=None), "both or neither"),
-        (_change("relate_tokens", "odd_sizes", candidate=None, query=None), "2 queries"),
-        (_change("splice_features", "one_row", stores=[]), "0 stores"),
-        (_change("splice_features", "one_row", spans=[Span(0, 3, 10, 0, 0, 0, 0)]), "no store has"),
-        (_change("splice_features", "one_row", spans=[Span(1, 0, 1, 0, 0, 0, 0)]), "no store has"),
+        (
+            _change("relate_tokens", "odd_sizes", candidate=None, query=None),
+            "with 2 queries",
+        ),
+        (_change("splice_features", "one_row", stores=[]), "1 to 16 stores"),
+        (
+            _change("splice_features", "one_row", spans=[Span(0, 3, 10, 0, 0, 0, 0)]),
+            "needs rows",
+        ),
+        (
+            _change("splice_features", "one_row", spans=[Span(1, 0, 1, 0, 0, 0, 0)]),
+            "needs rows",
+        ),
         (_change("splice_features", "one_row", spans=[Span(0, 3, 1, 0, 0, 4, 0)]), "slots"),
         (_change("splice_features", "one_row", spans=[Span(0, 3, 1, 0, 0, 0, 1024)]), "slots"),
-        (_change("splice_features", "one_row", spans=[Span(0, -1, 1, 0, 0, 0, 0)]), "negative"),
+        (
+            _change("splice_features", "one_row", spans=[Span(0, -1, 1, 0, 0, 0, 0)]),
+            "negative",
+        ),
         (_change("splice_features", "one_row", page_size=0), "page_size"),
-        (_change("splice_features", "one_row", dtype=torch.int8), "say a float dtype="),
+        (_change("splice_features", "one_row", dtype=torch.int8), "must be a float dtype"),
         (_change("splice_features", "one_row", stores=[F(12, 7).requires_grad_()]), "no gradient"),
         (_change("paged_attention", "decode", key_pages=F(9, 16, 3, 32)), "value_pages must be"),
         (_change("paged_attention", "decode", query=F(4, 5, 32)), "do not divide"),
@@ -75,8 +87,8 @@ def _change(op: str, name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
         (_change("silu_product", "width_7", gate_up=F(3, 6).int()), "int32"),
         (_change("silu_product", "width_7", gate_up=F(3, 6).requires_grad_()), "no gradient"),
         (_change("rotate_to_pages", "norms", qkv=F(5, 8, 32)), r"qkv must be \[n, 9, 32\]"),
-        (_change("rotate_to_pages", "norms", heads=0), "must be heads"),
-        (_change("rotate_to_pages", "norms", key_pages=F(3, 16, 1, 31)), "even width"),
+        (_change("rotate_to_pages", "norms", heads=0), "heads"),
+        (_change("rotate_to_pages", "norms", key_pages=F(3, 16, 1, 31)), "an even width"),
         (_change("rotate_to_pages", "norms", value_pages=F(3, 16, 1, 16)), "value_pages must be"),
         (
             _change("rotate_to_pages", "norms", key_pages=F(3, 32, 16, 1).permute(0, 2, 3, 1)),
@@ -94,13 +106,13 @@ def _change(op: str, name: str, **changes: Any) -> tuple[str, dict[str, Any]]:
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
 )
-def test_refuses_what_it_cannot_do(call, message):
+def test_invalid_arguments_raise(call, message):
     op, arguments = call
     with pytest.raises(ValueError, match=message):
         getattr(ops, op)(**arguments)
 
 
-def test_a_page_that_is_not_there_is_refused():
+def test_a_missing_page_raises():
     arguments = named("paged_attention", "decode").arguments(torch.float32)
     arguments["page_table"][3, 0] = 99
     with pytest.raises(ValueError, match="page_table must be"):

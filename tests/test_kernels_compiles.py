@@ -1,7 +1,7 @@
-"""How many kernels serving compiles: Triton's own keys for calls of many shapes, no GPU needed.
+"""How many kernels serving compiles, by Triton's keys for calls of many shapes; needs no GPU.
 
-A kernel compiles once for each key that its calls have. A step that is longer, larger or elsewhere
-in memory than those before should not wait for a compiler.
+A kernel compiles once for each key. A step that is longer or larger than those before, or whose
+tensors have other addresses, should not wait for a compiler.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ pytestmark = pytest.mark.skipif(
 
 HALF = torch.bfloat16
 HEADS, CACHED, WIDTH, PAGE, HIDDEN = 16, 2, 128, 16, 2048
-# A number that no device has: Triton keeps keys by it.
+# A number that no device has; Triton keeps keys for each device.
 _DEVICE = 99
 LENGTHS = (1, 17, 64, 200, 1000, 1024, 4097, 12800)
 
 
 @pytest.fixture
 def keys(monkeypatch):
-    """Kernels and keys of what is launched; nothing runs."""
+    """Names and keys of the launched kernels; nothing runs."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction, compute_cache_key
 
-    from retrv_kernels.aot.compiling import _Driver
+    from retrv_kernels.aot.compiling import StubDriver
 
     found: set[tuple[str, str]] = set()
 
@@ -46,7 +46,7 @@ def keys(monkeypatch):
         found.add((function.__name__, compute_cache_key(known, specialization, rest)))
 
     monkeypatch.setattr(JITFunction, "run", launch)
-    monkeypatch.setattr(driver, "_active", _Driver(GPUTarget("cuda", 90, 32), _DEVICE))
+    monkeypatch.setattr(driver, "_active", StubDriver(GPUTarget("cuda", 90, 32), _DEVICE))
     return found
 
 
@@ -63,7 +63,7 @@ def caches():
 
 
 def attend(sequences: int, new: int, cached: int, first: int = 0) -> None:
-    """A batch behind others, of which its tables are slices."""
+    """A batch whose tables are slices of larger ones, after ``first`` other sequences."""
     keys, values = caches()
     table = torch.zeros(first + sequences, -(-cached // PAGE), dtype=torch.long)[first:]
     offsets = torch.arange(first + sequences + 1)[first:] * new
@@ -76,7 +76,7 @@ def test_attention_of_every_length_and_batch(keys):
     for sequences, cached, first in itertools.product((1, 2, 7, 8, 16, 31, 32), LENGTHS, (0, 1, 3)):
         attend(sequences, 1, cached, first)
         attend(sequences, min(cached, 33), cached, first)
-    # A decode step and a prefill, each in one part or in several.
+    # A decode step and a prefill, each with one part or several.
     assert count(keys) == {"attend_pages": 4, "merge_parts": 1}
 
 
@@ -88,7 +88,7 @@ def test_shared_prefixes_of_every_tree(keys):
         table = torch.zeros(nodes, -(-cached // PAGE), dtype=torch.long)
         lengths, owners = torch.full((nodes,), cached), torch.zeros(nodes, 2, dtype=torch.long)
         run("shared_prefix_attention", query, *pages, table, lengths, owners, 0.1)
-    # Two rows fit the small tile, more the large one; one part only where a page is all there is.
+    # Up to two rows fit the small tile; there is one part only if there is one page.
     assert count(keys)["attend_nodes"] <= 4 and count(keys)["merge_parts"] == 1
 
 
@@ -122,7 +122,7 @@ def test_items_of_every_number(keys):
 
 
 def test_five_hundred_steps_of_mixed_traffic(keys):
-    """As the engine calls them: a growing batch, prefills among it, inspections, rollouts."""
+    """Calls like the engine's: a growing batch with prefills, inspections and rollouts."""
     draw = random.Random(0)
     tables = [torch.empty(2, HIDDEN, dtype=HALF) for _ in range(6)]
     pages = caches()

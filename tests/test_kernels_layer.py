@@ -1,4 +1,4 @@
-"""The launches of a decoder layer: what transformers' layers compute, and where rows are kept."""
+"""The ops of a decoder layer compute what transformers' layers do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def without_gradients():
         yield
 
 
-def test_the_norm_is_that_of_transformers():
+def test_the_norm_equals_that_of_transformers():
     norm, x, delta = Qwen3RMSNorm(40, eps=1e-3), torch.randn(5, 40), torch.randn(5, 40)
     norm.weight.normal_()
     total, normed = ops.add_rms_norm(x, delta, norm.weight, eps=1e-3)
@@ -34,14 +34,14 @@ def test_the_norm_is_that_of_transformers():
     torch.testing.assert_close(normed, norm(x))
 
 
-def test_the_gate_is_that_of_transformers():
+def test_the_gate_equals_that_of_transformers():
     mlp, x = Qwen3MLP(Qwen3Config(hidden_size=24, intermediate_size=40)), torch.randn(5, 24)
     out = ops.silu_product(torch.cat([mlp.gate_proj(x), mlp.up_proj(x)], -1))
     torch.testing.assert_close(mlp.down_proj(out), mlp(x))
 
 
 @pytest.mark.parametrize("name", ["norms", "norms_odd_width", "width_80"])
-def test_the_rotation_is_that_of_transformers(name):
+def test_the_rotation_equals_that_of_transformers(name):
     given = named("rotate_to_pages", name).arguments(torch.float32)
     query, key, value = given["qkv"].split(
         [given["heads"], *[given["key_pages"].shape[2]] * 2], dim=1
@@ -64,7 +64,7 @@ def test_the_rotation_is_that_of_transformers(name):
     assert torch.equal(given["value_pages"][where], value)
 
 
-def test_padding_rows_share_a_slot():
+def test_padding_rows_may_share_a_slot():
     given = named("rotate_to_pages", "width_64").arguments(torch.float32)
     expected = ops.rotate_to_pages(**given)
     kept = given["key_pages"].clone()
@@ -78,7 +78,7 @@ def test_padding_rows_share_a_slot():
     assert torch.equal(given["key_pages"], kept)
 
 
-def test_rows_that_do_not_lie_together():
+def test_rows_that_are_not_contiguous():
     store = torch.randn(2, 9, 128)
     x, delta = store[:, ::2, ::2]
     weight = torch.randn(128)[::2]
@@ -94,7 +94,7 @@ def test_rows_that_do_not_lie_together():
 
 
 @pytest.mark.parametrize("op", LAYER_OPS)
-def test_an_engine_calls_it_without_checks(op):
+def test_it_can_be_called_without_checks(op):
     given = named(op, "width_64").arguments(torch.float32)
     if op == "rotate_to_pages":
         found = ops.unchecked(op, "cpu")(*given.values(), 1e-6)

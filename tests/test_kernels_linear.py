@@ -1,4 +1,4 @@
-"""The linear layer of few rows, and the module that calls it without checks."""
+"""The linear layer for few rows, and the module that calls it without checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retrv_kernels import native, ops, registry
+from retrv_kernels import native, ops, registry, selection
 from retrv_kernels.cases import error_of
 from retrv_kernels.linear import PreparedLinear, float_logits, logits
 from retrv_kernels.linear.native import ROWS
@@ -21,8 +21,8 @@ requires_native = pytest.mark.skipif(native.find() is None, reason="native kerne
 @requires_native
 @pytest.mark.parametrize("isa", native.isas())
 def test_a_row_depends_on_no_other(isa, monkeypatch):
-    """Bit for bit, whatever the batch and the threads: greedy results do not change with it."""
-    monkeypatch.setenv(native.OVERRIDE, isa)
+    """Bit for bit, for any batch and number of threads, so greedy results stay the same."""
+    monkeypatch.setenv(selection.ISA, isa)
     x, weight, bias = torch.randn(ROWS, 203), torch.randn(391, 203), torch.randn(391)
     alone = torch.cat([ops.linear(row[None], weight, bias) for row in x])
     threads = torch.get_num_threads()
@@ -69,7 +69,7 @@ class TestPrepared:
         [(None, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2), (torch.int8, 3e-2)],
         ids=str,
     )
-    def test_is_the_layer_up_to_rounded_weights(self, rows, bias, dtype, bound, poisoned):
+    def test_equals_the_layer_up_to_rounded_weights(self, rows, bias, dtype, bound, poisoned):
         layer = nn.Linear(150, 70, bias=bias)
         x = torch.randn(2, rows, 150)[:1]
         out, expected = PreparedLinear(layer, dtype=dtype)(x), layer(x)
@@ -86,33 +86,33 @@ class TestPrepared:
         torch.testing.assert_close(prepared(x), layer(x), rtol=0, atol=0.05)
 
     @pytest.mark.parametrize("rows", [2, ROWS + 1])
-    def test_several_side_by_side(self, rows, poisoned):
+    def test_several_layers_are_concatenated(self, rows, poisoned):
         layers = nn.Linear(40, 30), nn.Linear(40, 7, bias=False), nn.Linear(40, 1)
         x = torch.randn(1, rows, 40)
         expected = torch.cat([layer(x) for layer in layers], -1)
         torch.testing.assert_close(PreparedLinear(*layers)(x), expected)
 
-    def test_takes_rows_that_do_not_lie_together(self):
+    def test_takes_rows_that_are_not_contiguous(self):
         layer, x = nn.Linear(40, 30), torch.randn(40, 3).T
         torch.testing.assert_close(PreparedLinear(layer)(x), layer(x))
 
-    def test_the_environment_chooses(self, monkeypatch):
-        monkeypatch.setenv(registry.OVERRIDE, "reference")
+    def test_the_caller_chooses(self):
         layer, x = nn.Linear(40, 30), torch.randn(3, 40)
-        assert torch.equal(PreparedLinear(layer)(x), layer(x))
+        with registry.use("reference"):
+            prepared = PreparedLinear(layer)
+        assert torch.equal(prepared(x), layer(x))
 
     def test_refuses_an_unknown_dtype(self):
         with pytest.raises(ValueError, match="float16, bfloat16 or int8, not"):
             PreparedLinear(nn.Linear(4, 3), dtype=torch.int16)
 
 
-class TestTogether:
-    """Several layers as one product over parameters that lie side by side, as on a GPU."""
+class TestSideBySide:
+    """Several layers as one product over parameters in one buffer, as on a GPU."""
 
     @pytest.fixture(autouse=True)
-    def without_gradients(self, monkeypatch):
-        monkeypatch.setenv(registry.OVERRIDE, "reference")
-        with torch.no_grad():
+    def without_gradients(self):
+        with registry.use("reference"), torch.no_grad():
             yield
 
     @pytest.fixture
@@ -121,7 +121,7 @@ class TestTogether:
 
     @staticmethod
     def products(prepared, x):
-        """The result, and how many products it took."""
+        """The result, and the number of products that it took."""
         with torch.profiler.profile() as seen:
             out = prepared(x)
         return out, sum(event.name == "aten::linear" for event in seen.events())
@@ -134,22 +134,22 @@ class TestTogether:
         ]
         x = torch.randn(1, 5, 40, dtype=dtype)
         expected = torch.cat([layer(x) for layer in layers], -1)
-        out, products = self.products(PreparedLinear(*layers, together=True), x)
+        out, products = self.products(PreparedLinear(*layers, side_by_side=True), x)
         assert products == 1
         torch.testing.assert_close(out, expected)
-        assert self.products(PreparedLinear(*layers), x)[1] == 3  # on a CPU unless asked
+        assert self.products(PreparedLinear(*layers), x)[1] == 3  # the default on a CPU
 
     def test_parameters_stay_what_they_were(self, layers):
         before = [dict(layer.named_parameters()) for layer in layers]
         kept = copy.deepcopy(before)
-        PreparedLinear(*layers, together=True)
+        PreparedLinear(*layers, side_by_side=True)
         for layer, own, values in zip(layers, before, kept, strict=True):
             assert all(own[name] is one for name, one in layer.named_parameters())
             assert all(torch.equal(own[name], values[name]) for name in own)
             assert layer.weight.is_contiguous() and layer.weight.requires_grad
 
     def test_follows_training_and_loaded_weights(self, layers):
-        prepared, x = PreparedLinear(*layers, together=True), torch.randn(3, 40)
+        prepared, x = PreparedLinear(*layers, side_by_side=True), torch.randn(3, 40)
         before = prepared(x)
         with torch.enable_grad():
             parameters = [one for layer in layers for one in layer.parameters()]
@@ -163,8 +163,8 @@ class TestTogether:
         torch.testing.assert_close(out, torch.cat([layer(x) for layer in layers], -1))
 
     @pytest.mark.parametrize("replaced", ["weight", "bias"])
-    def test_replaced_parameters_are_read_and_laid_again(self, layers, replaced):
-        prepared, x = PreparedLinear(*layers, together=True), torch.randn(3, 40)
+    def test_replaced_parameters_are_read_and_moved_again(self, layers, replaced):
+        prepared, x = PreparedLinear(*layers, side_by_side=True), torch.randn(3, 40)
         getattr(layers[2], replaced).data = torch.randn_like(getattr(layers[2], replaced))
         expected = torch.cat([layer(x) for layer in layers], -1)
         out, products = self.products(prepared, x)
@@ -180,8 +180,8 @@ class TestTogether:
 
     def test_two_engines_of_a_model_share_the_buffer(self):
         layers, x = [nn.Linear(40, n) for n in (30, 7, 1)], torch.randn(3, 40)
-        first = PreparedLinear(*layers, together=True)
-        second = PreparedLinear(*layers, together=True)
+        first = PreparedLinear(*layers, side_by_side=True)
+        second = PreparedLinear(*layers, side_by_side=True)
         assert [self.products(one, x)[1] for one in (first, second)] == [1, 1]
         layers[1].weight.data = torch.randn(7, 40)
         first.refresh()
@@ -193,7 +193,7 @@ class TestTogether:
 
     def test_made_in_inference_mode_its_parameters_can_be_trained(self, layers):
         with torch.inference_mode():
-            prepared = PreparedLinear(*layers, together=True)
+            prepared = PreparedLinear(*layers, side_by_side=True)
         with torch.enable_grad():
             prepared(torch.randn(3, 40)).sum().backward()
         assert layers[0].weight.grad is not None
@@ -201,11 +201,11 @@ class TestTogether:
     def test_tied_parameters_stay_tied(self):
         first, second = nn.Linear(40, 30), nn.Linear(40, 30)
         second.weight = first.weight
-        prepared, x = PreparedLinear(first, second, together=True), torch.randn(3, 40)
+        prepared, x = PreparedLinear(first, second, side_by_side=True), torch.randn(3, 40)
         table = nn.Embedding(30, 40)
         viewed = nn.Linear(40, 10)
         viewed.weight.data = table.weight.data[:10]
-        also = PreparedLinear(nn.Linear(40, 5), viewed, together=True)
+        also = PreparedLinear(nn.Linear(40, 5), viewed, side_by_side=True)
         first.weight.mul_(2)
         table.weight.mul_(2)
         assert second.weight is first.weight
@@ -214,12 +214,12 @@ class TestTogether:
 
     def test_layers_of_several_dtypes_are_read_one_by_one(self):
         layers = nn.Linear(40, 30), nn.Linear(40, 7).bfloat16()
-        prepared, x = PreparedLinear(*layers, together=True), torch.randn(3, 40)
+        prepared, x = PreparedLinear(*layers, side_by_side=True), torch.randn(3, 40)
         out, products = self.products(prepared, x)
         assert products == 2 and out.shape == (3, 37)
 
     def test_a_copy_is_independent(self, layers):
-        prepared, x = PreparedLinear(*layers, together=True), torch.randn(3, 40)
+        prepared, x = PreparedLinear(*layers, side_by_side=True), torch.randn(3, 40)
         twin = copy.deepcopy(prepared)
         before = twin(x)
         layers[0].weight.zero_()
@@ -234,8 +234,8 @@ class TestTogether:
         layer = model.language_model.layers[0]
         attention, mlp = layer.self_attn, layer.mlp
         kept = {name: value.clone() for name, value in model.state_dict().items()}
-        PreparedLinear(attention.q_proj, attention.k_proj, attention.v_proj, together=True)
-        PreparedLinear(mlp.gate_proj, mlp.up_proj, together=True)
+        PreparedLinear(attention.q_proj, attention.k_proj, attention.v_proj, side_by_side=True)
+        PreparedLinear(mlp.gate_proj, mlp.up_proj, side_by_side=True)
         assert mlp.gate_proj.weight.untyped_storage().nbytes() > mlp.gate_proj.weight.nbytes
         model.save_pretrained(tmp_path)
         found = type(model).from_pretrained(tmp_path).state_dict()
@@ -256,8 +256,9 @@ def test_gradients_still_flow():
 
 class TestFloatLogits:
     @pytest.fixture(params=["reference", pytest.param("native", marks=requires_native)])
-    def chosen(self, request, monkeypatch):
-        monkeypatch.setenv(registry.OVERRIDE, request.param)
+    def chosen(self, request):
+        with registry.use(request.param):
+            yield
 
     @pytest.mark.parametrize("rows", [0, 1, 5, ROWS, ROWS + 1])
     @pytest.mark.parametrize("bias", [True, False])
@@ -291,19 +292,19 @@ class TestFloatLogits:
 
     @pytest.mark.parametrize("bias", [True, False])
     def test_a_gpu_makes_no_wide_table(self, bias):
-        """What is asked of PyTorch there; what comes of it only a GPU can say."""
+        """This checks the calls of PyTorch; only a GPU can check their results."""
         with FakeTensorMode(), torch.device("cuda"):
             hidden, weight = torch.empty(2, 8).bfloat16(), torch.empty(30, 8).bfloat16()
             offset = torch.empty(30).bfloat16() if bias else None
             with _Results() as seen:
                 out = float_logits(hidden, weight, offset)
         assert (out.device.type, out.dtype, out.shape) == ("cuda", torch.float32, (2, 30))
-        # The table is looked at as its transpose, never widened.
+        # The table appears only as its transpose, never widened.
         assert {dtype for shape, dtype in seen.made if 8 in shape} == {torch.bfloat16}
 
 
 class _Results(TorchDispatchMode):
-    """Notes shape and dtype of what operators return."""
+    """Records shape and dtype of the results of operators."""
 
     def __init__(self):
         super().__init__()

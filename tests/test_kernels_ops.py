@@ -10,22 +10,21 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import native, ops, ragged, registry
-from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, named, result_of
+from retrv_kernels.cases import CASES, SMALL, TOLERANCE, error_of, expected_of, named, result_of
 from retrv_kernels.inputs import Case
 from retrv_kernels.ops import Span
 
 
-def variants() -> list[tuple[str, str]]:
-    """Implementations that can run here, native once for each instruction set."""
-    return [("reference", ""), *(("native", isa) for isa in native.isas())]
+def variants() -> list[tuple[str, str | None]]:
+    """Implementations that can run here; native once for each instruction set."""
+    return [("reference", None), *(("native", isa) for isa in native.isas())]
 
 
 @pytest.fixture(params=variants(), ids=lambda variant: "-".join(filter(None, variant)))
-def variant(request, monkeypatch):
+def variant(request):
     name, isa = request.param
-    monkeypatch.setenv(registry.OVERRIDE, name)
-    monkeypatch.setenv(native.OVERRIDE, isa)
-    return name
+    with registry.use(name, isa=isa):
+        yield name
 
 
 def arguments_of(op: str, name: str) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def test_agrees_with_float64(case: Case, dtype: torch.dtype, variant, poisoned):
     torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
 
 
-def test_the_error_sees_a_wrong_a_missing_and_a_misshapen_value():
+def test_error_of_wrong_missing_and_misshapen_values():
     expected = torch.tensor([1.0, -4.0])
     assert error_of(torch.tensor([1.0, -3.0]), expected) == 0.25
     assert error_of(torch.tensor([1.0, torch.nan]), expected) == float("inf")
@@ -62,9 +61,9 @@ def test_tolerances_cover_every_op():
     assert set(TOLERANCE) == set(registry.OPS) == {case.op for case in CASES}
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.small], ids=str)
+@pytest.mark.parametrize("case", SMALL, ids=str)
 def test_is_a_sound_torch_operator(case: Case, monkeypatch):
-    """PyTorch's own checks, on the arguments that the operator gets from the public function."""
+    """PyTorch's own checks, with the arguments that the public function passes."""
     called: list[tuple[Any, ...]] = []
     run = registry.run
     monkeypatch.setattr(registry, "run", lambda op, args: called.append(args) or run(op, args))
@@ -92,14 +91,14 @@ def test_result_does_not_depend_on_threads(op: str, name: str, variant):
         one = function(**arguments)
     finally:
         torch.set_num_threads(threads)
-    if variant == "native" and op != "relate_tokens":  # which ends in PyTorch's own product
+    if variant == "native" and op != "relate_tokens":  # which ends with PyTorch's product
         assert torch.equal(one, many)
     assert error_of(one, many) < 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_every_value_of_a_half_type_widens_exactly(variant, dtype):
-    """What is computed from it is what its float32 copy gives."""
+    """The result equals that of a float32 copy."""
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     values = values[values.float().abs() < 1e4]
     rows = values[: len(values) // 64 * 64].view(-1, 64)
@@ -123,7 +122,7 @@ def test_views_that_are_not_contiguous_or_aligned(variant):
         torch.testing.assert_close(out, expected)
 
 
-def test_int32_numbers_do_as_well(variant):
+def test_int32_arguments_give_the_same(variant):
     for op, name in (("pool_tokens", "ragged"), ("relate_tokens", "chosen_pairs")):
         arguments = arguments_of(op, name)
         narrow = {
@@ -136,7 +135,7 @@ def test_int32_numbers_do_as_well(variant):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_values_that_cancel_have_a_norm(variant, seed):
-    """Their square is 0, and rounding may leave it below: no NaN comes of it."""
+    """Their square is 0, and rounding may leave it below 0; that must not give NaN."""
     generator = torch.Generator().manual_seed(seed)
     values = 10 * torch.randn(3, 1, 256, generator=generator)
     values[2] = -values[0] - values[1]
@@ -153,7 +152,7 @@ def test_nan_stays_in_its_item(variant):
     assert out[::2].isfinite().all()
 
 
-def test_int8_rows_are_what_their_scales_make_of_them(variant):
+def test_int8_rows_equal_their_dequantized_rows(variant):
     features = torch.randn(30, 64)
     quantized, scales = ragged.quantize(features)
     assert quantized.abs().max() == 127
@@ -167,7 +166,7 @@ def test_int8_rows_are_what_their_scales_make_of_them(variant):
 
 
 class TestGradients:
-    """The forward is a kernel's, the backward a recompute: both against finite differences."""
+    """The kernel's forward and the recomputed backward against finite differences."""
 
     @pytest.mark.parametrize("eps", [1e-3, 0.5])
     def test_pool_tokens(self, eps):
@@ -193,7 +192,7 @@ class TestGradients:
     @pytest.mark.parametrize(
         ("op", "name"), [("pool_tokens", "ragged"), ("relate_tokens", "text_query")]
     )
-    def test_float32_gradients_are_those_of_float64(self, op, name, variant):
+    def test_float32_gradients_agree_with_float64(self, op, name, variant):
         arguments = arguments_of(op, name)
         gradients = []
         for dtype in (torch.float32, torch.float64):
@@ -211,7 +210,7 @@ class TestGradients:
         for single, exact in zip(*gradients, strict=True):
             assert error_of(single, exact) < 1e-4
 
-    def test_int8_keys_let_the_query_side_learn(self):
+    def test_int8_keys_leave_gradients_for_the_query(self):
         arguments = arguments_of("relate_tokens", "int8")
         arguments["query_keys"].requires_grad_()
         ops.relate_tokens(**arguments).sum().backward()
@@ -219,7 +218,7 @@ class TestGradients:
 
 
 class TestCompiles:
-    """As one graph, with gradients and with changing lengths."""
+    """Ops compile as one graph, with gradients and with changing lengths."""
 
     def test_pool_tokens(self, variant):
         def tokens(features, offsets, queries):
@@ -237,9 +236,9 @@ class TestCompiles:
         (grad,) = torch.autograd.grad(tokens(features, offsets, queries).sum(), queries)
         torch.testing.assert_close(queries.grad, grad)
 
-    @pytest.mark.parametrize("case", [case for case in CASES if case.small], ids=str)
+    @pytest.mark.parametrize("case", SMALL, ids=str)
     def test_every_op(self, case: Case):
-        torch.compiler.reset()  # or earlier cases count against the limit of recompilations
+        torch.compiler.reset()  # or earlier cases would count against the limit of recompilations
         function, arguments = getattr(ops, case.op), case.arguments(torch.float32)
         compiled = torch.compile(
             lambda arguments: function(**arguments), fullgraph=True, backend="aot_eager"
@@ -253,7 +252,7 @@ class TestCompiles:
             lambda a: ops.pool_tokens(**a), fullgraph=True, backend="aot_eager", dynamic=True
         )
         compiled(arguments)
-        with pytest.raises(ValueError, match="rise from 0"):
+        with pytest.raises(ValueError, match="start at 0"):
             compiled({**arguments, "cu_seqlens": torch.tensor([0, 10**9])})
 
     def test_exports(self):
@@ -274,16 +273,16 @@ class TestCompiles:
 
 
 class TestAttentionsAgree:
-    def test_one_sequence_each_is_paged_decode(self, variant):
+    def test_a_node_for_each_sequence_equals_paged_decode(self, variant):
         arguments = arguments_of("paged_attention", "decode")
         rows = torch.arange(4)
-        shared = ops.shared_prefix_attention(
-            *(arguments[k] for k in ("query", "key_pages", "value_pages", "page_table", "kv_lens")),
-            torch.stack([rows, rows + 1], 1),
-        )
+        names = ("query", "key_pages", "value_pages", "page_table", "kv_lens")
+        query, keys, values, pages, lens = (arguments[name] for name in names)
+        nodes = torch.stack([rows, rows + 1], 1)
+        shared = ops.shared_prefix_attention(query, keys, values, pages, lens, nodes)
         torch.testing.assert_close(shared, ops.paged_attention(**arguments))
 
-    def test_prefill_in_pieces_is_prefill_at_once(self, variant):
+    def test_prefill_in_pieces_equals_prefill_at_once(self, variant):
         arguments = arguments_of("paged_attention", "prefill")
         whole = ops.paged_attention(**arguments)
         bounds = arguments["cu_seqlens"].tolist()

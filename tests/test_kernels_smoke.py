@@ -8,7 +8,7 @@ import torch
 from retrv_kernels import ops, registry, smoke
 
 
-def test_every_op_is_run_and_right_here(capsys):
+def test_every_op_runs_and_is_right(capsys):
     assert smoke.main(["--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1].split("-")[0] for line in lines] == list(registry.OPS)
@@ -17,7 +17,7 @@ def test_every_op_is_run_and_right_here(capsys):
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "message"),
     [
         (lambda x, delta, weight: (x, x), "WRONG add_rms_norm-width_65: "),
         (lambda x, delta, weight: (x, torch.empty_like(x)), "float32 inf of"),
@@ -25,7 +25,7 @@ def test_every_op_is_run_and_right_here(capsys):
     ],
     ids=["wrong", "unwritten", "raises"],
 )
-def test_a_wrong_op_fails_the_command(broken, said, capsys, monkeypatch):
+def test_a_wrong_op_fails_the_command(broken, message, capsys, monkeypatch):
     right = ops.add_rms_norm
     monkeypatch.setattr(
         ops,
@@ -38,11 +38,11 @@ def test_a_wrong_op_fails_the_command(broken, said, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(registry.OPS)
     (wrong,) = [line for line in lines if not line.startswith("ok ")]
-    assert said in wrong
+    assert message in wrong
 
 
-def test_a_gpu_that_is_not_there_fails_the_command(capsys):
+def test_a_missing_gpu_fails_the_command(capsys):
     if torch.cuda.is_available():
-        pytest.skip("a GPU is there")
+        pytest.skip("there is a GPU")
     assert smoke.main(["--device", "cuda"]) == 1
     assert "WRONG" in capsys.readouterr().out

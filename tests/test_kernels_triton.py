@@ -1,7 +1,7 @@
 """Triton kernels against float64, in Triton's interpreter.
 
-The interpreter has to be on before Triton is loaded and replaces its compiler for good, so these
-tests run in a process of their own, which the first of them starts.
+The interpreter must be enabled before Triton is loaded, and replaces its compiler for good. So
+these tests run in a separate process, which the first one starts.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from retrv_kernels import gpu, ops, registry
-from retrv_kernels.cases import CASES, TOLERANCE, error_of, expected_of, named, result_of
+from retrv_kernels import gpu, ops, registry, selection
+from retrv_kernels.cases import SMALL, TOLERANCE, error_of, expected_of, named, result_of
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
 INTERPRETED = os.environ.get(gpu.INTERPRETER) == "1"
-# The interpreter cuts float32 down to bfloat16 where a GPU rounds: one step of its 8 bits.
-CUT = 2.0**-7
+# The interpreter truncates float32 to bfloat16 where a GPU rounds: one step of its 8 bits.
+TRUNCATION = 2.0**-7
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the process that it starts")
+@pytest.mark.skipif(INTERPRETED, reason="this is the process that the test starts")
 def test_in_a_process_with_the_interpreter():
-    environment = os.environ | {gpu.INTERPRETER: "1", registry.OVERRIDE: "triton"}
+    environment = os.environ | {gpu.INTERPRETER: "1", selection.IMPLEMENTATION: "triton"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-WRITTEN = [op for op, (best, *_) in registry.OPS.items() if best.name == "triton"]
-SMALL = [(c, dtype) for c in CASES if c.small and c.op in WRITTEN for dtype in c.dtypes]
+WITH_TRITON = [op for op, (best, *_) in registry.OPS.items() if best.name == "triton"]
+PAIRS = [(case, dtype) for case in SMALL if case.op in WITH_TRITON for dtype in case.dtypes]
 
 
 class TestInterpreted:
     __test__ = INTERPRETED
 
-    @pytest.mark.parametrize(("case", "dtype"), SMALL, ids=str)
+    @pytest.mark.parametrize(("case", "dtype"), PAIRS, ids=str)
     def test_agrees_with_float64(self, case, dtype, poisoned):
         arguments = case.arguments(dtype)
         kept = copy.deepcopy(arguments)
         assert registry.choose(case.op, "cpu").implementation.name == "triton"
-        cut = case.op == "splice_features" and dtype == torch.bfloat16
+        truncates = case.op == "splice_features" and dtype == torch.bfloat16
         found = result_of(case.op, arguments)
         error = error_of(found, expected_of(case.op, arguments))
-        assert error <= (CUT if cut else TOLERANCE[case.op][dtype])
+        assert error <= (TRUNCATION if truncates else TOLERANCE[case.op][dtype])
         torch.testing.assert_close(arguments, kept, rtol=0, atol=0, equal_nan=True)
 
     def test_pooling_an_item_does_not_depend_on_the_batch(self):
@@ -77,7 +77,7 @@ class TestInterpreted:
         split = getattr(ops, op)(**arguments)
         module = sys.modules[f"retrv_kernels.{op}.triton_impl"]
         counts = []
-        monkeypatch.setattr(module, "splits", lambda *sizes: counts.append(sizes) or 1)
+        monkeypatch.setattr(module, "split_count", lambda *sizes: counts.append(sizes) or 1)
         assert error_of(getattr(ops, op)(**arguments), split) < 2e-6
         assert counts
 
@@ -88,8 +88,7 @@ class TestInterpreted:
         arguments |= {"key_pages": both[:, 0], "value_pages": both[:, 1]}
         torch.testing.assert_close(ops.paged_attention(**arguments), expected, rtol=0, atol=0)
 
-    def test_a_query_that_fits_no_tile(self):
-        """More query heads in a group than a tile has rows."""
+    def test_a_group_of_heads_larger_than_a_tile(self):
         query, cache = torch.randn(2, 20, 8), torch.randn(3, 4, 1, 8)
         table, lengths = torch.tensor([[0, 1], [2, 0]]), torch.tensor([7, 3])
         arguments = query, cache, cache, table, torch.tensor([0, 1, 2]), lengths
@@ -105,30 +104,30 @@ class TestInterpreted:
             ("silu_product", "width_1025"),
         ],
     )
-    def test_rounds_where_pytorch_does(self, op, name, monkeypatch):
-        """To the dtype after each operation that a layer has: nearly all values are the same."""
+    def test_rounds_where_pytorch_does(self, op, name):
+        """After each operation of a layer, to its dtype: nearly all values are equal."""
         arguments = named(op, name).arguments(torch.float16)
         found = result_of(op, arguments)
-        monkeypatch.setenv(registry.OVERRIDE, "reference")
-        expected = result_of(op, arguments)
+        with registry.use("reference"):
+            expected = result_of(op, arguments)
         both = (found, expected) if isinstance(found, tuple) else ([found], [expected])
         for ours, theirs in zip(*both, strict=True):
             assert (ours != theirs).float().mean() < 0.003
             torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-6)
 
     @pytest.mark.parametrize("op", ["paged_attention", "shared_prefix_attention"])
-    def test_parts_with_nothing_to_read_are_not_merged(self, op, poisoned, monkeypatch):
-        """More programs than there are blocks, as where a table is wider than a context is long."""
+    def test_empty_parts_are_not_merged(self, op, poisoned, monkeypatch):
+        """There are more programs than blocks, as with a page table for longer contexts."""
         name = {"paged_attention": "decode", "shared_prefix_attention": "nested"}[op]
         arguments = named(op, name).arguments(torch.float32)
         module = importlib.import_module(f"retrv_kernels.{op}.triton_impl")
-        monkeypatch.setattr(module, "splits", lambda *_: 19)
+        monkeypatch.setattr(module, "split_count", lambda *_: 19)
         wide = torch.nn.functional.pad(arguments["page_table"], (0, 40), value=-(10**6))
         found = getattr(ops, op)(**{**arguments, "page_table": wide})
         assert error_of(found, expected_of(op, arguments)) <= TOLERANCE[op][torch.float32]
 
     def test_a_gpu_multiplies_halves_into_float32(self, monkeypatch):
-        """What is asked of PyTorch there; what comes of it only a GPU can say."""
+        """This checks the call of PyTorch; only a GPU can check its result."""
         module = importlib.import_module("retrv_kernels.relate_tokens.triton_impl")
         multiply, asked = torch.bmm, []
         monkeypatch.setattr(

@@ -1,7 +1,7 @@
-"""xFormers behind paged attention, as far as it goes without a GPU.
+"""xFormers' implementation of paged attention, as far as it can be tested without a GPU.
 
-Its operators are asked about tensors that claim to be on one; the gathering and the mask run on the
-CPU with plain attention in the operator's place.
+Its operators get fake tensors on a GPU and say whether they support them. The gathering and the
+mask run on the CPU, with plain attention in place of the operator.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def arguments(dtype=torch.bfloat16, rows=20, width=64) -> tuple:
 
 
 def answer(capability=(9, 0), built=True, **options):
-    """Of `accepts` on a GPU that is not there, with xFormers' kernels built or not."""
+    """The answer of `accepts` on a fake GPU, with xFormers' kernels built or not."""
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch("torch.cuda.get_device_capability", return_value=capability),
@@ -44,7 +44,7 @@ def answer(capability=(9, 0), built=True, **options):
         return xformers_impl.accepts(*arguments(**options))
 
 
-def test_takes_what_an_operator_takes():
+def test_accepts_what_an_operator_supports():
     assert answer()
     assert "cutlass" in answer().reason
 
@@ -60,7 +60,7 @@ def test_takes_what_an_operator_takes():
     ],
     ids=str,
 )
-def test_says_why_not(options, reason):
+def test_gives_the_reason_for_declining(options, reason):
     refused = answer(**options)
     assert not refused
     assert reason in refused.reason
@@ -76,7 +76,7 @@ def test_mask_is_causal_from_the_bottom_right():
 
 
 def plain(query, key, value, attn_bias, scale, op):
-    """`memory_efficient_attention_forward` by its definition, on ``[1, rows, G, H, d]``."""
+    """The definition of `memory_efficient_attention_forward`, on ``[1, rows, G, H, d]``."""
     bias = attn_bias.materialize((query.shape[1], key.shape[1]))
     weights = torch.einsum("bnghd,bmghd->bghnm", query, key).mul(scale).add(bias).softmax(-1)
     return torch.einsum("bghnm,bmghd->bnghd", weights, value)
@@ -88,5 +88,5 @@ def test_gathers_what_the_mask_expects(case, monkeypatch):
     expected = ops.paged_attention(**{k: v.double() if v.ndim > 2 else v for k, v in given.items()})
     monkeypatch.setattr(fmha, "memory_efficient_attention_forward", plain)
     monkeypatch.setattr(fmha.flash.FwOp, "not_supported_reasons", lambda inputs: [])
-    out = xformers_impl.paged_attention(*given.values(), given["query"].shape[-1] ** -0.5)
+    out = xformers_impl.paged_attention(**given, scale=given["query"].shape[-1] ** -0.5)
     assert error_of(out, expected) < 2e-6

@@ -1,4 +1,4 @@
-"""The kernels at the shapes of real models in bfloat16, beside what they replace."""
+"""The kernels and what they replace, at the shapes of real models in bfloat16."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from bench.harness import Trial
 from bench.suites.kernels import attention, layer, tokens
 from bench.suites.kernels.entries import TINY, UNCOMPILED, Model
 from bench.suites.kernels.entries import Context as Where
-from bench.suites.kernels.tokens import Sizes
+from bench.suites.kernels.sizes import Sizes
 
 ROUNDS = (3, 20)
 
 
 def run(context: Context, name: str, part: str) -> Iterator[Row]:
-    """Rows of the harness, each trial once it is done."""
+    """Yields the harness's rows of each trial when it is done."""
     rates = [rate["median"] for name, rate in context.ceilings.items() if "gemm" in name]
     rate = max(rates, default=1e12)
     where = Where(context.device.kind, rate, torch.bfloat16, None)
     compiling = replace(where, compiling=context.scale.compiling)
     first, *_ = models = context.scale.kernels
     last: list[tuple[Trial, set[str]]] = []
-    for trials in (_wanted, _further):
+    for trials in (_first_trials, _later_trials):
         for model in models:
             for trial, again in zip(trials(where, model), trials(compiling, model), strict=True):
                 rows, later = list(_rows(context, trial, part)), set[str]()
@@ -34,7 +34,7 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
                     later = {row["implementation"] for row in rows if row["note"] == UNCOMPILED}
                     last.append((again, later))
                 yield from (row for row in rows if row.get("implementation") not in later)
-    # Compiling a peer takes seconds: of the first model alone, when all else is done.
+    # Compiling a peer takes seconds: it is done last, and for the first model only.
     for trial, names in last:
         if names:
             rows = list(_rows(context, trial, part))
@@ -42,7 +42,7 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
 
 
 def _rows(context: Context, trial: Trial, part: str) -> Iterator[Row]:
-    """Rows of a trial; one of kind "trial" where there was no time, or nothing could run."""
+    """Rows of a trial, or one row of kind "trial" that says why there are none."""
     rows: list[Row] = []
 
     def measure() -> Row:
@@ -57,7 +57,7 @@ def _rows(context: Context, trial: Trial, part: str) -> Iterator[Row]:
         yield ended
 
 
-def _wanted(where: Where, model: Model) -> Iterator[Trial]:
+def _first_trials(where: Where, model: Model) -> Iterator[Trial]:
     if model is TINY:  # the rehearsal
         yield attention.paged(where, model, "decode", 1, 64, 2)
         yield attention.shared(where, model, "flat", _flat(2, 32, 16), 2)
@@ -73,22 +73,22 @@ def _wanted(where: Where, model: Model) -> Iterator[Trial]:
         Sizes(model, rows=81),
         Sizes(model, rows=81, asked=64),
     ]
-    # int8 rows are a GPU's float32 arithmetic: `make bench` measures them.
+    # On a GPU int8 rows are computed in float32; `make bench` measures them.
     yield from (trial for trial in tokens.trials(where, sizes) if trial.dtype != "int8")
 
 
-def _further(where: Where, model: Model) -> Iterator[Trial]:
+def _later_trials(where: Where, model: Model) -> Iterator[Trial]:
     if model is TINY:
         return
     yield attention.paged(where, model, "prefill", 512, 12800, 1)
     yield attention.shared(where, model, "flat", _flat(32, 8000, 64), 32)
     yield attention.paged(where, model, "decode", 1, 200, 1)
-    yield from layer.of(where, model, 8)
+    yield from layer.layer_trials(where, model, 8)
     sizes = [Sizes(model, asked=8), Sizes(model, asked=256)]
     sizes += [Sizes(model, 20, 1280), Sizes(model, 20, 1280, 64)]
     yield from tokens.trials(where, sizes)
 
 
 def _flat(count: int, prefix: int, tail: int) -> tuple[tuple[int, tuple[int, int]], ...]:
-    """Sequences with one prefix and a tail each."""
+    """Nodes of sequences with one shared prefix and a tail each."""
     return ((prefix, (0, count)), *((tail, (i, i + 1)) for i in range(count)))

@@ -1,1 +1,1 @@
-"""Operations that exist only because of Retrv-R1; `retrv_kernels.ops` is the public surface."""
+"""Operations that are specific to Retrv-R1. The public functions are in `retrv_kernels.ops`."""

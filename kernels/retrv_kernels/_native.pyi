@@ -1,6 +1,6 @@
-"""The compiled module (csrc/bindings.cpp). Internal: use `retrv_kernels.ops`.
+"""The compiled module (bindings.cpp). Internal: use `retrv_kernels.ops`.
 
-Arguments named as tensors are addresses of their first values, 0 for none.
+A tensor is passed as the address of its first element; 0 stands for None.
 """
 
 LANES: list[int]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-OVERRIDE = "RETRV_KERNELS"  # names the implementation to use
-
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether something can be used, and the reason either way; true where it can."""
+    """Whether something can be used, and the reason either way. Its truth value is ``ok``."""
 
     ok: bool
     reason: str

@@ -1,4 +1,4 @@
-"""Triton and xFormers: whether their kernels can run here."""
+"""Whether Triton and xFormers kernels can run here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import os
 
-from retrv_kernels.availability import OVERRIDE, Availability
+from retrv_kernels.availability import Availability
+from retrv_kernels.selection import IMPLEMENTATION, requested
 
 INTERPRETER = "TRITON_INTERPRET"
 
@@ -15,18 +16,20 @@ INTERPRETER = "TRITON_INTERPRET"
 def triton(device: str) -> Availability:
     """Whether Triton kernels can run on a device type.
 
-    On a CPU only in Triton's interpreter, which is for tests (milliseconds a program): never
-    unless asked for by name.
+    On a CPU they run only in Triton's interpreter, which is for tests (milliseconds a program), and
+    only if `registry.use` or RETRV_KERNELS names "triton".
 
     Raises:
-        ImportError: Triton is there but does not load.
+        ImportError: Triton is installed but does not load.
     """
     if device not in ("cuda", "cpu"):
         return Availability(False, f"for GPUs, not for {device}")
     if device == "cpu" and os.environ.get(INTERPRETER) != "1":
-        return Availability(False, f"for GPUs; on a CPU only interpreted, with {INTERPRETER}=1")
-    if device == "cpu" and os.environ.get(OVERRIDE) != "triton":
-        return Availability(False, f"on a CPU only interpreted, where {OVERRIDE}=triton asks")
+        return Availability(False, f"for GPUs; on a CPU it needs {INTERPRETER}=1")
+    if device == "cpu" and requested(IMPLEMENTATION) != "triton":
+        return Availability(
+            False, f"on a CPU it is interpreted, and only with {IMPLEMENTATION}=triton"
+        )
     return _installed("triton", "gpu", ", interpreted" if device == "cpu" else "")
 
 
@@ -34,23 +37,24 @@ def xformers(device: str) -> Availability:
     """Whether xFormers' kernels can run on a device type.
 
     Raises:
-        ImportError: xFormers is there but does not load.
+        ImportError: xFormers is installed but does not load.
     """
     if device != "cuda":
         return Availability(False, f"for GPUs, not for {device}")
     return _installed("xformers", "xformers")
 
 
-def _installed(package: str, extra: str, how: str = "") -> Availability:
+def _installed(package: str, extra: str, suffix: str = "") -> Availability:
+    """Whether a package of an extra is installed; its version and ``suffix`` are the reason."""
     version = _version(package)
     if version is None:
         return Availability(False, f"not installed: pip install 'retrv-r1[{extra}]'")
-    return Availability(True, f"{package} {version}{how}")
+    return Availability(True, f"{package} {version}{suffix}")
 
 
 @functools.cache
 def _version(package: str) -> str | None:
-    """A package's version, None where it is not installed."""
+    """Version of a package; None if it is not installed."""
     if importlib.util.find_spec(package) is None:
         return None
     try:

@@ -1,21 +1,20 @@
-"""The compiled module: whether it is there, and which of its instruction sets to use."""
+"""The compiled module, and the instruction set that its kernels use."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any
 
-import torch  # first, so that the module finds torch's OpenMP runtime loaded and shares its threads
+import torch  # first, so that the module shares torch's OpenMP runtime and threads
 
 from retrv_kernels.availability import Availability
+from retrv_kernels.selection import ISA, requested
 
-OVERRIDE = "RETRV_KERNELS_ISA"
 ISAS = ("scalar", "avx2", "avx512")  # csrc/isa.h
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}  # csrc/dtype.h
 
@@ -26,26 +25,26 @@ def check(device: str) -> Availability:
     """Whether native kernels can run on a device type.
 
     Raises:
-        ImportError: the compiled module is there but does not load.
-        ValueError: RETRV_KERNELS_ISA names an instruction set that cannot run here.
+        ImportError: the compiled module is installed but does not load.
+        ValueError: the instruction set that the caller asks for cannot run here.
     """
     if device != "cpu":
         return Availability(False, f"compiled for CPUs, not for {device}")
     if find() is None:
         return Availability(
             False,
-            "not compiled when this package was installed, for which a C++ compiler is needed; "
-            "install one, then this package again",
+            "not compiled when this package was installed; install a C++ compiler, then this "
+            "package again",
         )
     return Availability(True, f"compiled, {isa()}")
 
 
 @functools.cache
 def find() -> ModuleType | None:
-    """The compiled module, None where it was not built.
+    """The compiled module; None if it was not built.
 
     Raises:
-        ImportError: it is there but does not load.
+        ImportError: the module is installed but does not load.
     """
     if importlib.util.find_spec(_NAME) is None:
         return None
@@ -58,19 +57,19 @@ def find() -> ModuleType | None:
 
 
 def function(op: str) -> Callable[..., None]:
-    """The compiled function of an op; its first argument is the instruction set.
+    """The compiled function of an op, for the instruction set in use.
 
     Raises:
-        ImportError: the module was compiled before the op was written.
+        ImportError: the module was compiled before the op was added.
     """
     return partial(constant(op), ISAS.index(isa()))
 
 
 def constant(name: str) -> Any:
-    """What the compiled module has by a name.
+    """An attribute of the compiled module.
 
     Raises:
-        ImportError: the module is older than that.
+        ImportError: the module was compiled before the attribute was added.
     """
     try:
         return getattr(find(), name)
@@ -79,12 +78,12 @@ def constant(name: str) -> Any:
 
 
 def lanes() -> int:
-    """Float32 numbers in a vector of the instruction set in use."""
+    """float32 lanes of a vector of the instruction set in use."""
     return constant("LANES")[ISAS.index(isa())]
 
 
 def address(tensor: torch.Tensor | None) -> int:
-    """Where a tensor's values begin, 0 for none: a null pointer."""
+    """Address of a tensor's first element; 0, a null pointer, for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -96,14 +95,14 @@ def isas() -> tuple[str, ...]:
 
 
 def isa() -> str:
-    """The instruction set to use: the strongest, or the one that RETRV_KERNELS_ISA names.
+    """The instruction set in use: the one that the caller asks for, or else the strongest.
 
     Raises:
-        ValueError: RETRV_KERNELS_ISA names one that cannot run here.
+        ValueError: `registry.use` or RETRV_KERNELS_ISA names one that cannot run here.
     """
-    wanted = os.environ.get(OVERRIDE)
-    if not wanted:
+    name = requested(ISA)
+    if name is None:
         return isas()[-1]
-    if wanted not in isas():
-        raise ValueError(f"{OVERRIDE}={wanted!r} cannot run here; one of: {', '.join(isas())}")
-    return wanted
+    if name not in isas():
+        raise ValueError(f"{ISA}={name!r} cannot run here: choose one of {', '.join(isas())}")
+    return name

@@ -1,6 +1,6 @@
 """The operations. Each runs the best implementation for its tensors' device; `explain` says which.
 
-Every op is a torch operator, so that it can be compiled and exported.
+Every op is a PyTorch operator, so it can be compiled and exported.
 """
 
 from __future__ import annotations
@@ -39,22 +39,23 @@ __all__ = [
 
 
 def explain(device: str = "cpu") -> tuple[Choice, ...]:
-    """What would run for each op on a device type ("cpu", "cuda"), and why; `str()` reads well.
+    """The implementation of each op on a device type ("cpu", "cuda"), and the reason, as text too.
 
     Raises:
-        ImportError: the compiled module is there but broken.
-        ValueError, RuntimeError: an environment override that cannot be followed here.
+        ImportError: the compiled module is installed but does not load.
+        ValueError, RuntimeError: the implementation that the caller asks for cannot run here.
     """
     return tuple(registry.choose(op, device) for op in registry.OPS)
 
 
 def unchecked(op: str, device: str) -> Callable[..., Any]:
-    """The implementation of an op for a device type itself, with the operator's arguments.
+    """The implementation of an op on a device type, a function of the operator's arguments.
 
-    For callers whose arguments are right by construction, as an engine's are: checks and dispatch
-    take 70 to 90 µs a call on one processor, which is more than a small decode step's attention.
+    It is for callers such as an engine, whose arguments are valid by construction: checks and
+    dispatch take 70 to 90 µs a call on one processor, more than the attention of a small decode
+    step.
 
     Raises:
-        ValueError, RuntimeError: an environment override that cannot be followed here.
+        ValueError, RuntimeError: the implementation that the caller asks for cannot run here.
     """
     return registry.choose(op, device).implementation.run

@@ -1,15 +1,14 @@
 """Which implementation of an op runs, and why.
 
-An op is a folder: `op.py` is its public function, `reference.py` the equation in plain PyTorch,
-always there; the others are faster, each with a check that says whether it can run here. `OPS`
-lists them best first. An implementation's module is imported when it first runs.
+An op is a folder. `op.py` holds its public function and `reference.py` the equation in plain
+PyTorch, which runs everywhere. The other implementations are faster; each has a check that says
+whether it can run here. `OPS` lists them best first. A module is imported when it first runs.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +17,21 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import gpu, native
-from retrv_kernels.availability import OVERRIDE, Availability
+from retrv_kernels.availability import Availability
+from retrv_kernels.selection import IMPLEMENTATION, requested, use
 
-__all__ = ["OPS", "OVERRIDE", "Choice", "Implementation", "choose", "run"]
+__all__ = ["OPS", "Choice", "Implementation", "choose", "run", "use"]
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute an op: the function of the op's name in a module of the op's folder.
+    """One way to compute an op: the function with the op's name in a module of the op's folder.
 
     Args:
-        check: whether it can run on a device type ("cpu", "cuda"), and why.
-        module: of the op's folder, without the folder.
-        conditional: whether the module's ``accepts``, with the op's arguments, has a say too.
+        check: function that says whether it can run on a device type ("cpu", "cuda"), and why.
+        module: name of the module within the op's folder.
+        conditional: whether it takes only some arguments: those that the module's ``accepts``,
+            a function of the op's arguments, allows.
     """
 
     op: str
@@ -41,26 +42,26 @@ class Implementation:
 
     @functools.cached_property
     def run(self) -> Callable[..., Any]:
-        """The function, with the arguments of `torch.ops.retrv_kernels.<op>`, already checked."""
-        return getattr(self._loaded, self.op)
+        """The function itself; it takes the operator's arguments and does not check them."""
+        return getattr(self._module, self.op)
 
-    def takes(self, device: str, arguments: Sequence[Any] | None) -> Availability:
-        """Whether it can run on a device, with arguments if given, and why."""
+    def can_run(self, device: str, arguments: Sequence[Any] | None) -> Availability:
+        """Whether it can run on a device type, with these arguments if given, and why."""
         available = self.check(device)
         if not available or not self.conditional:
             return available
         if arguments is None:
-            return Availability(False, "only for arguments that its operator takes")
-        return self._loaded.accepts(*arguments)
+            return Availability(False, "only for some arguments")
+        return self._module.accepts(*arguments)
 
     @functools.cached_property
-    def _loaded(self) -> Any:
+    def _module(self) -> Any:
         return importlib.import_module(f"retrv_kernels.{self.op}.{self.module}")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for an op on a device, why, and why the better ones were not."""
+    """The implementation chosen for an op on a device type, and why the better ones were not."""
 
     op: str
     device: str
@@ -73,7 +74,7 @@ class Choice:
         return f"{self.op} on {self.device}: {self.implementation.name} ({self.because}){rest}"
 
 
-def _plain(_: str) -> Availability:
+def _everywhere(_: str) -> Availability:
     return Availability(True, "plain PyTorch")
 
 
@@ -81,7 +82,7 @@ def _implementations(op: str) -> tuple[Implementation, ...]:
     return (
         Implementation(op, "triton", gpu.triton, "triton_impl"),
         Implementation(op, "native", native.check, "native"),
-        Implementation(op, "reference", _plain, "reference"),
+        Implementation(op, "reference", _everywhere, "reference"),
     )
 
 
@@ -89,16 +90,16 @@ OPS: Mapping[str, tuple[Implementation, ...]] = {
     "pool_tokens": _implementations("pool_tokens"),
     "relate_tokens": _implementations("relate_tokens"),
     "splice_features": _implementations("splice_features"),
-    # xFormers' operator stands behind Triton until both have been measured on a GPU.
+    # xFormers comes after Triton until both have been measured on a GPU.
     "paged_attention": (
         *_implementations("paged_attention")[:1],
         Implementation("paged_attention", "xformers", gpu.xformers, "xformers_impl", True),
         *_implementations("paged_attention")[1:],
     ),
     "shared_prefix_attention": _implementations("shared_prefix_attention"),
-    # On a GPU the product of PyTorch reads the weights once, as fast as they can be read.
+    # On a GPU PyTorch's product already reads the weights once, at the speed of the memory.
     "linear": _implementations("linear")[1:],
-    # On a CPU few rows go through all layers in one call: see decoder_layers.
+    # On a CPU decoder_layers runs few rows through all layers in one call instead.
     **{
         op: (_implementations(op)[0], _implementations(op)[-1])
         for op in ("add_rms_norm", "rotate_to_pages", "silu_product")
@@ -107,21 +108,22 @@ OPS: Mapping[str, tuple[Implementation, ...]] = {
 
 
 def choose(op: str, device: str, arguments: Sequence[Any] | None = None) -> Choice:
-    """The best implementation of `op` that can run on a device type, for arguments if given.
+    """The best implementation of ``op`` that can run on a device type, with arguments if given.
 
-    The environment variable RETRV_KERNELS names the one to use where an op has it, for tests.
+    If `use`, or else the environment variable RETRV_KERNELS, names an implementation that the op
+    has, only that one is considered.
 
     Raises:
-        ValueError: RETRV_KERNELS names no implementation of any op.
-        RuntimeError: the one that it names cannot run here.
+        ValueError: no op has an implementation of that name.
+        RuntimeError: the named implementation cannot run here.
     """
-    only = _override(op)
+    only = _requested(op)
     passed_over: dict[str, str] = {}
     for implementation in OPS[op]:
         if only and implementation.name != only:
-            passed_over[implementation.name] = f"{OVERRIDE}={only}"
+            passed_over[implementation.name] = f"{only} was asked for"
             continue
-        if available := implementation.takes(device, arguments):
+        if available := implementation.can_run(device, arguments):
             return Choice(op, device, implementation, available.reason, passed_over)
         passed_over[implementation.name] = available.reason
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
@@ -129,7 +131,7 @@ def choose(op: str, device: str, arguments: Sequence[Any] | None = None) -> Choi
 
 
 def run(op: str, arguments: Sequence[Any]) -> Any:
-    """Runs the best implementation on the arguments' device; float64 always runs the reference."""
+    """Runs the best implementation for the arguments; for float64 always the reference."""
     tensors = list(_tensors(arguments))
     dtypes = [tensor.dtype for tensor in tensors]
     dtypes += [argument for argument in arguments if isinstance(argument, torch.dtype)]
@@ -146,12 +148,15 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _override(op: str) -> str | None:
-    """The implementation that the environment asks for, None where this op has no such one."""
-    only = os.environ.get(OVERRIDE)
-    if not only:
+def _requested(op: str) -> str | None:
+    """The implementation that the caller asks for; None if there is none or the op lacks it."""
+    name = requested(IMPLEMENTATION)
+    if name is None:
         return None
     known = {implementation.name for choices in OPS.values() for implementation in choices}
-    if only not in known:
-        raise ValueError(f"{OVERRIDE}={only!r} is not one of: {', '.join(sorted(known))}")
-    return only if only in {implementation.name for implementation in OPS[op]} else None
+    if name not in known:
+        raise ValueError(
+            f"no op has an implementation {name!r}: choose {', '.join(sorted(known))} "
+            f"in registry.use or {IMPLEMENTATION}"
+        )
+    return name if name in {implementation.name for implementation in OPS[op]} else None

@@ -1,4 +1,4 @@
-"""What several Triton kernels share: finding an item's chunk, and one step of online attention."""
+"""What several Triton kernels share: chunks of packed items and one step of online attention."""
 
 # mypy: disallow-incomplete-defs=False
 # In a kernel only compile-time arguments are annotated; Triton reads the annotation.
@@ -17,8 +17,8 @@ from torch import Tensor
 Result = TypeVar("Result")
 
 
-def on_their_device(run: Callable[..., Result]) -> Callable[..., Result]:
-    """Launches on the tensors' device, which need not be the current one."""
+def on_tensor_device(run: Callable[..., Result]) -> Callable[..., Result]:
+    """Makes a function launch on its tensors' device, which need not be the current one."""
 
     @functools.wraps(run)
     def launch(*arguments: object) -> Result:
@@ -30,9 +30,10 @@ def on_their_device(run: Callable[..., Result]) -> Callable[..., Result]:
 
 
 def dot_type(*tensors: Tensor) -> tl.dtype:
-    """Type in which products of these are taken: half on tensor cores if all are, else float32.
+    """Type of the operands of products: half precision if all tensors have it, else float32.
 
-    The interpreter holds bfloat16 as bit patterns, so there it is float32 too.
+    int8 tensors do not count. On a CPU bfloat16 gives float32, because the interpreter holds
+    bfloat16 as bit patterns.
     """
     dtypes = {tensor.dtype for tensor in tensors if tensor.dtype != torch.int8}
     if dtypes == {torch.float16}:
@@ -42,19 +43,19 @@ def dot_type(*tensors: Tensor) -> tl.dtype:
     return tl.float32
 
 
-def padded(size: int, least: int = 1) -> int:
-    """The next power of two, and ``least`` or more: 16 is what a `tl.dot` asks for."""
-    return max(triton.next_power_of_2(size), least)
+def padded(size: int, minimum: int = 1) -> int:
+    """The next power of two, at least ``minimum``; `tl.dot` needs 16."""
+    return max(triton.next_power_of_2(size), minimum)
 
 
 @triton.jit
 def chunk_of(offsets, items, number, SIZE: tl.constexpr):
-    """Item, first row and the row behind the last of chunk ``number`` of packed items.
+    """Item, first row and one after the last row of chunk ``number`` of packed items.
 
-    Item i's chunks begin at number ``offsets[i] // SIZE + i``, which leaves it at least as many
-    numbers as it has chunks. So ``n // SIZE + m`` programs serve m items of n rows without anybody
-    reading a length on the host, and where an item's chunks begin depends on the item alone. A
-    number that is not needed gives no rows.
+    Item i's chunks begin at number ``offsets[i] // SIZE + i``, which leaves at least as many
+    numbers as it has chunks. So ``n // SIZE + m`` programs serve m items of n rows without reading
+    a length on the host, and an item's chunks depend on that item only. A number that is not
+    needed gives no rows.
     """
     item = 0
     for first in range(0, items, 256):
@@ -67,46 +68,47 @@ def chunk_of(offsets, items, number, SIZE: tl.constexpr):
     return item, start, tl.minimum(start + SIZE, end)
 
 
-def precision(dtype: tl.dtype) -> str:
-    """Of products with float32 operands: exact where all inputs are float32, else TF32.
+def dot_precision(dtype: tl.dtype) -> str:
+    """Precision of products with float32 operands: exact if all inputs are float32, else TF32.
 
-    With operands cut to TF32's 10 bits in the interpreter, which is the worst that hardware does,
-    relate_tokens errs by 1.2e-3 on float16 rows; exact products err by 2e-6.
+    With operands truncated to TF32's 10 bits in the interpreter, the worst that hardware does,
+    relate_tokens has an error of 1.2e-3 on float16 rows; exact products have 2e-6.
     """
     return "ieee" if dtype == tl.float32 else "tf32"
 
 
-MOST_PARTS = 64
+MAX_PARTS = 64
 
 
-def splits(programs: int, most: int) -> int:
-    """Among how many programs to split cached rows: two for each of an H100's multiprocessors.
+def split_count(programs: int, max_blocks: int) -> int:
+    """Number of programs that share cached rows, for two on each of an H100's multiprocessors.
 
-    From shapes alone, so that a graph may capture the launch: some may find nothing to read.
+    It depends on shapes only, so that a graph can capture the launch; some programs may find
+    nothing to read.
 
     Args:
-        programs: that there are without splitting.
-        most: blocks of cached rows that there can be.
+        programs: number of programs without splitting.
+        max_blocks: largest possible number of blocks of cached rows.
     """
-    return max(1, min(264 // max(programs, 1), most, MOST_PARTS))
+    return max(1, min(264 // max(programs, 1), max_blocks, MAX_PARTS))
 
 
-def parts_of(query: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
-    """Room for ``count`` partial results and their log-sum-exps; the result itself if only one."""
+def empty_parts(query: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+    """Memory for ``count`` partial results and their log-sum-exps; for one, the result alone."""
     if count == 1:
         return torch.empty_like(query, memory_format=torch.contiguous_format), None
     parts = query.new_empty((count, *query.shape), dtype=torch.float32)
     return parts, parts.new_empty(parts.shape[:-1])
 
 
-def merged(parts: Tensor, levels: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """What `parts_of` made room for, as one result."""
-    if levels is None:
+def merge(parts: Tensor, lse: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """One result from the partial results in the memory of `empty_parts`."""
+    if lse is None:
         return parts
     count, rows, heads, width = parts.shape
     out = parts.new_empty((rows, heads, width), dtype=dtype)
     _merge_parts[(rows * heads,)](
-        parts, levels, out, rows * heads, count, width, MOST=MOST_PARTS, WIDTH=padded(width)
+        parts, lse, out, rows * heads, count, width, MAX=MAX_PARTS, WIDTH=padded(width)
     )
     return out
 
@@ -135,18 +137,19 @@ def attend(
     """One step of the online softmax over cached rows ``first`` to ``first + BLOCK``.
 
     Args:
-        query: ``[M, WIDTH]`` in the dots' type.
-        top, total, pooled: highest score in powers of two, sum of weights, weighted values.
-        key_pages, value_pages: at the head.
-        table: page of each PAGE rows.
-        stop: no row from here on is read.
-        limits: each query row sees the cached rows before its own, ``[M]``.
-        scale: of the scores, times log2(e).
+        query: query rows ``[M, WIDTH]`` in the type of the dots.
+        top, total, pooled: state of the softmax: highest score as a power of two, sum of weights,
+            weighted sum of values.
+        key_pages, value_pages: pointers to the head's first element.
+        table: pointer to the list of pages.
+        stop: one after the last cached row.
+        limits: number of cached rows that each query row sees, ``[M]``.
+        scale: factor of the scores, times log2(e).
     """
     j, c = first + tl.arange(0, BLOCK), tl.arange(0, WIDTH)
     page = tl.load(table + j // PAGE, j < stop, other=0).to(tl.int64)
     place = (page * page_stride + (j % PAGE) * row_stride)[:, None] + c[None, :]
-    # Unused slots may hold NaN, and 0 · NaN is NaN: they are not read.
+    # Unused slots are not read: they may hold NaN, and 0 · NaN is NaN.
     there = (j < stop)[:, None] & (c < width)[None, :]
     keys = tl.load(key_pages + place, there, other=0).to(query.dtype)
     scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
@@ -164,36 +167,36 @@ def attend(
 
 
 @triton.jit
-def store_part(parts, levels, top, total, pooled, place, width, own, WIDTH: tl.constexpr):
-    """Writes rows at ``place`` of the parts, those that are ``own``, and their log-sum-exps."""
+def store_part(parts, lse, top, total, pooled, place, width, own, WIDTH: tl.constexpr):
+    """Writes a tile's rows to ``place`` in the parts, where ``own``, and their log-sum-exps."""
     c = tl.arange(0, WIDTH)
     some = tl.where(total > 0, total, 1)
     result = pooled / some[:, None]
     where = place.to(tl.int64)[:, None] * width + c[None, :]
     tl.store(parts + where, result.to(parts.dtype.element_ty), own[:, None] & (c < width)[None, :])
-    if levels is not None:
-        tl.store(levels + place, tl.where(total > 0, top + tl.log2(some), float("-inf")), own)
+    if lse is not None:
+        tl.store(lse + place, tl.where(total > 0, top + tl.log2(some), float("-inf")), own)
 
 
 @triton.jit
-def store_empty(levels, place, own):
-    """Says of a part's rows that they are nothing: `_merge_parts` does not read them."""
-    if levels is not None:
-        tl.store(levels + place, tl.full(place.shape, float("-inf"), tl.float32), own)
+def store_empty(lse, place, own):
+    """Marks a part's rows as empty: `_merge_parts` does not read them."""
+    if lse is not None:
+        tl.store(lse + place, tl.full(place.shape, float("-inf"), tl.float32), own)
 
 
 @triton.jit(do_not_specialize=["rows", "count"])
-def _merge_parts(parts, levels, out, rows, count, width, MOST: tl.constexpr, WIDTH: tl.constexpr):
+def _merge_parts(parts, lse, out, rows, count, width, MAX: tl.constexpr, WIDTH: tl.constexpr):
     row, c = tl.program_id(0).to(tl.int64), tl.arange(0, WIDTH)
-    every = tl.arange(0, MOST)
-    top = tl.max(tl.load(levels + every * rows + row, every < count, other=float("-inf")))
+    every = tl.arange(0, MAX)
+    top = tl.max(tl.load(lse + every * rows + row, every < count, other=float("-inf")))
     total = 0.0
     result = tl.zeros([WIDTH], tl.float32)
     for first in range(0, count, 8):
         s = first + tl.arange(0, 8)
-        level = tl.load(levels + s * rows + row, s < count, other=float("-inf"))
-        weights = tl.exp2(level - tl.where(top == float("-inf"), 0, top))
-        own = (level > float("-inf"))[:, None] & (c < width)[None, :]
+        own_lse = tl.load(lse + s * rows + row, s < count, other=float("-inf"))
+        weights = tl.exp2(own_lse - tl.where(top == float("-inf"), 0, top))
+        own = (own_lse > float("-inf"))[:, None] & (c < width)[None, :]
         part = tl.load(parts + (s[:, None] * rows + row) * width + c[None, :], own, other=0)
         total += tl.sum(weights)
         result += tl.sum(part * weights[:, None], 0)

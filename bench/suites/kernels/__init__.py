@@ -1,7 +1,8 @@
-"""The kernels at the sizes of real models, beside what they replace.
+"""The kernels at the sizes of real models, compared with what they replace.
 
-A trial is a case of :mod:`retrv_kernels.cases` at a speed size. Where a direct form is compared,
-the case's folded arguments come from attention weights (:mod:`bench.suites.kernels.peers`).
+A trial is a case like those of :mod:`retrv_kernels.cases`, at the size of a real model. For a
+comparison with the direct form, its folded arguments are computed from attention weights
+(:mod:`bench.suites.kernels.weights`).
 """
 
 from __future__ import annotations
@@ -9,41 +10,43 @@ from __future__ import annotations
 from bench.harness import Suite
 from bench.suites.kernels import attention, layer, linear, splice, tokens
 from bench.suites.kernels.entries import Context
+from bench.suites.kernels.sizes import all_sizes, left_out
 
 _NOTES = (
-    "Every call starts with cold caches: twice the last-level cache is read before it, as a "
-    "model's other layers do. On a GPU the time is of a replayed graph of 20 calls or more over "
-    "inputs of their own, twice the last-level cache in all; what cannot be captured is timed call "
-    "by call, and says so.",
-    "× a baseline: its time divided by the row's, median over rounds (quartiles); above 1 is "
-    "faster.",
-    "of bound: bytes that must be moved once over the read bandwidth (a GPU's: of copies), or "
-    "operations of the folded form over the rate of products in the dtype, whichever takes longer, "
-    "divided by the time.",
-    "error: the largest against float64, relative to the largest value. What exceeds the tolerance "
-    "has no speed.",
-    "folded, dense: the folded form in plain PyTorch for items of one length, which pads nothing.",
+    "Every call starts with cold caches: before it, twice the size of the last-level cache is "
+    "read, as other layers of a model would. On a GPU the time is that of a replayed graph of 20 "
+    "or more calls, whose inputs together fill the last-level cache twice. A call that cannot be "
+    "captured is timed by itself; its row says so.",
+    "× a baseline: its time divided by the row's time, median over rounds (quartiles); above 1 the "
+    "row is faster.",
+    "of bound: the least possible time divided by the measured time. The least time is the bytes "
+    "that must be moved divided by the read bandwidth (on a GPU, that of copies), or the "
+    "operations of the folded form divided by the rate of products, whichever is larger.",
+    "error: largest difference from float64, relative to the largest value. A row whose error "
+    "exceeds the tolerance has no speed.",
+    "folded, dense: the folded form in plain PyTorch for items of one length, without padding.",
     "content token: pool_tokens, then value and output projection. direct: the paper's equation "
-    "from the same features and weights, norm included.",
-    "relation token: from stored relation keys; what depends on the query alone (its keys and "
-    "values, folded or not) is prepared beforehand for every form. direct: R formed, normed, its "
-    "keys and values projected, pooled.",
-    "SDPA, dense: keys and values lie contiguous beforehand, for each sequence its own copy; SDPA, "
-    "gathered: from pages, in the call.",
-    "paged, same pages: paged_attention over the shared pages, once for each sequence; paged, "
-    "copies: each sequence has a copy of the prefix in pages of its own.",
+    "from the same features and weights, with the norm.",
+    "relation token: computed from stored relation keys. What depends only on the query (its keys "
+    "and values, folded or not) is computed before timing, for every form. direct: forms and norms "
+    "R, projects its keys and values, and pools.",
+    "SDPA, dense: before timing, each sequence gets a contiguous copy of its keys and values. "
+    "SDPA, gathered: copies them from pages within the call.",
+    "paged, same pages: paged_attention over the shared pages, which reads them for each sequence. "
+    "paged, copies: each sequence has its own copy of the prefix in pages.",
 )
 
 
 def suite(device: str, rate: float, quick: bool) -> Suite:
-    """All trials of a device, "cpu" or "cuda".
+    """All trials on a device.
 
     Args:
-        rate: FLOP/s of products in the device's dtype, to leave out what would take too long.
-        quick: one shape of a real model and one of the tiny one for every op.
+        device: "cpu" or "cuda".
+        rate: FLOP/s of products in the device's dtype, by which slow entries are left out.
+        quick: whether each op gets only one shape of a real model and one of the tiny model.
     """
     context = Context.of(device, rate)
-    sizes = tokens.sizes(quick)
+    sizes = all_sizes(quick)
     trials = [
         *tokens.trials(context, sizes),
         *splice.trials(context, quick),
@@ -51,4 +54,4 @@ def suite(device: str, rate: float, quick: bool) -> Suite:
         *linear.trials(context, quick),
         *layer.trials(context, quick),
     ]
-    return Suite(trials, (*_NOTES, *tokens.left_out(sizes)))
+    return Suite(trials, (*_NOTES, *left_out(sizes)))

@@ -1,4 +1,4 @@
-"""paged_attention and shared_prefix_attention beside PyTorch's attention and each other."""
+"""paged_attention and shared_prefix_attention, compared with PyTorch and with each other."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from bench.suites.kernels.entries import (
     Model,
     call,
     compiled,
+    converted,
     copied,
-    moved,
-    ours,
+    implementations,
 )
-from retrv_kernels import inputs
 from retrv_kernels.cases import TOLERANCE
 from retrv_kernels.inputs import Case
+from retrv_kernels.paged_attention import cases as paged_attention
+from retrv_kernels.shared_prefix_attention import cases as shared_prefix_attention
 
 PAGE = 16
 SEQUENCES = 8
 PREFIX, TAIL = 1024, 64
-# (cached rows, (first sequence, behind the last)); whole pages, so that pages can be listed.
+# (cached rows, (first sequence, one after the last)) of each node; all are whole pages.
 FLAT = ((PREFIX, (0, SEQUENCES)), *((TAIL, (i, i + 1)) for i in range(SEQUENCES)))
 TREE = (
     (PREFIX, (0, SEQUENCES)),
@@ -42,7 +43,7 @@ TREE = (
 
 
 def trials(context: Context, quick: bool) -> Iterator[Trial]:
-    """Decode and inspection over a paged cache, then decode over shared prefixes."""
+    """Trials of decode and inspection over a paged cache, then of decode over shared prefixes."""
     models = (TINY, QWEN_3B) if quick else (TINY, QWEN_3B, QWEN_7B, MULTI_HEAD)
     for model in models:
         inspected = 17 if model is TINY else 261
@@ -56,8 +57,8 @@ def trials(context: Context, quick: bool) -> Iterator[Trial]:
 def paged(
     context: Context, model: Model, kind: str, new: int, cached: int, sequences: int = SEQUENCES
 ) -> Trial:
-    """Sequences that each have ``new`` of ``cached`` rows."""
-    case = inputs.paged_attention(
+    """A trial of paged_attention: ``cached`` rows in each sequence, of which ``new`` are new."""
+    case = paged_attention.make(
         f"{model.name} {kind} {sequences} × {new} of {cached:,}",
         [(new, cached)] * sequences,
         model.heads,
@@ -69,7 +70,7 @@ def paged(
         gather = partial(_gather, arguments, new, cached)
         dense = gather()
         return [
-            *ours(case.op, context.device, partial(call, case.op, arguments), "reference"),
+            *implementations(case.op, context.device, partial(call, case.op, arguments)),
             Entry("SDPA, gathered", lambda: gather().sdpa(), baseline=True),
             Entry("SDPA, dense", dense.sdpa, baseline=True),
             compiled("flex, dense", dense.flex(), context),
@@ -85,9 +86,9 @@ def shared(
     nodes: Sequence[tuple[int, tuple[int, int]]],
     sequences: int = SEQUENCES,
 ) -> Trial:
-    """One new row of each sequence over a tree of shared rows."""
+    """A trial of shared_prefix_attention with one new row in each sequence."""
     length = sum(rows for rows, (first, end) in nodes if first == 0)
-    case = inputs.shared_prefix_attention(
+    case = shared_prefix_attention.make(
         f"{model.name} {kind} {sequences} × {length:,}",
         nodes,
         sequences,
@@ -99,9 +100,9 @@ def shared(
     def entries(arguments: Mapping[str, Any]) -> list[Entry]:
         same = _own_pages(arguments, nodes, length, sequences)
         dense = _gather(same, 1, length)
-        made = ours(case.op, context.device, partial(call, case.op, arguments), "reference")
+        made = implementations(case.op, context.device, partial(call, case.op, arguments))
         for name, pages in (("same pages", same), ("copies", dense.paged(PAGE))):
-            made.append(_best_paged(context.device, f"paged, {name}", pages))
+            made.append(best_paged(context.device, f"paged, {name}", pages))
         return [*made, Entry("SDPA, dense", dense.sdpa, baseline=True)]
 
     cached = sum(rows for rows, _ in nodes)
@@ -116,13 +117,13 @@ def _trial(
     entries: Callable[[Mapping[str, Any]], list[Entry]],
     charted: bool,
 ) -> Trial:
-    """A trial of ``rows``, cached and new, whose entries are made of arguments."""
+    """A trial of ``rows`` (cached, new); ``entries`` makes its entries from arguments."""
     (heads, kv_heads), (cached, new) = model.heads, rows
 
     def prepare() -> Prepared:
-        arguments = moved(case.arguments(context.dtype), context.device)
+        arguments = converted(case.arguments(context.dtype), context.device)
         return Prepared(
-            partial(_exact, case.op, arguments),
+            partial(_expected, case.op, arguments),
             entries(arguments),
             lambda: entries(copied(arguments)),
         )
@@ -130,7 +131,7 @@ def _trial(
     return Trial(
         op=case.op,
         name=case.name,
-        dtype=context.form,
+        dtype=context.dtype_name,
         shape=case.shape,
         flops=case.flops,
         bytes=context.dtype.itemsize * 2 * model.d_h * (cached * kv_heads + new * heads),
@@ -140,12 +141,12 @@ def _trial(
     )
 
 
-def _best_paged(device: str, name: str, arguments: Mapping[str, Any]) -> Entry:
-    """paged_attention by its best implementation here, a baseline for the shared one."""
+def best_paged(device: str, name: str, arguments: Mapping[str, Any]) -> Entry:
+    """An entry for the best implementation of paged_attention, a baseline for the shared one."""
     run = partial(call, "paged_attention", arguments)
-    sound = (e for e in ours("paged_attention", device, run, "reference") if not e.because)
+    sound = (e for e in implementations("paged_attention", device, run) if not e.because)
     best = next(entry for entry in sound if not entry.optional)
-    return Entry(name, run, best.environment, baseline=True)
+    return Entry(name, run, best.within, baseline=True)
 
 
 def _own_pages(
@@ -154,7 +155,7 @@ def _own_pages(
     length: int,
     sequences: int,
 ) -> dict[str, Any]:
-    """Arguments of paged_attention: each sequence lists the pages of all its nodes."""
+    """Arguments of paged_attention in which each sequence lists the pages of all its nodes."""
     table = arguments["page_table"]
     lists = [
         torch.cat(
@@ -175,10 +176,12 @@ def _own_pages(
 
 
 def _gather(arguments: Mapping[str, Any], new: int, cached: int) -> peers.Dense:
+    """The sequences of paged_attention's arguments, gathered from their pages."""
     names = ("query", "key_pages", "value_pages", "page_table")
     cache = {name: arguments[name] for name in names}
     return peers.Dense.gather(**cache, new=new, cached=cached)
 
 
-def _exact(op: str, arguments: Mapping[str, Any]) -> Tensor:
-    return call(op, moved(arguments, torch.float64))
+def _expected(op: str, arguments: Mapping[str, Any]) -> Tensor:
+    """The result in float64."""
+    return call(op, converted(arguments, torch.float64))

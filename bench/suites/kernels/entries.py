@@ -1,9 +1,10 @@
-"""What the trials of all operations share: models, and the entries of an operation."""
+"""What the trials of all operations share: models and entries."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,18 +14,20 @@ from bench.harness import Entry, Result
 from retrv_kernels import native, ops, registry
 
 UNCOMPILED = "left out: compiling takes longer than there is time"
-# What can be a speed on a device: Triton on a CPU is its interpreter, which is none.
-_RUNS = {"cpu": ("native", "reference"), "cuda": ("triton", "xformers", "reference")}
+# Implementations that are timed on a device; on a CPU Triton only has its interpreter.
+_TIMED = {"cpu": ("native", "reference"), "cuda": ("triton", "xformers", "reference")}
 
 
 @dataclass(frozen=True)
 class Context:
-    """Where trials run, and in which dtype.
+    """The device on which trials run, and the dtype.
 
     Args:
-        rate: FLOP/s of products in that dtype.
-        compiling: seconds that a peer's compiler may take; 0 for any number, None for no peer that
-            has to be compiled.
+        device: "cpu" or "cuda".
+        rate: FLOP/s of products in the dtype.
+        dtype: dtype of the floats.
+        compiling: seconds that a peer may take to compile; 0 for no limit, None to leave out peers
+            that must be compiled.
     """
 
     device: str
@@ -34,18 +37,25 @@ class Context:
 
     @classmethod
     def of(cls, device: str, rate: float) -> Context:
-        """As each device runs models: a GPU in bfloat16, where a compiler may take 20 s."""
+        """The usual context of a device; on a GPU bfloat16, and 20 s for a peer to compile."""
         return cls(device, rate, torch.bfloat16, 20) if device == "cuda" else cls(device, rate)
 
     @property
-    def form(self) -> str:
+    def dtype_name(self) -> str:
         """Name of the dtype."""
         return str(self.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class Model:
-    """Widths of rows and relation keys; heads of query and cache, and their width."""
+    """Sizes of a model.
+
+    Args:
+        d: width of a row.
+        w: width of a relation key.
+        heads: number of heads of queries and of the cache.
+        d_h: width of a head.
+    """
 
     name: str
     d: int
@@ -61,23 +71,25 @@ MULTI_HEAD = Model("multi-head", 2048, 512, (16, 16))
 
 
 def call(op: str, arguments: Mapping[str, Any]) -> Any:
-    """An op through its public function."""
+    """Calls the public function of an op."""
     return getattr(ops, op)(**arguments)
 
 
-def ours(op: str, device: str, run: Callable[[], Result], reference: str) -> list[Entry]:
-    """An entry for every implementation of an op that belongs to the device.
+def implementations(
+    op: str, device: str, run: Callable[[], Result], reference: str = "reference"
+) -> list[Entry]:
+    """An entry for each implementation of an op that is timed on the device.
 
     Args:
-        run: calls the op through its public function, which follows the environment.
-        reference: what the plain form is called here; it is a baseline.
+        run: calls the op by its public function.
+        reference: name of the reference's entry, which is a baseline.
     """
     entries = []
     for implementation in registry.OPS[op]:
         name = implementation.name
-        if name not in _RUNS[device]:
+        if name not in _TIMED[device]:
             continue
-        chosen = {registry.OVERRIDE: name}
+        chosen = partial(registry.use, name)
         if name == "reference":
             entries.append(Entry(reference, run, chosen, baseline=True))
             continue
@@ -85,23 +97,23 @@ def ours(op: str, device: str, run: Callable[[], Result], reference: str) -> lis
         because = "" if available else available.reason
         isas = native.isas() if name == "native" else ()
         if isas:
-            chosen |= {native.OVERRIDE: isas[-1]}
-        optional = name == "xformers"  # takes only some shapes
+            chosen = partial(registry.use, name, isa=isas[-1])
+        optional = name == "xformers"  # it supports only some shapes
         entries.append(Entry(name, run, chosen, optional=optional, because=because))
         if "avx2" in isas[:-1]:
-            entries.append(Entry("native, avx2", run, chosen | {native.OVERRIDE: "avx2"}))
+            entries.append(Entry("native, avx2", run, partial(registry.use, name, isa="avx2")))
     return entries
 
 
 def compiled(name: str, run: Callable[[], Result], context: Context, because: str = "") -> Entry:
-    """An entry whose ``run`` calls what torch.compile made, which its first call compiles."""
+    """An entry for a function from torch.compile, which the first call compiles."""
     if context.compiling is None:
         because = because or UNCOMPILED
     return Entry(name, run, optional=True, because=because, limit=context.compiling or 0)
 
 
 def copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments, their tensors in other memory and laid out alike."""
+    """The same arguments with copied tensors, which keep their strides."""
 
     def copy(value: Any) -> Any:
         if isinstance(value, list):
@@ -111,8 +123,8 @@ def copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: copy(value) for name, value in arguments.items()}
 
 
-def moved(arguments: Mapping[str, Any], to: str | torch.dtype) -> dict[str, Any]:
-    """Arguments with their tensors on a device, or their floats in a dtype."""
+def converted(arguments: Mapping[str, Any], to: str | torch.dtype) -> dict[str, Any]:
+    """Arguments with tensors on another device, or with floats in another dtype."""
 
     def move(value: Any) -> Any:
         if isinstance(value, list):

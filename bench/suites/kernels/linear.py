@@ -1,4 +1,4 @@
-"""linear: few rows against the largest layers of real models."""
+"""linear, with few rows and the largest layers of real models."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 import torch
 
 from bench.harness import Prepared, Trial
-from bench.suites.kernels.entries import Context, call, moved, ours
-from retrv_kernels import inputs
+from bench.suites.kernels.entries import Context, call, converted, implementations
 from retrv_kernels.cases import TOLERANCE, expected_of
-from retrv_kernels.inputs import Case
+from retrv_kernels.linear.cases import make
 
-# Outputs and inputs: gate of Qwen2.5-0.5B and of Qwen2.5-VL-3B.
+# Outputs and inputs of the gate layer of Qwen2.5-0.5B and of Qwen2.5-VL-3B.
 _SIZES = {"0.5B": (4864, 896), "3B": (11008, 2048)}
 
 
 def trials(context: Context, quick: bool) -> Iterator[Trial]:
-    """One row to 32 of them; weights in float32, float16 and int8."""
+    """Trials with 1 to 32 rows, and weights in float32 and int8."""
     if context.device != "cpu":
         return
     for rows in (1, 8) if quick else (1, 2, 4, 8, 16, 32):
@@ -34,13 +33,14 @@ def trials(context: Context, quick: bool) -> Iterator[Trial]:
 def _trial(model: str, rows: int, dtype: str) -> Trial:
     width, depth = _SIZES[model]
     name = f"{model}, {rows} row{'s' if rows > 1 else ''}"
-    case: Case = inputs.linear(name, rows, width, depth, bias=False, int8=dtype == "int8")
+    case = make(name, rows, width, depth, bias=False, int8=dtype == "int8")
 
     def prepare() -> Prepared:
-        arguments: dict[str, Any] = moved(case.arguments(torch.float32), "cpu")
+        arguments: dict[str, Any] = converted(case.arguments(torch.float32), "cpu")
         run = partial(call, "linear", arguments)
         return Prepared(
-            partial(expected_of, "linear", arguments), ours("linear", "cpu", run, "PyTorch")
+            partial(expected_of, "linear", arguments),
+            implementations("linear", "cpu", run, "PyTorch"),
         )
 
     return Trial(

@@ -1,4 +1,4 @@
-"""What the operations are compared with: the paper's equations and PyTorch's own attention."""
+"""What the operations are compared with: the paper's equations and PyTorch's attention."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from retrv_kernels.ops import Span
-from retrv_kernels.ragged import dequantize, wide
-from retrv_r1.model import direct
-from retrv_r1.model.icm import Attention, Pool
+from retrv_kernels.ragged import dequantize, widen
+from retrv_r1.model import icm_reference
+from retrv_r1.model.icm_layers import Attention, Pool
 
 
 def content_token(pool: Pool, rows: Tensor, eps: float, fused: bool) -> Tensor:
     """``ATT₁(e, T_c, T_c)`` of RMS-normed rows ``[m, n, d]``, ``[m, d]``."""
-    return direct.pool(pool, nn.functional.rms_norm(rows, rows.shape[-1:], eps=eps), None, fused)
+    return icm_reference.pool(
+        pool, nn.functional.rms_norm(rows, rows.shape[-1:], eps=eps), None, fused
+    )
 
 
 def relation_token(
@@ -35,22 +37,23 @@ def relation_token(
     Args:
         relation_keys: ``T_c W_q`` of ATT₂, ``[m, n, w]``.
         query_keys, query_values: ``T_q W_k`` and ``T_q W_v`` of ATT₂, ``[q, w]`` and ``[q, d]``.
-        eps: of R's norm; None for no norm.
+        eps: epsilon of R's norm; None for no norm.
+        fused: whether attention is PyTorch's scaled_dot_product_attention.
     """
     keys, values = (x.expand(len(relation_keys), -1, -1) for x in (query_keys, query_values))
-    related = relate.o_proj(direct.weigh(relate, relation_keys, keys, values, None, fused))
+    related = relate.o_proj(icm_reference.weigh(relate, relation_keys, keys, values, None, fused))
     if eps is not None:
         related = nn.functional.rms_norm(related, related.shape[-1:], eps=eps)
-    return direct.pool(pool, related, None, fused)
+    return icm_reference.pool(pool, related, None, fused)
 
 
 def folded_pool(
     features: Tensor, folded_queries: Tensor, scales: Tensor | None, eps: float, count: int
 ) -> Tensor:
-    """pool_tokens of ``count`` items of one length, ``[count, H, d]``: nothing is padded."""
+    """pool_tokens for ``count`` items of one length, ``[count, H, d]``, without padding."""
     rows = dequantize(features, scales).unflatten(0, (count, -1))
     rows = nn.functional.rms_norm(rows, rows.shape[-1:], eps=eps)
-    return (rows @ wide(folded_queries).T).softmax(1).transpose(1, 2) @ rows
+    return (rows @ widen(folded_queries).T).softmax(1).transpose(1, 2) @ rows
 
 
 def folded_relate(
@@ -62,27 +65,27 @@ def folded_relate(
     eps: float | None,
     count: int,
 ) -> Tensor:
-    """relate_tokens of one query and ``count`` candidates of one length, ``[count, H, d]``."""
+    """relate_tokens for one query and ``count`` candidates of one length, ``[count, H, d]``."""
     heads = folded_values.shape[1]
     rows = dequantize(relation_keys, scales).unflatten(0, (count, -1)).unflatten(-1, (heads, -1))
-    keys = wide(query_keys).unflatten(-1, (heads, -1))
-    values = wide(folded_values).transpose(0, 1).flatten(0, 1)
+    keys = widen(query_keys).unflatten(-1, (heads, -1))
+    values = widen(folded_values).transpose(0, 1).flatten(0, 1)
     weights = torch.einsum("cnew,qew->cneq", rows, keys).softmax(-1).flatten(2)
     if eps is not None:
         squares = ((weights @ (values @ values.T)) * weights).sum(-1, keepdim=True)
         weights = weights * (squares.clamp(min=0) / values.shape[-1] + eps).rsqrt()
-    scores = weights @ (values @ wide(folded_queries).T)
+    scores = weights @ (values @ widen(folded_queries).T)
     return scores.softmax(1).transpose(1, 2) @ weights @ values
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Sequences of a paged cache as PyTorch's attention takes them, padded to the longest.
+    """Sequences of one length as PyTorch's attention takes them.
 
     Args:
-        query: ``[b, H, new, d_h]``.
-        keys, values: ``[b, H_kv, cached, d_h]``.
-        sees: ``[b, 1, new, cached]``, None where every row sees all.
+        query: new rows, ``[b, H, new, d_h]``.
+        keys, values: cached rows, ``[b, H_kv, cached, d_h]``.
+        sees: cached rows that each new row sees, ``[b, 1, new, cached]``; None for all of them.
     """
 
     query: Tensor
@@ -100,7 +103,7 @@ class Dense:
         new: int,
         cached: int,
     ) -> Dense:
-        """Of sequences that all have ``new`` of ``cached`` rows; arguments of paged_attention."""
+        """From arguments of paged_attention: ``cached`` rows a sequence, ``new`` of them new."""
         pages = page_table[:, : -(-cached // key_pages.shape[1])].long()
         keys, values = (
             x[pages].flatten(1, 2)[:, :cached].transpose(1, 2).contiguous()
@@ -114,14 +117,14 @@ class Dense:
         return cls(rows, keys, values, sees)
 
     def sdpa(self) -> Tensor:
-        """``[n, H, d_h]`` by scaled_dot_product_attention, grouped queries left to it."""
+        """Result ``[n, H, d_h]`` of scaled_dot_product_attention with grouped queries."""
         out = nn.functional.scaled_dot_product_attention(
             self.query, self.keys, self.values, self.sees, enable_gqa=True
         )
         return out.transpose(1, 2).flatten(0, 1)
 
     def flex(self) -> Callable[[], Tensor]:
-        """The same by flex_attention, compiled at the first call; uncompiled it is for tests."""
+        """A function for the same result by flex_attention; its first call compiles."""
         mask: Any = None
 
         def call() -> Tensor:
@@ -147,11 +150,12 @@ class Dense:
         )
 
     def paged(self, page_size: int) -> dict[str, Tensor]:
-        """Arguments of paged_attention: every sequence on pages of its own."""
+        """Arguments of paged_attention in which every sequence has its own pages."""
         batch, _, cached, _ = self.keys.shape
         pages = -(-cached // page_size)
         pad = pages * page_size - cached
-        key_pages, value_pages = (  # in memory a head's rows of a page lie together, as in cases
+        # The rows of a head are contiguous within a page, as in the cases.
+        key_pages, value_pages = (
             nn.functional.pad(x, (0, 0, 0, pad))
             .unflatten(2, (pages, page_size))
             .transpose(1, 2)
@@ -174,7 +178,7 @@ class Dense:
 def splice(
     stores: Sequence[Tensor], spans: Sequence[Span], page_table: Tensor, page_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """splice_features as one would write it in PyTorch: a cat of slices, the numbers in one go."""
+    """splice_features in PyTorch: concatenated slices; positions and slots in one expression."""
     embeds = torch.cat([stores[span.store][span.row : span.row + span.length] for span in spans])
     table = torch.tensor(spans, device=page_table.device)
     owner = torch.arange(len(spans), device=table.device).repeat_interleave(table[:, 2])
@@ -194,7 +198,7 @@ def splice(
 
 @functools.cache
 def _flex() -> Callable[..., Tensor]:
-    """One compiled function for all inputs of a shape."""
+    """flex_attention, compiled once for each shape."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)

@@ -1,1 +1,1 @@
-"""The sum of a residual stream and what a block adds to it, and the sum's RMSNorm."""
+"""Adds a block's output to the residual stream and takes the RMSNorm of the sum."""

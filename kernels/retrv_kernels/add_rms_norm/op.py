@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import register
+from retrv_kernels.torch_operator import register
 
 
 def add_rms_norm(
@@ -14,19 +16,20 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """``s = x + δ`` and ``s / √(mean(s²) + eps) · weight``, row by row.
 
-    The sum is rounded to x's dtype, as the residual stream is; the norm is taken of the rounded
-    sum, in float32, and rounded once.
+    The sum is rounded to x's dtype, as the residual stream is. The norm of the rounded sum is
+    computed in float32 and rounded once.
 
     Args:
         x: ``[n, d]`` float32, float16 or bfloat16.
-        delta: as x; None for the norm of x alone.
-        weight: ``[d]``, x's dtype.
+        delta: shape and dtype of x; None for the norm of x alone.
+        weight: ``[d]``, dtype of x.
 
     Returns:
-        The sum, a copy of x where there is no delta, and its norm, both as x. Not differentiable.
+        The sum (without delta a copy of x) and its norm, both with x's shape and dtype. Not
+        differentiable.
 
     Raises:
-        ValueError: shapes, dtypes or an eps that do not fit.
+        ValueError: a shape, dtype or eps is invalid.
 
     Source: RMSNorm (Zhang and Sennrich 2019).
     """
@@ -38,17 +41,13 @@ def add_rms_norm(
     checks.shape("weight", weight, x.shape[1])
     checks.dtype("weight", weight, (x.dtype,))
     checks.not_negative("eps", eps)
-    checks.together(x=x, delta=delta, weight=weight)
-    checks.detached(x, delta, weight)
+    checks.compatible(x=x, delta=delta, weight=weight)
+    checks.no_gradient(x, delta, weight)
     return torch.ops.retrv_kernels.add_rms_norm(x, delta, weight, eps)
 
 
-def _fake(x, delta, weight, eps):
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-register(
-    "add_rms_norm",
-    "(Tensor x, Tensor? delta, Tensor weight, float eps) -> (Tensor, Tensor)",
-    _fake,
-)
+register("add_rms_norm", _fake)

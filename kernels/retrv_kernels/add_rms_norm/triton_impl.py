@@ -1,4 +1,4 @@
-"""A program a row, which it reads once and keeps in registers."""
+"""One program for each row, which it reads once and keeps in registers."""
 
 # mypy: disallow-incomplete-defs=False
 
@@ -9,13 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrv_kernels.triton_common import on_their_device, padded
+from retrv_kernels.triton_common import on_tensor_device, padded
 
 
-@on_their_device
+@on_tensor_device
 def add_rms_norm(
     x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
+    """Triton implementation of `retrv_kernels.ops.add_rms_norm`."""
     rows, width = x.shape
     x, weight = x.contiguous(), weight.contiguous()
     delta = None if delta is None else delta.contiguous()
@@ -29,7 +30,7 @@ def add_rms_norm(
         width,
         eps,
         WIDTH=padded(width),
-        # One step of 2048 half-precision columns is 16 bytes for each of eight warps' threads.
+        # 2048 half-precision columns are 16 bytes for each thread of eight warps.
         num_warps=8 if width > 1024 else 4,
     )
     return total, normed

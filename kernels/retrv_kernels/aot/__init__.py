@@ -1,1 +1,1 @@
-"""Triton kernels compiled for GPUs that need not be there: `python -m retrv_kernels.aot`."""
+"""Compiles Triton kernels for GPUs that need not be present: `python -m retrv_kernels.aot`."""

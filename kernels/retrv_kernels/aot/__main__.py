@@ -1,4 +1,4 @@
-"""The command: compiles, prints a table, and fails where something must not be."""
+"""The command: compiles kernels, prints tables, and fails if a kernel has a fault."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from rich.console import Console
 from rich.table import Table
 
 from retrv_kernels import gpu
-from retrv_kernels.aot.compiling import TARGETS, Compiled, compile_for
+from retrv_kernels.aot.compiling import TARGETS, CompiledKernel, compile_for
 from retrv_kernels.aot.configurations import Configuration, configurations
 
 NOTE = (
-    "Compiled, never run: no evidence of speed or correctness on a GPU. What follows is what the "
+    "Compiled, never run: no evidence of speed or correctness on a GPU. The tables show what the "
     "compilers made of these shapes."
 )
 QUICK = ("sm_90", "gfx942")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns 1 where a kernel does not compile, spills or takes too much shared memory."""
+    """Returns 1 if a kernel does not compile, spills or needs too much shared memory."""
     parser = argparse.ArgumentParser(prog="python -m retrv_kernels.aot", description=NOTE)
-    parser.add_argument("--quick", action="store_true", help="a shape of each op, two GPUs")
-    parser.add_argument("--json", type=Path, help="write what the tables show here too")
+    parser.add_argument("--quick", action="store_true", help="one shape of each op, two GPUs")
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
     options = parser.parse_args(arguments)
     if os.environ.get(gpu.INTERPRETER) == "1":
         parser.error(f"{gpu.INTERPRETER}=1 replaces the compiler: unset it")
@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"triton is {available.reason}")
     targets = [target for target in TARGETS if not options.quick or target.name in QUICK]
     chosen = [one for one in configurations() if one.quick or not options.quick]
-    # Tables go to standard output, progress does not.
+    # Progress goes to standard error, tables to standard output.
     progress = Console(stderr=True)
-    kernels: list[Compiled] = []
+    kernels: list[CompiledKernel] = []
     moved: list[tuple[Configuration, int]] = []
     for number, configuration in enumerate(chosen, 1):
         for target in targets:
@@ -55,15 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print(
-    kernels: Sequence[Compiled], moved: Sequence[tuple[Configuration, int]], compiler: str
+    kernels: Sequence[CompiledKernel], moved: Sequence[tuple[Configuration, int]], compiler: str
 ) -> None:
-    # As wide as the table also where the output is a file.
+    # A file gets the full width of the table.
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(f"{NOTE} Compiler: {compiler}.")
     table = Table("op", "configuration", "kernel", "target", title="Machine code")
     for heading in ("registers", "spills", "shared", "limit", "load", "products", "TF32"):
         table.add_column(heading, justify="right")
-    table.add_column("wrong")
+    table.add_column("faults")
     for one in kernels:
         cells = [one.op, one.configuration, one.kernel, one.target]
         if code := one.code:
@@ -75,7 +75,7 @@ def _print(
         table.add_row(*cells, "; ".join(one.faults))
     console.print(table)
     traffic = Table("op", "configuration", title="Bytes moved, each tensor once for each launch")
-    for heading in ("MB at least", "MB moved", "ratio"):
+    for heading in ("least MB", "MB moved", "ratio"):
         traffic.add_column(heading, justify="right")
     for call, total in moved:
         figures = call.least / 1e6, total / 1e6, total / call.least
@@ -84,7 +84,7 @@ def _print(
 
 
 def _record(
-    kernels: Sequence[Compiled], moved: Sequence[tuple[Configuration, int]]
+    kernels: Sequence[CompiledKernel], moved: Sequence[tuple[Configuration, int]]
 ) -> dict[str, Any]:
     return {
         "note": NOTE,

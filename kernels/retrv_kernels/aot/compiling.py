@@ -1,8 +1,8 @@
-"""Compiles what an op would launch and reads the machine code.
+"""Compiles the kernels that an op would launch and reads their machine code.
 
-The op's own wrapper is called and Triton's own just-in-time path compiles for it, with its
-specialisation (divisibility of pointers and strides by 16): no list of kernels, signatures or
-options is kept that could go stale.
+It calls the op's own function, and Triton's just-in-time path compiles with its own specialisation
+(divisibility of pointers and strides by 16). So there is no list of kernels, signatures or options
+that could become outdated.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from retrv_kernels.aot.configurations import Configuration, size
 
 @dataclass(frozen=True)
 class Target:
-    """A GPU.
+    """A GPU to compile for.
 
     Args:
-        shared: bytes of shared memory that a program may have.
+        backend: Triton's name of the compiler, "cuda" or "hip".
+        arch: architecture: compute capability times 10, or AMD's name.
+        warp: threads in a warp.
+        shared: bytes of shared memory that a program may use.
     """
 
     name: str
@@ -47,15 +50,16 @@ TARGETS = (
 
 
 @dataclass(frozen=True)
-class Code:
-    """What the machine code of a kernel shows.
+class MachineCode:
+    """Properties of a kernel's machine code.
 
     Args:
-        spills: bytes of stack a thread keeps, for registers that it has not.
+        registers: registers of a thread.
+        spills: bytes of stack of a thread, for values that do not fit its registers.
         shared: bytes of shared memory.
         load: bytes of the widest load from global memory.
-        products: the instructions of matrix products: none, mma, wgmma, tcgen05 or mfma.
-        tf32: whether any rounds float32 to TF32.
+        products: instruction of matrix products: none, mma, wgmma, tcgen05 or mfma.
+        tf32: whether a product rounds float32 to TF32.
     """
 
     registers: int
@@ -66,42 +70,47 @@ class Code:
     tf32: bool
 
 
-TRADED = 64
-"""Bytes of stack that are no fault.
+TOLERATED_SPILLS = 64
+"""Bytes of stack that are not a fault.
 
-ptxas keeps some kernels to 64, 80 or 128 registers, for more threads at once, and puts a few values
-on the stack; which ones changes with its version. paged_attention's float32 decode for sm_80 by
-Triton 3.6: 64 registers and 8 bytes by itself, 88 registers and none where 128 are allowed.
+ptxas limits some kernels to 64, 80 or 128 registers, to run more threads at once, and puts a few
+values on the stack; which kernels changes with its version. With Triton 3.6, paged_attention's
+float32 decode on sm_80 gets 64 registers and 8 bytes of stack; if 128 registers are allowed, it
+gets 88 and no stack.
 """
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """A kernel of a configuration for a target: its code, or why there is none."""
+class CompiledKernel:
+    """A kernel of a configuration for a target: its machine code, or the compiler's error.
+
+    Args:
+        limit: bytes of shared memory that the target allows.
+    """
 
     op: str
     configuration: str
     kernel: str
     target: str
     limit: int
-    code: Code | None
+    code: MachineCode | None
     error: str = ""
 
     @property
     def faults(self) -> list[str]:
-        """What must not be."""
+        """What is wrong with it, in words."""
         if self.code is None:
             return [self.error]
         wrong = {
-            f"spills {self.code.spills} bytes": self.code.spills > TRADED,
+            f"spills {self.code.spills} bytes": self.code.spills > TOLERATED_SPILLS,
             f"shared memory over {self.limit} bytes": self.code.shared > self.limit,
         }
         return [fault for fault, is_so in wrong.items() if is_so]
 
 
 @dataclass(frozen=True)
-class _Driver:
-    """As much of a Triton driver as compiling asks for, for a GPU that is not there."""
+class StubDriver:
+    """The part of a Triton driver that compiling needs, for a GPU that is not present."""
 
     target: Any
     number: int
@@ -116,13 +125,13 @@ class _Driver:
         return 0
 
 
-def compile_for(configuration: Configuration, target: Target) -> tuple[list[Compiled], int]:
-    """Every kernel that a call launches, compiled for a target; and the bytes that they move.
+def compile_for(configuration: Configuration, target: Target) -> tuple[list[CompiledKernel], int]:
+    """All kernels that a call launches, compiled for a target, and the bytes that they move.
 
-    The bytes are an estimate: each launch reads or writes each of its tensors once. What a kernel
-    reads again comes out of a cache or does not; only a GPU can say.
+    The bytes are an estimate: each launch reads or writes each of its tensors once. Whether what a
+    kernel reads again comes from a cache, only a GPU can tell.
     """
-    # Here, so that the interpreter can be refused before Triton is loaded.
+    # Imported here, so that the command can refuse the interpreter before Triton is loaded.
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -136,26 +145,26 @@ def compile_for(configuration: Configuration, target: Target) -> tuple[list[Comp
         code, error = None, ""
         try:
             code = _read(compile_kernel(function, *arguments, grid=grid, warmup=True, **options))
-        except Exception as failure:  # of whatever kind: the table says which kernels fail
+        except Exception as failure:  # of any kind: the table shows which kernels fail
             error = f"{type(failure).__name__}: {failure}"
         names = configuration.op, configuration.name, function.__name__.lstrip("_"), target.name
-        kernels.append(Compiled(*names, target.shared, code, error))
+        kernels.append(CompiledKernel(*names, target.shared, code, error))
 
-    # Triton keeps what it compiled by the device's number.
+    # Triton caches compiled kernels by the device's number.
     gpu = GPUTarget(target.backend, target.arch, target.warp)
-    driver.set_active(_Driver(gpu, TARGETS.index(target)))
+    driver.set_active(StubDriver(gpu, TARGETS.index(target)))
     triton = next(one for one in registry.OPS[configuration.op] if one.name == "triton")
     with mock.patch.object(JITFunction, "run", launch):
         triton.run(*configuration.arguments)
     return kernels, moved
 
 
-def _read(kernel: Any) -> Code:
+def _read(kernel: Any) -> MachineCode:
     shared = kernel.metadata.shared
     return (_read_amd if "amdgcn" in kernel.asm else _read_nvidia)(kernel.asm, shared)
 
 
-def _read_nvidia(asm: dict[str, Any], shared: int) -> Code:
+def _read_nvidia(asm: dict[str, Any], shared: int) -> MachineCode:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(asm["cubin"])
@@ -164,7 +173,7 @@ def _read_nvidia(asm: dict[str, Any], shared: int) -> Code:
     loads = re.findall(r"\b(?:LDG|LDGSTS)\.E[.\w]*", text)
     wide = [int(bits) for load in loads for bits in re.findall(r"\.(64|128)\b", load)]
     kinds = {"tcgen05": r"\bUTC\w*MMA", "wgmma": r"\bHGMMA", "mma": r"\b[HI]MMA"}
-    return Code(
+    return MachineCode(
         registers=_number(r"REG:(\d+)", usage),
         spills=_number(r"STACK:(\d+)", usage) or 4 * len(re.findall(r"\bSTL\b", text)),
         shared=shared,
@@ -174,10 +183,10 @@ def _read_nvidia(asm: dict[str, Any], shared: int) -> Code:
     )
 
 
-def _read_amd(asm: dict[str, Any], shared: int) -> Code:
+def _read_amd(asm: dict[str, Any], shared: int) -> MachineCode:
     text = asm["amdgcn"]
     loads = re.findall(r"\b(?:global|buffer)_load_(?:dwordx?(\d?)|\w+)", text)
-    return Code(
+    return MachineCode(
         registers=_number(r"\.vgpr_count:\s+(\d+)", text),
         spills=4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text)
         + _number(r"\.private_segment_fixed_size:\s+(\d+)", text),
@@ -190,12 +199,12 @@ def _read_amd(asm: dict[str, Any], shared: int) -> Code:
 
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
-    assert found, f"no {pattern} in what the disassembler printed"
+    assert found, f"no {pattern} in the output of the disassembler"
     return int(found[1])
 
 
 def _tool(name: str, *arguments: str | os.PathLike[str]) -> str:
-    """Output of one of the tools that Triton's wheel brings."""
+    """Output of a tool that Triton's wheel contains."""
     import triton
 
     program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name

@@ -1,4 +1,4 @@
-"""Calls whose kernels are compiled: the shapes of the 3B and 7B models, and float32 of each op."""
+"""Calls to compile: the shapes of the 3B and 7B models, and float32 for each op."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Configuration:
     """A call of an op, with tensors that have shapes but no storage.
 
     Args:
-        arguments: of `torch.ops.retrv_kernels.<op>`.
-        least: bytes that any implementation moves, its operands and results once each.
-        gathered: bytes of them that are rows of larger stores.
-        quick: one for each op, for CI.
+        arguments: arguments of `torch.ops.retrv_kernels.<op>`.
+        least: bytes that any implementation moves: operands and results once each.
+        gathered: bytes among them that are rows of larger stores.
+        quick: whether CI compiles it; true for one configuration of each op.
     """
 
     op: str
@@ -32,7 +32,7 @@ class Configuration:
 
 
 def configurations() -> tuple[Configuration, ...]:
-    """All of them, an op's behind one another."""
+    """All configurations, op by op."""
     return (
         _pool("3B", 2048, HALF, quick=True),
         _pool("3B int8", 2048, BYTE),
@@ -77,7 +77,7 @@ def _meta(*sizes: int, dtype: torch.dtype = torch.int64) -> Tensor:
 
 
 def _rows(width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """All candidates' rows, and the scales of int8 ones."""
+    """Rows of all candidates, and scales if they are int8."""
     rows = _meta(CANDIDATES * ROWS, width, dtype=dtype)
     return rows, _meta(len(rows), dtype=SINGLE) if dtype == BYTE else None
 
@@ -118,7 +118,7 @@ def _splice(name: str, width: int, quick: bool = False) -> Configuration:
     spans, table = _meta(40, 8), _meta(4, 264, dtype=torch.int32)
     arguments = stores, scales, spans, table, 16, rows, HALF
     gathered = rows * width * HALF.itemsize
-    # Rows of the result, their three positions and their slot.
+    # The result's rows with three positions and a slot each.
     least = size(spans, table) + 2 * gathered + rows * 4 * 8
     return Configuration("splice_features", name, arguments, least, gathered, quick)
 

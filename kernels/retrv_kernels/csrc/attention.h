@@ -1,7 +1,7 @@
 #pragma once
 
-// Attention of a tile of query rows over cached rows, a block of keys at a time (FlashAttention's
-// online softmax: Dao 2023).
+// Attention of a tile of query rows over cached rows, one block of keys at a time, with
+// FlashAttention's online softmax (Dao 2023).
 
 #include "csrc/cache.h"
 #include "csrc/matmul.h"
@@ -14,8 +14,8 @@ namespace {
 template <class V, class T>
 class Attention {
  public:
-  static constexpr int64_t kKeys = 64;  // at a time: with 64 rows of 128 all of it stays in L2
-  static constexpr int64_t kRows = 64;  // in a tile, more only where a group of heads is larger
+  static constexpr int64_t kKeys = 64;  // in a block: with 64 rows of width 128 all fits L2
+  static constexpr int64_t kRows = 64;  // in a tile; more only if a group of heads is larger
 
   Attention(const PagedCache& cache, int64_t group, float scale)
       : cache_(cache),
@@ -30,7 +30,7 @@ class Attention {
 
   void start() { rows_ = 0; }
 
-  // Adds a query row [width] that sees keys below `visible`.
+  // Adds a query row [width] that sees the keys before `visible`.
   void add(const T* query, int64_t visible) {
     float* own = query_ + rows_ * cache_.width;
     for (int64_t i = 0; i < cache_.width; ++i) own[i] = scale_ * widen(query[i]);
@@ -40,7 +40,7 @@ class Attention {
     visible_.as<int64_t>()[rows_++] = visible;
   }
 
-  // Attends to the cached rows [first, end) of a page list.
+  // Attends to the cached rows [first, end) of the list `pages`.
   void attend(const int64_t* pages, int64_t head, int64_t first, int64_t end) {
     const T* keys[kKeys];
     const T* values[kKeys];
@@ -55,8 +55,8 @@ class Attention {
       for (int64_t j = 0; j < count; ++j) {
         keys[j] = static_cast<const T*>(cache_.keys) + place(first + j);
         values[j] = static_cast<const T*>(cache_.values) + place(first + j);
-        // This block's values and the next one's keys are wanted later: pages lie anywhere, which
-        // no prefetcher foresees.
+        // Prefetches this block's values and the next block's keys: pages can be anywhere in
+        // memory, so the hardware prefetcher cannot predict them.
         prefetch(values[j]);
         if (first + j + kKeys < end)
           prefetch(static_cast<const T*>(cache_.keys) + place(first + j + kKeys));
@@ -74,7 +74,8 @@ class Attention {
     }
   }
 
-  // Row i's result, 0 where it has seen nothing; `scaled` false leaves it undivided.
+  // Writes the result of row i, 0 if it has seen no key. Without `scaled` it is not divided by the
+  // sum of weights.
   void finish(int64_t i, float* out, bool scaled) {
     const float* sums = sums_ + i * cache_.width;
     const float factor = !scaled ? 1 : total_[i] == 0 ? 0 : 1 / total_[i];
@@ -89,7 +90,7 @@ class Attention {
       __builtin_prefetch(row + k, 0, 2);
   }
 
-  // Scores become weights: of the keys that row i sees; 0 for the others.
+  // Turns the scores of the keys that row i sees into weights; the other keys get 0.
   void weigh(int64_t i, int64_t seen, int64_t count) {
     float* scores = scores_ + i * kKeys;
     if (seen > 0) {

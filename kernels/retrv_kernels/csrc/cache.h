@@ -4,8 +4,9 @@
 
 namespace retrv {
 
-// Keys and values in pages, [pages][page_size][heads][width] each with strides of its own in
-// numbers, and the page list of each sequence or node, `most` entries apart.
+// A paged cache. Keys and values are [pages][page_size][heads][width] with the strides given here,
+// counted in elements. `page_table` holds a list of pages for each sequence or node; the lists
+// begin `max_pages` entries apart.
 struct PagedCache {
   const void* keys;
   const void* values;
@@ -13,7 +14,7 @@ struct PagedCache {
   int64_t page_size, heads, width;
   int64_t page_stride, row_stride, head_stride;
   const int64_t* page_table;
-  int64_t most;
+  int64_t max_pages;
 };
 
 }  // namespace retrv

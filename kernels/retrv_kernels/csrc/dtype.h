@@ -4,7 +4,7 @@
 
 namespace retrv {
 
-// In the order of DTYPES in native.py.
+// Same order as DTYPES in native.py.
 enum class Dtype : int { kFloat32, kFloat16, kBFloat16, kInt8 };
 
 struct Half {
@@ -17,7 +17,7 @@ struct BFloat16 {
 
 namespace {
 
-// Calls f with `address` as the type that `dtype` says.
+// Calls f with `address` cast to a pointer to the element type of `dtype`.
 template <class F>
 inline void with_dtype(Dtype dtype, const void* address, const F& f) {
   switch (dtype) {

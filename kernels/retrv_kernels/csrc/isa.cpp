@@ -9,7 +9,7 @@ namespace retrv {
 #if RETRV_X86
 namespace {
 
-// __builtin_cpu_supports knows "f16c" in recent compilers only.
+// Only recent compilers know "f16c" in __builtin_cpu_supports.
 bool has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);

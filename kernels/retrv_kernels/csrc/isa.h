@@ -5,13 +5,13 @@
 
 namespace retrv {
 
-// Weakest first, in the order of ISAS in native.py.
+// Weakest first; same order as ISAS in native.py.
 enum class Isa : int { kScalar, kAvx2, kAvx512 };
 
-// Float32 numbers of a vector, by Isa.
+// float32 lanes of a vector, indexed by Isa.
 inline constexpr int kLanesOf[] = {8, 8, 16};
 
-// The instruction sets that were compiled in and that this processor and system can run.
+// The instruction sets that are compiled in and that this processor and operating system can run.
 std::vector<Isa> runnable_isas();
 
 // All variants of a kernel that is a template over Isa, indexed by Isa.

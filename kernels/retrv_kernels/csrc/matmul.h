@@ -1,14 +1,14 @@
 #pragma once
 
-// Products of small matrices in registers, the inner loops of the kernels.
+// Products of small matrices in registers: the inner loops of the kernels.
 
 #include "csrc/simd.h"
 
 namespace retrv {
 namespace {
 
-// sums[i][v] += sum_k a[i * lda + k] * b(k)[v * lanes], for k < depth. `b` gives a row's address.
-// With kTail the last vector of a row has `tail` lanes.
+// sums[i][v] += sum_k a[i * lda + k] * b(k)[v * lanes], for k < depth; b(k) is the address of row
+// k. With kTail the last vector of a row has `tail` lanes.
 template <class V, int kRows, int kVectors, bool kTail, class B>
 inline void tile(const float* a, int64_t lda, const B& b, int64_t depth, int64_t tail,
                  typename V::Register (&sums)[kRows][kVectors]) {
@@ -26,8 +26,7 @@ inline void tile(const float* a, int64_t lda, const B& b, int64_t depth, int64_t
   }
 }
 
-// Calls f.operator()<n>(first) for all rows: blocks of n = kRows, the rest in blocks of half and
-// less.
+// Calls f.operator()<n>(first) for blocks of n = kRows rows; the rest is halved again and again.
 template <int kRows, class F>
 inline void in_blocks(int64_t first, int64_t rows, const F& f) {
   for (; rows - first >= kRows; first += kRows) f.template operator()<kRows>(first);
@@ -36,7 +35,7 @@ inline void in_blocks(int64_t first, int64_t rows, const F& f) {
   }
 }
 
-// c[rows][width] (+)= a[rows][depth] b(depth)[width]; rows of `c` are ldc apart.
+// c[rows][width] = a[rows][depth] b(depth)[width], or += with `add`; rows of `c` are ldc apart.
 template <class V, class B>
 struct Product {
   const float* a;
@@ -84,8 +83,8 @@ inline void multiply(const float* a, int64_t lda, int64_t rows, const B& b, int6
   in_blocks<V::kTileRows>(0, rows, Product<V, B>{a, lda, b, depth, width, c, ldc, add});
 }
 
-// out[i * ldo + j] = sum_k a[i * lda + k] * b(j)[k]: products along the rows of both. On the way,
-// squares[j] = sum_k b(j)[k]^2, unless that is null.
+// out[i * ldo + j] = sum_k a[i * lda + k] * b(j)[k]: dot products of rows. Also writes
+// squares[j] = sum_k b(j)[k]^2 unless `squares` is null.
 template <class V, class B>
 struct Dots {
   const float* a;

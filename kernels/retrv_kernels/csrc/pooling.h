@@ -1,7 +1,7 @@
 #pragma once
 
-// Softmax pooling of rows under a few queries, a block of rows at a time (online softmax: Milakov &
-// Gimelshein 2018).
+// Softmax pooling of rows under a few queries, one block of rows at a time, with online softmax
+// (Milakov & Gimelshein 2018).
 
 #include "csrc/matmul.h"
 #include "csrc/scratch.h"
@@ -14,17 +14,17 @@ namespace {
 template <class V>
 class Pooling {
  public:
-  static constexpr int64_t kBlock = 8;  // rows at a time: at 2,048 floats each they stay in L2
+  static constexpr int64_t kBlock = 8;  // rows in a block: with 2,048 floats each they fit L2
 
-  // For items of up to `most` numbers a row.
-  Pooling(int64_t heads, int64_t most)
+  // For rows of up to `max_width` elements.
+  Pooling(int64_t heads, int64_t max_width)
       : heads_(heads),
-        sums_(heads * most),
+        sums_(heads * max_width),
         weights_(heads * kBlock + V::kLanes),
         largest_(heads),
         total_(heads) {}
 
-  // Begins an item; queries [heads][width].
+  // Begins an item; `queries` is [heads][width].
   void start(const float* queries, int64_t width) {
     queries_ = queries;
     width_ = width;
@@ -35,7 +35,7 @@ class Pooling {
     std::memset(sums_, 0, static_cast<size_t>(heads_ * width_) * sizeof(float));
   }
 
-  // Adds up to kBlock rows, row(i) their addresses; factor(i, |x_i|^2) gives their factors.
+  // Adds up to kBlock rows. row(i) is the address of row i, factor(i, |x_i|^2) its factor.
   template <class Row, class Factor>
   void add(const Row& row, int64_t count, const Factor& factor) {
     float *weights = weights_, factors[kBlock];
@@ -69,7 +69,7 @@ class Pooling {
     multiply<V>(weights, kBlock, heads_, row, count, width_, sums_, width_, true);
   }
 
-  // out [heads][width]; zeros where no row was added.
+  // Writes `out` [heads][width]; zeros if no row was added.
   void finish(float* out) {
     for (int64_t h = 0; h < heads_; ++h) {
       const float* sums = sums_ + h * width_;

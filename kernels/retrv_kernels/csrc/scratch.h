@@ -8,8 +8,8 @@ namespace {
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// Memory of one thread, on cache lines. Bindings run without an allocator that throws: a machine
-// out of memory ends the process, as it would in the middle of any kernel.
+// Temporary memory of one thread, aligned to cache lines. Kernels cannot throw, so running out of
+// memory ends the process.
 class Scratch {
  public:
   explicit Scratch(int64_t bytes)

@@ -1,11 +1,12 @@
 #pragma once
 
-// Vectors of float32, one type per instruction set with the same members: a kernel is a template
-// over them, and each native_<isa>.cpp compiles it once. Loads widen float16, bfloat16 and int8.
+// Vectors of float32: one type per instruction set, all with the same members. A kernel is a
+// template over these types; each native_<isa>.cpp compiles it once. Loads widen float16, bfloat16
+// and int8.
 //
-// All of it has internal linkage and calls nothing but intrinsics and the C library. Otherwise the
-// linker would merge copies of one function compiled with different flags, and the AVX-512 one
-// could run anywhere: no standard containers here or in the kernels.
+// Everything here has internal linkage and calls only intrinsics and the C library. Otherwise the
+// linker would merge copies of a function that were compiled with different flags, and the AVX-512
+// copy could run on any processor. So no standard containers here or in the kernels.
 
 #include <cstdint>
 #include <cstring>
@@ -37,7 +38,7 @@ inline float widen(int8_t value) { return static_cast<float>(value); }
 inline float widen(BFloat16 value) { return from_bits(static_cast<uint32_t>(value.bits) << 16); }
 
 inline float widen(Half value) {
-  // The fields moved to their float32 places, the exponent is 127 - 15 too small.
+  // After the shift the fields are where float32 has them; the exponent is 127 - 15 too small.
   const float rebiased = from_bits((value.bits & 0x7fffu) << 13) * 0x1p112f;
   const uint32_t infinite = (value.bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
   const uint32_t sign = (value.bits & 0x8000u) << 16;
@@ -48,7 +49,7 @@ inline float widen(Half value) {
 inline void narrow(float value, BFloat16* out) {
   const uint32_t bits = to_bits(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) {
-    out->bits = 0x7fc0u;  // rounding could carry a NaN into infinity
+    out->bits = 0x7fc0u;  // rounding could turn a NaN into infinity
     return;
   }
   out->bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
@@ -59,9 +60,9 @@ inline void narrow(float value, Half* out) {
   uint32_t magnitude;
   if (bits > 0x7f800000u) {
     magnitude = 0x7e00u;
-  } else if (bits >= 0x477ff000u) {  // 65520 and more round to infinity
+  } else if (bits >= 0x477ff000u) {  // values from 65520 up round to infinity
     magnitude = 0x7c00u;
-  } else if (bits < 0x38800000u) {  // subnormal: adding 0.5 rounds at float16's last place
+  } else if (bits < 0x38800000u) {  // subnormal: adding 0.5 rounds to float16's last bit
     magnitude = to_bits(from_bits(bits) + 0.5f) - to_bits(0.5f);
   } else {
     magnitude = (bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13;
@@ -142,7 +143,7 @@ struct Simd<Isa::kScalar> {
     return value.lane[0];
   }
 
-  // out[i] = sum(values[i]), together.
+  // out[i] = sum(values[i]), all four at once.
   static void sums(const Register (&values)[4], float* out) {
     for (int i = 0; i < 4; ++i) out[i] = sum(values[i]);
   }
@@ -212,11 +213,11 @@ struct Simd<Isa::kAvx2> {
   }
   static Register maximum(Register a, Register b) { return _mm256_max_ps(a, b); }
 
-  // 0 below -87.3, where float32 has no normal number left; arguments are 0 or less.
+  // 0 below -87.3, where the result would be subnormal. Arguments are 0 or less.
   static Register exp(Register x) {
     const Register lowest = set(-87.3f);
     const Register kept = _mm256_cmp_ps(x, lowest, _CMP_NLT_UQ);
-    const Register clamped = maximum(lowest, x);  // in this order NaN stays
+    const Register clamped = maximum(lowest, x);  // this order of operands keeps NaN
     const Register n = _mm256_round_ps(multiply(clamped, set(1.44269504089f)),
                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     Register r = multiply_add(n, set(-0.693359375f), clamped);
@@ -307,7 +308,7 @@ struct Simd<Isa::kAvx512> {
   static Register maximum(Register a, Register b) { return _mm512_max_ps(a, b); }
 
   static Register exp(Register x) {
-    const Register clamped = maximum(set(-104.0f), x);  // in this order NaN stays
+    const Register clamped = maximum(set(-104.0f), x);  // this order of operands keeps NaN
     const Register n = _mm512_roundscale_ps(multiply(clamped, set(1.44269504089f)),
                                             _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     Register r = multiply_add(n, set(-0.693359375f), clamped);

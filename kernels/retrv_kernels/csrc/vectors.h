@@ -1,13 +1,13 @@
 #pragma once
 
-// Loops over one row of numbers.
+// Loops over one row.
 
 #include "csrc/simd.h"
 
 namespace retrv {
 namespace {
 
-// x[i] = e^(x[i] - largest) for i < count; the sum is returned.
+// Sets x[i] = e^(x[i] - largest) for i < count; returns their sum.
 template <class V>
 inline float exponentials(float* x, int64_t count, float largest) {
   const auto shift = V::set(-largest);
@@ -28,11 +28,11 @@ inline float exponentials(float* x, int64_t count, float largest) {
 
 template <class V>
 inline float largest_of(const float* x, int64_t count) {
-  auto most = V::set(-__builtin_inff());
+  auto largest = V::set(-__builtin_inff());
   int64_t i = 0;
-  for (; i + V::kLanes <= count; i += V::kLanes) most = V::maximum(most, V::load(x + i));
-  if (i < count) most = V::maximum(most, V::load(x + i, count - i, -__builtin_inff()));
-  return V::largest(most);
+  for (; i + V::kLanes <= count; i += V::kLanes) largest = V::maximum(largest, V::load(x + i));
+  if (i < count) largest = V::maximum(largest, V::load(x + i, count - i, -__builtin_inff()));
+  return V::largest(largest);
 }
 
 template <class V>
@@ -43,7 +43,7 @@ inline void scale(float* x, int64_t count, float factor) {
   if (i < count) V::store(x + i, V::multiply(V::load(x + i, count - i), all), count - i);
 }
 
-// to[i] = factor * from[i].
+// to[i] = scale * from[i].
 template <class V, class T>
 inline void convert(const T* from, float scale, int64_t width, float* to) {
   const auto factor = V::set(scale);

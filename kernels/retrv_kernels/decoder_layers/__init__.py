@@ -1,4 +1,4 @@
-"""All layers of a decoder for few rows, as in decoding, in one call."""
+"""Runs few rows, as in decoding, through all layers of a decoder in one call."""
 
 from __future__ import annotations
 

@@ -8,43 +8,43 @@
 
 namespace retrv {
 
-// A linear layer's parameters; scales of int8 weights, and the bias, may be null.
+// The parameters of a linear layer. `scales` (for int8 weights) and `bias` may be null.
 struct LinearWeights {
   const void* weight;
   const float* scales;
   const float* bias;
 };
 
-// The parameters of a layer; norms of queries and keys may be null. As native.py lays it out.
+// The parameters of a decoder layer; q_norm and k_norm may be null. native.py writes this layout.
 struct DecoderLayer {
   LinearWeights q, k, v, o, gate, up, down;
-  const float* before;
-  const float* between;
+  const float* attention_norm;
+  const float* mlp_norm;
   const float* q_norm;
   const float* k_norm;
 };
 
-// What all layers have in common. As native.py lays it out.
+// What all layers have in common. native.py writes this layout.
 struct DecoderShape {
-  int64_t layers, hidden, heads, cached_heads, width, inner;
-  int64_t dtype;         // a Dtype: of the linear layers' weights
-  int64_t layer_stride;  // numbers from a layer's keys in the cache to the next one's
+  int64_t layers, hidden, heads, kv_heads, width, inner;
+  int64_t dtype;         // Dtype of the linear layers' weights
+  int64_t layer_stride;  // elements between the cached keys of two layers
 };
 
-// Rows that attend together: by shared_prefix_attention, whose `offsets` are node_rows, or by
-// paged_attention. As native.py lays it out.
+// Rows that attend in one call: with `shared` by shared_prefix_attention, whose node_rows are
+// `offsets`, otherwise by paged_attention. native.py writes this layout.
 struct AttentionPart {
   int64_t shared, first, rows;
   const int64_t* page_table;
-  int64_t most;
+  int64_t max_pages;
   const int64_t* offsets;
   const int64_t* lengths;
   int64_t count;
 };
 
-// Takes `rows` rows x [rows][hidden] through all layers, in place. Their keys and values go to
-// pages[row], slots[row] of the cache first, whose keys and values are those of the first layer.
-// cos and sin are [rows][width], the sines of the first half negated.
+// Runs x [rows][hidden] through all layers, in place. Each layer first writes the keys and values
+// of a row to page pages[row], slot slots[row] of its cache. `cache` holds the addresses of the
+// first layer's keys and values. cos and sin are [rows][width], with the first half of sin negated.
 template <Isa isa>
 void decoder_layers(const DecoderLayer* layers, const DecoderShape& shape, float eps, float* x,
                     int64_t rows, const float* cos, const float* sin, const PagedCache& cache,

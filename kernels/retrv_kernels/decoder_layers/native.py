@@ -1,4 +1,4 @@
-"""Few rows through all layers at once: one call a step, where Python was a quarter of the time."""
+"""Runs few rows through all layers in one call: Python took a quarter of a step's time."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class LayerWeights(NamedTuple):
     """Parameters of a decoder layer of the Qwen family.
 
     Args:
-        linears: of queries, keys and values; of the output; of gate and up; down.
-        norms: modules with a weight: before attention and before the gate; of queries and keys, or
-            None where there are none.
+        linears: four linear layers: queries with keys and values; output; gate with up; down.
+        norms: four modules with a weight: the norms before attention, before the gate, of queries
+            and of keys; the last two are None if the model has none.
     """
 
     linears: Sequence[PreparedLinear]
@@ -29,14 +29,15 @@ class LayerWeights(NamedTuple):
 
 
 class AttentionPart(NamedTuple):
-    """Rows of a step that attend together.
+    """Rows of a step that attend in one call.
 
     Args:
-        shared: by shared_prefix_attention, over the nodes of a tree, or by paged_attention.
-        rows: where they are in the step.
-        page_table: ``[m, most]`` of nodes or sequences.
+        shared: whether they use shared_prefix_attention, over the nodes of a tree, rather than
+            paged_attention, over sequences.
+        rows: range of the rows in the step.
+        page_table: pages of each node or sequence, ``[m, max_pages]``.
         offsets: node_rows ``[m, 2]``, or cu_seqlens ``[m + 1]``.
-        lengths: rows of each node or sequence in the cache, ``[m]``.
+        lengths: cached rows of each node or sequence, ``[m]``.
     """
 
     shared: bool
@@ -47,10 +48,13 @@ class AttentionPart(NamedTuple):
 
 
 class DecoderLayers:
-    """The layers of a float32 decoder on a CPU; weights are shared and may change in place.
+    """The layers of a float32 decoder on a CPU; the weights are not copied and may change in place.
 
     Args:
-        heads: of queries and of the cache, and their width.
+        layers: weights of each layer.
+        heads: number of query heads, number of cache heads, and width of a head.
+        eps: epsilon of the norms.
+        scale: factor of the attention scores.
     """
 
     def __init__(
@@ -62,11 +66,11 @@ class DecoderLayers:
 
     @functools.cached_property
     def usable(self) -> bool:
-        """Whether there is a kernel that can read the parameters; RETRV_KERNELS has a say."""
+        """Whether native kernels are chosen (see `registry.use`) and can read the weights."""
         linears = [linear for layer in self.layers for linear in layer.linears]
         norms = [norm.weight for layer in self.layers for norm in layer.norms if norm is not None]
         return (
-            all(linear.direct for linear in linears)
+            all(linear.uses_kernel for linear in linears)
             and len({weight.dtype for linear in linears for weight, _, _ in linear.parts()}) == 1
             and all(norm.dtype is torch.float32 and norm.is_contiguous() for norm in norms)
         )
@@ -80,14 +84,15 @@ class DecoderLayers:
         slots: tuple[Tensor, Tensor],
         parts: Sequence[AttentionPart],
     ) -> Tensor:
-        """``rows [n, d]`` behind the last layer, their keys and values in the cache.
+        """Hidden states ``[n, d]`` after the last layer; writes keys and values to the cache.
 
         Args:
-            rows: ``ROWS`` at most.
-            cos, sin: ``[n, 1, d_h]``, the sines of the first half negated.
+            rows: hidden states before the first layer, ``[n, d]`` float32, at most ``ROWS`` rows.
+            cos, sin: cosines and sines of the rows' positions, ``[n, 1, d_h]``; the first half of
+                sin is negated.
             cache: ``[layers, 2, pages, H_kv, page size, d_h]``, contiguous float32.
-            slots: page and offset of each row, ``[n]`` each.
-            parts: all rows in order.
+            slots: page and offset within the page of each row, ``[n]`` each.
+            parts: parts that cover all rows in order.
         """
         assert len(rows) <= ROWS and cache.is_contiguous()
         for tensor in (rows, cos, sin, cache):
@@ -97,7 +102,7 @@ class DecoderLayers:
         self._plan_layers()
         out = rows.clone(memory_format=torch.contiguous_format)
         keys, values = cache[0].transpose(2, 3)
-        paged = cache_of(keys, values, slots[0][None])  # each part has a table of its own
+        paged = cache_of(keys, values, slots[0][None])  # a placeholder: each part has its own table
         bounds = [part.rows.indices(len(rows))[:2] for part in parts]
         places = torch.tensor(
             [
@@ -135,13 +140,13 @@ class DecoderLayers:
         return out
 
     def _plan_layers(self) -> None:
-        """Where the parameters are: looked at in every call, as they may be replaced."""
+        """Updates the addresses of the parameters; at every call, because they may be replaced."""
         addresses = [address for layer in self.layers for address in _addresses(layer)]
         if addresses != self._addresses:
             self._addresses, self._plan = addresses, torch.tensor(addresses, device="cpu")
 
     def _shape(self, cache: Tensor) -> Tensor:
-        """DecoderShape of native.h."""
+        """The members of DecoderShape in native.h."""
         qkv, _, gate_up, _ = self.layers[0].linears
         weight = next(qkv.parts())[0]
         sizes = [len(self.layers), weight.shape[1], *self.heads, gate_up.width // 2]
@@ -149,7 +154,7 @@ class DecoderLayers:
 
 
 def _addresses(layer: LayerWeights) -> list[int]:
-    """A layer's row of the plan: DecoderLayer of native.h."""
+    """The members of DecoderLayer in native.h."""
     addresses = []
     for linear in layer.linears:
         for weight, scales, bias in linear.parts():

@@ -10,7 +10,7 @@
 namespace retrv {
 namespace {
 
-// Calls f with the place and the number of lanes of every vector of `width` numbers.
+// Calls f(k, count) for every vector of a row: it begins at k and has `count` lanes.
 template <class V, class F>
 inline void vectors(int64_t width, const F& f) {
   for (int64_t k = 0; k < width; k += V::kLanes) f(k, width - k < V::kLanes ? width - k : V::kLanes);
@@ -32,7 +32,7 @@ void rms_norm(const float* x, const float* weight, int64_t width, float eps, flo
   });
 }
 
-// RoPE of one head: x cos + (-x₂, x₁) sin, the sign being in the sine.
+// RoPE of one head: x cos + (-x₂, x₁) sin; `sin` holds the sign.
 inline void rotate(const float* x, const float* cos, const float* sin, int64_t width, float* out) {
   const int64_t half = width / 2;
   for (int64_t i = 0; i < half; ++i) {
@@ -42,7 +42,7 @@ inline void rotate(const float* x, const float* cos, const float* sin, int64_t w
   }
 }
 
-// gate = silu(gate) * up, of one row; `powers` is scratch of its width.
+// gate = silu(gate) * up for one row; `powers` is temporary memory of the same width.
 template <class V>
 void gated(float* gate, const float* up, int64_t width, float* powers) {
   for (int64_t i = 0; i < width; ++i) powers[i] = -__builtin_fabsf(gate[i]);
@@ -79,7 +79,7 @@ struct Decoder {
                        weights.scales, weights.bias, width, depth, to, ldo, threads);
   }
 
-  // Norms and rotates a row's heads; queries go to `query`, keys and values to the cache.
+  // Norms and rotates the heads of a row; writes queries to `query`, keys and values to the cache.
   void place(const DecoderLayer& layer, int64_t number, int64_t row, float* qkv, const float* cos,
              const float* sin, float* query) const {
     const int64_t width = shape.width;
@@ -87,7 +87,7 @@ struct Decoder {
                        slots[row] * cache.row_stride;
     float* keys = static_cast<float*>(const_cast<void*>(cache.keys)) + at;
     float* values = static_cast<float*>(const_cast<void*>(cache.values)) + at;
-    for (int64_t h = 0; h < shape.heads + shape.cached_heads; ++h) {
+    for (int64_t h = 0; h < shape.heads + shape.kv_heads; ++h) {
       float* head = qkv + h * width;
       const bool queries = h < shape.heads;
       const float* norm = queries ? layer.q_norm : layer.k_norm;
@@ -95,8 +95,8 @@ struct Decoder {
       rotate(head, cos, sin, width,
              queries ? query + h * width : keys + (h - shape.heads) * cache.head_stride);
     }
-    const float* value = qkv + (shape.heads + shape.cached_heads) * width;
-    for (int64_t h = 0; h < shape.cached_heads; ++h)
+    const float* value = qkv + (shape.heads + shape.kv_heads) * width;
+    for (int64_t h = 0; h < shape.kv_heads; ++h)
       std::memcpy(values + h * cache.head_stride, value + h * width, width * sizeof(float));
   }
 
@@ -107,7 +107,7 @@ struct Decoder {
     for (int64_t i = 0; i < count; ++i) {
       const AttentionPart& part = parts[i];
       own.page_table = part.page_table;
-      own.most = part.most;
+      own.max_pages = part.max_pages;
       const int64_t begin = part.first * shape.heads * shape.width;
       if (part.shared)
         shared_prefix_attention<isa>(query + begin, part.rows, shape.heads, own, part.lengths,
@@ -120,7 +120,7 @@ struct Decoder {
 
   void run(const DecoderLayer* layers, float* x, const float* cos, const float* sin) const {
     const int64_t hidden = shape.hidden, inner = shape.inner, width = shape.width;
-    const int64_t queries = shape.heads * width, keys = shape.cached_heads * width;
+    const int64_t queries = shape.heads * width, keys = shape.kv_heads * width;
     const int64_t all = queries + 2 * keys;
     Floats normed(rows * hidden), qkv(rows * all), query(rows * queries), heads(rows * queries);
     Floats gate(rows * inner), up(rows * inner), out(rows * hidden), powers(rows * inner);
@@ -130,7 +130,7 @@ struct Decoder {
     };
     for (int64_t number = 0; number < shape.layers; ++number) {
       const DecoderLayer& layer = layers[number];
-      norm(layer.before);
+      norm(layer.attention_norm);
       linear(layer.q, normed, hidden, queries, qkv, all);
       linear(layer.k, normed, hidden, keys, qkv + queries, all);
       linear(layer.v, normed, hidden, keys, qkv + queries + keys, all);
@@ -140,7 +140,7 @@ struct Decoder {
       attend(number, query, heads);
       linear(layer.o, heads, queries, hidden, out, hidden);
       add(out, rows * hidden, x);
-      norm(layer.between);
+      norm(layer.mlp_norm);
       linear(layer.gate, normed, hidden, inner, gate, inner);
       linear(layer.up, normed, hidden, inner, up, inner);
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1)

@@ -1,4 +1,4 @@
-"""A linear layer of few rows, as in decoding: the weights are read once."""
+"""A linear layer for few rows, as in decoding: the weights are read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logits in float32 of hidden states and a table of any precision."""
+"""float32 logits from hidden states and a vocabulary table of any float dtype."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from retrv_kernels import registry
 from retrv_kernels.linear.native import ROWS, linear
 
 _HALF = (torch.float16, torch.bfloat16)
-# Numbers of the table that are widened at once: 16 MiB in float32.
+# Elements of the table that are widened at once: 16 MiB in float32.
 _BLOCK = 2**22
 
 
 def float_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``hidden Wᵀ + b`` in float32, where bfloat16 logits of 16 to 32 would lie an eighth apart.
+    """``hidden Wᵀ + b`` in float32: bfloat16 logits between 16 and 32 are an eighth apart.
 
-    float32 operands give PyTorch's product. Half-precision ones are multiplied exactly and summed
-    in float32: on CUDA by ``torch.mm(…, out_dtype=torch.float32)``, which PyTorch has from 2.8 on;
-    on a CPU with native kernels up to ``ROWS`` rows by the kernel that reads the table as it lies;
-    elsewhere block by block of the vocabulary, so that a whole float32 table is never made.
-    Differentiable: where a gradient is wanted, the whole table is widened. Autocast is ignored.
+    float32 operands go to PyTorch's product. Half-precision ones are multiplied exactly and summed
+    in float32: on CUDA by ``torch.mm(…, out_dtype=torch.float32)``, which PyTorch has since 2.8;
+    on a CPU with native kernels and up to ``ROWS`` rows by the kernel that reads the table in
+    place; otherwise by blocks of the vocabulary, so that no whole float32 table is made.
+    Differentiable: if a gradient is needed, the whole table is widened. Autocast is ignored.
 
     Args:
         hidden: ``[m, d]`` float32, float16 or bfloat16.
-        weight: ``[V, d]``, of any of these dtypes.
+        weight: ``[V, d]``, any of these dtypes.
         bias: ``[V]`` floats.
 
     Returns:
@@ -50,7 +50,7 @@ def float_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 
 def _by_blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``[m, d]`` float32 by ``[V, d]`` → ``[m, V]``."""
+    """``hidden [m, d]`` float32 times ``weight [V, d]``, as ``[m, V]``."""
     out = hidden.new_empty(len(hidden), len(weight))
     step = max(1, _BLOCK // weight.shape[1])
     for first in range(0, len(weight), step):

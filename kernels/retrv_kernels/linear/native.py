@@ -1,4 +1,4 @@
-"""Few rows of x against weights as they lie in memory, outputs spread over torch's threads."""
+"""Few rows times weights that are read in place; torch's threads share the outputs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from retrv_kernels import native
 from retrv_kernels.linear import reference
 
 ROWS = 32
+"""Largest number of rows for which the native kernel runs."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None) -> Tensor:
+    """Native implementation of `retrv_kernels.ops.linear`."""
     if len(x) > ROWS:
         return reference.linear(x, weight, bias, scales)
     rows, weight = _packed(x.float()), _packed(weight)
@@ -36,5 +38,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scales: Tensor | None
 
 
 def _packed(matrix: Tensor) -> Tensor:
-    """The matrix, copied where a row's numbers do not lie side by side."""
+    """The matrix with contiguous rows; copied only if needed."""
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()

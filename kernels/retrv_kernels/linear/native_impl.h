@@ -12,7 +12,7 @@ namespace {
 template <class V>
 struct LinearTile;
 
-// Most rows of x in a tile, and sums in registers.
+// Largest number of rows of x in a tile, and of sums in registers.
 template <>
 struct LinearTile<Simd<Isa::kScalar>> {
   static constexpr int kRows = 2, kSums = 4;
@@ -26,16 +26,18 @@ struct LinearTile<Simd<Isa::kAvx512>> {
   static constexpr int kRows = 8, kSums = 24;
 };
 
-// Weights' rows at a time for some rows of x. Of more than four the processor does not follow each:
-// one row of x from 85 to 71 ms for each 1.43 GB of weights on two cores of a Zen 3 (docs/LOG.md).
+// Rows of the weights in a tile, for `rows` rows of x. At most four, because the hardware
+// prefetcher does not follow more: this took one row of x from 85 to 71 ms for each 1.43 GB of
+// weights on two cores of a Zen 3 (docs/LOG.md).
 template <class V>
 constexpr int linear_outputs(int rows) {
   const int fit = LinearTile<V>::kSums / rows;
   return fit > 4 ? 4 : fit < 1 ? 1 : fit;
 }
 
-// Copies x to blocks of `block` rows, in which a vector of each row lies behind that of the row
-// before: a tile reads them through one pointer. The last block begins early enough to be full.
+// Copies x into blocks of `block` rows. Within a block the first vector of every row comes first,
+// then the second of every row, so that a tile reads through one pointer. The last block overlaps
+// the one before so that it is full.
 template <class V>
 void arrange(const float* x, int64_t ldx, int64_t rows, int64_t depth, int64_t block, float* to) {
   for (int64_t begin = 0; begin < rows; begin += block) {
@@ -49,7 +51,7 @@ void arrange(const float* x, int64_t ldx, int64_t rows, int64_t depth, int64_t b
 
 template <class V, class T>
 struct Linear {
-  const float* x;  // as `arrange` leaves it
+  const float* x;  // as `arrange` writes it
   int64_t rows;
   const T* weight;
   int64_t ldw;
@@ -61,7 +63,7 @@ struct Linear {
 
   using Register = typename V::Register;
 
-  // Outputs [first, end): all rows of x for a few of them before the next few.
+  // Outputs [first, end): a few of them for all rows of x, then the next few.
   template <int kBlock>
   void outputs(int64_t first, int64_t end) const {
     constexpr int kOutputs = linear_outputs<V>(kBlock);
@@ -69,7 +71,7 @@ struct Linear {
     for (; first < end; ++first) all_rows<kBlock, 1>(first);
   }
 
-  // The last block begins earlier than behind the one before, so that all have kBlock rows.
+  // The last block overlaps the one before, so that all have kBlock rows.
   template <int kBlock, int kOutputs>
   void all_rows(int64_t first) const {
     tile<kBlock, kOutputs, true>(x, 0, first);
@@ -80,12 +82,12 @@ struct Linear {
     }
   }
 
-  // A sum is kept in one vector along k and added up in one way, whatever the tile: a result does
-  // not depend on the rows and outputs beside it.
+  // Every tile size sums along k in one vector and adds its lanes in the same order, so a result
+  // does not depend on the rows and outputs computed beside it.
   //
-  // With kAhead the next tile's weights are brought to L2 meanwhile. The processor's own prefetcher
-  // begins anew with each row of weights, and no load is issued far enough ahead behind so many
-  // products: 8 rows x [896] x [4864 x 896] float32 from 902 to 526 us on two cores of a Zen 4.
+  // kAhead prefetches the next tile's weights into L2. The hardware prefetcher restarts at each row
+  // of weights, and behind so many products no load is issued early enough: prefetching took
+  // 8 rows x [896] x [4864 x 896] float32 from 902 to 526 us on two cores of a Zen 4.
   template <int kRows, int kOutputs, bool kAhead>
   void tile(const float* own, int64_t row, int64_t first) const {
     Register sums[kRows][kOutputs];
@@ -128,7 +130,7 @@ struct Linear {
       }
   }
 
-  // Calls the tiles of `block` rows.
+  // Calls `outputs` with `block` as its template argument.
   template <int kBlock = 1>
   void run(int64_t block, int64_t first, int64_t end) const {
     if constexpr (kBlock < LinearTile<V>::kRows) {
@@ -146,7 +148,7 @@ void linear(const float* x, int64_t ldx, int64_t rows, const void* weight, Dtype
             int64_t ldo, int threads) {
   using V = Simd<isa>;
   if (rows == 0) return;
-  // As few blocks of rows as can be, of one size.
+  // The smallest number of blocks, all of one size.
   const int64_t blocks = (rows + LinearTile<V>::kRows - 1) / LinearTile<V>::kRows;
   const int64_t block = (rows + blocks - 1) / blocks;
   Floats arranged(blocks * block * round_up(depth, V::kLanes));
@@ -154,8 +156,8 @@ void linear(const float* x, int64_t ldx, int64_t rows, const void* weight, Dtype
   with_dtype(dtype, weight, [&](const auto* weights) {
     using T = std::remove_cv_t<std::remove_pointer_t<decltype(weights)>>;
     const Linear<V, T> product{arranged, rows, weights, ldw, scales, bias, width, depth, out, ldo};
-    // Each thread reads one part of the weights from its beginning to its end; parts end at a
-    // multiple of 24, which all tiles divide.
+    // Each thread reads one contiguous part of the weights. Parts end at a multiple of 24, which is
+    // a multiple of every tile's outputs.
     const int64_t parts = threads > 1 && width * depth > (1 << 14) ? threads : 1;
     const int64_t each = round_up((width + parts - 1) / parts, 24);
 #pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import register
+from retrv_kernels.torch_operator import register
 
 
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, scales: Tensor | None = None
 ) -> Tensor:
-    """``y = x Wᵀ + b`` for few rows, as in decoding, where reading the weights takes the time.
+    """``y = x Wᵀ + b`` for few rows, as in decoding, which spends its time reading weights.
 
-    The weights are read as they lie, whatever their dtype, with no copy of them; a layer that is
-    called often is better a :class:`retrv_kernels.linear.PreparedLinear`, whose call costs less.
+    Weights of any dtype are read in place, without a copy. For a layer that is called often,
+    :class:`retrv_kernels.linear.PreparedLinear` takes less time a call.
 
     Args:
         x: ``[m, k]`` float32, float16 or bfloat16.
-        weight: ``[n, k]``, of any of these dtypes; or int8 with scales. Read fastest where a row's
-            numbers lie side by side.
+        weight: ``[n, k]``, any of these dtypes, or int8 with scales. Contiguous rows are read
+            fastest.
         bias: ``[n]`` floats.
-        scales: of int8 weights, ``[n]`` float32: row j is ``scales[j] · weight[j]``.
+        scales: scales of int8 weights, ``[n]`` float32: row j is ``scales[j] · weight[j]``.
 
     Returns:
-        ``[m, n]`` in x's dtype, accumulated in float32. Not differentiable. Up to
-        `retrv_kernels.linear.native.ROWS` rows on a CPU, a row does not depend on the others.
+        ``[m, n]`` in x's dtype, accumulated in float32. Not differentiable. On a CPU, with up to
+        `retrv_kernels.linear.native.ROWS` rows, a row's result does not depend on the other rows.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit.
+        ValueError: a shape or dtype is invalid.
     """
     checks.rows("weight", weight, scales)
     checks.shape("x", x, "m", weight.shape[1])
@@ -37,13 +39,13 @@ def linear(
     if bias is not None:
         checks.shape("bias", bias, len(weight))
         checks.dtype("bias", bias, checks.FLOATS)
-    checks.together(x=x, weight=weight, bias=bias, scales=scales)
-    checks.detached(x, weight, bias)
+    checks.compatible(x=x, weight=weight, bias=bias, scales=scales)
+    checks.no_gradient(x, weight, bias)
     return torch.ops.retrv_kernels.linear(x, weight, bias, scales)
 
 
-def _fake(x, weight, bias, scales):
+def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
-register("linear", "(Tensor x, Tensor weight, Tensor? bias, Tensor? scales) -> Tensor", _fake)
+register("linear", _fake)

@@ -1,4 +1,4 @@
-"""Linear layers made ready for decoding: what a call needs is looked up once."""
+"""Linear layers prepared for decoding: what a call needs is looked up once."""
 
 from __future__ import annotations
 
@@ -18,60 +18,63 @@ STORED = (torch.float16, torch.bfloat16, torch.int8)
 
 
 class PreparedLinear(nn.Module):
-    """``x Wᵀ + b`` of one ``nn.Linear``, or of several side by side, for inference.
+    """``x Wᵀ + b`` of one ``nn.Linear``, or of several concatenated, for inference.
 
-    On a CPU with native kernels, up to ``ROWS`` float32 rows go straight to the kernel: checks and
-    dispatch would take longer than a small layer. Everything else is PyTorch's product. Which it is
-    (RETRV_KERNELS has a say) is decided here and at :meth:`refresh`.
+    On a CPU with native kernels, up to ``ROWS`` float32 rows go directly to the kernel: checks and
+    dispatch would take longer than a small layer. All other calls are PyTorch's product. The choice
+    (see `registry.use`) is made by the constructor and by :meth:`refresh`.
 
-    On a GPU several layers are one product: their parameters become views of one buffer in which
-    they lie side by side. They stay the parameters they were, for training and for saving.
+    On a GPU several layers are one product: their parameters become views of one buffer. They are
+    still the same parameters, for training and for saving.
 
     Args:
-        linears: of one input; shared, not copied: their weights may change in place.
-        dtype: of a rounded copy that is read instead of the weights: float16, bfloat16 or int8 with
-            a scale for each output; None to read them as they are.
-        together: whether several layers are laid side by side; if None, on a GPU. Parameters that
-            are tied to one another, or are views themselves, are left where they are.
+        linears: layers with the same input. They are not copied; their weights may change in place.
+        dtype: dtype of a rounded copy that is read instead of the weights: float16, bfloat16 or
+            int8 with a scale for each output; None reads the weights.
+        side_by_side: whether the parameters of several layers move to one buffer; if None, only on
+            a GPU. Parameters that are tied to each other, or are views, are not moved.
+
     Raises:
-        ValueError: no such dtype is stored.
+        ValueError: the dtype cannot be stored.
     """
 
     def __init__(
         self,
         *linears: nn.Linear,
         dtype: torch.dtype | None = None,
-        together: bool | None = None,
+        side_by_side: bool | None = None,
     ) -> None:
         super().__init__()
         if dtype is not None and dtype not in STORED:
-            raise ValueError(f"weights are stored as float16, bfloat16 or int8, not {dtype}")
-        self.linears, self.dtype, self.together = linears, dtype, together
+            raise ValueError(f"dtype must be float16, bfloat16 or int8, not {dtype}")
+        self.linears, self.dtype, self.side_by_side = linears, dtype, side_by_side
         self.width = sum(linear.out_features for linear in linears)
-        self._laid: _Laid | None = None
+        self._buffer: _Buffer | None = None
         self.refresh()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PreparedLinear:
-        """Copied layers have storage of their own, so they are laid side by side again."""
+        """A copy has its own layers and makes a buffer of its own for them."""
         linears = deepcopy(self.linears, memo)
-        return type(self)(*linears, dtype=self.dtype, together=self.together)
+        return type(self)(*linears, dtype=self.dtype, side_by_side=self.side_by_side)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Rounds the weights again, after they have changed, and lays replaced ones in place."""
-        wanted = self.linears[0].weight.is_cuda if self.together is None else self.together
+        """Rounds the weights again after they changed, and moves replaced ones to the buffer."""
+        wanted = self.side_by_side
+        if wanted is None:
+            wanted = self.linears[0].weight.is_cuda
         if not wanted or self.dtype is not None:
-            self._laid = None
-        elif self._laid is None or not self._laid.holds(self.linears):
-            self._laid = _Laid.of(self.linears, self._laid)
+            self._buffer = None
+        elif self._buffer is None or not self._buffer.holds(self.linears):
+            self._buffer = _Buffer.of(self.linears, self._buffer)
         self._copies = [self._rounded(linear.weight) for linear in self.linears]
         weight = self.linears[0].weight
         chosen = registry.choose("linear", weight.device.type).implementation.name
-        direct = chosen == "native" and all(map(_readable, self.linears))
-        self._call = native.function("linear") if direct else None
+        use_kernel = chosen == "native" and all(map(_kernel_can_read, self.linears))
+        self._kernel = native.function("linear") if use_kernel else None
 
     def _rounded(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The copy of a layer's weights that is read, and its scales."""
+        """The rounded copy of a layer's weights and its scales, if they are to be read."""
         if self.dtype is torch.int8:
             return quantize(weight.detach())
         return (None if self.dtype is None else weight.detach().to(self.dtype)), None
@@ -82,16 +85,16 @@ class PreparedLinear(nn.Module):
             yield linear.weight if stored is None else stored, scales, linear.bias
 
     @property
-    def direct(self) -> bool:
-        """Whether few rows go straight to the kernel."""
-        return self._call is not None
+    def uses_kernel(self) -> bool:
+        """Whether few rows go directly to the kernel."""
+        return self._kernel is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x [..., k]`` → ``[..., n]``."""
+        """Results ``[..., n]`` of ``x [..., k]``."""
         depth = x.shape[-1]
         rows = x.numel() // depth
         if (
-            self._call is None
+            self._kernel is None
             or rows > ROWS
             or x.dtype is not torch.float32
             or torch.is_grad_enabled()
@@ -101,7 +104,7 @@ class PreparedLinear(nn.Module):
         out = x.new_empty(*x.shape[:-1], self.width)
         threads, at = torch.get_num_threads(), out.data_ptr()
         for weight, scales, bias in self.parts():
-            self._call(
+            self._kernel(
                 x.data_ptr(),
                 depth,
                 rows,
@@ -120,14 +123,14 @@ class PreparedLinear(nn.Module):
         return out
 
     def _dense(self, x: Tensor) -> Tensor:
-        laid = self._laid
+        buffer = self._buffer
         if (
-            laid is not None
-            and x.dtype is laid.weight.dtype
+            buffer is not None
+            and x.dtype is buffer.weight.dtype
             and not torch.is_grad_enabled()
-            and laid.in_place  # and none was moved since
+            and buffer.in_place
         ):
-            return nn.functional.linear(x, laid.weight, laid.bias)
+            return nn.functional.linear(x, buffer.weight, buffer.bias)
         parts = [
             nn.functional.linear(
                 x, _widened(weight, scales, x.dtype), None if bias is None else bias.to(x.dtype)
@@ -137,12 +140,12 @@ class PreparedLinear(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-class _Laid:
-    """Parameters of several layers side by side in one buffer, of which they are views.
+class _Buffer:
+    """A buffer with the parameters of several layers, which are views of it.
 
     Attributes:
-        weight: ``[n, k]``.
-        bias: ``[n]``, 0 where a layer has none; None where no layer has one.
+        weight: weights of all layers, ``[n, k]``.
+        bias: biases of all layers, ``[n]``, 0 for a layer without; None if no layer has one.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, linears: tuple[nn.Linear, ...]) -> None:
@@ -152,28 +155,28 @@ class _Laid:
 
     @property
     def in_place(self) -> bool:
-        """Whether the parameters still lie in the buffer."""
+        """Whether the parameters are still views of the buffer."""
         return [one.data_ptr() for one in self._parameters] == self._places
 
     def holds(self, linears: tuple[nn.Linear, ...]) -> bool:
-        """Whether they do, and the layers still have these parameters."""
+        """Whether the layers still have these parameters, and they are views of the buffer."""
         now = _parameters(linears)
         same = len(now) == len(self._parameters) and all(map(is_, now, self._parameters))
         return same and self.in_place
 
     @classmethod
-    def of(cls, linears: tuple[nn.Linear, ...], former: _Laid | None) -> _Laid | None:
-        """Where the parameters lie side by side, which they may be moved for; None if they cannot.
+    def of(cls, linears: tuple[nn.Linear, ...], former: _Buffer | None) -> _Buffer | None:
+        """The buffer of these layers, to which their parameters move; None if they cannot.
 
         Args:
-            former: their buffers before some were replaced.
+            former: the layers' buffer before some parameters were replaced.
         """
         if len(linears) == 1:
             return None
         weights, biases = [one.weight for one in linears], [one.bias for one in linears]
         own = _parameters(linears)
         given = [bias for bias in biases if bias is not None]
-        # Another engine of the same model has laid them.
+        # Another engine of the same model may have made the buffer.
         weight = _buffer_of(weights)
         bias = _buffer_of(biases) if len(given) == len(linears) else None
         if weight is not None and (bias is None) == (not given):
@@ -188,7 +191,7 @@ class _Laid:
             )
         ):
             return None
-        # Parameters of inference mode could not be trained any more.
+        # Parameters made in inference mode could not be trained.
         with torch.inference_mode(False):
             weight = torch.cat([one.detach() for one in weights])
             bias = torch.cat([_bias(one) for one in linears]) if given else None
@@ -202,7 +205,7 @@ class _Laid:
 
 
 def _buffer_of(parts: Sequence[Tensor]) -> Tensor | None:
-    """The tensor of which these are consecutive rows; None if they are not."""
+    """The tensor of which ``parts`` are consecutive rows; None if there is none."""
     first = parts[0].detach()
     place = first.data_ptr()
     for part in parts:
@@ -214,31 +217,31 @@ def _buffer_of(parts: Sequence[Tensor]) -> Tensor | None:
 
 
 def _storage(tensor: Tensor | None) -> int:
-    """Address of the memory of which a tensor is a view."""
+    """Address of a tensor's storage; 0 for None."""
     if tensor is None:
         return 0
     return tensor.data_ptr() - int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _parameters(linears: tuple[nn.Linear, ...]) -> list[Tensor]:
-    """Weights and biases."""
+    """Weights and biases of layers."""
     return [one for linear in linears for one in (linear.weight, linear.bias) if one is not None]
 
 
 def _bias(linear: nn.Linear) -> Tensor:
-    """A layer's bias, zeros for none."""
+    """A layer's bias; zeros if it has none."""
     if linear.bias is None:
         return linear.weight.new_zeros(linear.out_features)
     return linear.bias.detach()
 
 
 def _widened(weight: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Weights in the dtype of the rows; copied only where they are stored in another."""
+    """Weights in a dtype; copied only if they are stored in another."""
     return weight.to(dtype) if scales is None else dequantize(weight, scales).to(dtype)
 
 
-def _readable(linear: nn.Linear) -> bool:
-    """Whether the kernel can read a layer's parameters as they lie."""
+def _kernel_can_read(linear: nn.Linear) -> bool:
+    """Whether the kernel can read a layer's parameters in place."""
     weight, bias = linear.weight, linear.bias
     return (
         weight.dtype in native.DTYPES

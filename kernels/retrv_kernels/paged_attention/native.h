@@ -7,8 +7,8 @@
 
 namespace retrv {
 
-// op.py's equation; query [n][heads][width] of the cache's dtype, offsets [sequences + 1] of new
-// rows, lengths [sequences] of cached ones, out [n][heads][width].
+// The equation in op.py. query [n][heads][width] has the cache's dtype; offsets [sequences + 1] of
+// new rows; lengths [sequences] of cached rows; out [n][heads][width].
 template <Isa isa>
 void paged_attention(const void* query, int64_t heads, const PagedCache& cache,
                      const int64_t* offsets, const int64_t* lengths, int64_t sequences, float scale,

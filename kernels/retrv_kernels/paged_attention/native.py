@@ -1,4 +1,4 @@
-"""Tiles of new rows, all query heads of a cache head together, spread over torch's threads."""
+"""Tiles of new rows with all query heads of a cache head; torch's threads share the tiles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import native
-from retrv_kernels.paged_attention.layout import alike
+from retrv_kernels.paged_attention.layout import with_equal_strides
 
 
 def paged_attention(
@@ -18,9 +18,10 @@ def paged_attention(
     kv_lens: Tensor,
     scale: float,
 ) -> Tensor:
+    """Native implementation of `retrv_kernels.ops.paged_attention`."""
     query = query.contiguous()
     table, offsets, lengths = (x.long().contiguous() for x in (page_table, cu_seqlens, kv_lens))
-    keys, values = alike(key_pages, value_pages)
+    keys, values = with_equal_strides(key_pages, value_pages)
     cache = cache_of(keys, values, table)
     out = torch.empty_like(query, dtype=torch.float32)
     native.function("paged_attention")(
@@ -38,7 +39,7 @@ def paged_attention(
 
 
 def cache_of(keys: Tensor, values: Tensor, page_table: Tensor) -> Tensor:
-    """As PagedCache of csrc/cache.h; it holds addresses: keep the tensors while it is used."""
+    """A PagedCache of csrc/cache.h. It holds addresses: keep the tensors alive while it is used."""
     return torch.tensor(
         [
             keys.data_ptr(),

@@ -13,7 +13,7 @@ void attend_new_rows(const T* query, int64_t heads, const PagedCache& cache, con
   const int64_t group = heads / cache.heads;
   const int64_t rows = group < Attention<V, T>::kRows ? Attention<V, T>::kRows / group : 1;
   Scratch scratch((sequences + 1) * static_cast<int64_t>(sizeof(int64_t)));
-  int64_t* tiles = scratch.as<int64_t>();  // of the sequences before each
+  int64_t* tiles = scratch.as<int64_t>();  // of all sequences before s
   tiles[0] = 0;
   for (int64_t s = 0; s < sequences; ++s)
     tiles[s + 1] = tiles[s] + (offsets[s + 1] - offsets[s] + rows - 1) / rows;
@@ -24,7 +24,7 @@ void attend_new_rows(const T* query, int64_t heads, const PagedCache& cache, con
 #pragma omp for schedule(monotonic : dynamic)
     for (int64_t task = 0; task < tiles[sequences] * cache.heads; ++task) {
       const int64_t tile = task / cache.heads, head = task % cache.heads;
-      while (tiles[s + 1] <= tile) ++s;  // a thread's tasks come in rising order
+      while (tiles[s + 1] <= tile) ++s;  // the tasks of a thread ascend
       const int64_t first = offsets[s] + (tile - tiles[s]) * rows;
       const int64_t end = first + rows < offsets[s + 1] ? first + rows : offsets[s + 1];
       const int64_t prefix = lengths[s] - offsets[s + 1];
@@ -32,7 +32,7 @@ void attend_new_rows(const T* query, int64_t heads, const PagedCache& cache, con
       for (int64_t row = first; row < end; ++row)
         for (int64_t g = 0; g < group; ++g)
           attention.add(query + (row * heads + head * group + g) * cache.width, prefix + row + 1);
-      attention.attend(cache.page_table + s * cache.most, head, 0, prefix + end);
+      attention.attend(cache.page_table + s * cache.max_pages, head, 0, prefix + end);
       for (int64_t row = first; row < end; ++row)
         for (int64_t g = 0; g < group; ++g)
           attention.finish((row - first) * group + g,

@@ -1,6 +1,6 @@
-"""One kernel for decode and prefill: a program takes some new rows with all heads of a cache head.
+"""One kernel for decode and prefill: a program handles some new rows for all heads of a cache head.
 
-So keys and values are read once for the group, and the group fills the tile of a decode step.
+So keys and values are read once for the group of heads, and the group fills a decode step's tile.
 """
 
 # mypy: disallow-incomplete-defs=False
@@ -13,23 +13,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrv_kernels.paged_attention.layout import alike
+from retrv_kernels.paged_attention.layout import with_equal_strides
 from retrv_kernels.triton_common import (
     attend,
     chunk_of,
+    dot_precision,
     dot_type,
-    merged,
-    on_their_device,
+    empty_parts,
+    merge,
+    on_tensor_device,
     padded,
-    parts_of,
-    precision,
-    splits,
+    split_count,
     store_empty,
     store_part,
 )
 
 
-@on_their_device
+@on_tensor_device
 def paged_attention(
     query: Tensor,
     key_pages: Tensor,
@@ -39,18 +39,19 @@ def paged_attention(
     kv_lens: Tensor,
     scale: float,
 ) -> Tensor:
+    """Triton implementation of `retrv_kernels.ops.paged_attention`."""
     (rows, heads, width), sequences = query.shape, len(kv_lens)
     page_size, kv_heads = key_pages.shape[1:3]
     query, page_table, cu_seqlens, kv_lens = (
         tensor.contiguous() for tensor in (query, page_table, cu_seqlens, kv_lens)
     )
-    key_pages, value_pages = alike(key_pages, value_pages)
+    key_pages, value_pages = with_equal_strides(key_pages, value_pages)
     group = heads // kv_heads
     tile, block, warps = _configuration(query, group, sequences)
     chunk = tile // group
     chunks = rows // chunk + sequences
-    count = splits(chunks * kv_heads, triton.cdiv(page_table.shape[1] * page_size, block))
-    parts, levels = parts_of(query, count)
+    count = split_count(chunks * kv_heads, triton.cdiv(page_table.shape[1] * page_size, block))
+    parts, lse = empty_parts(query, count)
     _attend_pages[(chunks, kv_heads, count)](
         query,
         key_pages,
@@ -59,7 +60,7 @@ def paged_attention(
         cu_seqlens,
         kv_lens,
         parts,
-        levels,
+        lse,
         rows,
         sequences,
         heads,
@@ -74,20 +75,20 @@ def paged_attention(
         BLOCK=block,
         WIDTH=padded(width, 16),
         DOT=dot_type(query),
-        PRECISION=precision(dot_type(query)),
+        PRECISION=dot_precision(dot_type(query)),
         num_warps=warps,
         num_stages=2,
     )
-    return merged(parts, levels, query.dtype)
+    return merge(parts, lse, query.dtype)
 
 
 def _configuration(query: Tensor, group: int, sequences: int) -> tuple[int, int, int]:
-    """Query rows times heads in a tile, cached rows in a step, warps.
+    """Rows of a tile (query rows times heads), cached rows in a step, and warps.
 
-    A decode step has no more than a group's heads: the least tile that the tensor cores take. A
-    prefill has as many rows as one likes: 64 is what Hopper's products begin with, and eight warps
-    are what a head of 128 needs not to spill on sm_80 and sm_120. float32 is multiplied on the
-    ordinary cores, from registers, where half of each is what fits.
+    A decode step has only the heads of a group and gets the smallest tile that tensor cores take.
+    A prefill can fill any tile: Hopper's products start at 64 rows, and with a head of 128 eight
+    warps keep it from spilling on sm_80 and sm_120. float32 products run on the ordinary cores from
+    registers, where half as much fits.
     """
     half, width, decode = query.element_size() == 2, query.shape[2], len(query) <= sequences
     tile = 16 if decode else 64 if half else 32
@@ -96,9 +97,9 @@ def _configuration(query: Tensor, group: int, sequences: int) -> tuple[int, int,
     return padded(group, tile), block, 4 if small else 8
 
 
-# What differs from step to step compiles nothing anew: sizes, and where views of tables begin.
+# Sizes and the alignment of tables differ from step to step and must not cause a new compilation.
 @triton.jit(
-    do_not_specialize=["rows", "sequences", "most"],
+    do_not_specialize=["rows", "sequences", "max_pages"],
     do_not_specialize_on_alignment=["page_table", "offsets", "lengths"],
 )
 def _attend_pages(
@@ -109,12 +110,12 @@ def _attend_pages(
     offsets,
     lengths,
     parts,
-    levels,
+    lse,
     rows,
     sequences,
     heads,
     width,
-    most,
+    max_pages,
     page_stride,
     row_stride,
     head_stride,
@@ -136,12 +137,12 @@ def _attend_pages(
     row = start + m // GROUP
     own = (m // GROUP < CHUNK) & (row < stop)
     place = row * heads + head * GROUP + m % GROUP
-    # The last of the cached rows are the new ones; each sees those up to itself.
+    # The last cached rows are the new ones; each sees the rows up to itself.
     hidden = tl.load(offsets + b + 1).to(tl.int32) - tl.load(lengths + b).to(tl.int32)
     seen = stop.to(tl.int32) - hidden
-    # The first split has something to read; without saying so Triton 3.8 spills for sm_120.
+    # The first split always has rows to read; without `split > 0` Triton 3.8 spills on sm_120.
     if (split > 0) & (split * BLOCK >= seen):
-        store_empty(levels, split * rows * heads + place, own)
+        store_empty(lse, split * rows * heads + place, own)
         return
     tile = tl.load(
         query + place[:, None] * width + c[None, :], own[:, None] & (c < width)[None, :], other=0
@@ -151,7 +152,7 @@ def _attend_pages(
     total = tl.zeros([TILE], tl.float32)
     pooled = tl.zeros([TILE, WIDTH], tl.float32)
     step = BLOCK
-    if levels is not None:
+    if lse is not None:
         step = tl.num_programs(2) * BLOCK
     for first in range(split * BLOCK, seen, step):
         top, total, pooled = attend(
@@ -161,7 +162,7 @@ def _attend_pages(
             pooled,
             key_pages + head * head_stride,
             value_pages + head * head_stride,
-            page_table + b * most,
+            page_table + b * max_pages,
             first,
             seen,
             limits,
@@ -174,4 +175,4 @@ def _attend_pages(
             WIDTH,
             PRECISION,
         )
-    store_part(parts, levels, top, total, pooled, split * rows * heads + place, width, own, WIDTH)
+    store_part(parts, lse, top, total, pooled, split * rows * heads + place, width, own, WIDTH)

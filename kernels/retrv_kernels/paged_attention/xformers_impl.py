@@ -1,7 +1,7 @@
-"""xFormers' operators over gathered pages: prefill of half-precision rows, where one takes it.
+"""xFormers' operators over gathered pages, for half-precision prefills that they support.
 
-It has not been run on a GPU: what has been is the mask, the gathering and the operators' answers
-for tensors without storage.
+This has not been run on a GPU. The mask, the gathering and the operators' answers for tensors
+without storage are tested.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from xformers.ops import fmha
 from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
 
 from retrv_kernels.availability import Availability
-from retrv_kernels.paged_attention.reference import cached
+from retrv_kernels.paged_attention.reference import cached_rows
 
-# In the order in which they are asked.
+# In order of preference.
 OPERATORS = (fmha.flash.FwOp, fmha.cutlass.FwOp)
 
 
@@ -29,12 +29,12 @@ def accepts(
     kv_lens: Tensor,
     scale: float,
 ) -> Availability:
-    """Whether an operator takes the batch, by its own account. Looks at shapes and dtypes alone."""
+    """Whether an operator says that it supports the batch; only shapes and dtypes are read."""
     if query.dtype not in (torch.float16, torch.bfloat16):
         return Availability(False, f"its {query.dtype} products may be rounded to TF32")
     if len(query) <= len(kv_lens):
         return Availability(False, "a decode step would gather every page for a few rows")
-    # The lengths are not read: an operator asks for the mask's kind and the tensors' shapes.
+    # Any lengths will do: an operator reads the mask's type and the tensors' shapes.
     rows = key_pages.select(1, 0)
     inputs = _inputs(
         query, rows, rows, mask([len(query)], [len(query)], torch.device("cpu")), scale
@@ -55,10 +55,11 @@ def paged_attention(
     kv_lens: Tensor,
     scale: float,
 ) -> Tensor:
-    # One wait for the device, where the lengths are there: the mask is made of numbers.
+    """xFormers implementation of `retrv_kernels.ops.paged_attention`."""
+    # This waits for the device once: the mask is made from the lengths as numbers.
     new, lengths = torch.stack([cu_seqlens.diff().long(), kv_lens.long()]).tolist()
     keys, values = (
-        torch.cat([cached(pages, *own) for own in zip(page_table, lengths, strict=True)])
+        torch.cat([cached_rows(pages, *own) for own in zip(page_table, lengths, strict=True)])
         for pages in (key_pages, value_pages)
     )
     inputs = _inputs(query, keys, values, mask(new, lengths, query.device), scale)
@@ -72,7 +73,7 @@ def paged_attention(
 def mask(
     new: list[int], lengths: list[int], device: torch.device
 ) -> BlockDiagonalCausalFromBottomRightMask:
-    """Each sequence's last cached rows are its new ones, which see those up to themselves."""
+    """The mask of sequences whose last cached rows are new and see the rows up to themselves."""
     return BlockDiagonalCausalFromBottomRightMask.from_seqlens(new, lengths, device=device)
 
 
@@ -83,7 +84,7 @@ def _inputs(
     bias: BlockDiagonalCausalFromBottomRightMask,
     scale: float,
 ) -> Any:
-    """One batch of packed rows, ``[1, rows, H_kv, group, d_h]``; a group shares its keys."""
+    """Inputs of one batch of packed rows, ``[1, rows, H_kv, group, d_h]``."""
     heads = keys.shape[1]
     group = query.shape[1] // heads
     keys, values = (

@@ -1,1 +1,1 @@
-"""Content tokens: each item's rows pooled under fixed queries, in one read."""
+"""Content tokens: the rows of each item pooled under fixed queries, in one read."""

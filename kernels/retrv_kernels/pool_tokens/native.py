@@ -1,4 +1,4 @@
-"""One read of the rows, items spread over torch's threads."""
+"""One read of the rows; torch's threads share the items."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def pool_tokens(
     scales: Tensor | None,
     eps: float,
 ) -> Tensor:
+    """Native implementation of `retrv_kernels.ops.pool_tokens`."""
     features, offsets = features.contiguous(), cu_seqlens.long().contiguous()
     queries = folded_queries.float().contiguous()
     scales = None if scales is None else scales.contiguous()

@@ -24,7 +24,7 @@ template <class V, class T>
 void pool_items(const T* features, const float* scales, const int64_t* offsets, int64_t items,
                 int64_t width, const float* queries, int64_t heads, float eps, float* out,
                 int threads) {
-  // Waking a second thread costs about as much as reading 64 KB.
+  // Waking a second thread takes about as long as reading 64 KB.
   const bool worth_it = threads > 1 && items > 1 && offsets[items] * width > (1 << 14);
 #pragma omp parallel num_threads(threads) if (worth_it)
   {

@@ -1,10 +1,10 @@
-"""The equation. In float64 it is what the tests compare with."""
+"""The equation. The tests compare with its result in float64."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from retrv_kernels.ragged import dequantize, pad_rows, wide
+from retrv_kernels.ragged import dequantize, pad_rows, widen
 
 
 def pool_tokens(
@@ -14,14 +14,19 @@ def pool_tokens(
     scales: Tensor | None,
     eps: float,
 ) -> Tensor:
+    """Reference for `retrv_kernels.ops.pool_tokens`."""
     rows = dequantize(features, scales)
     rows = nn.functional.rms_norm(rows, rows.shape[-1:], eps=eps)
     rows, mask = pad_rows(rows, cu_seqlens)
-    return pool_rows(rows @ wide(folded_queries).T, rows, mask)
+    return pool_rows(rows @ widen(folded_queries).T, rows, mask)
 
 
 def pool_rows(scores: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
-    """Rows ``[m, n, d]`` weighted by the softmax of scores ``[m, n, H]`` over real rows."""
+    """Rows ``[m, n, d]`` weighted by the softmax of scores ``[m, n, H]``, as ``[m, H, d]``.
+
+    Args:
+        mask: real rows, ``[m, n]``; others get no weight.
+    """
     scores = scores.masked_fill(~mask[..., None], float("-inf"))
-    weights = scores.softmax(1).where(mask[..., None], 0)  # an item without rows has no weights
+    weights = scores.softmax(1).where(mask[..., None], 0)  # an item without rows would be NaN
     return weights.transpose(1, 2) @ rows

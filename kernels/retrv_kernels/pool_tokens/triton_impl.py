@@ -1,9 +1,9 @@
-"""Chunks of rows by one program each, then a merge by item.
+"""One program for each chunk of rows, then a merge for each item.
 
 A row is read once: its norm, its scores and its part of the sums come from the same registers, so
-a program holds whole rows. Products are taken on the ordinary cores: with four heads there are
-nine for an element, which by its data sheet an H100 does in half the time that reading it takes.
-Nothing here has been timed.
+a program holds whole rows. Products run on the ordinary cores: with four heads there are nine for
+each element, which by its data sheet takes an H100 half as long as reading the element. This has
+not been timed.
 """
 
 # mypy: disallow-incomplete-defs=False
@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrv_kernels.triton_common import chunk_of, on_their_device, padded
+from retrv_kernels.triton_common import chunk_of, on_tensor_device, padded
 
-# 50 items of 256 rows make 200 chunks for 132 multiprocessors, and partial sums of four heads in
-# float32 are an eighth of what a chunk of half-precision rows is.
+# 50 items of 256 rows make 200 chunks for 132 multiprocessors. The float32 partial sums of four
+# heads are an eighth of the size of a chunk of half-precision rows.
 CHUNK = 64
 
 
-@on_their_device
+@on_tensor_device
 def pool_tokens(
     features: Tensor,
     cu_seqlens: Tensor,
@@ -30,6 +30,7 @@ def pool_tokens(
     scales: Tensor | None,
     eps: float,
 ) -> Tensor:
+    """Triton implementation of `retrv_kernels.ops.pool_tokens`."""
     items, (heads, width) = len(cu_seqlens) - 1, folded_queries.shape
     features, queries, cu_seqlens = (
         tensor.contiguous() for tensor in (features, folded_queries, cu_seqlens)
@@ -67,11 +68,11 @@ def pool_tokens(
 
 
 def _configuration(heads: int, width: int) -> tuple[int, int, int, int]:
-    """Padded width, heads of a program, rows in a step and warps.
+    """Padded width, heads of a program, rows in a step, and warps.
 
-    A thread holds 8 columns up to a width of 4096: of each head's query and sums, and of each row.
-    Four heads and two rows compile to 128 registers for sm_90, which leaves two programs on a
-    multiprocessor; four rows would take 171. Heads beyond what fits read the rows again.
+    Up to a width of 4096 a thread holds 8 columns of each head's query and sums, and of each row.
+    Four heads and two rows compile to 128 registers on sm_90, which allows two programs on a
+    multiprocessor; four rows would take 171. If not all heads fit, the rows are read again.
     """
     block = padded(width, 16)
     group = min(padded(heads), max(16384 // block, 1))
@@ -119,7 +120,7 @@ def _pool_chunks(
         else:
             scale = tl.load(scales + start + i, i < rows, other=0)
             factor = scale * tl.rsqrt(scale * scale * squares + eps)
-        factor = tl.where(i < rows, factor, 0)  # of a row that is not there: infinite without eps
+        factor = tl.where(i < rows, factor, 0)  # a missing row would give infinity without eps
         scores = tl.sum(x[:, None, :] * query[None, :, :], 2) * factor[:, None]
         scores = tl.where((i < rows)[:, None], scores, float("-inf"))
         highest = tl.maximum(top, tl.max(scores, 0))

@@ -1,1 +1,1 @@
-"""Relation tokens: rows that attend to a query, pooled without being formed."""
+"""Relation tokens: pools the rows with which a candidate attends to a query."""

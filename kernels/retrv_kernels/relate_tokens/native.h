@@ -7,21 +7,21 @@
 
 namespace retrv {
 
-// A pair of a candidate and a query, as offsets into the arrays below.
+// A pair of a candidate and a query, as offsets into the arrays of `relate_tokens`.
 struct RelatePair {
   int64_t first, rows;  // the candidate's rows in `keys`
-  int64_t query;        // number of its query
-  int64_t out;          // where its weights begin in `out`
+  int64_t query;        // index into `queries`
+  int64_t out;          // first weight of the pair in `out`
 };
 
-// A query. Each head's columns are filled up from `rows` to `padded`, whole vectors, and all heads'
-// to `columns`, whole panels: column e * padded + j is head e and row j. In what is filled up, keys
-// are zeros, weights too.
+// A query. Each head's columns are padded from `rows` to `padded`, a multiple of the vector size,
+// and all heads together to `columns`, a multiple of kPanel. Column e * padded + j belongs to head
+// e and row j. Padding holds zeros, in the keys and in the weights.
 struct RelateQuery {
   int64_t rows, padded, columns;
   const float* keys;    // [heads][width / heads][padded], transposed
   const float* scores;  // [pool heads][columns]: the pooling score of each value
-  const float* gram;    // or null: products of values, see relate_tokens/native.py
+  const float* gram;    // products of values, or null: see relate_tokens/native.py
 };
 
 inline constexpr int64_t kPanel = 32;

@@ -1,8 +1,8 @@
-"""One read of the relation keys; pairs spread over torch's threads.
+"""One read of the relation keys; torch's threads share the pairs.
 
-The kernel gives, for each pair, how much of every value its token takes; a matrix product per
-query turns them into tokens. The norm's quadratic form costs (E·q)² floating-point operations a
-candidate row, by its symmetry.
+The kernel computes the weight of every value in each pair's token; a matrix product for each query
+turns weights into tokens. The norm's quadratic form is symmetric, so it takes (E·q)²
+floating-point operations for each candidate row.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from retrv_kernels import native
 
 @dataclass(frozen=True)
 class _Query:
-    """One query as the kernel wants it: value columns head by head, filled up with zeros.
+    """RelateQuery of native.h: one column for each value, ordered by head and padded with zeros.
 
-    Each head's to whole vectors, since vectors in part cost AVX-512 twice the time, and all to
-    whole panels. ``values`` stay row by row: they are megabytes, the weights are not.
+    The columns of a head are padded to whole vectors, because partial vectors take AVX-512 twice
+    the time, and all columns to whole panels. ``values`` are not reordered: they are megabytes,
+    the weights are not.
     """
 
     rows: int
@@ -31,7 +32,7 @@ class _Query:
 
     @classmethod
     def of(cls, keys: Tensor, values: Tensor, queries: Tensor, eps: float | None) -> _Query:
-        """From ``keys [q, w]``, ``values [q, E, d]`` and the pooling ``queries [H, d]``."""
+        """A query with ``keys [q, w]``, ``values [q, E, d]`` and the pooling ``queries [H, d]``."""
         rows, heads, width = values.shape
         pad, spare = nn.functional.pad, (0, -rows % native.lanes())
         panel = native.constant("PANEL")
@@ -51,12 +52,12 @@ class _Query:
         return cls(rows, keys, scores, gram, values)
 
     def row(self) -> list[int]:
-        """As RelateQuery of native.h."""
+        """The members of RelateQuery in native.h."""
         addresses = map(native.address, (self.keys, self.scores, self.gram))
         return [self.rows, self.keys.shape[2], self.scores.shape[1], *addresses]
 
     def tokens(self, weights: Tensor) -> Tensor:
-        """The kernel's weights of some pairs' heads, ``[c · H, columns]``, times the values."""
+        """Tokens ``[c · H, d]`` of this query's pairs, from weights ``[c · H, columns]``."""
         heads, padded = len(self.keys), self.keys.shape[2]
         used = weights[:, : heads * padded].unflatten(1, (heads, padded))[..., : self.rows]
         return used.transpose(1, 2).flatten(1) @ self.values
@@ -74,11 +75,12 @@ def relate_tokens(
     scales: Tensor | None,
     eps: float | None,
 ) -> Tensor:
+    """Native implementation of `retrv_kernels.ops.relate_tokens`."""
     keys, queries = relation_keys.contiguous(), folded_queries.float().contiguous()
     scales = None if scales is None else scales.contiguous()
     (pool_heads, width), relate_heads = queries.shape, folded_values.shape[1]
     out = queries.new_zeros(len(candidate), pool_heads, width)
-    # By query, so that the weights of one query's pairs lie together, as one matrix; pairs whose
+    # Pairs are sorted by query, so that the weights of a query's pairs form one matrix. Pairs whose
     # query has no rows stay 0.
     order = query.argsort(stable=True)
     order = order[cu_queries.diff()[query[order]] > 0]
@@ -111,7 +113,7 @@ def relate_tokens(
     )
     parts = zip(weights.split((sizes * counts).tolist()), counts.tolist(), asked, strict=True)
     tokens = [own.tokens(part.view(count * pool_heads, -1)) for part, count, own in parts]
-    if len(asked) == 1 and len(order) == len(candidate):  # in order: no copy of 2 MB
+    if len(asked) == 1 and len(order) == len(candidate):  # already in order: saves a copy of 2 MB
         return tokens[0].unflatten(0, (-1, pool_heads))
     out[order] = torch.cat(tokens).unflatten(0, (-1, pool_heads))
     return out

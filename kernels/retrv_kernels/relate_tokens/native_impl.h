@@ -6,8 +6,8 @@
 namespace retrv {
 namespace {
 
-// squares[i] += p_i G p_i for rows i, where `gram` holds G by panels of columns, [panel][column]
-// [kPanel], the products below the diagonal folded into those above it.
+// squares[i] = p_i G p_i for rows i. `gram` holds G by panels of columns, [panel][column][kPanel];
+// the entries below the diagonal are added to those above it.
 template <class V>
 struct Quadratic {
   const float* p;
@@ -42,20 +42,20 @@ struct Quadratic {
   }
 };
 
-// One thread's work on a block of candidate rows.
+// Attention of a block of candidate rows over a query, for one thread.
 template <class V>
 class Relation {
  public:
   static constexpr int64_t kBlock = Pooling<V>::kBlock * 3;
 
-  Relation(int64_t width, int64_t heads, int64_t most_columns)
+  Relation(int64_t width, int64_t heads, int64_t max_columns)
       : width_(width),
         heads_(heads),
         depth_(width / heads),
         keys_(kBlock * width),
-        weights_(kBlock * most_columns) {}
+        weights_(kBlock * max_columns) {}
 
-  // p[i][column] = softmax_j(scale_i k_i . q_j) of each head; returns p.
+  // Returns p[i][column] = softmax_j(scale_i k_i . q_j) for each head.
   template <class T>
   const float* attend(const T* keys, const float* scales, int64_t rows, const RelateQuery& query) {
     const float* wide = widened(keys, scales, rows);
@@ -66,7 +66,7 @@ class Relation {
           wide + e * depth_, width_, rows, [&](int64_t k) { return query_keys + k * query.padded; },
           depth_, query.padded, weights + e * query.padded, query.columns, false);
     }
-    float hidden[V::kLanes];  // added to a head's last vector
+    float hidden[V::kLanes];  // added to the last vector of a head
     const int64_t last = query.padded - V::kLanes;
     for (int64_t i = 0; i < V::kLanes; ++i)
       hidden[i] = last + i < query.rows ? 0 : -__builtin_inff();
@@ -118,7 +118,7 @@ void relate_pair(const T* keys, const float* scales, int64_t width, const Relate
                   rows - i < Pooling<V>::kBlock ? rows - i : Pooling<V>::kBlock,
                   [&](int64_t r, float) {
                     if (!query.gram) return 1.0f;
-                    // Where values cancel, rounding may leave a square a little below 0.
+                    // If values cancel, rounding may leave a square slightly below 0.
                     const float square = squares[i + r] < 0 ? 0 : squares[i + r];
                     return 1 / __builtin_sqrtf(square + eps);
                   });
@@ -132,16 +132,16 @@ void relate_tokens(const void* keys, Dtype dtype, const float* scales, int64_t w
                    int64_t pool_heads, const RelateQuery* queries, const RelatePair* pairs,
                    int64_t count, float eps, float* out, int threads) {
   using V = Simd<isa>;
-  int64_t most = 0;
+  int64_t max_columns = 0;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t columns = queries[pairs[i].query].columns;
-    most = columns > most ? columns : most;
+    max_columns = columns > max_columns ? columns : max_columns;
   }
   with_dtype(dtype, keys, [&](const auto* rows) {
 #pragma omp parallel num_threads(threads) if (threads > 1 && count > 1)
     {
-      Relation<V> relation(width, heads, most);
-      Pooling<V> pooling(pool_heads, most);
+      Relation<V> relation(width, heads, max_columns);
+      Pooling<V> pooling(pool_heads, max_columns);
 #pragma omp for schedule(dynamic)
       for (int64_t i = 0; i < count; ++i) {
         const RelateQuery& query = queries[pairs[i].query];

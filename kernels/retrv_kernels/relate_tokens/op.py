@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import accumulated, differentiable, register
+from retrv_kernels.torch_operator import accumulated, differentiable, register
 
 
 def relate_tokens(
@@ -28,30 +30,31 @@ def relate_tokens(
         out[pair, h] = Σᵢ aᵢₕ rᵢ = Σₑⱼ (Σᵢ aᵢₕ ρᵢ pᵢₑⱼ) Vⱼₑ
 
     for candidate rows i, query rows j, heads e of ATT₂ and h of ATT₁. The score is
-    ``ρᵢ Σₑⱼ pᵢₑⱼ (q̃ₕ·Vⱼₑ)``. With ``eps``, ``ρᵢ = 1 / √(|Rᵢ|²/d + eps)`` is RMSNorm's factor,
-    by the quadratic form ``|Rᵢ|² = pᵢ (V Vᵀ) pᵢ``, exact but for rounding; without, it is 1.
+    ``ρᵢ Σₑⱼ pᵢₑⱼ (q̃ₕ·Vⱼₑ)``. With ``eps``, RMSNorm's factor is ``ρᵢ = 1 / √(|Rᵢ|²/d + eps)``, where
+    ``|Rᵢ|² = pᵢ (V Vᵀ) pᵢ`` is exact up to rounding. Without ``eps``, ρᵢ is 1.
 
     Args:
         relation_keys: rows of all candidates, ``[n, w]``, float32, float16 or bfloat16; or int8
-            with scales. They depend on the candidates alone: compute them once per corpus.
+            with scales. They depend only on the candidates: compute them once for a corpus.
         cu_seqlens: row offsets of the candidates, ``[m + 1]`` integers.
         query_keys: rows of all queries, ``[q, w]`` floats, already divided by √(w / E).
         cu_queries: row offsets of the queries, ``[g + 1]`` integers.
-        folded_values: ``Vⱼₑ``, value and output projection of query row j by head e, ``[q, E, d]``.
+        folded_values: ``Vⱼₑ``, query row j after value and output projection of head e,
+            ``[q, E, d]``.
         folded_queries: ``q̃`` of the pooling attention, ``[H, d]``.
-        candidate, query: numbers of each pair's candidate and query, ``[c]`` integers; without
-            them every candidate is paired with the one query, c = m.
-        scales: of int8 keys, ``[n]`` float32.
-        eps: of R's norm; None for no norm.
+        candidate, query: indices of each pair's candidate and query, ``[c]`` integers; if None,
+            every candidate is paired with the only query, so c = m.
+        scales: scales of int8 keys, ``[n]`` float32.
+        eps: epsilon of R's norm; None for no norm.
 
     Returns:
-        ``[c, H, d]`` float32, accumulated in float32; 0 where candidate or query has no rows.
+        ``[c, H, d]`` float32, accumulated in float32; 0 if a pair's candidate or query has no rows.
         Differentiable in keys, values and queries; the backward recomputes the reference.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit; on a CPU also offsets and numbers.
+        ValueError: a shape or dtype is invalid; on a CPU also an offset or index.
 
-    Source: Retrv-R1 (arXiv 2510.02745), its two attentions rearranged.
+    Source: Retrv-R1 (arXiv 2510.02745); its two attentions, rearranged.
     """
     checks.rows("relation_keys", relation_keys, scales)
     checks.offsets("cu_seqlens", cu_seqlens)
@@ -75,16 +78,18 @@ def relate_tokens(
         checks.dtype(name, floats, checks.FLOATS)
     if candidate is None and query is None:
         if len(cu_queries) != 2:
-            raise ValueError(f"{len(cu_queries) - 1} queries: say which candidate goes with which")
+            raise ValueError(
+                f"with {len(cu_queries) - 1} queries, give candidate and query for each pair"
+            )
         candidate = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
         query = torch.zeros_like(candidate)
     if candidate is None or query is None:
-        raise ValueError("candidate and query belong together: give both or neither")
+        raise ValueError("give candidate and query, both or neither")
     checks.shape("candidate", candidate, "c")
     checks.shape("query", query, len(candidate))
     checks.dtype("candidate", candidate, checks.INTEGERS)
     checks.dtype("query", query, checks.INTEGERS)
-    checks.together(
+    checks.compatible(
         relation_keys=relation_keys,
         cu_seqlens=cu_seqlens,
         query_keys=query_keys,
@@ -111,25 +116,35 @@ def relate_tokens(
     )
 
 
-def _fake(keys, cu_seqlens, query_keys, cu_queries, values, queries, candidate, query, scales, eps):
+def _fake(
+    keys: Tensor,
+    cu_seqlens: Tensor,
+    query_keys: Tensor,
+    cu_queries: Tensor,
+    values: Tensor,
+    queries: Tensor,
+    candidate: Tensor,
+    *_: Any,
+) -> Tensor:
     return keys.new_empty((candidate.shape[0], *queries.shape), dtype=accumulated(values))
 
 
-def _check(keys, cu_seqlens, query_keys, cu_queries, values, queries, candidate, query, *_):
-    checks.rising("cu_seqlens", cu_seqlens, len(keys))
-    checks.rising("cu_queries", cu_queries, len(query_keys))
+def _check(
+    keys: Tensor,
+    cu_seqlens: Tensor,
+    query_keys: Tensor,
+    cu_queries: Tensor,
+    values: Tensor,
+    queries: Tensor,
+    candidate: Tensor,
+    query: Tensor,
+    *_: Any,
+) -> None:
+    checks.ascending("cu_seqlens", cu_seqlens, len(keys))
+    checks.ascending("cu_queries", cu_queries, len(query_keys))
     checks.indices("candidate", candidate, len(cu_seqlens) - 1)
     checks.indices("query", query, len(cu_queries) - 1)
 
 
-_ARGUMENTS = (
-    "Tensor relation_keys, Tensor cu_seqlens, Tensor query_keys, Tensor cu_queries, "
-    "Tensor folded_values, Tensor folded_queries, Tensor candidate, Tensor query, "
-    "Tensor? scales, float? eps"
-)
-register("relate_tokens", f"({_ARGUMENTS}) -> Tensor", _fake, _check)
-differentiable(
-    "relate_tokens",
-    _ARGUMENTS,
-    ("relation_keys", "query_keys", "folded_values", "folded_queries"),
-)
+register("relate_tokens", _fake, _check)
+differentiable("relate_tokens", ("relation_keys", "query_keys", "folded_values", "folded_queries"))

@@ -1,4 +1,4 @@
-"""The equation, one query at a time. In float64 it is what the tests compare with."""
+"""The equation, one query at a time. The tests compare with its result in float64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from retrv_kernels.pool_tokens.reference import pool_rows
-from retrv_kernels.ragged import dequantize, pad_rows, take_items, wide
+from retrv_kernels.ragged import dequantize, pad_rows, take_items, widen
 
 
 def relate_tokens(
@@ -21,8 +21,9 @@ def relate_tokens(
     scales: Tensor | None,
     eps: float | None,
 ) -> Tensor:
-    keys, query_keys = dequantize(relation_keys, scales), wide(query_keys)
-    values, queries = wide(folded_values), wide(folded_queries)
+    """Reference for `retrv_kernels.ops.relate_tokens`."""
+    keys, query_keys = dequantize(relation_keys, scales), widen(query_keys)
+    values, queries = widen(folded_values), widen(folded_queries)
     bounds = cu_queries.tolist()
     parts, order = [values.new_zeros(0, *queries.shape)], [candidate.new_zeros(0).long()]
     for number in query.unique().tolist():
@@ -37,13 +38,13 @@ def relate_tokens(
 def _one_query(
     rows: Tensor, mask: Tensor, keys: Tensor, values: Tensor, queries: Tensor, eps: float | None
 ) -> Tensor:
-    """``rows [c, n, w]`` of its candidates, ``keys [q, w]``, ``values [q, E, d]`` → [c, H, d]."""
+    """Tokens ``[c, H, d]`` of one query: candidates' ``rows [c, n, w]``, ``values [q, E, d]``."""
     heads = values.shape[1]
     rows, keys = rows.unflatten(-1, (heads, -1)), keys.unflatten(-1, (heads, -1))
     weights = torch.einsum("cnew,qew->cneq", rows, keys).softmax(-1).flatten(2)
     values = values.transpose(0, 1).flatten(0, 1)
     if eps is not None:
         squares = ((weights @ (values @ values.T)) * weights).sum(-1, keepdim=True)
-        # Where values cancel, rounding may leave a sum of squares a little below 0.
+        # If values cancel, rounding may leave a sum of squares slightly below 0.
         weights = weights * (squares.clamp(min=0) / values.shape[-1] + eps).rsqrt()
     return pool_rows(weights @ (values @ queries.T), weights, mask) @ values

@@ -1,8 +1,8 @@
-"""Three kernels, of which none stores ATT₂'s weights: what they need of them they compute again.
+"""Three kernels. None of them stores ATT₂'s weights; they are computed again where needed.
 
-`score_rows` leaves for every candidate row its score under each pooling head, its RMS factor and
-the log-sum-exp of each ATT₂ head; with those, `weigh_queries` can form any block of weights alone
-and sum it over the rows; `combine` multiplies the sums with the folded values.
+`score_rows` writes, for every candidate row, its score under each pooling head, its RMS factor and
+the log-sum-exp of each ATT₂ head. From these `weigh_queries` computes any block of weights by
+itself and sums it over the rows. `combine` multiplies the sums by the folded values.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrv_kernels.ragged import wide
+from retrv_kernels.ragged import widen
 from retrv_kernels.relate_tokens.triton_kernels import combine, score_rows, weigh_queries
-from retrv_kernels.triton_common import dot_type, on_their_device, padded, precision
+from retrv_kernels.triton_common import dot_precision, dot_type, on_tensor_device, padded
 
-# Programs of a pair, which take its blocks of rows in turn: as many as 256 rows have blocks of 32.
-# A number that does not depend on the batch, and needs no length on the host.
+# Programs for a pair, which take its blocks of rows in turn: 256 rows have 8 blocks of 32. The
+# number does not depend on the batch, and no length has to be read on the host.
 PROGRAMS = 8
 
 
-@on_their_device
+@on_tensor_device
 def relate_tokens(
     relation_keys: Tensor,
     cu_seqlens: Tensor,
@@ -34,6 +34,7 @@ def relate_tokens(
     scales: Tensor | None,
     eps: float | None,
 ) -> Tensor:
+    """Triton implementation of `retrv_kernels.ops.relate_tokens`."""
     keys, query_keys, values, cu_seqlens, cu_queries, candidate, query = (
         tensor.contiguous()
         for tensor in (
@@ -55,11 +56,11 @@ def relate_tokens(
     dot = dot_type(keys, query_keys)
     tile, block, warps = _configuration(dot, longest)
     blocks = triton.cdiv(longest, block)
-    span = blocks * block  # whole blocks need no mask, which would make 4-byte loads of them
-    relevance = wide(values) @ wide(folded_queries).T
+    span = blocks * block  # whole blocks need no mask, with which loads would shrink to 4 bytes
+    relevance = widen(values) @ widen(folded_queries).T
     products = None if eps is None else _products(values, cu_queries, span)
     scores, factors = out.new_empty((rows, pool)), out.new_empty(rows)
-    levels, weights = out.new_empty((rows, heads)), out.new_empty((pairs, pool, heads, span))
+    lse, weights = out.new_empty((rows, heads)), out.new_empty((pairs, pool, heads, span))
     head_width = keys.shape[1] // heads
     where = (cu_seqlens, cu_queries, candidate, query, places)
     common = {
@@ -68,7 +69,7 @@ def relate_tokens(
         "POOL": padded(pool, 16),
         "STEP": min(padded(head_width, 16), 32),
         "DOT": dot,
-        "PRECISION": precision(dot),
+        "PRECISION": dot_precision(dot),
         "num_warps": warps,
         "num_stages": 2,
     }
@@ -81,7 +82,7 @@ def relate_tokens(
         products,
         scores,
         factors,
-        levels,
+        lse,
         heads,
         pool,
         head_width,
@@ -99,7 +100,7 @@ def relate_tokens(
         *where,
         scores,
         factors,
-        levels,
+        lse,
         weights,
         heads,
         pool,
@@ -121,7 +122,7 @@ def relate_tokens(
         POOL=padded(pool, 16),
         BLOCK=min(block, 32),
         COLUMNS=columns,
-        PRECISION=precision(dot_type(values)),
+        PRECISION=dot_precision(dot_type(values)),
     )
     return out
 
@@ -129,10 +130,11 @@ def relate_tokens(
 def _extents(
     keys: Tensor, cu_seqlens: Tensor, cu_queries: Tensor, candidate: Tensor, asked: int
 ) -> tuple[Tensor, int, int]:
-    """Where each pair's rows lie among all pairs', how many those are, rows of the longest query.
+    """Offset of each pair's rows, their total number, and the rows of the longest query.
 
-    With one query the shapes say it: a candidate's rows lie where its keys do. With several, one
-    wait for the device: what they leave open would multiply the scratch by their number.
+    With one query the shapes give all of it: a candidate's rows have the offset of its keys. With
+    several queries this waits for the device once, because bounds from the shapes alone would
+    multiply the temporary memory by the number of queries.
     """
     if len(cu_queries) == 2:
         return cu_seqlens[candidate.long()], len(keys), asked
@@ -143,7 +145,7 @@ def _extents(
 
 
 def _products(values: Tensor, cu_queries: Tensor, span: int) -> Tensor:
-    """``G = V Vᵀ`` of each query, ``[g, E · span, E · span]`` float32, 0 behind its last row."""
+    """``G = V Vᵀ`` of each query, ``[g, E · span, E · span]`` float32, 0 after its last row."""
     places = cu_queries[:-1, None] + torch.arange(span, device=values.device)
     rows = values[places.clamp(max=len(values) - 1)]
     rows = rows.where((places < cu_queries[1:, None])[..., None, None], 0)
@@ -151,23 +153,22 @@ def _products(values: Tensor, cu_queries: Tensor, span: int) -> Tensor:
 
 
 def _squared(rows: Tensor) -> Tensor:
-    """``rows rowsᵀ`` in float32, also of halves, whose range it can leave.
+    """``rows rowsᵀ`` in float32, also for half-precision rows, whose range it can exceed.
 
-    Their products are exact in it, and on a GPU tensor cores take them so. Those of float32 are as
-    exact as PyTorch's: `torch.backends.cuda.matmul` can turn them into TF32 (not by default).
+    Products of half-precision numbers are exact in float32; tensor cores compute them so on a GPU.
+    Products of float32 are PyTorch's: `torch.backends.cuda.matmul` can allow TF32 (not by default).
     """
     if rows.is_cuda and rows.element_size() == 2:
         return torch.bmm(rows, rows.mT, out_dtype=torch.float32)
-    return wide(rows) @ wide(rows).mT
+    return widen(rows) @ widen(rows).mT
 
 
 def _configuration(dot: tl.dtype, longest: int) -> tuple[int, int, int]:
-    """Candidate rows and query rows in a block, warps.
+    """Candidate rows in a block, query rows in a block, and warps.
 
-    Blocks of query rows are no longer than the longest query, so that a text query of 8 rows is
-    one of 16. float32 is multiplied on the ordinary cores, from registers: half as many rows and
-    twice the warps are what compiles without spills. 32 candidate rows make 400 programs of 50
-    candidates with 256.
+    A block of query rows is no longer than the longest query needs: 16 for a text query of 8 rows.
+    float32 products run on the ordinary cores from registers: half as many rows and twice the
+    warps compile without spills. With 32 candidate rows, 50 candidates of 256 make 400 programs.
     """
     single = dot == tl.float32
     return 32, min(padded(longest, 16), 32 if single else 64), 8 if single else 4

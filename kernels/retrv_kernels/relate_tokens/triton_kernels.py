@@ -1,7 +1,7 @@
-"""What `triton_impl` launches.
+"""The kernels that `triton_impl` launches.
 
-A pair is a candidate and a query. Shapes and names are those of `op.py`; a query's rows are padded
-to ``span`` wherever they are a last dimension.
+A pair is a candidate and a query. Shapes and names are those of `op.py`. Where a query's rows are
+the last dimension, they are padded to ``span``.
 """
 
 # mypy: disallow-incomplete-defs=False
@@ -30,7 +30,7 @@ def _dots(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Scores ``[ROWS, BLOCK]`` of candidate rows from ``row`` against query rows from ``asked``."""
+    """Scores ``[ROWS, BLOCK]`` of candidate rows after ``row`` and query rows after ``asked``."""
     i, j = row + tl.arange(0, ROWS), asked + tl.arange(0, BLOCK)
     scores = tl.zeros([ROWS, BLOCK], tl.float32)
     for first in range(0, head_width, STEP):
@@ -66,7 +66,7 @@ def score_rows(
     products,
     scores,
     factors,
-    levels,
+    lse,
     heads,
     pool,
     head_width,
@@ -82,6 +82,7 @@ def score_rows(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Scores, RMS factors and log-sum-exps of a pair's candidate rows."""
     pair = tl.program_id(0)
     item, number = tl.load(candidate + pair), tl.load(query + pair).to(tl.int64)
     begin, place = tl.load(offsets + item).to(tl.int64), tl.load(places + pair).to(tl.int64)
@@ -99,7 +100,7 @@ def score_rows(
         return
     e, h, k = tl.arange(0, HEADS), tl.arange(0, POOL), tl.arange(0, BLOCK)
     for row in range(tl.program_id(1) * ROWS, rows, PROGRAMS * ROWS):
-        level = tl.zeros([ROWS, HEADS], tl.float32)
+        row_lse = tl.zeros([ROWS, HEADS], tl.float32)
         for head in range(0, heads):
             top = tl.full([ROWS], float("-inf"), tl.float32)
             total = tl.zeros([ROWS], tl.float32)
@@ -111,12 +112,12 @@ def score_rows(
                 highest = tl.maximum(top, tl.max(s, 1))
                 total = total * tl.exp(top - highest) + tl.sum(tl.exp(s - highest[:, None]), 1)
                 top = highest
-            level = tl.where((e == head)[None, :], (top + tl.log(total))[:, None], level)
+            row_lse = tl.where((e == head)[None, :], (top + tl.log(total))[:, None], row_lse)
         relation = tl.zeros([ROWS, POOL], tl.float32)
         squares = tl.zeros([ROWS], tl.float32)
         for b in range(0, heads * blocks):
             head, j = b // blocks, (b % blocks) * BLOCK
-            own = tl.sum(tl.where((e == head)[None, :], level, 0), 1)
+            own = tl.sum(tl.where((e == head)[None, :], row_lse, 0), 1)
             s = _dots(
                 keys, scales, query_keys, row, rows, j, asks, head, heads, head_width,
                 ROWS, BLOCK, STEP, DOT, PRECISION,
@@ -132,7 +133,7 @@ def score_rows(
                 # G is symmetric: a block off the diagonal counts twice.
                 for b2 in range(0, b + 1):
                     head2, j2 = b2 // blocks, (b2 % blocks) * BLOCK
-                    own2 = tl.sum(tl.where((e == head2)[None, :], level, 0), 1)
+                    own2 = tl.sum(tl.where((e == head2)[None, :], row_lse, 0), 1)
                     s2 = _dots(
                         keys, scales, query_keys, row, rows, j2, asks, head2, heads, head_width,
                         ROWS, BLOCK, STEP, DOT, PRECISION,
@@ -146,7 +147,7 @@ def score_rows(
         i = row + tl.arange(0, ROWS)
         factor = tl.full([ROWS], 1.0, tl.float32)
         if products is not None:
-            # Rounding may leave a sum of squares that is 0 a little below it.
+            # Rounding may leave a sum of squares slightly below 0.
             factor = tl.rsqrt(tl.maximum(squares, 0) * inverse_width + eps)
         tl.store(factors + place + i, factor, i < rows)
         tl.store(
@@ -155,8 +156,8 @@ def score_rows(
             (i < rows)[:, None] & (h < pool)[None, :],
         )
         tl.store(
-            levels + (place + i)[:, None] * heads + e[None, :],
-            level,
+            lse + (place + i)[:, None] * heads + e[None, :],
+            row_lse,
             (i < rows)[:, None] & (e < heads)[None, :],
         )
 
@@ -173,7 +174,7 @@ def weigh_queries(
     places,
     scores,
     factors,
-    levels,
+    lse,
     weights,
     heads,
     pool,
@@ -186,6 +187,7 @@ def weigh_queries(
     DOT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Weights of a block of query rows and one head, summed over a pair's candidate rows."""
     pair, b = tl.program_id(0), tl.program_id(1)
     blocks = span // BLOCK
     head, j = b // blocks, (b % blocks) * BLOCK
@@ -218,7 +220,7 @@ def weigh_queries(
         a = tl.exp(score - highest[:, None])
         total = total * kept + tl.sum(a, 1)
         a *= tl.load(factors + place + i, i < rows, other=0)[None, :]
-        own = tl.load(levels + (place + i) * heads + head, i < rows, other=0)
+        own = tl.load(lse + (place + i) * heads + head, i < rows, other=0)
         s = _dots(
             keys, scales, query_keys, row, rows, j, asks, head, heads, head_width,
             ROWS, BLOCK, STEP, DOT, PRECISION,
@@ -251,6 +253,7 @@ def combine(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    """Tokens of a pair: the weights times the folded values."""
     pair = tl.program_id(0).to(tl.int64)
     number = tl.load(query + pair)
     asked = tl.load(query_offsets + number).to(tl.int64)

@@ -1,1 +1,1 @@
-"""Rotary positions of new queries and keys, and the new rows' way into the paged cache."""
+"""Rotates new queries and keys to their positions and writes new rows into the paged cache."""

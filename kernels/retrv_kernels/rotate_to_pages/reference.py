@@ -19,13 +19,14 @@ def rotate_to_pages(
     k_norm: Tensor | None,
     eps: float,
 ) -> Tensor:
-    page_size, cached, width = key_pages.shape[1:]
-    query, key, value = qkv.split([heads, cached, cached], 1)
+    """Reference for `retrv_kernels.ops.rotate_to_pages`."""
+    page_size, kv_heads, width = key_pages.shape[1:]
+    query, key, value = qkv.split([heads, kv_heads, kv_heads], 1)
     if q_norm is not None and k_norm is not None:
         query, key = rms_norm(query, (width,), q_norm, eps), rms_norm(key, (width,), k_norm, eps)
     rows = torch.cat([query, key], 1)
     rows = torch.addcmul(rows * cos, rows.roll(width // 2, -1), sin)
-    query, key = rows.split([heads, cached], 1)
+    query, key = rows.split([heads, kv_heads], 1)
     where = (slots // page_size).long(), (slots % page_size).long()
     key_pages[where] = key
     value_pages[where] = value

@@ -1,4 +1,4 @@
-"""A program takes some heads of a row, queries, keys and values alike, as two halves."""
+"""Each program handles some heads of a row (queries, keys or values), each as two halves."""
 
 # mypy: disallow-incomplete-defs=False
 
@@ -8,13 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrv_kernels.triton_common import on_their_device, padded
+from retrv_kernels.triton_common import on_tensor_device, padded
 
-# Halves of 64 half-precision columns are then 16 bytes for each thread of two warps.
+# With these, halves of 64 half-precision columns are 16 bytes for each thread of two warps.
 HEADS, WARPS = 8, 2
 
 
-@on_their_device
+@on_tensor_device
 def rotate_to_pages(
     qkv: Tensor,
     cos: Tensor,
@@ -27,6 +27,7 @@ def rotate_to_pages(
     k_norm: Tensor | None,
     eps: float,
 ) -> Tensor:
+    """Triton implementation of `retrv_kernels.ops.rotate_to_pages`."""
     rows, every, width = qkv.shape
     qkv, cos, sin, slots = (tensor.contiguous() for tensor in (qkv, cos, sin, slots))
     query = qkv.new_empty((rows, heads, width))
@@ -65,7 +66,7 @@ def _rotate(
     k_norm,
     query,
     heads,
-    cached,
+    kv_heads,
     half,
     page_stride,
     row_stride,
@@ -79,13 +80,13 @@ def _rotate(
     h, c = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, HALF)
     dtype = qkv.dtype.element_ty
     column = c < half
-    place = ((row * (heads + 2 * cached) + h) * 2 * half)[:, None] + c[None, :]
-    own = (h < heads + 2 * cached)[:, None] & column[None, :]
+    place = ((row * (heads + 2 * kv_heads) + h) * 2 * half)[:, None] + c[None, :]
+    own = (h < heads + 2 * kv_heads)[:, None] & column[None, :]
     x = tl.load(qkv + place, own, other=0).to(tl.float32)
     y = tl.load(qkv + place + half, own, other=0).to(tl.float32)
     if q_norm is not None:
         scale = tl.rsqrt((tl.sum(x * x, 1) + tl.sum(y * y, 1)) / (2 * half) + eps)[:, None]
-        is_query, is_value = (h < heads)[:, None], (h >= heads + cached)[:, None]
+        is_query, is_value = (h < heads)[:, None], (h >= heads + kv_heads)[:, None]
         xs = _either(q_norm + c, k_norm + c, column, is_query)
         ys = _either(q_norm + half + c, k_norm + half + c, column, is_query)
         x = tl.where(is_value, x, (x * scale * xs).to(dtype).to(tl.float32))
@@ -101,26 +102,26 @@ def _rotate(
     base = slot // PAGE * page_stride + slot % PAGE * row_stride
     k = h - heads
     to = key_pages + base + (k * head_stride)[:, None] + c[None, :]
-    mine = ((k >= 0) & (k < cached))[:, None] & column[None, :]
+    mine = ((k >= 0) & (k < kv_heads))[:, None] & column[None, :]
     tl.store(to, first, mine)
     tl.store(to + half, second, mine)
-    v = k - cached
+    v = k - kv_heads
     to = value_pages + base + (v * head_stride)[:, None] + c[None, :]
-    mine = ((v >= 0) & (v < cached))[:, None] & column[None, :]
+    mine = ((v >= 0) & (v < kv_heads))[:, None] & column[None, :]
     tl.store(to, x.to(dtype), mine)
     tl.store(to + half, y.to(dtype), mine)
 
 
 @triton.jit
 def _either(of_queries, of_keys, column, is_query):
-    """Weights of the norm of each head."""
+    """Weights of each head's norm."""
     a, b = tl.load(of_queries, column, other=0), tl.load(of_keys, column, other=0)
     return tl.where(is_query, a.to(tl.float32)[None, :], b.to(tl.float32)[None, :])
 
 
 @triton.jit
 def _turned(x, other, cos, sin, column, dtype: tl.constexpr):
-    """A half, rotated: rounded as a product and a sum of PyTorch's are."""
+    """One rotated half, rounded where PyTorch's product and sum round."""
     a = tl.load(cos, column, other=0).to(tl.float32)[None, :]
     b = tl.load(sin, column, other=0).to(tl.float32)[None, :]
     return ((x * a).to(dtype).to(tl.float32) + other * b).to(dtype)

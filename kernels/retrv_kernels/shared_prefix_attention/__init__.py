@@ -1,1 +1,1 @@
-"""Decode attention of sequences that share prefixes, each read once."""
+"""Decode attention of sequences with shared prefixes; each prefix is read once."""

@@ -7,8 +7,8 @@
 
 namespace retrv {
 
-// op.py's equation; query [rows][heads][width] of the cache's dtype, lengths [nodes], node_rows
-// [nodes][2], out [rows][heads][width].
+// The equation in op.py. query [rows][heads][width] has the cache's dtype; lengths [nodes];
+// node_rows [nodes][2]; out [rows][heads][width].
 template <Isa isa>
 void shared_prefix_attention(const void* query, int64_t rows, int64_t heads,
                              const PagedCache& cache, const int64_t* lengths,

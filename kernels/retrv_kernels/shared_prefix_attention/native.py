@@ -1,4 +1,4 @@
-"""Chunks of nodes, all rows that share them together, spread over torch's threads; then a merge."""
+"""Chunks of nodes, each for all rows that share it, on torch's threads; then a merge."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import native
-from retrv_kernels.paged_attention.layout import alike
+from retrv_kernels.paged_attention.layout import with_equal_strides
 from retrv_kernels.paged_attention.native import cache_of
 
 
@@ -19,9 +19,10 @@ def shared_prefix_attention(
     node_rows: Tensor,
     scale: float,
 ) -> Tensor:
+    """Native implementation of `retrv_kernels.ops.shared_prefix_attention`."""
     query = query.contiguous()
     table, lengths, rows = (x.long().contiguous() for x in (page_table, node_lens, node_rows))
-    keys, values = alike(key_pages, value_pages)
+    keys, values = with_equal_strides(key_pages, value_pages)
     cache = cache_of(keys, values, table)
     out = torch.empty_like(query, dtype=torch.float32)
     native.function("shared_prefix_attention")(

@@ -6,10 +6,10 @@
 namespace retrv {
 namespace {
 
-// A node is cut into chunks of keys and tiles of rows, each a task for every cache head. A chunk
-// leaves a partial result for each row of its node.
+// A node is split into chunks of keys and tiles of rows; a task is one chunk, one tile and one
+// cache head. A chunk gives a partial result for each row of its node.
 struct Nodes {
-  static constexpr int64_t kChunk = 256;  // keys: enough tasks for many threads, few partials
+  static constexpr int64_t kChunk = 256;  // keys: enough tasks for threads, few partial results
 
   const int64_t* lengths;
   const int64_t* rows;  // [nodes][2]
@@ -20,7 +20,7 @@ struct Nodes {
   int64_t chunks(int64_t node) const { return (lengths[node] + kChunk - 1) / kChunk; }
 };
 
-// Partial results [partials][heads] of rows, undivided.
+// Partial results [partials][heads] of rows, not divided by the sum of weights.
 struct Partials {
   float* sums;  // [width]
   float* largest;
@@ -42,7 +42,7 @@ void attend_chunk(Attention<V, T>& attention, const T* query, int64_t heads,
     for (int64_t g = 0; g < group; ++g)
       attention.add(query + ((nodes.first(node) + row) * heads + head * group + g) * cache.width,
                     end);
-  attention.attend(cache.page_table + node * cache.most, head, key, end);
+  attention.attend(cache.page_table + node * cache.max_pages, head, key, end);
   for (int64_t row = from; row < to; ++row)
     for (int64_t g = 0; g < group; ++g) {
       const int64_t i = (row - from) * group + g;
@@ -53,7 +53,7 @@ void attend_chunk(Attention<V, T>& attention, const T* query, int64_t heads,
     }
 }
 
-// One row's head: partial results of all chunks that cover it, merged by log-sum-exp.
+// Merges the partial results of all chunks that cover one head of one row, by log-sum-exp.
 template <class V>
 void merge(const Nodes& nodes, const int64_t* first_partial, int64_t row, int64_t head,
            int64_t heads, int64_t width, const Partials& partials, float* out) {
@@ -101,7 +101,7 @@ void attend_tree(const T* query, int64_t rows, int64_t heads, const PagedCache& 
     int64_t node = 0;
 #pragma omp for schedule(monotonic : dynamic)
     for (int64_t task = 0; task < first_task[nodes.count]; ++task) {
-      while (first_task[node + 1] <= task) ++node;  // a thread's tasks come in rising order
+      while (first_task[node + 1] <= task) ++node;  // the tasks of a thread ascend
       const int64_t own = task - first_task[node], chunk = own / cache.heads % nodes.chunks(node);
       attend_chunk(attention, query, heads, cache, nodes, node, chunk,
                    own / cache.heads / nodes.chunks(node), tile_rows, own % cache.heads,

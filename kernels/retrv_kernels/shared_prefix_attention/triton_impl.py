@@ -1,8 +1,8 @@
-"""Some sequences with all heads of a cache head by one program, over every node that covers any.
+"""A program handles some sequences for all heads of a cache head, over every node that covers one.
 
-A node's rows are read once for the sequences of a program, those of 64 query heads; the online
-softmax goes on from node to node, so the tree's partial results never leave the registers. The
-blocks of rows are dealt out among several programs, whose results are merged at the end.
+A node's rows are read once for the sequences of a program, whose tile has 64 rows of heads. The
+online softmax continues from node to node, so the partial results of the tree stay in registers.
+Several programs share the blocks of rows; their results are merged at the end.
 """
 
 # mypy: disallow-incomplete-defs=False
@@ -15,22 +15,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrv_kernels.paged_attention.layout import alike
+from retrv_kernels.paged_attention.layout import with_equal_strides
 from retrv_kernels.triton_common import (
     attend,
+    dot_precision,
     dot_type,
-    merged,
-    on_their_device,
+    empty_parts,
+    merge,
+    on_tensor_device,
     padded,
-    parts_of,
-    precision,
-    splits,
+    split_count,
     store_empty,
     store_part,
 )
 
 
-@on_their_device
+@on_tensor_device
 def shared_prefix_attention(
     query: Tensor,
     key_pages: Tensor,
@@ -40,19 +40,20 @@ def shared_prefix_attention(
     node_rows: Tensor,
     scale: float,
 ) -> Tensor:
+    """Triton implementation of `retrv_kernels.ops.shared_prefix_attention`."""
     (rows, heads, width), nodes = query.shape, len(node_lens)
     page_size, kv_heads = key_pages.shape[1:3]
     query, page_table, node_lens, node_rows = (
         tensor.contiguous() for tensor in (query, page_table, node_lens, node_rows)
     )
-    key_pages, value_pages = alike(key_pages, value_pages)
+    key_pages, value_pages = with_equal_strides(key_pages, value_pages)
     group = heads // kv_heads
     tile, block, warps = _configuration(query, group)
     chunk = tile // group
     chunks = triton.cdiv(rows, chunk)
-    most = nodes * triton.cdiv(page_table.shape[1] * page_size, block)
-    count = splits(chunks * kv_heads, most)
-    parts, levels = parts_of(query, count)
+    max_blocks = nodes * triton.cdiv(page_table.shape[1] * page_size, block)
+    count = split_count(chunks * kv_heads, max_blocks)
+    parts, lse = empty_parts(query, count)
     _attend_nodes[(chunks, kv_heads, count)](
         query,
         key_pages,
@@ -61,7 +62,7 @@ def shared_prefix_attention(
         node_lens,
         node_rows,
         parts,
-        levels,
+        lse,
         rows,
         nodes,
         heads,
@@ -77,20 +78,20 @@ def shared_prefix_attention(
         NODES=padded(nodes, 64),
         WIDTH=padded(width, 16),
         DOT=dot_type(query),
-        PRECISION=precision(dot_type(query)),
+        PRECISION=dot_precision(dot_type(query)),
         num_warps=warps,
         num_stages=2,
     )
-    return merged(parts, levels, query.dtype)
+    return merge(parts, lse, query.dtype)
 
 
 def _configuration(query: Tensor, group: int) -> tuple[int, int, int]:
-    """Sequences times heads in a tile, cached rows in a step, warps.
+    """Rows of a tile (sequences times heads), cached rows in a step, and warps.
 
-    64 is what Hopper's products begin with; 16 serve what fits them, and are the one other size.
-    Eight warps are what a full one of a head of 128 needs not to spill on sm_80 and sm_120.
-    float32 is multiplied on the ordinary cores: from 32 rows on it spills, and with four warps
-    Triton 3.6 leaves 8 to 16 bytes of stack for sm_90.
+    Hopper's products start at 64 rows; the only other size is 16, for what fits it. With a head of
+    128, eight warps keep a full tile from spilling on sm_80 and sm_120. float32 products run on
+    the ordinary cores: from 32 rows on they spill, and with four warps Triton 3.6 keeps 8 to 16
+    bytes on the stack on sm_90.
     """
     half, width = query.element_size() == 2, query.shape[2]
     tile = padded(group, 64 if half and len(query) * group > 16 else 16)
@@ -99,9 +100,9 @@ def _configuration(query: Tensor, group: int) -> tuple[int, int, int]:
     return tile, block, 4 if small else 8
 
 
-# What differs from step to step compiles nothing anew: sizes, and where views of tables begin.
+# Sizes and the alignment of tables differ from step to step and must not cause a new compilation.
 @triton.jit(
-    do_not_specialize=["rows", "nodes", "most"],
+    do_not_specialize=["rows", "nodes", "max_pages"],
     do_not_specialize_on_alignment=["page_table", "lengths", "node_rows"],
 )
 def _attend_nodes(
@@ -112,12 +113,12 @@ def _attend_nodes(
     lengths,
     node_rows,
     parts,
-    levels,
+    lse,
     rows,
     nodes,
     heads,
     width,
-    most,
+    max_pages,
     page_stride,
     row_stride,
     head_stride,
@@ -144,8 +145,8 @@ def _attend_nodes(
     ends = tl.load(node_rows + 2 * n + 1, n < nodes, other=0)
     covers = (n < nodes) & (begins < stop) & (ends > start)
     blocks = tl.sum(tl.cdiv(tl.load(lengths + n, covers, other=0).to(tl.int32), BLOCK))
-    if (split > 0) & (split >= blocks):  # the first split says it of rows that no node covers
-        store_empty(levels, split * rows * heads + place, own)
+    if (split > 0) & (split >= blocks):  # the first split handles rows that no node covers
+        store_empty(lse, split * rows * heads + place, own)
         return
     splits = tl.num_programs(2)
     tile = tl.load(
@@ -160,7 +161,7 @@ def _attend_nodes(
         length = tl.load(lengths + node).to(tl.int32)
         covered = (row >= tl.load(node_rows + 2 * node)) & (row < tl.load(node_rows + 2 * node + 1))
         limits = tl.where(own & covered, length, 0)
-        # Blocks are dealt out in turn across the nodes, so that no program has many more.
+        # Programs take blocks in turn across the nodes, so that all have about as many.
         turn = (split + splits - dealt % splits) % splits
         for first in range(turn * BLOCK, length, splits * BLOCK):
             top, total, pooled = attend(
@@ -170,7 +171,7 @@ def _attend_nodes(
                 pooled,
                 key_pages + head * head_stride,
                 value_pages + head * head_stride,
-                page_table + node * most,
+                page_table + node * max_pages,
                 first,
                 length,
                 limits,
@@ -185,4 +186,4 @@ def _attend_nodes(
             )
         dealt += tl.cdiv(length, BLOCK)
         node = tl.min(tl.where(covers & (n > node), n, NODES))
-    store_part(parts, levels, top, total, pooled, split * rows * heads + place, width, own, WIDTH)
+    store_part(parts, lse, top, total, pooled, split * rows * heads + place, width, own, WIDTH)

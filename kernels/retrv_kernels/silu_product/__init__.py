@@ -1,1 +1,1 @@
-"""The gated activation between the products of a feed-forward block."""
+"""The gated activation between the linear layers of a feed-forward block."""

@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 
 from retrv_kernels import checks
-from retrv_kernels.operator import register
+from retrv_kernels.torch_operator import register
 
 
 def silu_product(gate_up: Tensor) -> Tensor:
-    """``silu(gate) · up``, where the two lie side by side as one product gives them.
+    """``silu(gate) · up`` of a gate and an up projection that one linear layer computes.
 
-    silu(gate) is rounded to the dtype before it is multiplied, as by PyTorch's two operations.
+    silu(gate) is rounded to the dtype before the product, as in PyTorch's two operations.
 
     Args:
-        gate_up: ``[n, 2 f]`` float32, float16 or bfloat16, the gate first.
+        gate_up: gate, then up, ``[n, 2 f]`` float32, float16 or bfloat16.
 
     Returns:
-        ``[n, f]`` in its dtype. Not differentiable.
+        ``[n, f]`` in the same dtype. Not differentiable.
 
     Raises:
-        ValueError: a shape or dtype that does not fit.
+        ValueError: the shape or dtype is invalid.
 
     Source: SwiGLU (Shazeer 2020).
     """
@@ -29,12 +29,12 @@ def silu_product(gate_up: Tensor) -> Tensor:
     checks.dtype("gate_up", gate_up, checks.FLOATS)
     if gate_up.shape[1] == 0 or gate_up.shape[1] % 2:
         raise ValueError(f"gate_up must be [n, 2 f] with f > 0, not {list(gate_up.shape)}")
-    checks.detached(gate_up)
+    checks.no_gradient(gate_up)
     return torch.ops.retrv_kernels.silu_product(gate_up)
 
 
-def _fake(gate_up):
+def _fake(gate_up: Tensor) -> Tensor:
     return gate_up.new_empty((gate_up.shape[0], gate_up.shape[1] // 2))
 
 
-register("silu_product", "(Tensor gate_up) -> Tensor", _fake)
+register("silu_product", _fake)

@@ -1,4 +1,4 @@
-"""A program takes some columns of a row."""
+"""One program for each row and block of columns."""
 
 # mypy: disallow-incomplete-defs=False
 
@@ -8,14 +8,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrv_kernels.triton_common import on_their_device
+from retrv_kernels.triton_common import on_tensor_device
 
-# Of half-precision columns 16 bytes for each thread of four warps.
+# 16 bytes of half-precision columns for each thread of four warps.
 BLOCK = 1024
 
 
-@on_their_device
+@on_tensor_device
 def silu_product(gate_up: Tensor) -> Tensor:
+    """Triton implementation of `retrv_kernels.ops.silu_product`."""
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     gate_up = gate_up.contiguous()
     out = gate_up.new_empty((rows, width))

@@ -1,1 +1,1 @@
-"""Inspected candidates: rows gathered into one packed prefill batch."""
+"""Inspected candidates: gathers their rows into one packed prefill batch."""

@@ -7,7 +7,7 @@
 
 namespace retrv {
 
-// As native.py lays them out: all members int64 or addresses.
+// native.py writes these layouts: every member is an int64 or an address.
 struct SpliceStore {
   const void* rows;
   const float* scales;  // or null
@@ -19,7 +19,7 @@ struct SpliceSpan {
   int64_t out;  // first row in the packed batch
 };
 
-// op.py's gather; page_table [sequences][pages], embeds [rows][width] of `dtype`, positions
+// The gather in op.py. page_table [sequences][pages], embeds [rows][width] of `dtype`, positions
 // [3][rows], slots [rows].
 template <Isa isa>
 void splice_features(const SpliceStore* stores, const SpliceSpan* spans, int64_t count,

@@ -1,4 +1,4 @@
-"""Rows spread over torch's threads; a row of the same dtype is one copy."""
+"""Torch's threads share the rows; a row of the same dtype is one copy."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def splice_features(
     rows: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Native implementation of `retrv_kernels.ops.splice_features`."""
     kept = [store.contiguous() for store in stores]
     kept_scales = [None if scale is None else scale.contiguous() for scale in scales]
     width = kept[0].shape[1]
-    table = torch.tensor(  # as SpliceStore of native.h
+    table = torch.tensor(  # SpliceStore of native.h
         [
             [store.data_ptr(), native.address(scale), native.DTYPES[store.dtype]]
             for store, scale in zip(kept, kept_scales, strict=True)

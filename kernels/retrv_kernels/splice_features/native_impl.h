@@ -36,7 +36,7 @@ void splice_rows(const SpliceStore* stores, const SpliceSpan* spans, int64_t cou
     int64_t s = 0;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
-      while (s + 1 < count && spans[s + 1].out <= row) ++s;  // a thread's rows rise
+      while (s + 1 < count && spans[s + 1].out <= row) ++s;  // the rows of a thread ascend
       const SpliceSpan& span = spans[s];
       const int64_t i = row - span.out, k = span.start + i, slot = span.slot + i;
       splice_row<V>(stores[span.store], span.row + i, width, dtype, embeds + row * width);

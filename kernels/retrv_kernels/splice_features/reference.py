@@ -19,6 +19,7 @@ def splice_features(
     rows: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Reference for `retrv_kernels.ops.splice_features`."""
     device = page_table.device
     embeds = [stores[0].new_empty(0, stores[0].shape[1], dtype=dtype)]
     positions = [torch.empty(3, 0, dtype=torch.int64, device=device)]

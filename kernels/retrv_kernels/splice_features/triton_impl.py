@@ -1,4 +1,4 @@
-"""One launch: a program a row, which finds its span, copies the row and says where it stands."""
+"""One program for each row: it finds the row's span, copies it, writes position and slot."""
 
 # mypy: disallow-incomplete-defs=False
 
@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from retrv_kernels.triton_common import on_their_device, padded
+from retrv_kernels.triton_common import on_tensor_device, padded
 
 
-@on_their_device
+@on_tensor_device
 def splice_features(
     stores: Sequence[Tensor],
     scales: Sequence[Tensor | None],
@@ -24,11 +24,12 @@ def splice_features(
     rows: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Triton implementation of `retrv_kernels.ops.splice_features`."""
     width = stores[0].shape[1]
-    # Stores of powers of two, of which the last may be the first again: five numbers to compile.
+    # The number of stores is padded to a power of two with the first store: five kernels at most.
     more = range(padded(len(stores)) - len(stores))
     stores, scales = [*stores, *(stores[0] for _ in more)], [*scales, *(scales[0] for _ in more)]
-    # A store is a corpus: only one whose columns are apart is copied.
+    # A store can be a whole corpus: it is copied only if its columns are not contiguous.
     packed = [store if store.stride(1) == 1 else store.contiguous() for store in stores]
     embeds = stores[0].new_empty((rows, width), dtype=dtype)
     positions, slots = spans.new_empty((3, rows)), spans.new_empty((rows,))
@@ -46,14 +47,14 @@ def splice_features(
         rows,
         width,
         PAGE=page_size,
-        # One step of 2048 half-precision columns is 16 bytes for each of eight warps' threads.
+        # 2048 half-precision columns are 16 bytes for each thread of eight warps.
         WIDTH=min(padded(width), 4096),
         num_warps=8 if width > 1024 else 4,
     )
     return embeds, positions, slots
 
 
-# What differs from step to step compiles nothing anew.
+# These differ from step to step and must not cause a new compilation.
 @triton.jit(
     do_not_specialize=["count", "pages", "rows"],
     do_not_specialize_on_alignment=["spans", "page_table"],
@@ -74,7 +75,7 @@ def _splice(
     PAGE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """A store is an argument of its own, so that it keeps its dtype and its alignment."""
+    """Each store is a separate argument, so that it keeps its dtype and its alignment."""
     number = tl.program_id(0).to(tl.int64)
     span, begin, total = 0, number * 0, number * 0
     for first in range(0, count, 256):
@@ -94,7 +95,7 @@ def _splice(
         for s in tl.static_range(len(stores)):
             if store == s:
                 x = tl.load(stores[s] + row * strides[s] + c, c < width, other=0)
-                # bfloat16 by way of float32, which the interpreter needs; float64 as it is.
+                # The interpreter can convert bfloat16 only through float32; float64 is kept.
                 if x.dtype != tl.float64:
                     x = x.to(tl.float32)
                 if scales[s] is not None:

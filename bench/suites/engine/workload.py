@@ -1,4 +1,4 @@
-"""Models and prompts that engines are compared on, their features being ready."""
+"""Models and requests that engines are compared on; features of all items are computed already."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from retrv_engine import (
     FeatureRows,
     LocalEngine,
     Piece,
+    PlainEngine,
     Request,
     Sampling,
     Vocabulary,
@@ -22,26 +23,26 @@ from retrv_engine import (
 from retrv_engine.generation import Generation
 from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.rerank.reranker import vocabulary_of
+from retrv_r1.model.processing import RetrvR1Processor
 
-INSTRUCTION, TASK = 12, 8  # tokens before and behind the candidates
+INSTRUCTION, TASK = 12, 8  # tokens before and after the candidates
 
 
-class Paced(Generation):
-    """Inspects as often as it may, evenly over its reasoning, and writes all tokens it may.
+class PacedGeneration(Generation):
+    """Uses its full token budget and all its inspections, evenly spaced.
 
-    The model's own wish would depend on weights that are random.
+    Left to itself the model would decide by its weights, which are random.
     """
 
     @property
     def room(self) -> int:
-        """Until the next inspection, or the end."""
+        """Tokens that fit before the next inspection or the end of the reasoning."""
         if self._pause is None:
             return super().room
         return max(0, self._pause - len(self.tokens))
 
     def cut(self) -> None:
-        """Looks at a candidate, or goes on."""
+        """Inspects a candidate when it is time for it; otherwise as the base class."""
         if self._pause is None:
             super().cut()
         else:
@@ -49,7 +50,7 @@ class Paced(Generation):
 
     @property
     def _pause(self) -> int | None:
-        """After how many tokens the next inspection is due, None if there is none."""
+        """Number of tokens after which the next inspection is due; None if there is none left."""
         sampling, seen = self.request.sampling, len(self.inspected)
         if seen >= sampling.max_inspections:
             return None
@@ -58,7 +59,7 @@ class Paced(Generation):
 
 @dataclass(frozen=True)
 class Pictures:
-    """Full rows of candidates, ready: a feature source."""
+    """A feature source: full rows of candidates in a table."""
 
     table: Tensor
     rows: int
@@ -66,23 +67,23 @@ class Pictures:
     seed: int
 
     def load(self, names: Sequence[Hashable]) -> list[list[Piece]]:
-        """Rows of candidates, by their number."""
+        """The rows of candidates, which are named by their number."""
         return [[self.of(int(name))] for name in names]  # type: ignore[call-overload]
 
     def of(self, number: int, width: int | None = None) -> FeatureRows:
-        """Rows of one candidate, in its grid or, with a width of 0, in a line."""
+        """The rows of one candidate in its grid, or in a line where ``width`` is 0."""
         width = self.width if width is None else width
         key = hash((self.seed, number)) % 2**63
         return FeatureRows(self.table, number * self.rows, self.rows, key, width)
 
 
 @dataclass(frozen=True, eq=False)
-class World:
-    """A model, and sizes of what it ranks.
+class Workload:
+    """A model and the requests that it is measured with.
 
     Args:
-        rows, width: of a picture in full.
-        words: ids below this are those of text.
+        rows, width: rows of a full-length picture, and the width of their grid.
+        words: number of text tokens; ids below it are text.
     """
 
     name: str
@@ -95,26 +96,41 @@ class World:
     engines: dict[EngineConfig, LocalEngine] = field(default_factory=dict)
 
     @classmethod
-    def tiny(cls, device: str) -> World:
-        """The shipped model; 12 rows a picture."""
+    def tiny(cls, device: str) -> Workload:
+        """The shipped model, with 12 rows per picture."""
         return cls._of("tiny", *load_checkpoint("tiny"), 12, 4, device)
 
     @classmethod
-    def small(cls, device: str) -> World:
-        """Random weights of Qwen2.5-0.5B's shape; 81 rows a picture."""
+    def small(cls, device: str) -> Workload:
+        """Random weights in the shape of Qwen2.5-0.5B, with 81 rows per picture."""
         return cls._of("bench-small", *small.small(), small.ROWS, small.WIDTH, device)
 
     @classmethod
-    def _of(cls, name, model, processor, rows, width, device):
+    def _of(
+        cls,
+        name: str,
+        model: RetrvR1ForConditionalGeneration,
+        processor: RetrvR1Processor,
+        rows: int,
+        width: int,
+        device: str,
+    ) -> Workload:
         tokens, words = processor.tokens, len(processor.tokenizer) // 2
-        vocabulary = vocabulary_of(tokens)
         model = model.to(device, Device.of(device).dtype)
-        return cls(name, model, vocabulary, tokens.labels, rows, width, words)
+        return cls(name, model, tokens, tokens.labels, rows, width, words)
 
     @property
     def parameters(self) -> int:
-        """Of the language model, its head included."""
+        """Number of parameters of the language model."""
         return sum(one.numel() for one in self.model.language_model.parameters())
+
+    def plain(self, batch_size: int = 1) -> PlainEngine:
+        """The reference engine on the model."""
+        return PlainEngine(self.model, self.vocabulary, batch_size, generation_type=PacedGeneration)
+
+    def local(self, config: EngineConfig | None = None) -> LocalEngine:
+        """A new embedded engine on the model."""
+        return LocalEngine(self.model, self.vocabulary, config, generation_type=PacedGeneration)
 
     def request(
         self,
@@ -128,8 +144,8 @@ class World:
         """A listwise prompt.
 
         Args:
-            full: candidates at full length, in a line as peers take them, or two rows each.
-            tokens: to write; 0 for fast mode.
+            full: give candidates at full length, in a line as peers take them, not as two rows.
+            tokens: number of tokens of reasoning; 0 for fast mode.
         """
         generator = torch.Generator().manual_seed(seed)
         text = torch.randint(self.words, (INSTRUCTION + TASK,), generator=generator).tolist()
@@ -152,14 +168,14 @@ class World:
         )
 
     def _table(self, seed: int, rows: int) -> Tensor:
-        """Random rows, made where the model is: of a real one they are hundreds of MB."""
+        """Random rows, made on the model's device: a real model has hundreds of MB of them."""
         device, width = self.model.device, self.model.config.hidden_size
         generator = torch.Generator(device).manual_seed(seed)
         table = 0.02 * torch.randn(rows, width, generator=generator, device=device)
         return table.to(self.model.dtype)
 
     def pointwise(self, seed: int, candidates: int) -> list[Request]:
-        """A prompt for each candidate, all behind the same query of 64 rows."""
+        """A prompt for each candidate, all after the same query of 64 rows."""
         generator = torch.Generator().manual_seed(seed)
         text = torch.randint(self.words, (64 + TASK,), generator=generator).tolist()
         pictures = Pictures(self._table(seed, candidates * self.rows), self.rows, self.width, seed)
@@ -170,7 +186,7 @@ class World:
         ]
 
     def text(self, seed: int, rows: int, tokens: int) -> Request:
-        """A prompt of words alone."""
+        """A prompt of text only."""
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(self.words, (rows,), generator=generator).tolist()
         sampling = Sampling(max_reasoning_tokens=max(1, tokens), max_inspections=0)

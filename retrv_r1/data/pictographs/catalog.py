@@ -1,4 +1,4 @@
-"""What the cells are built from: concepts, pictures, splits, candidates and near concepts."""
+"""The catalog that cells are built from: concepts, pictures, splits and candidates."""
 
 from __future__ import annotations
 
@@ -6,23 +6,24 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from retrv_r1.data.pictographs.concepts import LANGUAGES, Concept
-from retrv_r1.data.pictographs.splits import Splits, order
+from retrv_r1.data.pictographs.splits import Splits, hashed
 from retrv_r1.data.pictographs.styles import Roles
 
 CANDIDATE_DATASET = 100
-NEAR = 60  # near concepts kept for each concept
+NEAR = 60  # near concepts that each concept keeps
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate as M-BEIR stores it, with what our metadata adds.
+    """A candidate as M-BEIR stores it, with the fields of our metadata.
 
     Args:
-        code: the concept; the first of them for a text that several concepts share.
+        code: its concept; the first one for a text that several concepts share.
         kind: `picture`, `name`, `foreign`, `gloss`, `picture+name` or `picture+role`.
     """
 
@@ -35,6 +36,7 @@ class Candidate:
 
     @property
     def img_path(self) -> str | None:
+        """Path of its picture relative to the data root."""
         return image_path(self.style, self.code) if self.style else None
 
 
@@ -43,8 +45,8 @@ def image_path(style: str, code: str) -> str:
     return f"mbeir_images/{style}/{code}.png"
 
 
-class Candidates:
-    """Numbers candidates in the order in which they are first used."""
+class CandidateTable:
+    """All candidates, numbered in the order in which they are first used."""
 
     def __init__(self) -> None:
         self._by_key: dict[Hashable, Candidate] = {}
@@ -57,19 +59,23 @@ class Candidates:
         return self._by_key[key].did
 
     def picture(self, style: str, code: str) -> str:
+        """Did of a picture."""
         return self._add((style, code), text=None, style=style, code=code, kind="picture")
 
     def text(self, text: str, code: str, kind: str, language: str | None = None) -> str:
-        """One candidate a text: what two concepts or languages share is one candidate."""
+        """Did of a text; one that several concepts or languages share is one candidate."""
         return self._add(text, text=text, style=None, code=code, kind=kind, language=language)
 
-    def both(self, style: str, code: str, text: str, kind: str) -> str:
+    def captioned(self, style: str, code: str, text: str, kind: str) -> str:
+        """Did of a picture with text."""
         return self._add((style, code, text), text=text, style=style, code=code, kind=kind)
 
 
 def spread(items: Iterable[T], base: Callable[[T], str], count: int, rng: random.Random) -> list[T]:
-    """Up to `count` items, one of each base at a time, so that bases with many variants do not
-    crowd out the others."""
+    """Up to `count` items, one of each base in turn.
+
+    Otherwise bases with many variants would crowd out the others.
+    """
     rows: dict[str, list[T]] = defaultdict(list)
     for item in items:
         rows[base(item)].append(item)
@@ -89,13 +95,15 @@ def spread(items: Iterable[T], base: Callable[[T], str], count: int, rng: random
 
 
 @dataclass(frozen=True)
-class World:
-    """Everything the cells read.
+class Catalog:
+    """Everything that cells are built from.
 
     Args:
-        pictures: style -> codes it draws, duplicates removed.
-        near: code -> codes of the most similar concepts, most similar first.
-        glosses: code -> gloss; empty without WordNet.
+        concepts: concepts by code.
+        pictures: codes that each style draws, without duplicates.
+        near: codes of the concepts most similar to each code, most similar first.
+        glosses: gloss of each code; empty without WordNet.
+        seed: seed of all random choices.
     """
 
     concepts: Mapping[str, Concept]
@@ -105,60 +113,63 @@ class World:
     near: Mapping[str, Sequence[str]]
     glosses: Mapping[str, str]
     seed: int
-    candidates: Candidates = field(default_factory=Candidates)
-    _called: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    _bases: list[frozenset[str]] = field(default_factory=list)
+    candidates: CandidateTable = field(default_factory=CandidateTable)
 
     def rng(self, *parts: str) -> random.Random:
-        """A generator that depends on the seed and the parts alone."""
-        return random.Random(order(self.seed, *parts))
+        """A random generator that depends on the seed and `parts` only."""
+        return random.Random(hashed(self.seed, *parts))
 
     def base(self, code: str) -> str:
+        """Code of a concept's base."""
         return self.concepts[code].base
 
     def side(self, code: str) -> str:
+        """Side of the split that a concept is on."""
         return self.splits.side(self.concepts[code])
 
     def name_in(self, code: str, language: str) -> str:
-        """Name in a language; empty for flags, held-out texts and names of doubtful form."""
+        """Name in a language; empty for flags, held-out texts and names over 60 characters."""
         concept = self.concepts[code]
         name = concept.names.get(language, "")
-        doubtful = concept.is_flag or not name or len(name) > 60
-        if doubtful or (self.side(code) == "known" and name in self.splits.banned):
+        unusable = concept.is_flag or not name or len(name) > 60
+        if unusable or (self.side(code) == "known" and name in self.splits.banned):
             return ""
         return name
 
     def caption(self, code: str, kind: str) -> str:
-        """Text beside a picture: its name, or only its role or group, which leave the rest open."""
+        """Text beside a picture: its name, or its role or group, which fit its variants as well."""
         concept = self.concepts[code]
         if kind == "picture+name":
             return concept.name
         varied = concept.tones or concept.gender or concept.base != code
-        return concept.role if varied or code in self._toned_bases() else concept.group
+        return concept.role if varied or code in self._toned_bases else concept.group
 
+    @cached_property
     def _toned_bases(self) -> frozenset[str]:
-        if not self._bases:
-            self._bases.append(frozenset(c.base for c in self.concepts.values() if c.tones))
-        return self._bases[0]
+        return frozenset(c.base for c in self.concepts.values() if c.tones)
 
-    def called(self, name: str, language: str) -> list[str]:
+    def codes_named(self, name: str, language: str) -> list[str]:
         """Codes that have this name in a language."""
-        if not self._called:
-            for code in self.concepts:
-                for lang in LANGUAGES:
-                    if own := self.name_in(code, lang):
-                        self._called.setdefault((own, lang), []).append(code)
-        return self._called.get((name, language), [])
+        return self._codes_by_name.get((name, language), [])
+
+    @cached_property
+    def _codes_by_name(self) -> Mapping[tuple[str, str], list[str]]:
+        found: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for code in self.concepts:
+            for lang in self.languages(code):
+                found[self.name_in(code, lang), lang].append(code)
+        return found
 
     def languages(self, code: str) -> list[str]:
+        """Languages in which a concept has a name."""
         return [lang for lang in LANGUAGES if self.name_in(code, lang)]
 
 
 def near_concepts(concepts: Mapping[str, Concept], seed: int) -> dict[str, list[str]]:
-    """For each concept the codes of those that are easily mistaken for it.
+    """Codes of the concepts that are easily mistaken for each concept.
 
-    In turn: variants of the same base, shared keywords and name words (rarer ones count more),
-    the same subgroup, the same group.
+    Variants of the same base alternate with related bases: those that share keywords and words of
+    the name (rarer ones count more), then those of the same subgroup, then of the same group.
     """
     words: dict[str, set[str]] = {
         c.code: {*c.keywords, *(w for w in c.name.split() if len(w) > 2)}
@@ -195,7 +206,7 @@ def _related(
     concept: Concept,
     seed: int,
 ) -> list[str]:
-    """Bases near a base, by shared words, then by subgroup and group."""
+    """Bases related to a base, by shared words, then by subgroup and group."""
     score: dict[str, float] = defaultdict(float)
     for term in sorted(terms):
         if len(holders[term]) <= 120:
@@ -205,7 +216,7 @@ def _related(
     best = sorted(score, key=lambda other: (-score[other], other))[:24]
     for label in (concept.subgroup, concept.group):
         rest = [other for other in groups.get(label, ()) if other != code and other not in best]
-        rest.sort(key=lambda other: order(seed, "near", code, other))
+        rest.sort(key=lambda other: hashed(seed, "near", code, other))
         best += rest[: 20 if label == concept.subgroup else 24]
     return best
 
@@ -218,13 +229,13 @@ def _merge(
     concepts: Mapping[str, Concept],
     seed: int,
 ) -> list[str]:
-    """Own variants and related bases interleaved; of a related base the variant that is alike."""
+    """A concept's variants and the closest variant of each related base, alternating."""
     variants = [c for c in own if c != concept.code and concepts[c].tone != "mixed"]
 
     def distance(code: str) -> tuple[int, str]:
         other = concepts[code]
         same = (other.tone == concept.tone) + (other.gender == concept.gender)
-        return -same - (other.facing == concept.facing), order(seed, "variant", concept.code, code)
+        return -same - (other.facing == concept.facing), hashed(seed, "variant", concept.code, code)
 
     variants.sort(key=distance)
     others = [min(by_base[base], key=distance) for base in related]

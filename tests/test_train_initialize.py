@@ -8,11 +8,11 @@ from torch import nn
 
 from retrv_r1.model.config import ICMConfig
 from retrv_r1.model.icm import InformationCompressor
-from retrv_r1.train.start import (
+from retrv_r1.train.initialize import (
     fit_rows,
     fit_tokens,
-    start_compressor,
-    start_layers,
+    initialize_compressor,
+    initialize_layers,
 )
 
 D, E = 16, 6
@@ -51,7 +51,7 @@ def test_content_tokens_have_the_first_stages_inner_products(generator):
     icm = InformationCompressor(D, ICMConfig(heads_pool=4, heads_relate=4))
     icm.reset_parameters(0.02, 0.02)
     to_vector = torch.randn(E, D, generator=generator)
-    start_compressor(icm, to_vector)
+    initialize_compressor(icm, to_vector)
     with torch.no_grad():
         icm.pool.attention.q_proj.weight.zero_()  # exactly uniform pooling
         rows = torch.randn(8, 5, D, generator=generator)
@@ -63,7 +63,7 @@ def test_content_tokens_have_the_first_stages_inner_products(generator):
 
 def test_keys_start_as_queries_and_the_last_layer_copies(make_model):
     decoder = make_model(seed=3).language_model
-    start_layers(decoder)
+    initialize_layers(decoder)
     for layer in decoder.layers:
         attention = layer.self_attn
         groups = attention.num_key_value_groups

@@ -1,11 +1,11 @@
-"""The vision tower over a packed batch: which rows attend to which, known on the host.
+"""The vision tower on packed pictures, with an attention that batches segments of one length.
 
-Attention is plugged into transformers' attention interface.
-transformers' path without a flash library runs one attention call a segment: of fifty photos of
-26 x 36 patches a windowed layer has 1,000, of four lengths. Here segments of one length are a
-plain batch: on a GPU all of them, so that a layer makes as many calls as there are lengths, on a
-CPU neighbours alone, because moving rows costs more there than calls: 284 windows of 8 lengths
-(15,000 rows of 128 numbers) took 43 ms one by one on one core, 57 by length, 31 by neighbours.
+Attention is registered with transformers' attention interface. Without a flash library
+transformers makes one attention call per segment: for fifty photos of 26 x 36 patches a windowed
+layer makes 1,000 calls, although segments have only four lengths. Here segments of one length are
+one call. On a GPU these are all segments of a length. On a CPU they are adjacent segments, because
+there moving rows costs more than calls: 284 windows of 8 lengths (15,000 rows of 128 numbers) took
+43 ms one by one on one core, 57 ms by length, 31 ms by adjacent segments.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transformers.vision_utils import (
     get_vision_window_index,
 )
 
-# transformers hands cu_seqlens only to implementations whose name holds "flash_attention".
+# transformers passes cu_seqlens only to implementations whose name contains "flash_attention".
 PACKED = "retrv_packed_flash_attention"
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -35,13 +35,13 @@ _HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Segments:
-    """How a packed batch is cut; made once for all layers that cut it so.
+    """Segments of a packed batch, the same for all layers with these offsets.
 
     Attributes:
-        offsets: of the segments, on the device, int32 ``[m + 1]``.
-        groups: length and number of segments that are a batch, in the order of ``order``.
-        order: the rows, those of a batch behind one another, ``[n]``; None if they lie so.
-        back: where each row went, ``[n]``.
+        offsets: row offsets of the segments on the device, int32 ``[m + 1]``.
+        groups: length and number of the segments of each call.
+        order: row numbers in the order of the groups, ``[n]``; None if rows are in that order.
+        back: position of each row in ``order``, ``[n]``.
     """
 
     offsets: Tensor
@@ -55,24 +55,24 @@ class Segments:
 
     @classmethod
     def of(cls, cu_seqlens: Tensor, device: torch.device) -> Segments:
-        """Waits for a device only if the offsets lie on it."""
+        """Groups segments; waits for a device only if the offsets are on it."""
         gather = device.type != "cpu"
-        return cls._gathered(cu_seqlens, device) if gather else cls._neighbours(cu_seqlens)
+        return cls._by_length(cu_seqlens, device) if gather else cls._adjacent(cu_seqlens)
 
     @classmethod
-    def _neighbours(cls, cu_seqlens: Tensor) -> Segments:
+    def _adjacent(cls, cu_seqlens: Tensor) -> Segments:
         runs = groupby(cu_seqlens.diff().tolist())
         groups = tuple((length, len(list(found))) for length, found in runs)
         return cls(cu_seqlens, groups, None, None)
 
     @classmethod
-    def _gathered(cls, cu_seqlens: Tensor, device: torch.device) -> Segments:
+    def _by_length(cls, cu_seqlens: Tensor, device: torch.device) -> Segments:
         starts = cu_seqlens.tolist()
         same: dict[int, list[int]] = defaultdict(list)
         for start, stop in pairwise(starts):
             same[stop - start].append(start)
         groups = tuple((length, len(found)) for length, found in same.items())
-        offsets = _there(cu_seqlens.int(), device)
+        offsets = _copied(cu_seqlens.int(), device)
         placed = [
             torch.tensor(found)[:, None] + torch.arange(length) for length, found in same.items()
         ]
@@ -80,10 +80,10 @@ class Segments:
         if bool((order.diff() == 1).all()):
             return cls(offsets, groups, None, None)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
-        return cls(offsets, groups, _there(order, device), _there(back, device))
+        return cls(offsets, groups, _copied(order, device), _copied(back, device))
 
 
-# By identity: a tower hands all its layers the same two tensors of offsets.
+# Tensors are keys by identity: a tower passes the same two tensors of offsets to all its layers.
 _segments = lru_cache(maxsize=8)(Segments.of)
 
 
@@ -100,33 +100,36 @@ def packed_vision_attention(
     """Full attention inside each segment of a packed batch.
 
     Args:
-        query, key, value: ``[1, heads, n, d_h]``.
-        cu_seq_lens_q: segment offsets, ``[m + 1]``; on the CPU no layer waits for a device.
+        query, key, value: projected rows, ``[1, heads, n, d_h]``.
+        attention_mask: not used.
+        scaling: factor of the scores.
+        cu_seq_lens_q: row offsets of the segments, ``[m + 1]``; on the CPU no layer waits for a
+            device.
     Returns:
-        ``[1, n, heads, d_h]`` and no weights.
+        Attended rows ``[1, n, heads, d_h]``, and None for the weights.
     """
     segments = _segments(cu_seq_lens_q, query.device)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    attend = _by_kernel if _has_kernel(query) else _by_length
+    attend = _varlen if _has_kernel(query) else _grouped
     return attend(q, k, v, segments, scaling)[None], None
 
 
 def _has_kernel(query: Tensor) -> bool:
-    """Whether PyTorch's flash attention of ragged batches takes these rows."""
+    """Whether PyTorch's variable-length flash attention supports these rows."""
     return query.is_cuda and query.dtype in _HALF and query.shape[-1] % 8 == 0
 
 
-def _by_kernel(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float) -> Tensor:
-    """Rows ``[n, heads, d_h]`` by one launch."""
+def _varlen(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float) -> Tensor:
+    """Attends rows ``[n, heads, d_h]`` in one launch."""
     cut, longest = segments.offsets, segments.longest
     q, k, v = (x.contiguous() for x in (q, k, v))
     out = varlen_attn(q, k, v, cut, cut, longest, longest, scale=scaling)
-    assert isinstance(out, Tensor)  # and no statistics, which nobody has asked for
+    assert isinstance(out, Tensor)  # statistics come only if asked for
     return out
 
 
-def _by_length(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float) -> Tensor:
-    """Rows ``[n, heads, d_h]`` by a call for each group of equal segments."""
+def _grouped(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float) -> Tensor:
+    """Attends rows ``[n, heads, d_h]`` in one call for each group of equal segments."""
     heads = q.shape[1:]
     if segments.order is not None:
         rows = (x.flatten(1).index_select(0, segments.order) for x in (q, k, v))
@@ -144,14 +147,15 @@ def _by_length(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: flo
 
 
 def tower_rows(visual: Any, pixels: Tensor, grids: Tensor) -> Tensor:
-    """Merged rows of packed pictures by a Qwen2.5-VL tower, ``[v, d]``.
+    """Merged rows of packed pictures from a Qwen2.5-VL tower, ``[v, d]``.
 
-    transformers would read the grids on the device, wait for it at every picture, and again in
+    Indices are computed on the host: transformers would wait for the device at every picture and in
     every layer.
 
     Args:
+        visual: vision tower.
         pixels: flattened patches on the tower's device, ``[p, patch_dim]``.
-        grids: patch grid (t, h, w) of each picture, ``[i, 3]``, best on the CPU.
+        grids: patch grid (t, h, w) of each picture, ``[i, 3]``, preferably on the CPU.
     """
     sizes = visual.spatial_merge_size, visual.window_size, visual.patch_size
     layouts = [_layout(*grid, *sizes) for grid in grids.tolist()]
@@ -160,15 +164,22 @@ def tower_rows(visual: Any, pixels: Tensor, grids: Tensor) -> Tensor:
     return visual(
         pixels.to(visual.dtype),
         grid_thw=grids,
-        position_ids=_there(torch.cat([part.position_ids for part in layouts]), pixels.device),
-        window_index=_there(torch.cat(moved), pixels.device),
+        position_ids=_copied(torch.cat([part.position_ids for part in layouts]), pixels.device),
+        window_index=_copied(torch.cat(moved), pixels.device),
         cu_window_seqlens=_offsets([part.windows for part in layouts]),
         cu_seqlens=_offsets([part.frames for part in layouts]),
     ).pooler_output
 
 
 class _Layout(NamedTuple):
-    """Of one picture: places of its patches, order of its windows, lengths of these and frames."""
+    """Indices of one picture.
+
+    Attributes:
+        position_ids: position (h, w) of each patch.
+        window_index: order of the merged rows, window by window.
+        windows: lengths of the windows in patches.
+        frames: lengths of the frames in patches.
+    """
 
     position_ids: Tensor
     window_index: Tensor
@@ -188,12 +199,12 @@ def _offsets(lengths: Sequence[Tensor]) -> Tensor:
     return nn.functional.pad(torch.cat(list(lengths)).cumsum(0, dtype=torch.int32), (1, 0))
 
 
-def _there(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy that does not wait for what the device has still to do."""
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, made without waiting for it."""
     return tensor.to(device, non_blocking=True)
 
 
 def use_packed_attention(visual: nn.Module) -> None:
-    """Makes a Qwen-VL vision tower attend through :func:`packed_vision_attention`."""
+    """Makes a Qwen-VL vision tower use :func:`packed_vision_attention`."""
     ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_vision_attention)
     visual.config._attn_implementation_internal = PACKED  # type: ignore[union-attr]

@@ -1,6 +1,6 @@
-"""What a decode step asks of a GPU, counted on an emulated one: launches, copies, waits.
+"""Launches, copies and waits of a decode step, counted on an emulated GPU.
 
-``python tests/decode_books.py`` prints the table of docs/gpu.md.
+``python tests/decode_counts.py`` prints the table of docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 from emulated_cuda import emulate
-from emulated_device import Books, EmulatedDevice
+from emulated_device import Activity, EmulatedDevice
 from engine_doubles import LABELS, NAMES, Source
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
 from retrv_engine import EngineConfig, LocalEngine, Request, Sampling
 
-STEPS = 17  # counted: more than a page has rows, so that every sequence needs a new one meanwhile
-WARM = 3  # before: what is done once, and then no more, is no part of a step
+STEPS = 17  # steps counted: more than rows of a page, so that every sequence needs a new page
+WARM = 3  # steps before, which do what is done only once
 LAYERS = {"3B": 36, "7B": 28}
 SAMPLED = dict(temperature=0.7, top_p=0.95)
 KINDS: dict[str, tuple[int, dict[str, float]]] = {
@@ -27,14 +27,14 @@ KINDS: dict[str, tuple[int, dict[str, float]]] = {
 }
 
 
-class Counts(NamedTuple):
-    """The most that one of several decode steps asked for.
+class StepCost(NamedTuple):
+    """Maxima over several decode steps.
 
     Attributes:
         layer: launches of one layer of the decoder.
         rest: launches outside the layers.
-        copies: to the device.
-        waits: for the device.
+        copies: copies to the device.
+        waits: waits for the device.
     """
 
     layer: int
@@ -46,7 +46,7 @@ class Counts(NamedTuple):
 class Backbone:
     """Random weights with the heads of Qwen2.5-VL-3B: 16 of queries, 2 of keys, 128 wide.
 
-    What lies between the heads is narrow, and the tower is not used: no count depends on them.
+    The MLP is narrow and the tower is not used, because no count depends on them.
     """
 
     def __init__(self, layers: int, device: EmulatedDevice, dtype: torch.dtype) -> None:
@@ -77,7 +77,7 @@ class Backbone:
 
 @dataclass
 class Engine:
-    """An engine on an emulated device with some sequences that decode and go on decoding."""
+    """An engine on an emulated device with sequences that keep decoding."""
 
     device: EmulatedDevice
     layers: int
@@ -97,7 +97,7 @@ class Engine:
         assert self.engine.stats().running == self.sequences
 
     def _request(self, number: int) -> Request:
-        """Goes on writing text: it may neither inspect nor conclude."""
+        """A request that keeps reasoning: it can neither inspect nor end."""
         prompt = [50 + number, *range(60, 100), 50 + number]
         sampling: Any = dict(self.sampling, seed=number, max_reasoning_tokens=1000)
         never = [NAMES.think_end, NAMES.inspect_start]
@@ -105,40 +105,40 @@ class Engine:
             prompt, LABELS, range(4), Source({}), sampling=Sampling(**sampling), banned=never
         )
 
-    def step(self) -> Books:
-        """The books of one step."""
-        books = self.device.count()
+    def step(self) -> Activity:
+        """Runs a step; returns its counts."""
+        activity = self.device.count()
         self.engine.step()
         self.check()
-        return books
+        return activity
 
     def check(self) -> None:
-        """Raises what ended a request; none has an end of its own."""
+        """Raises the error of a request that has ended; none ends by itself."""
         for handle in self.handles:
             if handle.future.done():
                 handle.result()
 
 
-def counts_of(sequences: int, sampling: dict[str, float], **how: Any) -> Counts:
-    """The most that a step asks for; a layer's part is what a second one adds."""
-    books = []
+def counts_of(sequences: int, sampling: dict[str, float], **how: Any) -> StepCost:
+    """The maxima over steps; a layer's launches are those that a second layer adds."""
+    activity = []
     for layers, steps in ((1, STEPS), (2, 1)):
         with emulate() as device:
             engine = Engine(device, layers, sequences, sampling, **how)
-            books.append([engine.step() for _ in range(steps)])
-    (single, *_), (double,) = books
+            activity.append([engine.step() for _ in range(steps)])
+    (single, *_), (double,) = activity
     assert (single.copies.total(), single.waits.total()) == (
         double.copies.total(),
         double.waits.total(),
     ), "copies and waits do not depend on the layers"
     layer = double.launches.total() - single.launches.total()
-    rest = max(one.launches.total() for one in books[0]) - layer
-    copies = max(one.copies.total() for one in books[0])
-    return Counts(layer, rest, copies, max(one.waits.total() for one in books[0]))
+    rest = max(one.launches.total() for one in activity[0]) - layer
+    copies = max(one.copies.total() for one in activity[0])
+    return StepCost(layer, rest, copies, max(one.waits.total() for one in activity[0]))
 
 
 def main() -> None:
-    """Prints the table, and where the launches, copies and waits of a step are asked for."""
+    """Prints the table, and the lines that cause launches, copies and waits of a step."""
     titles = ["decode step", "a layer", "outside", *LAYERS, "copies", "waits"]
     print("|", " | ".join(titles), "|")
     print("|", " | ".join(["---", *["---:"] * (len(titles) - 1)]), "|")
@@ -150,9 +150,9 @@ def main() -> None:
             print("|", " | ".join(map(str, [name, layer, rest, *totals, copies, waits])), "|")
     for kind, (sequences, sampling) in KINDS.items():
         with emulate() as device:
-            books = Engine(device, 1, sequences, sampling, graphs=False).step()
+            activity = Engine(device, 1, sequences, sampling, graphs=False).step()
         for what in ("launches", "copies", "waits", "results"):
-            for line, count in getattr(books, what).most_common():
+            for line, count in getattr(activity, what).most_common():
                 print(f"{kind}, one layer, {what}: {count} × {line}")
 
 

@@ -1,9 +1,9 @@
-"""Where ``pretrain`` starts: a compressor and token embeddings that say what the first stage says.
+"""Initial weights of ``pretrain``: compressor and token embeddings made from the first stage.
 
 The first stage has learned which words mean which pictures. Its vectors are close to a linear map
-``M`` of a picture's mean tower row, so the new model begins with content tokens that have the same
-inner products, ``(MᵀM)^½ · mean row``, and with token embeddings that lie among the tower's rows
-where their words' pictures do.
+``M`` of a picture's mean tower row. The new model therefore begins with content tokens that have
+the same inner products, ``(MᵀM)^½ · mean row``, and with token embeddings in the space of tower
+rows, close to the pictures of their words.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from retrv_r1.model.icm import InformationCompressor
 
 
 def fit_rows(rows: Tensor, vectors: Tensor, ridge: float = 1e-3) -> Tensor:
-    """The linear map ``[e, d]`` from pictures' mean normed rows to first-stage vectors.
+    """The linear map ``[e, d]`` from mean normed rows of pictures to first-stage vectors.
 
     Args:
-        rows: ``[n, r, d]``.
-        vectors: ``[n, e]``.
+        rows: tower rows of the pictures, ``[n, r, d]``.
+        vectors: first-stage vectors of the pictures, ``[n, e]``.
+        ridge: ridge penalty, relative to the mean square of a row's component.
     """
     mean = nn.functional.rms_norm(rows, rows.shape[-1:]).mean(1)
     gram = mean.T @ mean / len(mean)
@@ -39,14 +40,18 @@ def fit_tokens(
     batch: int = 4096,
     seed: int = 0,
 ) -> Tensor:
-    """Token rows whose mean, mapped by ``to_vector``, is the first stage's vector of a text.
+    """Token embeddings whose mean over a text, mapped by ``to_vector``, is the text's vector.
 
     Args:
-        texts: token ids.
-        vectors: ``[t, e]``.
-        to_vector: what :func:`fit_rows` found, ``[e, d]``.
+        texts: token ids of each text.
+        vectors: first-stage vectors of the texts, ``[t, e]``.
+        to_vector: linear map of :func:`fit_rows`, ``[e, d]``.
+        vocabulary: number of token embeddings.
+        steps: steps of Adam.
+        batch: texts per step.
+        seed: seed of the initial embeddings and of the batches.
     Returns:
-        Rows of RMS 1, ``[vocabulary, d]``.
+        Embeddings of RMS 1, ``[vocabulary, d]``.
     """
     generator, device = torch.Generator().manual_seed(seed), to_vector.device
     start = torch.randn(vocabulary, to_vector.shape[1], generator=generator)
@@ -74,8 +79,8 @@ def fit_tokens(
 
 
 @torch.no_grad()
-def start_compressor(icm: InformationCompressor, to_vector: Tensor) -> None:
-    """Makes content tokens ``(MᵀM)^½ · mean row``; pooling stays near uniform."""
+def initialize_compressor(icm: InformationCompressor, to_vector: Tensor) -> None:
+    """Makes content tokens ``(MᵀM)^½ · mean row``, if pooling is uniform; M is ``to_vector``."""
     attention = icm.pool.attention
     values, vectors = torch.linalg.eigh(to_vector.T @ to_vector)
     attention.o_proj.weight.copy_((vectors * values.clamp(min=0).sqrt()) @ vectors.T)
@@ -83,13 +88,13 @@ def start_compressor(icm: InformationCompressor, to_vector: Tensor) -> None:
 
 
 @torch.no_grad()
-def start_layers(language_model: Any) -> None:
-    """Starts a decoder so that alike rows find each other.
+def initialize_layers(language_model: Any) -> None:
+    """Initializes a decoder so that rows attend to similar rows.
 
-    Every key projection begins as its query projection: attention then prefers rows that are alike
-    from the first step on, which is what finding a candidate for a query is. What layers add begins
-    small beside the rows that enter, and the last layer copies what it finds: its output is the
-    transpose of its values.
+    Each key projection begins equal to its query projection: attention then prefers similar rows
+    from the first step on, which is how a query finds its candidate. The outputs of layers begin
+    small compared with the rows that enter. The last layer copies the rows that it attends to: its
+    output projection is the transpose of its value projection.
     """
     for layer in language_model.layers:
         attention = layer.self_attn

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.vision_utils import get_vision_window_index
 
-from retrv_r1.model import attention
-from retrv_r1.model.attention import PACKED, Segments, packed_vision_attention
+from retrv_r1.model import tower
+from retrv_r1.model.tower import PACKED, Segments, packed_vision_attention
 
 SIZES = {
     "one": [(48, 48)],
@@ -23,11 +23,11 @@ SIZES = {
 }
 
 
-@pytest.fixture(params=["neighbours", "gathered"])
+@pytest.fixture(params=["adjacent", "by length"])
 def grouping(request, monkeypatch) -> str:
     """How segments become batches: as on a CPU, and as on a GPU."""
-    if request.param == "gathered":
-        monkeypatch.setattr(attention, "_segments", Segments._gathered)
+    if request.param == "by length":
+        monkeypatch.setattr(tower, "_segments", Segments._by_length)
     return request.param
 
 
@@ -77,7 +77,7 @@ def test_gradients_are_those_of_a_call_for_each_segment(lengths, grouping):
         else:
             parts = zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)
             attend = torch.nn.functional.scaled_dot_product_attention
-            out = torch.cat([attend(*part, scale=0.3) for part in parts], 2).transpose(1, 2)
+            out = torch.cat([attend(x, y, z, scale=0.3) for x, y, z in parts], 2).transpose(1, 2)
         (out * made[3].transpose(1, 2)).sum().backward()
         found.append([out, q.grad, k.grad, v.grad])
     torch.testing.assert_close(*found)
@@ -100,11 +100,10 @@ def test_a_layer_makes_a_call_for_each_length(monkeypatch, grouping):
     )
     q, k, v = torch.randn(3, 1, 1, 50 * 26 * 36, 4)
     out, _ = packed_vision_attention(torch.nn.Module(), q, k, v, None, 0.3, offsets)
-    assert len(calls) == (4 if grouping == "gathered" else 50 * 8)
+    assert len(calls) == (4 if grouping == "by length" else 50 * 8)
     calls.clear()
-    alone, _ = packed_vision_attention(
-        torch.nn.Module(), *(x[:, :, :936] for x in (q, k, v)), None, 0.3, offsets[:21]
-    )
+    q, k, v = (x[:, :, :936] for x in (q, k, v))
+    alone, _ = packed_vision_attention(torch.nn.Module(), q, k, v, None, 0.3, offsets[:21])
     torch.testing.assert_close(out[:, :936], alone)
 
 
@@ -114,10 +113,8 @@ def test_a_forward_asks_for_its_segments_once(model, processor, picture, monkeyp
     grid = torch.tensor([grid for _, grid, _ in parts])
     made = []
     of = Segments.of
-    attention._segments.cache_clear()
-    monkeypatch.setattr(
-        attention, "_segments", attention.lru_cache(lambda *x: (made.append(x), of(*x))[1])
-    )
+    tower._segments.cache_clear()
+    monkeypatch.setattr(tower, "_segments", tower.lru_cache(lambda *x: (made.append(x), of(*x))[1]))
     assert len(model.visual.blocks) == 2
     model.encode_pictures(torch.cat([patches for patches, _, _ in parts]), grid)
     assert len(made) == 2 and {offsets.device.type for offsets, _ in made} == {"cpu"}
@@ -142,19 +139,19 @@ def test_the_kernel_of_ragged_batches_is_asked_for_the_same(lengths, monkeypatch
     q, k, v = torch.randn(3, 1, 2, sum(lengths), 8, generator=generator)
     given = (torch.nn.Module(), q, k, v, None, 0.3, torch.tensor([0, *lengths]).cumsum(0))
     expected, _ = packed_vision_attention(*given)
-    monkeypatch.setattr(attention, "varlen_attn", kernel)
-    monkeypatch.setattr(attention, "_segments", Segments._gathered)
-    monkeypatch.setattr(attention, "_has_kernel", lambda _: True)
+    monkeypatch.setattr(tower, "varlen_attn", kernel)
+    monkeypatch.setattr(tower, "_segments", Segments._by_length)
+    monkeypatch.setattr(tower, "_has_kernel", lambda _: True)
     torch.testing.assert_close(packed_vision_attention(*given)[0], expected)
 
 
 def test_the_kernel_takes_half_precision_on_a_gpu_alone():
     with FakeTensorMode():
         rows = torch.empty(5, 2, 16, device="cuda")
-        assert [attention._has_kernel(rows.to(t)) for t in attention._HALF] == [True, True]
-        assert not attention._has_kernel(rows) and not attention._has_kernel(rows.bfloat16().cpu())
+        assert [tower._has_kernel(rows.to(t)) for t in tower._HALF] == [True, True]
+        assert not tower._has_kernel(rows) and not tower._has_kernel(rows.bfloat16().cpu())
         narrow = torch.empty(5, 2, 12, device="cuda", dtype=torch.bfloat16)
-        assert not attention._has_kernel(narrow)
+        assert not tower._has_kernel(narrow)
 
 
 def test_two_models_do_not_share_how_they_attend(make_model):

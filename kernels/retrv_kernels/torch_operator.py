@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,18 +15,26 @@ NAMESPACE = "retrv_kernels"
 
 
 def register(
-    op: str, schema: str, fake: Callable[..., Any], check: Callable[..., None] | None = None
+    op: str,
+    fake: Callable[..., Any],
+    check: Callable[..., None] | None = None,
+    *,
+    writes: Sequence[str] = (),
 ) -> None:
     """Defines ``torch.ops.retrv_kernels.<op>``, which runs what the registry chooses.
 
+    The operator has the arguments and results of the op's reference function.
+
     Args:
-        schema: arguments and results in PyTorch's schema language.
-        fake: makes empty results of the right shape, dtype and device from the arguments.
-        check: raises ValueError for arguments whose values do not fit, where any might not.
+        fake: function of the operator's arguments that makes empty results of the right shape,
+            dtype and device.
+        check: function of the operator's arguments that raises ValueError if their values are
+            invalid; None if no values can be.
+        writes: names of the arguments that the op writes into.
     """
     name = f"{NAMESPACE}::{op}"
     # The plain interface rather than `custom_op`: 8 µs less a call.
-    torch.library.define(name, schema)
+    torch.library.define(name, _schema(op, writes))
 
     @torch.library.impl(name, "CompositeExplicitAutograd")
     def _(*arguments: Any) -> Any:
@@ -37,29 +46,29 @@ def register(
 
 
 def accumulated(tensor: Tensor) -> torch.dtype:
-    """The dtype in which sums over a tensor are kept: float32, and float64 for float64."""
+    """The dtype in which sums over a tensor are kept: float32, or float64 for float64."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def differentiable(op: str, schema: str, inputs: Sequence[str]) -> None:
-    """Gives a registered op of one result a backward that recomputes its reference.
+def differentiable(op: str, inputs: Sequence[str]) -> None:
+    """Gives a registered op with one result a backward that recomputes its reference.
 
-    The forward is the chosen kernel's. The backward is an operator too, so that a compiler does
-    not look inside, where shapes depend on data.
+    The forward is the chosen kernel. The backward is an operator too, so that a compiler does not
+    trace into it: its shapes depend on data.
 
     Args:
-        schema: the op's arguments without parentheses.
-        inputs: names of the arguments that get gradients, all of them tensors.
+        inputs: names of the tensor arguments that get gradients.
     """
-    names = [part.split()[-1] for part in schema.split(",")]
+    reference = registry.OPS[op][-1].run
+    names = list(inspect.signature(reference).parameters)
     places = [names.index(name) for name in inputs]
     backward = f"{NAMESPACE}::{op}_backward"
+    arguments = _schema(op)[1:].rpartition(") ->")[0]
     results = ", ".join(["Tensor"] * len(inputs))
-    torch.library.define(backward, f"(Tensor grad, {schema}) -> ({results})")
+    torch.library.define(backward, f"(Tensor grad, {arguments}) -> ({results})")
 
     @torch.library.impl(backward, "CompositeExplicitAutograd")
     def _(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        reference = registry.OPS[op][-1].run
         floats = [place for place in places if arguments[place].is_floating_point()]
 
         def forward(*differentiated: Tensor) -> Tensor:
@@ -70,7 +79,7 @@ def differentiable(op: str, schema: str, inputs: Sequence[str]) -> None:
 
         pull = torch.func.vjp(forward, *(arguments[place] for place in floats))[1]
         parts = dict(zip(floats, pull(grad), strict=True))
-        # int8 rows have no gradient, but an operator must return something in their place.
+        # int8 rows have no gradient, but an operator must return a tensor in their place.
         return tuple(
             parts[p].contiguous() if p in parts else torch.zeros_like(arguments[p]) for p in places
         )
@@ -100,3 +109,8 @@ def differentiable(op: str, schema: str, inputs: Sequence[str]) -> None:
         return tuple(gradients)
 
     torch.library.register_autograd(f"{NAMESPACE}::{op}", pull_back, setup_context=setup_context)
+
+
+def _schema(op: str, writes: Sequence[str] = ()) -> str:
+    """Arguments and results of an op's reference function, in PyTorch's schema language."""
+    return torch.library.infer_schema(registry.OPS[op][-1].run, mutates_args=writes)

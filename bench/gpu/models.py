@@ -1,6 +1,6 @@
-"""Models of real size with random weights, made where they run, and the sizes of what is measured.
+"""Models of real size with random weights, and the sizes of what is measured.
 
-Nothing about speed depends on what the weights are.
+Speed does not depend on the values of weights.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from torch import nn
 from transformers import Qwen2_5_VLConfig
 
 from bench.device import Device
-from bench.suites.engine.prompts import World
+from bench.suites.engine.workload import Workload
 from bench.suites.kernels.entries import QWEN_3B, QWEN_7B, TINY, Model
+from retrv_r1.model.backbone import qwen_config
 from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.model.tokens import TokenIds
-from retrv_r1.rerank.reranker import vocabulary_of
 
 
 @dataclass(frozen=True)
 class Size:
-    """Widths of a Qwen2.5-VL: of its language model, then of its vision tower."""
+    """Sizes of a Qwen2.5-VL: language model first, then vision tower."""
 
     hidden: int
     layers: int
@@ -41,14 +40,14 @@ class Size:
 SIZES = {
     "3B": Size(2048, 36, 16, 2, 11008, 151_936, True),
     "7B": Size(3584, 28, 28, 4, 18944, 152_064, False),
-    # The heads of 3B, for a CPU.
+    # Small enough for a CPU, with the heads of 3B.
     "3B, 2 layers": Size(2048, 2, 16, 2, 512, 16384, True, (2, 64, 64, 2)),
 }
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Candidates, rows of each in full, and the width of their grid."""
+    """Number of candidates, rows of each at full length, and the width of their grid."""
 
     candidates: int
     rows: int
@@ -60,15 +59,17 @@ class Scale:
     """How much is measured.
 
     Args:
-        models: names in ``SIZES``, or "tiny": the smaller and the larger.
-        tokens: of reasoning; ``inspections`` during it.
-        rollouts: sequences of a group.
-        sequences: that decode together, ``steps`` of them timed behind prompts of ``prompt`` rows.
-        shared: sequences that share a prefix, and its rows.
-        pictures: how many, and their grids of patches.
+        models: the smaller and the larger model: names in ``SIZES``, or "tiny".
+        shapes: candidates of a request.
+        tokens, inspections: number of tokens of reasoning, and of inspections during it.
+        rollouts: numbers of sequences in a group.
+        sequences: numbers of sequences that decode together.
+        steps, prompt: number of steps timed, and rows of the prompts before them.
+        shared: pairs (sequences that share a prefix, rows of the prefix).
+        pictures: number of pictures, and their grids of patches.
         kernels: models whose shapes the kernels are measured at.
         compiling: seconds that the compiler of a kernel's peer may take.
-        seconds: that one thing is measured for, once it has been measured the least times.
+        seconds: time spent on one measurement, beyond its least number of calls.
     """
 
     models: tuple[str, str] = ("3B", "7B")
@@ -87,7 +88,7 @@ class Scale:
 
     @classmethod
     def quick(cls) -> Scale:
-        """All of it in a small form."""
+        """Everything at small sizes."""
         return cls(
             models=("3B, 2 layers", "tiny"),
             shapes=(Shape(4, 12, 4), Shape(3, 6, 3)),
@@ -105,35 +106,31 @@ class Scale:
         )
 
 
-def make(name: str, device: Device) -> World:
-    """A model by its name, in the device's dtype; rows of pictures are set by who asks."""
+def make(name: str, device: Device) -> Workload:
+    """The model of that name in the device's dtype; the caller sets the rows of pictures."""
     if name == "tiny":
-        return World.tiny(device.kind)
+        return Workload.tiny(device.kind)
     size = SIZES[name]
     _, tiny = load_checkpoint("tiny")
     with torch.device(device.kind), default_dtype(device.dtype):
-        config = RetrvR1Config(backbone_config=backbone(size, TokenIds.of(tiny.tokenizer)))
+        config = RetrvR1Config(backbone_config=backbone(size, tiny.tokenizer))
         model = RetrvR1ForConditionalGeneration(config).eval()
     randomize(model)
     tokens, words = tiny.tokens, len(tiny.tokenizer) // 2
-    return World(name, model, vocabulary_of(tokens), tokens.labels, 0, 0, words)
+    return Workload(name, model, tokens, tokens.labels, 0, 0, words)
 
 
-def backbone(size: Size, ids: TokenIds) -> Qwen2_5_VLConfig:
-    """The config that the official checkpoint of a size has, with the shipped tokenizer's ids."""
+def backbone(size: Size, tokenizer: Any) -> Qwen2_5_VLConfig:
+    """The config of the official checkpoint of a size, with a tokenizer's ids."""
     depth, width, inner, heads = size.tower
     text: dict[str, Any] = dict(
         vocab_size=size.vocabulary,
-        hidden_size=size.hidden,
         intermediate_size=size.intermediate,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.kv_heads,
         max_position_embeddings=128_000,
         tie_word_embeddings=size.tied,
-        bos_token_id=None,
-        eos_token_id=ids.im_end,
-        pad_token_id=ids.pad,
         rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
     )
     vision: dict[str, Any] = dict(
@@ -148,19 +145,12 @@ def backbone(size: Size, ids: TokenIds) -> Qwen2_5_VLConfig:
         out_hidden_size=size.hidden,
         fullatt_block_indexes=sorted({depth - 1, *range(7, depth, 8)}),
     )
-    return Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids.image_pad,
-        vision_start_token_id=ids.vision_start,
-        vision_end_token_id=ids.vision_end,
-        tie_word_embeddings=size.tied,
-    )
+    return qwen_config(tokenizer, text, vision)
 
 
 @torch.no_grad()
 def randomize(model: nn.Module) -> None:
-    """Every parameter anew: norms of 1, biases of 0, all else normal."""
+    """Sets every parameter: norms to 1, biases to 0, all others to small normal values."""
     torch.manual_seed(0)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -174,7 +164,7 @@ def randomize(model: nn.Module) -> None:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """PyTorch's default inside."""
+    """Sets PyTorch's default dtype inside."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -184,7 +174,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of weights that a decode step reads: all layers, the head, and of the table a row."""
+    """Bytes of weights that a decode step reads: layers and head, no separate embedding table."""
     head = model.get_output_embeddings().weight
     table = model.get_input_embeddings().weight
     parameters = {id(one): one for one in (*model.language_model.parameters(), head)}
@@ -194,7 +184,7 @@ def weight_bytes(model: Any) -> int:
 
 
 def row_bytes(model: Any) -> int:
-    """Bytes that a row takes in the key-value cache."""
+    """Bytes of a row in the key-value cache."""
     text = model.config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * text.num_hidden_layers * text.num_key_value_heads * width * model.dtype.itemsize
