@@ -22,8 +22,8 @@ from retrv_engine import (
     Sampling,
     Vocabulary,
 )
+from retrv_engine.job import Extend
 from retrv_engine.sampler import Picked, pick
-from retrv_engine.scheduler import Extend
 
 THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END = range(1, 8)
 WORD, OTHER, STRANGE = 30, 31, 32
