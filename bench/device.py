@@ -1,8 +1,8 @@
-"""The device that is measured: one seam for all that is timed otherwise on a GPU than on a CPU.
+"""The measured device: everything that is timed differently on a CPU and on a GPU.
 
-A GPU works behind Python's back. There a kernel is timed as the replay of a CUDA graph of many
-calls, by CUDA events, so that neither Python nor the launch is what is timed; each call reads
-inputs of its own, more of them than the last-level cache holds.
+A GPU works asynchronously. There a kernel is timed by replaying a CUDA graph of many calls between
+CUDA events, so that neither Python nor the launch is timed. Each call reads its own inputs, and
+together these do not fit the last-level cache.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 
 Call = Callable[[], Any]
 CALLS = 20
-"""In a graph, at least."""
+"""Least number of calls in a graph."""
 MOST_SETS = 256
 WARM_SECONDS = 1.0
 
 
 class Sampler(NamedTuple):
-    """Seconds of a call, anew each time that it is called; ``how`` is empty where captured."""
+    """A function that times a call and returns seconds; ``how`` is empty if it replays a graph."""
 
     sample: Callable[[], float]
     how: str = ""
@@ -35,10 +35,11 @@ class Profile(NamedTuple):
     """What ran while a call was profiled.
 
     Args:
-        seconds: of the call, profiled.
-        busy: share of it in which the device computed.
-        launches: kernels (on a CPU operations) that ran; ``host`` calls that launched them.
-        top: names that took most, with their share of the busy time.
+        seconds: time of the call under the profiler.
+        busy: share of that time in which the device computed.
+        launches: number of kernels (operations on a CPU) that ran.
+        host: number of calls that launched them.
+        top: the longest by name, with their share of the busy time.
     """
 
     seconds: float
@@ -49,22 +50,22 @@ class Profile(NamedTuple):
 
 
 class Device:
-    """A CPU, and what a GPU has in common with it."""
+    """A CPU, and the base class of a GPU."""
 
     kind = "cpu"
     dtype = torch.float32
-    """Of the models that are measured."""
+    """Dtype of measured models."""
 
     @staticmethod
     def of(kind: str) -> Device:
-        """The device of a name, "cpu" or "cuda"."""
+        """The device "cpu" or "cuda"."""
         return Gpu() if kind == "cuda" else Device()
 
     def synchronize(self) -> None:
-        """Waits until everything is done."""
+        """Waits until all work is done."""
 
     def seconds(self, call: Call) -> float:
-        """Of one call, its work done."""
+        """Seconds of one call, including its work on the device."""
         self.synchronize()
         began = time.perf_counter()
         call()
@@ -72,29 +73,29 @@ class Device:
         return time.perf_counter() - began
 
     def sampler(self, calls: Sequence[Call]) -> Sampler:
-        """What times a call of those that do the same on inputs of their own."""
+        """A sampler over calls that do the same, each on its own inputs."""
         turns = itertools.cycle(calls)
         return Sampler(lambda: self.seconds(next(turns)), "one by one")
 
     def sets(self, size: int) -> int:
-        """Inputs of ``size`` bytes that a kernel is timed over."""
+        """Number of copies of ``size`` bytes of inputs that a kernel is timed over."""
         return 1
 
-    def rest(self) -> None:
-        """Gives back what nobody holds."""
+    def free_unused(self) -> None:
+        """Frees memory that nothing holds."""
         gc.collect()
 
     def warm(self) -> None:
-        """Raises a clock that has slept."""
+        """Runs until the clock is at full speed."""
 
     def peak(self, call: Call) -> int:
-        """Bytes that were in use at once during a call, weights included."""
-        Path("/proc/self/clear_refs").write_text("5")  # begin the peak anew
+        """Largest number of bytes in use during a call, weights included."""
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         call()
         return 2**10 * status("VmHWM")
 
     def held(self) -> int:
-        """Bytes in use now."""
+        """Number of bytes in use."""
         return 2**10 * status("VmRSS")
 
     def profile(self, call: Call) -> Profile:
@@ -117,13 +118,13 @@ class Device:
         return [torch.profiler.ProfilerActivity.CPU]
 
     def _spans(self, events: Any) -> tuple[list[tuple[float, float, str]], int]:
-        """Start, end (µs) and name of what ran, and how many calls launched it."""
+        """Start and end (µs) and name of what ran, and the number of calls that launched it."""
         outer = [e for e in events if e.cpu_parent is None and e.name.startswith("aten::")]
         return [(e.time_range.start, e.time_range.end, e.name) for e in outer], len(outer)
 
 
 class Gpu(Device):
-    """The first CUDA device. No line of this class has run where there is none."""
+    """The first CUDA device."""
 
     kind = "cuda"
     dtype = torch.bfloat16
@@ -132,7 +133,7 @@ class Gpu(Device):
         torch.cuda.synchronize()
 
     def sampler(self, calls: Sequence[Call]) -> Sampler:
-        """Replays a graph of the calls; what waits for the device is timed one by one."""
+        """Replays a graph of the calls; times them one by one if they wait for the device."""
         torch.cuda.synchronize()
         try:
             torch.cuda.set_sync_debug_mode("error")
@@ -149,7 +150,7 @@ class Gpu(Device):
             torch.cuda.synchronize()
             how = f"one by one: not captured: {str(error).splitlines()[0][:100]}"
             return Sampler(super().sampler(calls).sample, how)
-        # The graph reads the calls' inputs: they must stay as long as it does.
+        # `calls` is passed to keep the inputs alive that the graph reads.
         return Sampler(partial(self._replayed, graph, count, calls))
 
     def _replayed(self, graph: Any, count: int, _: Sequence[Call]) -> float:
@@ -157,12 +158,12 @@ class Gpu(Device):
 
     @staticmethod
     def _captured(calls: Sequence[Call]) -> tuple[Any, int]:
-        """A graph that has been replayed once, and how many calls are in it."""
+        """A graph, replayed once, and the number of calls in it."""
         count = max(CALLS, len(calls))
         graph = torch.cuda.CUDAGraph()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set up what a capture must not, masks are made
+        with torch.cuda.stream(side):  # libraries set up what a capture forbids, and masks are made
             for call in calls:
                 call()
         torch.cuda.current_stream().wait_stream(side)
@@ -174,7 +175,7 @@ class Gpu(Device):
 
     @staticmethod
     def _events(call: Call) -> float:
-        """Seconds that the device spends on what a call launches."""
+        """Seconds that the device spends on the work a call launches."""
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
@@ -184,16 +185,16 @@ class Gpu(Device):
         return start.elapsed_time(stop) / 1e3
 
     def sets(self, size: int) -> int:
-        """So many that they fill the last-level cache twice, and 4 at least."""
+        """Enough to fill the last-level cache twice, and at least 4."""
         cache = torch.cuda.get_device_properties(0).L2_cache_size
         return min(MOST_SETS, max(4, -(-2 * cache // max(1, size))))
 
-    def rest(self) -> None:
-        super().rest()
+    def free_unused(self) -> None:
+        super().free_unused()
         torch.cuda.empty_cache()
 
     def warm(self) -> None:
-        """A card idles at a fifth of its clock, and takes a while to leave it."""
+        """An idle card runs at a fifth of its clock and takes a while to speed up."""
         factor = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
         began = time.perf_counter()
         while time.perf_counter() - began < WARM_SECONDS:
@@ -202,7 +203,7 @@ class Gpu(Device):
             torch.cuda.synchronize()
 
     def peak(self, call: Call) -> int:
-        self.rest()
+        self.free_unused()
         torch.cuda.reset_peak_memory_stats()
         call()
         torch.cuda.synchronize()
@@ -224,6 +225,6 @@ class Gpu(Device):
 
 
 def status(name: str) -> int:
-    """KiB of this process by a name of Linux's, such as VmRSS."""
+    """KiB of this process under a name in Linux's status file, such as VmRSS."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))

@@ -1,18 +1,17 @@
-"""One trial: each implementation is first checked against float64, then all are timed in turns.
+"""Runs one trial: checks each implementation against float64, then times all of them in rounds.
 
     for round in rounds:  for implementation in order rotated by round:  evict caches, time a call
 
-What slows the machine for a while slows all of a round, so ratios are taken within rounds. An
-implementation that fails its check, or that cannot run, is never timed. On a GPU a round replays a
-graph of calls over several inputs instead (:mod:`bench.device`), and there is nothing to evict.
+Whatever slows the machine for a while slows a whole round, so ratios are taken within rounds. An
+implementation that fails its check or cannot run is never timed. On a GPU a round replays a graph
+of calls over several inputs (:mod:`bench.device`), and nothing is evicted.
 """
 
 from __future__ import annotations
 
-import signal
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,29 +20,30 @@ from torch import Tensor
 from torch.utils.benchmark import timer
 
 from bench.device import Device
+from bench.time_limit import time_limit
 from retrv_kernels.cases import error_of
 
 Result = Tensor | Sequence[Tensor]
 ROUNDS = (3, 50)
-"""At least and at most, whatever the budget."""
+"""Least and largest number of rounds, whatever the budget."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to compute a trial.
+    """One implementation in a trial.
 
     Args:
-        call: computes it, from inputs made beforehand.
-        within: makes the context that each call runs in, such as a choice of kernels.
-        baseline: others are compared with it.
-        optional: may be unable to run, which is then said; of others it is a failure.
-        because: why it is not run here, "" if it is.
-        like: the entry before this one whose result it must give; of the trial's where empty.
-        compared: False for what computes something else on purpose, such as with rounded weights;
+        call: function that computes the result, from inputs made beforehand.
+        within: function that makes the context of each call, such as a choice of kernels.
+        baseline: whether the others' speeds are given relative to it.
+        optional: whether being unable to run is noted instead of failing the trial.
+        because: reason why it is not run here, "" if it is.
+        like: name of the earlier entry whose result is expected; the trial's own if empty.
+        compared: False if it computes something else on purpose, such as with rounded weights;
             it has no error then.
-        counts: what the call before took, by name, such as rows computed.
-        before: done ahead of each call, outside of what is timed.
-        limit: seconds that the first call may take, which compiles; 0 for any number.
+        counts: function that returns counts of the previous call by name, such as rows computed.
+        before: function called before each call, not timed.
+        limit: seconds that the first call, which compiles, may take; 0 for no limit.
     """
 
     name: str
@@ -64,9 +64,9 @@ class Prepared:
     """A trial whose inputs are in memory.
 
     Args:
-        expected: the result that is right: in float64, or of a reference.
-        again: makes the entries anew, with inputs in memory of their own; None for what is timed
-            call by call on a GPU as well.
+        expected: function that returns the right result, in float64 or from a reference.
+        again: function that makes the entries again over a copy of the inputs; None if calls are
+            timed one by one on a GPU too.
     """
 
     expected: Callable[[], Result]
@@ -79,12 +79,12 @@ class Trial:
     """Inputs on which implementations are compared.
 
     Args:
-        shape: sizes by their name.
-        flops, bytes: that the operation needs at least: what bounds its speed.
-        tolerance: largest error, relative to the largest expected value.
-        prepare: makes the inputs; called when the trial's turn comes.
-        plots: sizes in whose sweeps it stands, and "ratios" for the chart of those.
-        rounds: at least, for trials whose calls take long; the harness's own number for None.
+        shape: sizes by name.
+        flops, bytes: least operations and bytes of the computation, which bound its speed.
+        tolerance: largest error allowed, relative to the largest expected value.
+        prepare: function that makes the inputs; called when the trial starts.
+        plots: sizes whose sweeps include the trial, and "ratios" for the chart of ratios.
+        rounds: least number of rounds, for trials with long calls; ``ROUNDS[0]`` if None.
     """
 
     op: str
@@ -101,7 +101,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Suite:
-    """Trials in the order in which they run, and notes: what is timed and what is left out."""
+    """Trials in the order in which they run, and notes on what is timed and what is left out."""
 
     trials: Sequence[Trial]
     notes: Sequence[str]
@@ -125,16 +125,16 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """What one implementation did in one trial.
+    """Result of one implementation in one trial.
 
     Args:
-        error: largest, relative to the largest expected value; None where there is none.
-        note: why there is no time, empty where there is one.
-        failed: it ran and is wrong, or had to run and could not.
-        seconds: of a call; None unless the check passed.
-        ratios: for each baseline its time divided by this one's, over rounds: above 1 is faster.
-        counts: what the call that was checked took.
-        how: it was timed where that is not as usual on its device.
+        error: largest error, relative to the largest expected value; None if nothing was compared.
+        note: reason why there is no time, empty if there is one.
+        failed: whether it is wrong, or could not run although it is not optional.
+        seconds: time of a call; None unless the check passed.
+        ratios: by baseline, the baseline's time divided by this one's; above 1 is faster.
+        counts: counts of the checked call.
+        how: the way of timing, if it is not the usual one on the device.
     """
 
     implementation: str
@@ -160,15 +160,15 @@ def run(
 
     Args:
         budget: seconds of calls after which no further round starts.
-        rounds: at least and at most.
-        evict: called before every timed call.
-        clock: seconds; waits for the device first.
-        device: a GPU, which times in its own way what can be made again.
+        rounds: least and largest number of rounds.
+        evict: function called before every timed call.
+        clock: function that waits for the device and returns seconds.
+        device: GPU that times the entries by replaying graphs; None to time single calls.
 
     Returns:
-        A row for each entry, with the trial's own columns, as JSON values.
+        A row for each entry with the trial's columns, as JSON values.
     """
-    torch.compiler.reset()  # or the ninth shape of a peer would run uncompiled without a word
+    torch.compiler.reset()  # or a peer's ninth shape would silently run uncompiled
     prepared = trial.prepare()
     with torch.no_grad():
         results: dict[str, Sequence[Tensor]] = {"": _tensors(prepared.expected())}
@@ -194,24 +194,26 @@ def run(
 def _check(
     entry: Entry, results: Mapping[str, Sequence[Tensor]], tolerance: float
 ) -> tuple[Row, Sequence[Tensor]]:
-    """A row without times, whose note is empty if the entry may be timed, and the result."""
+    """The entry's result, and a row without times; its note is empty if the entry may be timed."""
     if entry.because:
         return Row(entry.name, note=entry.because), []
     try:
         with entry.within(), time_limit(entry.limit):
             entry.before()
             found = _tensors(entry.call())
-    except Exception as raised:  # whatever a compiler raises: the row says it
+    except Exception as raised:  # compilers raise anything: the row says what
         reason = f"{type(raised).__name__}: {_first_line(raised)}"
         return Row(entry.name, note=f"cannot run: {reason}", failed=not entry.optional), []
     if not entry.compared:
         return Row(entry.name), found
     if not results[entry.like]:
-        return Row(entry.name, note=f"{entry.like} gave nothing to compare", failed=True), found
+        return Row(
+            entry.name, note=f"{entry.like} gave nothing to compare with", failed=True
+        ), found
     error = error_of(found, results[entry.like])
     if error <= tolerance:
         return Row(entry.name, error), found
-    if error == float("inf"):  # which JSON has not
+    if error == float("inf"):  # JSON has no infinity
         return Row(entry.name, note="NaN, infinity or another shape", failed=True), found
     note = f"error {error:.1e} above {tolerance:.0e}"
     return Row(entry.name, error, note=note, failed=True), found
@@ -237,7 +239,7 @@ def _on_device(
     sound: Sequence[Entry],
     rows: dict[str, Row],
 ) -> tuple[dict[str, Callable[[], float]], dict[str, Row]]:
-    """What times each entry over several inputs; one that cannot be timed gets a note instead."""
+    """Functions that time the entries over several inputs, and rows with notes on the others."""
     assert prepared.again is not None
     sets = [prepared.entries]
     sets += [prepared.again() for _ in range(device.sets(trial.bytes) - 1)]
@@ -248,7 +250,7 @@ def _on_device(
             with entry.within():
                 samples[entry.name], how = device.sampler(calls)
             rows[entry.name] = replace(rows[entry.name], how=how)
-        except Exception as raised:  # as of a check
+        except Exception as raised:  # as in a check
             note = f"cannot be timed: {type(raised).__name__}: {_first_line(raised)}"
             rows[entry.name] = replace(rows[entry.name], note=note, failed=not entry.optional)
     return samples, rows
@@ -273,34 +275,6 @@ def _times(
             times[entry.name].append(seconds)
             spent += seconds
     return times
-
-
-class _Late(BaseException):
-    """Raised by an alarm: no compiler catches it on its way."""
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError once Python has been inside for so long; 0 for never.
-
-    Only in a process's main thread; what is compiled code ends first.
-    """
-    if not seconds:
-        yield
-        return
-
-    def late(*_: object) -> None:
-        raise _Late
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except _Late:
-        raise TimeoutError(f"not done within {seconds:.0f} s") from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _timed(row: Row, times: Mapping[str, list[float]], baselines: Sequence[str]) -> Row:

@@ -1,4 +1,4 @@
-"""A report's charts: time against each swept size, and ratios to the baselines."""
+"""Charts of a report: time over each swept size, and ratios to the baselines."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from matplotlib.ticker import EngFormatter
 from bench.report import describe
 
 Values = Mapping[str, Any]
-SWEEPS = {"K": "candidates K", "rows": "rows a candidate", "d": "width d"}
-# An implementation keeps its colour in every chart; a baseline's are warm.
+SWEEPS = {"K": "candidates K", "rows": "rows per candidate", "d": "width d"}
+# Each implementation has the same colour in every chart; baselines have warm ones.
 _COLOURS = {
     "triton": "#1f6fb2",
     "native": "#1f6fb2",
@@ -24,7 +24,7 @@ _COLOURS = {
     "direct": "#8c3b2e",
 }
 _OTHERS = ("#f2b880", "#7a8b5c", "#b08bb5", "#9aa0a6", "#5f6368")
-# Whose ratios the chart of bars shows: the best that ran.
+# The chart of ratios shows the first of these that ran.
 _BEST = ("triton", "native", "folded")
 
 
@@ -32,7 +32,7 @@ def draw(report: Values, folder: Path) -> list[Path]:
     """Draws PNGs of a report's float32 rows.
 
     Returns:
-        What was drawn: nothing of sweeps or ratios that the report does not have.
+        Files drawn; none for sweeps or ratios that the report does not have.
     """
     folder.mkdir(parents=True, exist_ok=True)
     timed = [row for row in report["rows"] if row["seconds"]]
@@ -106,14 +106,14 @@ def _lines(axes: Axes, size: str, rows: Sequence[Values], names: Sequence[str]) 
 
 
 def _fixed(size: str, rows: Sequence[Values]) -> str:
-    """The sizes that are the same all along the sweep."""
+    """Sizes that are constant in the sweep."""
     shapes = [row["shape"] for row in rows]
     same = [name for name in shapes[0] if len({shape[name] for shape in shapes}) == 1]
     return ", ".join(f"{name} {shapes[0][name]:,}" for name in same)
 
 
 def _bars(rows: Sequence[Values], op: str) -> list[tuple[str, Values]]:
-    """(label, ratio) of the best implementation of each of an op's cases."""
+    """(label, ratio) of the best implementation of each case of an op."""
     bars = []
     own = _of(rows, op, "ratios")
     for name in dict.fromkeys(row["name"] for row in own):
@@ -134,14 +134,14 @@ def _ratios(bars: Mapping[str, Sequence[tuple[str, Values]]], card: Values, path
         _bar_panel(axes, own)
         axes.set_title(op, fontsize=9, loc="left")
     low, high = panels[0].get_xlim()
-    panels[0].set_xlim(low, high * 1.3)  # room for the last number
+    panels[0].set_xlim(low, high * 1.3)  # room for the largest number
     panels[-1].xaxis.set_major_formatter("{x:g}")
     panels[-1].set_xlabel("times as fast as the baseline (median over rounds, quartiles)")
     _save(figure, card, path)
 
 
 def _bar_panel(axes: Axes, bars: Sequence[tuple[str, Values]]) -> None:
-    """Bars from 1: what is slower than its baseline goes to the left, in another colour."""
+    """Bars from 1: slower than the baseline is to the left, in another colour."""
     for place, (_, ratio) in enumerate(bars):
         median, low, high = (ratio[key] for key in ("median", "q1", "q3"))
         axes.barh(place, median - 1, 0.7, left=1, color="#1f6fb2" if median >= 1 else "#d9772b")
@@ -173,7 +173,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, card: Values, path: Path) -> None:
-    """With the machine as the caption."""
+    """Saves a figure with the machine as its caption."""
     commit = f"{card['commit'] or 'no commit'}{' with changes' if card['dirty'] else ''}"
     caption = f"{describe(card)}; torch {card['versions']['torch']}; commit {commit}; cold caches"
     figure.supxlabel(caption, fontsize=7, color="#5f6368")

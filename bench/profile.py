@@ -1,4 +1,4 @@
-"""Where the time of one request goes, and its memory: a table, and a picture like a flame graph.
+"""Time of one request by function, and its memory: a table, and a picture like a flame graph.
 
 python -m bench.profile --model bench-small --k 50 --picture profile.png
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,19 +27,18 @@ from rich.table import Table
 from bench import machine, report, small
 from bench.device import Device
 from bench.suites.engine.entries import local, plain
-from bench.suites.engine.prompts import Paced, World
-from retrv_engine import Sampling, attention, decode, lean, runner
-from retrv_engine import local as local_engine
-from retrv_engine.scheduler import Scheduler
+from bench.suites.engine.workload import PacedGeneration, Workload
+from retrv_engine import LocalEngine, Sampling, batch, decode, qwen_layers, runner
+from retrv_engine.scheduler import Extend
 from retrv_kernels.linear import PreparedLinear
 from retrv_r1 import Reranker
 from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.icm import InformationCompressor
-from retrv_r1.rerank.features import FeatureEncoder
+from retrv_r1.rerank.feature_encoder import FeatureEncoder
 
-Path_ = tuple[str, ...]
-PHASES = ("decode", "inspection", "prefill")  # a step is named after the last that it has
-FORMS: dict[str, Callable[[World, int], Callable[[], Any]]] = {
+SpanPath = tuple[str, ...]
+PHASES = ("decode", "inspection", "prefill")  # a step is named after the last of these in it
+FORMS: dict[str, Callable[[Workload, int], Callable[[], Any]]] = {
     "transformers, full tokens": lambda w, k: plain(w, [w.request(k, k, full=True, tokens=8)]),
     "transformers, compressed": lambda w, k: plain(w, [w.request(k, k, tokens=64)]),
     "local, compressed": lambda w, k: local(w, [w.request(k, k, tokens=64)]),
@@ -53,12 +52,12 @@ class Spans:
     """Seconds spent inside named functions, by the functions around them."""
 
     def __init__(self) -> None:
-        self.seconds: dict[Path_, float] = {}
+        self.seconds: dict[SpanPath, float] = {}
         self.stack: list[str] = []
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Adds the time inside to a name below those that are open."""
+        """Adds the time inside to a name, under the spans that are open."""
         self.stack.append(name)
         began = time.perf_counter()
         try:
@@ -67,7 +66,7 @@ class Spans:
             self.add(tuple(self.stack), time.perf_counter() - began)
             self.stack.pop()
 
-    def add(self, path: Path_, seconds: float) -> None:
+    def add(self, path: SpanPath, seconds: float) -> None:
         """Adds time to a path of names."""
         self.seconds[path] = self.seconds.get(path, 0.0) + seconds
 
@@ -79,66 +78,69 @@ class Spans:
             with self.span(name):
                 return function(*arguments, **options)
 
-        # `self` of a method is an argument as any other.
+        # A method's `self` is one of the arguments.
         return patch.object(owner, attribute, timed)
 
-    def own(self, path: Path_) -> float:
-        """Seconds that belong to none of the functions inside."""
+    def own(self, path: SpanPath) -> float:
+        """Seconds outside of the spans inside."""
         inside = (s for p, s in self.seconds.items() if p[:-1] == path)
         return self.seconds[path] - sum(inside)
 
 
 def profile(model: str, k: int, tokens: int, inspections: int) -> Spans:
-    """Times one request with all its features missing, after one that warms up."""
+    """Times one request without cached features, after one that warms up."""
     network, processor = small.small() if model == "bench-small" else load_checkpoint(model)
     reranker = Reranker(network, processor)
-    reranker.engine.generation_type = Paced
+    assert isinstance(reranker.engine, LocalEngine)
+    reranker.engine.generation_type = PacedGeneration
     pictures = np.random.default_rng(0).integers(0, 256, (k, small.SIDE, small.SIDE, 3), np.uint8)
     candidates = [Image.fromarray(picture) for picture in pictures]
     sampling = Sampling(max_reasoning_tokens=tokens, max_inspections=inspections)
     reranker.rank("something else", candidates[:4], sampling=sampling)
-    spans, scheduled = Spans(), Scheduler.schedule
+    spans, step, run = Spans(), LocalEngine.step, runner.ModelRunner.run
 
-    def schedule(self: Scheduler) -> Any:
-        began = time.perf_counter()
-        extends = scheduled(self)
-        if phases := [local_engine._phase(extend) for extend in extends]:
-            spans.stack[1] = max(phases, key=PHASES.index)  # what was a step until now
-        spans.add((*spans.stack, "schedule"), time.perf_counter() - began)
-        return extends
+    def timed_step(engine: LocalEngine) -> bool:
+        before = engine.stats().seconds
+        with spans.span("step"):
+            more = step(engine)
+            for name, seconds in engine.stats().seconds.items():
+                if name != "run" and seconds > before[name]:
+                    spans.add((*spans.stack, name), seconds - before[name])
+        return more
+
+    def named_run(self: runner.ModelRunner, extends: Sequence[Extend]) -> Any:
+        spans.stack[1] = max((extend.job.phase for extend in extends), key=PHASES.index)
+        return run(self, extends)
 
     with ExitStack() as stack:
         for owner, attribute, name in (
-            (local_engine.LocalEngine, "step", "step"),
-            (local_engine.LocalEngine, "_take", "sample"),
-            (local_engine.LocalEngine, "_splice", "load"),
-            (attention.Plan, "of", "plan"),
+            (batch.Plan, "of", "plan"),
             (runner, "splice_features", "splice"),
-            (runner.ModelRunner, "_pieces", "plan"),
             (decode.DecodeStep, "fill", "plan"),
-            (lean.Layers, "forward", "layers"),
+            (qwen_layers.Layers, "forward", "layers"),
             (FeatureEncoder, "encode", "features"),
             (InformationCompressor, "tokens", "compression"),
             (PreparedLinear, "forward", "linear"),
         ):
             stack.enter_context(spans.patch(owner, attribute, name))
-        stack.enter_context(patch.object(Scheduler, "schedule", schedule))
+        stack.enter_context(patch.object(LocalEngine, "step", timed_step))
+        stack.enter_context(patch.object(runner.ModelRunner, "run", named_run))
         with spans.span("request"):
             reranker.rank("something", candidates, sampling=sampling)
     return spans
 
 
 def peak(form: str, k: int) -> float:
-    """MiB that a call needs above what was there before it: for a process of its own."""
-    world = World.small("cpu")
-    call = FORMS[form](world, k)
+    """MiB that a call needs at its peak, above the model; run it in a separate process."""
+    work = Workload.small("cpu")
+    call = FORMS[form](work, k)
     device = Device()
     before = device.held()
     return (device.peak(call) - before) / 2**20
 
 
 def table(spans: Spans) -> Table:
-    """Seconds and shares, indented by depth; what belongs to no function inside is "rest"."""
+    """Seconds and shares, indented by depth; "rest" is the time outside of inner spans."""
     total = spans.seconds["request",]
     shown = Table("phase", "seconds", "share")
     for path, seconds, depth in _rows(spans):
@@ -147,7 +149,7 @@ def table(spans: Spans) -> Table:
     return shown
 
 
-def _rows(spans: Spans, above: Path_ = ()) -> Iterator[tuple[Path_, float, int]]:
+def _rows(spans: Spans, above: SpanPath = ()) -> Iterator[tuple[SpanPath, float, int]]:
     children = [path for path in spans.seconds if path[:-1] == above]
     for path in sorted(children, key=lambda path: -spans.seconds[path]):
         yield path, spans.seconds[path], len(above)
@@ -157,13 +159,13 @@ def _rows(spans: Spans, above: Path_ = ()) -> Iterator[tuple[Path_, float, int]]
 
 
 def draw(spans: Spans, path: Path, caption: str) -> None:
-    """Functions below those that call them, as wide as their time."""
+    """Draws spans below those that contain them, as wide as their time."""
     figure = Figure(figsize=(10, 3.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     colours = {"features": "#d9772b", "compression": "#f2b880", "layers": "#1f6fb2"}
 
-    def bars(above: Path_, left: float) -> None:
+    def bars(above: SpanPath, left: float) -> None:
         children = [one for one in spans.seconds if one[:-1] == above]
         for child in sorted(children, key=lambda one: -spans.seconds[one]):
             width = spans.seconds[child]
@@ -187,15 +189,15 @@ def draw(spans: Spans, path: Path, caption: str) -> None:
 
 @app.command()
 def main(
-    model: Annotated[str, typer.Option(help="bench-small or a checkpoint.")] = "bench-small",
-    k: Annotated[int, typer.Option(help="Candidates, all of them pictures.")] = 50,
-    tokens: Annotated[int, typer.Option(help="Tokens of reasoning.")] = 64,
-    inspections: Annotated[int, typer.Option(help="Candidates to inspect.")] = 3,
-    memory: Annotated[bool, typer.Option("--memory", help="Peak memory of each form.")] = False,
-    picture: Annotated[Path | None, typer.Option(help="Draw a PNG here.")] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="Save the numbers here.")] = None,
+    model: Annotated[str, typer.Option(help="bench-small, or a checkpoint.")] = "bench-small",
+    k: Annotated[int, typer.Option(help="Number of candidates, all pictures.")] = 50,
+    tokens: Annotated[int, typer.Option(help="Number of tokens of reasoning.")] = 64,
+    inspections: Annotated[int, typer.Option(help="Number of inspections.")] = 3,
+    memory: Annotated[bool, typer.Option("--memory", help="Also measure peak memory.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="PNG file for the picture.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="File for the numbers.")] = None,
 ) -> None:
-    """Profile one request of the embedded engine, cold, its pictures not encoded yet."""
+    """Profile one request of the embedded engine with empty caches, pictures included."""
     console = Console()
     card = machine.card("cpu")
     report.render_card(card, console)

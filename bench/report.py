@@ -1,4 +1,4 @@
-"""A run's card and rows as JSON values, and the same for a reader."""
+"""The report of a run: JSON values, and their tables on the terminal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Values = Mapping[str, Any]
 
 
 def build(suite: str, card: Values, rows: Sequence[Values], notes: Sequence[str]) -> dict[str, Any]:
-    """The report of a run, with what each row reached of its bound.
+    """The report of a run, with the share of its bound that each row reached.
 
     Args:
-        card: of the machine, with ``ceilings`` measured during the run.
-        rows: of :func:`bench.harness.run`.
+        card: card of the machine, with ``ceilings`` measured during the run.
+        rows: rows from :func:`bench.harness.run`.
     """
     rows = [{**row, "bound": bound(row, card["ceilings"])} for row in rows]
     failed = sum(row["failed"] for row in rows)
@@ -26,14 +26,14 @@ def build(suite: str, card: Values, rows: Sequence[Values], notes: Sequence[str]
 
 
 def bound(row: Values, ceilings: Values) -> dict[str, Any] | None:
-    """The ceiling that takes longer, and the fraction of it that the median call reached.
+    """The ceiling that bounds the row, and the fraction of it that the median call reached.
 
-    ``fractions`` are of memory and of products in the row's dtype, whichever bounds. Memory's rate
-    is a GPU's copies', which half of what a kernel does there is like.
+    ``fractions`` holds both: of memory, and of products in the row's dtype. On a GPU the rate of
+    memory is that of copies, because kernels write as well as read.
     """
     counted = row["flops"] or row["bytes"]
-    if row["seconds"] is None or row["error"] is None or not counted:  # or of other bytes
-        return None
+    if row["seconds"] is None or row["error"] is None or not counted:
+        return None  # also if nothing was compared: it may move other bytes
     memory = "copy" if "copy" in ceilings else "read"
     products = f"gemm {row['dtype']}" if f"gemm {row['dtype']}" in ceilings else "gemm"
     amounts = {memory: row["bytes"], products: row["flops"]}
@@ -44,7 +44,7 @@ def bound(row: Values, ceilings: Values) -> dict[str, Any] | None:
 
 
 def render_card(card: Values, console: Console) -> None:
-    """What is known before a run."""
+    """Prints the machine's card."""
     cpu = card["cpu"]
     versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
     commit = f"{card['commit'] or 'no commit'}{', with changes' if card['dirty'] else ''}"
@@ -71,7 +71,7 @@ def describe(card: Values) -> str:
 
 
 def render(report: Values, console: Console) -> None:
-    """Ceilings, a table for each operation, notes."""
+    """Prints ceilings, a table for each operation, and notes."""
     taken = "taken before each case and at the end"
     console.print(Text(f"{rates(report['card']['ceilings'])}, {taken}", style="bold"))
     for op in dict.fromkeys(row["op"] for row in report["rows"]):
@@ -101,7 +101,7 @@ def rates(ceilings: Values) -> str:
 
 
 def _table(op: str, rows: Sequence[Values]) -> Table:
-    """A line for each case, and below it one for each implementation."""
+    """A line for each case, followed by one for each implementation."""
     baselines = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
     table = Table(title=op, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("case, dtype, tolerance", no_wrap=True)
@@ -123,7 +123,7 @@ def _table(op: str, rows: Sequence[Values]) -> Table:
 
 
 def _cells(row: Values, baselines: Sequence[str], counts: Sequence[str]) -> Iterator[str]:
-    """Error to counts; a row without times says only what is wrong."""
+    """Cells from error to counts; a row without times only says what is wrong."""
     yield "" if row["error"] is None else f"{row['error']:.1e}"
     seconds, bound = row["seconds"], row["bound"]
     if seconds is None:
@@ -140,7 +140,7 @@ def _cells(row: Values, baselines: Sequence[str], counts: Sequence[str]) -> Iter
 
 
 def _reached(bound: Values | None) -> str:
-    """Of what bounds; on a GPU, where both are close, of the other too."""
+    """Share of the ceiling that bounds; on a GPU, where both are close, of the other too."""
     if bound is None:
         return ""
     shown = {bound["name"]: bound["fraction"]}
@@ -154,7 +154,7 @@ def _ratio(ratio: Values) -> str:
 
 
 def _without_time(rows: Sequence[Values]) -> list[str]:
-    """Why rows have no time, each reason once with the cases that it concerns."""
+    """Reasons why rows have no time, each once with its cases."""
     cases: dict[str, list[str]] = {}
     for row in rows:
         if row["seconds"] is None:
@@ -164,7 +164,7 @@ def _without_time(rows: Sequence[Values]) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """With three digits, in s, ms or µs."""
+    """A duration with three digits, in s, ms or µs."""
     for factor, unit in ((1, "s"), (1e3, "ms")):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""The command line: a suite's trials one by one, then the tables, then one line of JSON."""
+"""Command line of the benchmarks: runs a suite, prints tables, then one line of JSON."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ class Name(StrEnum):
     engines = "engines"
 
 
-SUITES: Mapping[Name, Callable[[str, float, bool], Suite]] = {
-    Name.kernels: kernels.suite,
+ENGINE_SUITES: Mapping[Name, Callable[[str, bool], Suite]] = {
     Name.prefill: engine.prefill,
     Name.decode: engine.decode,
     Name.rerank: engine.rerank,
@@ -41,8 +40,8 @@ SUITES: Mapping[Name, Callable[[str, float, bool], Suite]] = {
     Name.engines: engine.engines,
 }
 BUDGET = {False: 2.0, True: 1.0}
-"""Seconds of calls for a trial, by whether the run is quick."""
-# Of the widest table: in less the numbers would be cut.
+"""Seconds of calls in a trial, by ``quick``."""
+# Columns of the widest table; a narrower console would cut the numbers.
 WIDTH = 200
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -50,24 +49,28 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    suite: Annotated[Name | None, typer.Option(help="What to measure.")] = None,
+    suite: Annotated[Name | None, typer.Option(help="Suite to measure.")] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A few shapes, two to three minutes.")
+        bool, typer.Option("--quick", help="Measure a few shapes, in two to three minutes.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu or cuda; cuda where there is one.")] = "",
-    only: Annotated[str, typer.Option(help="Only trials with this text in op or name.")] = "",
+    device: Annotated[
+        str, typer.Option(help="cpu or cuda; by default cuda if there is a GPU.")
+    ] = "",
+    only: Annotated[str, typer.Option(help="Text that op or name of a trial must contain.")] = "",
     saved: Annotated[
-        Path | None, typer.Option("--from", help="Show a saved report instead of measuring.")
+        Path | None, typer.Option("--from", help="Saved report to show instead of measuring.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="Save the report here.")] = None,
-    folder: Annotated[Path | None, typer.Option("--plots", help="Draw PNGs here.")] = None,
+    output: Annotated[Path | None, typer.Option("--json", help="File for the report.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--plots", help="Folder for charts as PNG.")
+    ] = None,
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="Of a report of bench.gpu: tables for a document.")
+        bool, typer.Option("--markdown", help="Print a bench.gpu report as Markdown.")
     ] = False,
 ) -> None:
-    """Measure a suite: a card, tables, and the report as one line of JSON.
+    """Measure a suite: print the machine, tables, and the report as one line of JSON.
 
-    Exits with 1 where an implementation failed its check.
+    Exits with 1 if an implementation failed its check.
     """
     console = _console()
     if saved is None and suite is not None:
@@ -93,7 +96,7 @@ def main(
 
 
 def show_gpu(result: dict[str, Any], markdown: bool, console: Console) -> None:
-    """A saved report of :mod:`bench.gpu`."""
+    """Prints a saved report of :mod:`bench.gpu`."""
     if markdown:
         typer.echo(tables.markdown(result))
     else:
@@ -104,11 +107,13 @@ def show_gpu(result: dict[str, Any], markdown: bool, console: Console) -> None:
 
 
 def measure(suite: Name, device: str, quick: bool, only: str, console: Console) -> dict[str, Any]:
-    """Runs a suite's trials and reports on them."""
+    """Runs a suite's trials; returns the report."""
     if os.environ.get(gpu.INTERPRETER) == "1":
-        raise typer.BadParameter(f"unset {gpu.INTERPRETER}: what Triton interprets has no speed")
-    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # graph breaks of peers
-    # A pool of compilers would run beside the calls that are timed.
+        raise typer.BadParameter(
+            f"unset {gpu.INTERPRETER}: interpreted Triton kernels cannot be timed"
+        )
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # graph breaks in peers
+    # A pool of compilers would run at the same time as timed calls.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     card = machine.card(device)
     report.render_card(card, console)
@@ -117,8 +122,11 @@ def measure(suite: Name, device: str, quick: bool, only: str, console: Console) 
     probe = machine.Probe(device)
     probe.measure()
     ceilings = probe.ceilings()
-    rate = ceilings.get("gemm bfloat16", ceilings["gemm"])["median"]
-    made = SUITES[suite](device, rate, quick)
+    if suite is Name.kernels:
+        rate = ceilings.get("gemm bfloat16", ceilings["gemm"])["median"]
+        made = kernels.suite(device, rate, quick)
+    else:
+        made = ENGINE_SUITES[suite](device, quick)
     trials = [trial for trial in made.trials if only in f"{trial.op} {trial.name}"]
     if not trials:
         raise typer.BadParameter(f"no trial has {only!r} in its op or name")
@@ -132,28 +140,28 @@ def measure(suite: Name, device: str, quick: bool, only: str, console: Console) 
             probe.measure()
             own = measured if device == "cuda" else None
             rows += harness.run(trial, BUDGET[quick], evict=probe.evict, device=own)
-            measured.rest()  # a trial's tensors, before the next one's are made
+            measured.free_unused()  # the trial's tensors, before the next makes its own
             progress.advance(task)
     probe.measure()
     return report.build(suite, card | {"ceilings": probe.ceilings()}, rows, made.notes)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A saved report; a file that is none ends in one line."""
+    """A saved report; anything else ends in one line."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         if {"suite", "card", "failed"} <= set(result):
             return result
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path} cannot be read: {error}") from error
-    raise typer.BadParameter(f"{path} is no report of bench.run or bench.gpu")
+    raise typer.BadParameter(f"{path} is not a report of bench.run or bench.gpu")
 
 
 def _device(asked: str) -> str:
     if asked not in ("", "cpu", "cuda"):
         raise typer.BadParameter(f"device must be cpu or cuda, not {asked}")
     if asked == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("PyTorch finds no GPU here")
+        raise typer.BadParameter("PyTorch finds no GPU: use --device cpu")
     return asked or ("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -14,27 +14,51 @@ from retrv_r1.types import (
     RankedResults,
     RankRequest,
     RetrvError,
+    TokenCounts,
 )
 
 if TYPE_CHECKING:
+    from retrv_engine import (
+        DeadlineExceeded,
+        EngineConfig,
+        EngineDied,
+        EngineMissing,
+        RequestTooLarge,
+        Sampling,
+        SGLangConfig,
+    )
     from retrv_r1.rerank.reranker import Reranker
 
 __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
+    "DeadlineExceeded",
     "DeviceError",
+    "EngineConfig",
+    "EngineDied",
+    "EngineMissing",
     "Item",
     "ItemError",
     "RankRequest",
     "RankedItem",
     "RankedResults",
+    "RequestTooLarge",
     "Reranker",
     "RetrvError",
+    "SGLangConfig",
+    "Sampling",
+    "TokenCounts",
     "__version__",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Reranker":  # torch and transformers are imported only when ranking is asked for
-        return import_module("retrv_r1.rerank.reranker").Reranker
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Imports the names that need torch or transformers when they are first used."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "retrv_r1.rerank.reranker" if name == "Reranker" else "retrv_engine"
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

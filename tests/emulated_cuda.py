@@ -1,4 +1,4 @@
-"""What PyTorch and Triton know of an emulated device: streams, events, graphs, launches."""
+"""Stand-ins for PyTorch's and Triton's CUDA calls: streams, events, graphs, launches."""
 
 from __future__ import annotations
 
@@ -9,19 +9,31 @@ from typing import Any
 from unittest import mock
 
 import torch
-from emulated_device import Calls, Emulated, EmulatedDevice, Mismatch, raw_of, tensors_in
+from emulated_device import EmulatedDevice
+from emulated_tensor import DEVICE, Emulated, Mismatch, raw_of, tensors_in
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from retrv_kernels import registry
-from retrv_r1.model import attention
+from retrv_r1.model import tower
+
+FROM_HOST = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor, Tensor.new_tensor)
+
+# These Python functions ask the driver first; the operations do not.
+GUARDED = {
+    Tensor.__invert__: torch.ops.aten.bitwise_not,
+    Tensor.copy_: torch.ops.aten.copy_,
+    Tensor.nonzero: torch.ops.aten.nonzero,
+    torch.nonzero: torch.ops.aten.nonzero,
+}
 
 
 @contextlib.contextmanager
 def emulate(free: int = 2**27) -> Iterator[EmulatedDevice]:
-    """A device for as long as the context lasts; for this thread.
+    """An emulated device, in this context and thread.
 
     Args:
-        free: bytes of memory that it says are free.
+        free: bytes of memory that it reports as free.
     """
     device = EmulatedDevice()
     torch._C._ensureCUDADeviceGuardSet()
@@ -29,7 +41,7 @@ def emulate(free: int = 2**27) -> Iterator[EmulatedDevice]:
         for name, value in _cuda(device, free).items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(_triton(device))
-        stack.enter_context(mock.patch.object(attention, "varlen_attn", _varlen(device)))
+        stack.enter_context(mock.patch.object(tower, "varlen_attn", _varlen(device)))
         stack.enter_context(Calls(device))
         stack.enter_context(device)
         yield device
@@ -76,7 +88,7 @@ def _cuda(device: EmulatedDevice, free: int) -> dict[str, Any]:
             self.tape: list[Callable[[], None]] = []
 
         def replay(self) -> None:
-            device.books.launches["graph"] += 1
+            device.activity.launches["graph"] += 1
             for step in self.tape:
                 step()
 
@@ -116,14 +128,15 @@ def _cuda(device: EmulatedDevice, free: int) -> dict[str, Any]:
 
 
 def _varlen(device: EmulatedDevice) -> Callable[..., Tensor]:
-    """PyTorch's attention of ragged batches, which CPUs do not have."""
+    """PyTorch's attention over ragged batches, which CPUs lack."""
 
     def attend(*tensors: Any, scale: float) -> Tensor:
         query, key, value, offsets, *_ = raw_of(tensors)
         cuts = offsets.diff().tolist()
         parts = zip(*(x.transpose(0, 1).split(cuts, 1) for x in (query, key, value)), strict=True)
-        out = [torch.nn.functional.scaled_dot_product_attention(*x, scale=scale) for x in parts]
-        device.books.launches["varlen_attn"] += 1
+        attention = torch.nn.functional.scaled_dot_product_attention
+        out = [attention(q, k, v, scale=scale) for q, k, v in parts]
+        device.activity.launches["varlen_attn"] += 1
         return device.put(torch.cat(out, 1).transpose(0, 1))
 
     return attend
@@ -139,8 +152,8 @@ def _triton(device: EmulatedDevice) -> Iterator[None]:
         if on_host:
             shapes = [tuple(x.shape) for x in on_host]
             raise Mismatch(f"kernel {function.__name__}: {shapes} on the CPU")
-        device.books.launches[f"triton {function.__name__}"] += 1
-        device.books.compiled.add((function.__name__, _compile_key(function, args, options)))
+        device.activity.launches[f"triton {function.__name__}"] += 1
+        device.activity.compiled.add((function.__name__, _compile_key(function, args, options)))
 
     def stand_in(run: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
         def both(*arguments: Any) -> Any:
@@ -186,3 +199,41 @@ def _kind(value: Any, loosely: bool) -> Any:
     if loosely:
         return narrow
     return narrow, value == 1, value % 16 == 0
+
+
+class Calls(TorchFunctionMode):
+    """Replaces Python functions that ask for a real device before they reach an operation."""
+
+    def __init__(self, device: EmulatedDevice) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        args = tuple(map(_numbered, args))
+        kwargs = {key: _numbered(value) for key, value in (kwargs or {}).items()}
+        if func is Tensor.cuda:
+            return args[0].to(DEVICE, non_blocking=kwargs.get("non_blocking", False))
+        if func in GUARDED:
+            return GUARDED[func](*args, **kwargs)
+        if func in (Tensor.pin_memory, Tensor.is_pinned):
+            if func is Tensor.is_pinned:
+                return not isinstance(args[0], Emulated) and self.device.is_pinned(args[0])
+            return self.device.pin(args[0].clone())
+        if func not in FROM_HOST:
+            return func(*args, **kwargs)
+        target, pinned = kwargs.pop("device", None), kwargs.pop("pin_memory", False)
+        if func is Tensor.new_tensor:
+            target = target or args[0].device
+            func, args = torch.tensor, args[1:]
+        if isinstance(args[0], Emulated):
+            return args[0].to(target, **kwargs)
+        made = func(*args, **kwargs)
+        made = self.device.pin(made) if pinned else made
+        return made if target is None else made.to(target)
+
+
+def _numbered(value: Any) -> Any:
+    """A device with its index; without one PyTorch would ask the driver for the current device."""
+    if isinstance(value, str) and value.split(":")[0] == "cuda":
+        return DEVICE
+    return DEVICE if isinstance(value, torch.device) and value.type == "cuda" else value

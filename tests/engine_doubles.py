@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from retrv_engine import (
@@ -23,7 +26,6 @@ from retrv_engine import (
 )
 from retrv_engine.sampler import Picked, pick
 from retrv_engine.scheduler import Extend
-from retrv_r1.rerank.reranker import vocabulary_of
 
 THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END = range(1, 8)
 WORD, OTHER, STRANGE = 30, 31, 32
@@ -65,34 +67,38 @@ class Scripted:
     seen: dict[int, list[tuple[int, tuple[int, ...]]]] = field(default_factory=dict)
     calls: list[tuple[int, ...]] = field(default_factory=list)
 
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        return ids[..., None].float()
+    def get_input_embeddings(self) -> nn.Module:
+        return nn.Embedding.from_pretrained(torch.arange(2 * PROMPT)[:, None].float())
 
-    def decode(
+    def get_output_embeddings(self) -> Callable[[Tensor], Tensor]:
+        return lambda logits: logits
+
+    def language_model(
         self,
-        embeds: Tensor,
-        positions: Tensor,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
         attention_mask: Tensor,
-        cache: DynamicCache,
-        last: int,
-    ) -> Tensor:
-        rows = torch.cat([embeds, positions.permute(1, 2, 0).float()], -1)[:, None]
-        rows, _ = cache.update(rows, rows, 0)
+        past_key_values: DynamicCache,
+        use_cache: bool,
+    ) -> SimpleNamespace:
+        rows = torch.cat([inputs_embeds, position_ids.permute(1, 2, 0).float()], -1)[:, None]
+        rows, _ = past_key_values.update(rows, rows, 0)
         assert attention_mask.shape == rows[:, 0, :, 0].shape
         assert attention_mask[:, -1].all(), "the last row is always a real one"
-        self.calls.append(tuple(embeds.shape[:2]))
-        logits = torch.zeros(len(embeds), last, SIZE)
+        count, length, _ = inputs_embeds.shape
+        self.calls.append((count, length))
+        logits = torch.zeros(count, length, SIZE)
         for b, (row, mask) in enumerate(zip(rows[:, 0], attention_mask.bool(), strict=True)):
             history = [(int(r[0]), tuple(int(p) for p in r[1:])) for r in row[mask]]
             self.seen[history[0][0]] = history
-            for n in range(last):
-                if (stop := len(history) - last + n + 1) < 1:
+            for n in range(length):
+                if (stop := len(history) - length + n + 1) < 1:
                     continue
                 written = sum(i < PROMPT for i, _ in history[:stop])
                 plan = self.plans[history[0][0]]
                 logits[b, n, END_THINK] = 5.0
                 logits[b, n, plan[min(written, len(plan) - 1)]] = 10.0
-        return logits
+        return SimpleNamespace(last_hidden_state=logits)
 
 
 def request(number: int = 0, length: int = 3, candidates: int = 3, **values: Any) -> Request:
@@ -107,7 +113,7 @@ def request(number: int = 0, length: int = 3, candidates: int = 3, **values: Any
 
 def names_of(processor: Any) -> Vocabulary:
     """The steering tokens of a real model's vocabulary."""
-    return vocabulary_of(processor.tokens)
+    return processor.tokens
 
 
 def real_requests(
@@ -142,14 +148,10 @@ def real_requests(
 
 
 class Steered:
-    """A real model that likes to inspect and comes to an end, for both engines.
-
-    Its logits must be finite wherever they are asked for.
-    """
+    """A real model that likes to inspect and comes to an end, for both engines."""
 
     def __init__(self, model: Any, vocabulary: Vocabulary) -> None:
         self.model, self.vocabulary = model, vocabulary
-        self.embed_tokens = model.embed_tokens
         self.language_model = model.language_model
         self.get_input_embeddings = model.get_input_embeddings
         self.named_parameters = model.named_parameters
@@ -163,11 +165,6 @@ class Steered:
         bias[self.vocabulary.think_end] = 1.0
         return logits + bias
 
-    def decode(self, *args: Any) -> Tensor:
-        logits = self.model.decode(*args)
-        assert torch.isfinite(logits[:, -1]).all()
-        return self.steer(logits)
-
 
 class Ledger:
     """A runner whose cache holds each row's key, and whose logits depend on all rows before.
@@ -177,7 +174,7 @@ class Ledger:
     """
 
     def __init__(self, pages: int, size: int) -> None:
-        self.pages, self.size, self.weights, self.single = pages, size, 0, False
+        self.pages, self.size, self.weights, self.fixed = pages, size, 0, False
         self.rows = torch.full((pages, size), -7, dtype=torch.long)
         self.steps: list[list[tuple[int, int]]] = []
         self.broken = False
@@ -256,3 +253,41 @@ def alone(request: Request) -> Output:
     """What a request gives in an engine of its own."""
     (output,) = ledger(radix=False).generate([request])
     return output
+
+
+def same(found: Sequence[Output], expected: Sequence[Output], *, constant: bool = False) -> None:
+    """Asserts that outputs agree: tokens exactly, log-probabilities and logits within 1e-4.
+
+    Args:
+        constant: whether logits may differ by a number that is the same for all labels.
+    """
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens == other.tokens
+        assert (one.answer, one.inspected, one.inspected_rows, one.well_formed) == (
+            other.answer,
+            other.inspected,
+            other.inspected_rows,
+            other.well_formed,
+        )
+        logits = [output.label_logits for output in (one, other)]
+        if constant:
+            logits = [values.log_softmax(-1) for values in logits]
+        torch.testing.assert_close(*logits, atol=1e-4, rtol=0 if constant else 1e-4)
+        logprobs = [torch.tensor(output.logprobs) for output in (one, other)]
+        torch.testing.assert_close(*logprobs, atol=1e-4, rtol=0)
+
+
+@contextmanager
+def recorded(engine: Any) -> Iterator[tuple[list[Request], list[Output]]]:
+    """Records the requests that an engine generates, and their outputs."""
+    requests: list[Request] = []
+    outputs: list[Output] = []
+    generate = engine.generate
+
+    def record(these: Sequence[Request]) -> list[Output]:
+        requests.extend(these)
+        outputs.extend(made := generate(these))
+        return made
+
+    with patch.object(engine, "generate", record):
+        yield requests, outputs

@@ -1,4 +1,4 @@
-"""The benchmark harness: what it may print as a speed, and that peers compute the same."""
+"""The benchmark harness: what it times, what it reports, and that peers compute the same."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bench_doubles import CARD
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from retrv_kernels import gpu, native, ops, registry
 from retrv_kernels.ops import Span
 from retrv_kernels.paged_attention import cases as paged_attention
 from retrv_kernels.splice_features import cases as splice_features
+from retrv_r1.train import record
 
 
 class Clock:
@@ -60,25 +62,6 @@ def measured(clock: Clock, *made: Entry, budget: float = 0.0, **sizes) -> dict[s
     return {row["implementation"]: row for row in rows}
 
 
-CARD = {
-    "device": "cpu",
-    "name": "a processor of some name",
-    "cpu": {"name": "a processor of some name", "cores": 2, "threads": 2},
-    "isas": ["scalar"],
-    "load": [0.1, 0.2, 0.3],
-    "memory_gib": 8.0,
-    "cache_mib": 32,
-    "versions": {"torch": "2"},
-    "commit": "0123abcd",
-    "dirty": True,
-    "problems": [],
-    "ceilings": {
-        "read": {"median": 1e3, "q1": 9e2, "q3": 2e3, "rounds": 3},
-        "gemm": {"median": 1e6, "q1": 9e5, "q3": 2e6, "rounds": 3},
-    },
-}
-
-
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git")
 def test_a_card_says_what_was_measured(tmp_path, monkeypatch):
     def git(*words: str) -> None:
@@ -91,7 +74,7 @@ def test_a_card_says_what_was_measured(tmp_path, monkeypatch):
     git("add", ".")
     git("commit", "-m", "all")
     (tmp_path / "result.json").touch()
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
     card = machine.card("cpu")
     assert len(card["commit"]) == 12 and not card["dirty"]  # results are no changes
     code.write_text("1")
@@ -116,9 +99,10 @@ def example() -> dict:
 
 
 def shown(values: dict) -> str:
-    console = Console(width=200, file=io.StringIO())
+    out = io.StringIO()
+    console = Console(width=200, file=out)
     report.render(values, console)
-    return console.file.getvalue()
+    return out.getvalue()
 
 
 class TestHarness:
@@ -259,7 +243,7 @@ class TestCommand:
 
             monkeypatch.setattr(run.machine, "Probe", Probe)
             monkeypatch.setattr(run.machine, "card", lambda device: CARD)
-            monkeypatch.setitem(run.SUITES, "kernels", suite)
+            monkeypatch.setattr(run.kernels, "suite", suite)
             monkeypatch.delenv("TRITON_INTERPRET", raising=False)
             return CliRunner().invoke(run.app, list(words))
 
@@ -316,7 +300,8 @@ class TestPeers:
         arguments = case.arguments(torch.float64)
         expected = ops.paged_attention(**arguments)
         names = ("query", "key_pages", "value_pages", "page_table")
-        dense = peers.Dense.gather(*(arguments[name] for name in names), new, cached)
+        parts = {name: arguments[name] for name in names}
+        dense = peers.Dense.gather(**parts, new=new, cached=cached)
         torch.testing.assert_close(dense.sdpa(), expected)
         torch.testing.assert_close(ops.paged_attention(**dense.paged(8)), expected)
 

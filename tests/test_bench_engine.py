@@ -1,4 +1,4 @@
-"""The benchmark of engines: all of them write the same, and what is timed is what it says."""
+"""The benchmark of engines: all engines write the same tokens, and requests are as described."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from transformers import Qwen2ForCausalLM
 
 from bench import harness, profile, run
 from bench.peers import client
-from bench.suites.engine.prompts import Paced, World
+from bench.suites.engine.workload import PacedGeneration, Workload
 from retrv_engine import LocalEngine
 
 
-@pytest.mark.parametrize("suite", ["prefill", "decode", "rerank", "rollout", "engines"])
+@pytest.mark.parametrize("suite", run.ENGINE_SUITES)
 def test_every_engine_writes_the_same(suite):
-    for trial in run.SUITES[run.Name(suite)]("cpu", 1e11, True).trials:
+    for trial in run.ENGINE_SUITES[suite]("cpu", True).trials:
         rows = harness.run(dataclasses.replace(trial, rounds=1), 0.0)
         assert not any(row["failed"] for row in rows)
         compared = [row["implementation"] for row in rows if row["error"] is not None]
@@ -25,11 +25,11 @@ def test_every_engine_writes_the_same(suite):
 
 
 def test_paced_requests_inspect_as_often_as_they_may():
-    world = World.tiny("cpu")
-    request = world.request(1, 5, tokens=20, inspections=3)
-    engine = LocalEngine(world.model, world.vocabulary, generation_type=Paced)
+    work = Workload.tiny("cpu")
+    request = work.request(1, 5, tokens=20, inspections=3)
+    engine = LocalEngine(work.model, work.vocabulary, generation_type=PacedGeneration)
     (output,) = engine.generate([request])
-    assert len(output.inspected) == 3 and output.inspected_rows == 3 * world.rows
+    assert len(output.inspected) == 3 and output.inspected_rows == 3 * work.rows
     assert len(output.tokens) == 20 + 4
 
 
@@ -39,14 +39,14 @@ def test_an_absent_peer_says_how_to_build_it(tmp_path, monkeypatch):
 
 
 def test_the_exported_weights_are_the_language_model(tmp_path):
-    """As another engine reads them, from rows whose positions are those of text."""
-    world = World.tiny("cpu")
-    client.export(world.model, tmp_path)
+    """Loaded as another engine does, with rows at text positions."""
+    work = Workload.tiny("cpu")
+    client.export(work.model, tmp_path)
     other = Qwen2ForCausalLM.from_pretrained(tmp_path).eval()
-    rows = 0.1 * torch.randn(1, 9, world.model.config.hidden_size)
+    rows = 0.1 * torch.randn(1, 9, work.model.config.hidden_size)
     with torch.inference_mode():
-        hidden = world.model.language_model(inputs_embeds=rows).last_hidden_state
-        logits = world.model.get_output_embeddings()(hidden)
+        hidden = work.model.language_model(inputs_embeds=rows).last_hidden_state
+        logits = work.model.get_output_embeddings()(hidden)
         torch.testing.assert_close(other(inputs_embeds=rows).logits, logits)
 
 

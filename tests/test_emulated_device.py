@@ -1,4 +1,4 @@
-"""The emulated GPU refuses and counts what a GPU would; a decode step stays within its books."""
+"""The emulated GPU refuses and counts what a GPU would; a decode step stays within its limits."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import torch
 
 pytest.importorskip("triton", reason="an emulated GPU needs Triton, whose launches it takes")
 
-from decode_books import KINDS, Counts, Engine, counts_of
+from decode_counts import KINDS, Engine, StepCost, counts_of
 from emulated_cuda import emulate
-from emulated_device import Mismatch, NotCapturable
+from emulated_tensor import Mismatch, NotCapturable
 
 from retrv_kernels.ops import pool_tokens
 
 # The most that a step may ask of a GPU where no graph is replayed: lower these when it asks less.
 # One launch more or less outside the layers is transformers', by its version.
 BOUNDS = {
-    "1 greedy": Counts(layer=10, rest=29, copies=1, waits=1),
-    "8 greedy": Counts(layer=10, rest=29, copies=1, waits=1),
-    "8 sampled": Counts(layer=10, rest=56, copies=1, waits=1),
+    "1 greedy": StepCost(layer=10, rest=29, copies=1, waits=1),
+    "8 greedy": StepCost(layer=10, rest=29, copies=1, waits=1),
+    "8 sampled": StepCost(layer=10, rest=56, copies=1, waits=1),
 }
-REPLAYED = Counts(layer=0, rest=1, copies=1, waits=1)
+REPLAYED = StepCost(layer=0, rest=1, copies=1, waits=1)
 # Of Triton, for prompts of 40 rows and 60 decode steps.
 COMPILES = 8
 
@@ -92,15 +92,15 @@ def test_copies_waits_and_launches_are_counted(device):
     }
     for kind, calls in asked.items():
         for number, call in enumerate(calls):
-            books = device.count()
+            activity = device.count()
             call()
             for name in {"copies", "waits", "results", kind} - {""}:
-                counter = getattr(books, name)
+                counter = getattr(activity, name)
                 assert counter.total() == (name == kind), (kind, number, counter)
                 assert all(
                     "test_emulated_device.py" in line for line in counter if kind != "launches"
                 )
-            assert kind or not books.launches
+            assert kind or not activity.launches
     assert there.half()[None].mm(there.half()[:, None]).dtype == torch.float16
     product = torch.mm(there.half()[None], there.half()[:, None], out_dtype=torch.float32)
     assert product.dtype == torch.float32 and product.device.type == "cuda"
@@ -132,10 +132,10 @@ def test_a_graph_reads_its_memory_anew(device):
         state[1:] = given[1:] * 2
         result = torch.cat([given, state]).sort().values
     given.copy_(torch.tensor([5.0, 7.0, 6.0], device="cuda"))
-    books = device.count()
+    activity = device.count()
     graph.replay()
     assert result.tolist() == [0.0, 5.0, 6.0, 7.0, 12.0, 14.0]
-    assert books.launches == {"graph": 1}
+    assert activity.launches == {"graph": 1}
     given = torch.zeros(3, device="cuda")
     graph.replay()
     assert result.tolist() == [0.0, 5.0, 6.0, 7.0, 12.0, 14.0]
@@ -152,9 +152,9 @@ def test_a_decode_step_stays_within_its_books(kind, graphs):
 
 def test_decoding_compiles_few_kernels(device):
     """Rows, sequences and contexts change while a server runs; compiles take a second each."""
-    books = device.count()
+    activity = device.count()
     engine = Engine(device, 1, 3, {}, graphs=False)
     for _ in range(60):
         engine.engine.step()
     engine.check()
-    assert 0 < len(books.compiled) <= COMPILES, sorted(name for name, _ in books.compiled)
+    assert 0 < len(activity.compiled) <= COMPILES, sorted(name for name, _ in activity.compiled)

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_doubles import NAMES, Steered, names_of, real_requests
-from torch import Tensor
+from engine_doubles import NAMES, Steered, names_of, real_requests, same
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from retrv_engine import (
@@ -43,20 +42,6 @@ def expected(steered, requests) -> list[Output]:
     outputs = [PlainEngine(steered, steered.vocabulary).generate([one])[0] for one in requests]
     assert sum(len(output.inspected) for output in outputs) >= 8
     return outputs
-
-
-def same(found: list[Output], expected: list[Output]) -> None:
-    """Token for token, and log-probabilities within 1e-4."""
-    for one, other in zip(found, expected, strict=True):
-        assert one.tokens == other.tokens
-        assert (one.answer, one.inspected, one.inspected_rows, one.well_formed) == (
-            other.answer,
-            other.inspected,
-            other.inspected_rows,
-            other.well_formed,
-        )
-        torch.testing.assert_close(one.label_logits, other.label_logits, atol=1e-4, rtol=1e-4)
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 SETTINGS = {
@@ -99,15 +84,15 @@ def test_unwritten_memory_is_never_read(steered, requests, expected, poisoned):
     same(engine.generate(requests), expected)
 
 
-@pytest.mark.parametrize("how", ["transformers' layers", "reference kernels", "lean layers"])
+@pytest.mark.parametrize("how", ["transformers' layers", "reference kernels", "layer by layer"])
 def test_every_way_through_the_layers(steered, requests, expected, how, monkeypatch):
     """Few rows go through all layers in one native call where there is one."""
     if how == "transformers' layers":
-        monkeypatch.setattr(runner, "lighten", lambda *_: False)
+        monkeypatch.setattr(runner, "fuse_layers", lambda *_: False)
     elif how == "reference kernels":
         monkeypatch.setenv(selection.IMPLEMENTATION, "reference")
     engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22))
-    if how == "lean layers":
+    if how == "layer by layer":
         monkeypatch.setattr(engine.runner.decoder.layers[0].fused, "usable", False)
     same(engine.generate(requests), expected)
 
@@ -140,7 +125,7 @@ def test_what_no_model_can_run_is_refused_by_name(steered, requests):
     engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22))
     rows = FeatureRows(torch.zeros(3, 7), 0, 3, 5)
     for pieces, message in (
-        ([10**6], "token 1000000 of a vocabulary"),
+        ([10**6], "token 1000000 is not in a vocabulary"),
         ([5, rows], r"width 64, not \[3, 7\]"),
         ([FeatureRows(torch.zeros(3, 64, dtype=torch.int8), 0, 3, 5)], "torch.int8"),
     ):
@@ -207,7 +192,8 @@ def test_scores_are_those_of_one_plain_pass(model, steered, requests):
     for _ in range(2):
         found = engine.score(prompt, tokens)
         rows = requests[0].prompt[0].rows
-        ids = model.embed_tokens(torch.tensor([11, 12])), model.embed_tokens(torch.tensor(tokens))
+        embed = model.get_input_embeddings()
+        ids = embed(torch.tensor([11, 12])), embed(torch.tensor(tokens))
         with torch.inference_mode():
             hidden = model.language_model(
                 inputs_embeds=torch.cat([ids[0], rows, ids[1]])[None]
@@ -266,18 +252,7 @@ class Backbone:
         self.language_model = self.model.model.language_model
         self.get_input_embeddings = self.model.get_input_embeddings
         self.get_output_embeddings = self.model.get_output_embeddings
-        self.embed_tokens = self.get_input_embeddings()
         self.named_parameters = self.model.named_parameters
-
-    def decode(self, embeds, positions, attention_mask, cache, last) -> Tensor:
-        out = self.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions,
-            attention_mask=attention_mask,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return self.get_output_embeddings()(out.last_hidden_state[:, -last:])
 
 
 @pytest.mark.parametrize("isa", native.isas() or [""])

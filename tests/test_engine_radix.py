@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from retrv_engine.pages import PagePool, pages_of
-from retrv_engine.radix import RadixTree, common
+from retrv_engine.prefix import shared_prefix_length
+from retrv_engine.radix import RadixTree
 
 SIZE, PAGES = 3, 24
 
@@ -102,7 +103,7 @@ class TreeMachine(RuleBasedStateMachine):
             path, above = list(node.keys), node.parent
             while above is not self.tree.root:
                 path, above = [*above.keys, *path], above.parent
-            best = max(best, common(path, keys))
+            best = max(best, shared_prefix_length(path, keys))
         return best
 
     @invariant()
@@ -183,13 +184,13 @@ def test_a_page_that_others_have_already_is_given_back():
 
 @pytest.mark.parametrize("count, size", [(0, 1), (1, 0), (-3, 4)])
 def test_pools_without_pages_are_refused(count, size):
-    with pytest.raises(ValueError, match="no cache"):
+    with pytest.raises(ValueError, match="a cache needs pages"):
         PagePool(count, size)
 
 
 def test_common_beginnings():
     for length in (0, 1, 63, 64, 65, 200):
         a = list(range(length))
-        assert common(a, a) == common(a, [*a, 1]) == length
+        assert shared_prefix_length(a, a) == shared_prefix_length(a, [*a, 1]) == length
         for at in range(0, length, 17):
-            assert common(a, [*a[:at], -1, *a[at + 1 :]]) == at
+            assert shared_prefix_length(a, [*a[:at], -1, *a[at + 1 :]]) == at

@@ -1,4 +1,4 @@
-"""Evaluation with stand-in stages: hand-computed recalls, resumption, files, errors."""
+"""Evaluation with stand-ins for both stages: recalls by hand, resuming, files, errors."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def dataset(tmp_path):
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    """Files that look like a checkpoint's to whoever does not load it."""
+def model_files(tmp_path):
+    """Files of a checkpoint that is never loaded."""
     root = tmp_path / "model"
     for folder in (root, root / "embedder"):
         folder.mkdir()
@@ -75,7 +75,7 @@ def checkpoint(tmp_path):
 
 
 class Stage:
-    """Finds a query's candidates in the order that its text says."""
+    """Finds a query's candidates in the order that its text gives."""
 
     def embed(self, items, what=""):
         rows = torch.zeros(len(items), 6)
@@ -93,7 +93,7 @@ class Stage:
 
 
 class Ranker:
-    """Sorts candidates by text, downwards where it reasons; keeps what it was asked."""
+    """Sorts candidates by text, in reverse when it reasons; records its requests."""
 
     window = 50
 
@@ -142,8 +142,8 @@ def ranker(monkeypatch):
     return stand_in
 
 
-def evaluate(dataset, checkpoint, **options):
-    return run(dataset, **{"model": checkpoint, "k": (2, 6), "batch_size": 1, **options})
+def evaluate(dataset, model_files, **options):
+    return run(dataset, **{"model": model_files, "k": (2, 6), "batch_size": 1, **options})
 
 
 def row_of(report, system, k):
@@ -155,8 +155,8 @@ def without_seconds(report):
     return json.loads(report.to_json(), object_hook=lambda o: {**o, "seconds": 0})
 
 
-def test_recalls_are_those_computed_by_hand(dataset, checkpoint, ranker):
-    report = evaluate(dataset, checkpoint)
+def test_recalls_are_those_computed_by_hand(dataset, model_files, ranker):
+    report = evaluate(dataset, model_files)
     third = pytest.approx(1 / 3)
     two_thirds = pytest.approx(2 / 3)
     first = row_of(report, "first stage", None)["recall"]
@@ -171,8 +171,8 @@ def test_recalls_are_those_computed_by_hand(dataset, checkpoint, ranker):
     assert report["parts"][0]["mean"][0]["recall"] == first
 
 
-def test_costs_and_checks(dataset, checkpoint, ranker):
-    report = evaluate(dataset, checkpoint)
+def test_costs_and_checks(dataset, model_files, ranker):
+    report = evaluate(dataset, model_files)
     cost = row_of(report, "reason", 6)["cost"]
     assert (cost["rows_per_candidate"], cost["inspections"], cost["inspected_rows"]) == (3, 1, 5)
     assert row_of(report, "fast, full tokens", 2)["cost"]["rows_per_candidate"] == 8
@@ -185,8 +185,8 @@ def test_costs_and_checks(dataset, checkpoint, ranker):
     }
 
 
-def test_differences_are_paired(dataset, checkpoint, ranker):
-    report = evaluate(dataset, checkpoint, k=(6,))
+def test_differences_are_paired(dataset, model_files, ranker):
+    report = evaluate(dataset, model_files, k=(6,))
     rows = report["parts"][0]["differences"]
     by = {(row["system"], row["baseline"]): row["recall"]["1"] for row in rows}
     assert len(by) == 6
@@ -195,10 +195,10 @@ def test_differences_are_paired(dataset, checkpoint, ranker):
     assert by["fast", "fast, full tokens"] == {"mean": 0, "low": 0, "high": 0}
 
 
-def test_prompts_do_not_leak_the_first_stages_order(dataset, checkpoint, ranker):
-    evaluate(dataset, checkpoint)
+def test_prompts_do_not_leak_the_first_stages_order(dataset, model_files, ranker):
+    evaluate(dataset, model_files)
     asked = list(ranker.asked)
-    evaluate(dataset, checkpoint)
+    evaluate(dataset, model_files)
     assert asked == ranker.asked[len(asked) :]
     assert {phrase for *_, phrase in asked} == {"the first phrasing"}
     by_system = {}
@@ -210,62 +210,62 @@ def test_prompts_do_not_leak_the_first_stages_order(dataset, checkpoint, ranker)
     assert prompt_order("abcdefgh", "9:1", 0) != prompt_order("abcdefgh", "9:1", 1)
 
 
-def test_a_killed_run_goes_on(dataset, checkpoint, ranker, tmp_path):
-    whole = evaluate(dataset, checkpoint)
+def test_a_killed_run_goes_on(dataset, model_files, ranker, tmp_path):
+    whole = evaluate(dataset, model_files)
     calls = len(ranker.asked)
     assert calls == 24
     ranker.asked.clear()
     ranker.dies_at = 5
     with pytest.raises(KeyboardInterrupt):
-        evaluate(dataset, checkpoint, out=tmp_path / "out")
+        evaluate(dataset, model_files, out=tmp_path / "out")
     unfinished = max((tmp_path / "out/outcomes").rglob("*.jsonl"), key=lambda p: p.stat().st_mtime)
     with unfinished.open("ab") as handle:
         handle.write(b'{"qid": "9:3", "rank')
     ranker.dies_at = None
-    report = evaluate(dataset, checkpoint, out=tmp_path / "out")
+    report = evaluate(dataset, model_files, out=tmp_path / "out")
     assert len(ranker.asked) == calls
     whole["chart"] = report.get("chart")
     assert without_seconds(report) == without_seconds(whole)
 
 
-def test_a_finished_run_is_read_from_disk(dataset, checkpoint, ranker, tmp_path, monkeypatch):
-    report = evaluate(dataset, checkpoint, out=tmp_path / "out")
+def test_a_finished_run_is_read_from_disk(dataset, model_files, ranker, tmp_path, monkeypatch):
+    report = evaluate(dataset, model_files, out=tmp_path / "out")
 
     def load(*_, **__):
         raise AssertionError("nothing has to be loaded")
 
     monkeypatch.setattr("retrv_r1.eval.ranking.FirstStage.from_pretrained", load)
     monkeypatch.setattr("retrv_r1.eval.ranking.Reranker.from_pretrained", load)
-    assert evaluate(dataset, checkpoint, out=tmp_path / "out") == report
-    assert evaluate(dataset, checkpoint, out=tmp_path / "out", limit=2)["settings"]["limit"] == 2
+    assert evaluate(dataset, model_files, out=tmp_path / "out") == report
+    assert evaluate(dataset, model_files, out=tmp_path / "out", limit=2)["settings"]["limit"] == 2
 
 
 @pytest.mark.parametrize("changed", ["weights", "embedder", "data", "seed"])
-def test_what_changes_the_outcome_starts_anew(dataset, checkpoint, ranker, tmp_path, changed):
-    evaluate(dataset, checkpoint, out=tmp_path / "out")
+def test_what_changes_the_outcome_starts_anew(dataset, model_files, ranker, tmp_path, changed):
+    evaluate(dataset, model_files, out=tmp_path / "out")
     options = {}
     if changed == "weights":
-        (checkpoint / "model.safetensors").write_text("other")
+        (model_files / "model.safetensors").write_text("other")
     elif changed == "embedder":
-        (checkpoint / "embedder/config.json").write_text("{}")
+        (model_files / "embedder/config.json").write_text("{}")
     elif changed == "data":
         (dataset / "manifest.json").write_text("{}")
     else:
         options["seed"] = 1
-    evaluate(dataset, checkpoint, out=tmp_path / "out", **options)
+    evaluate(dataset, model_files, out=tmp_path / "out", **options)
     assert len(ranker.asked) == 48
 
 
-def test_a_larger_limit_adds_to_a_smaller_one(dataset, checkpoint, ranker, tmp_path):
-    small = evaluate(dataset, checkpoint, out=tmp_path / "out", limit=1)
+def test_a_larger_limit_adds_to_a_smaller_one(dataset, model_files, ranker, tmp_path):
+    small = evaluate(dataset, model_files, out=tmp_path / "out", limit=1)
     assert small["parts"][0]["cells"][0]["queries"] == 1
-    evaluate(dataset, checkpoint, out=tmp_path / "out", limit=3)
+    evaluate(dataset, model_files, out=tmp_path / "out", limit=3)
     assert len(ranker.asked) == 24
 
 
-def test_files_and_tables(dataset, checkpoint, ranker, tmp_path):
+def test_files_and_tables(dataset, model_files, ranker, tmp_path):
     ranker.scores = [0.5] * 6
-    report = evaluate(dataset, checkpoint, out=tmp_path / "out")
+    report = evaluate(dataset, model_files, out=tmp_path / "out")
     out = tmp_path / "out"
     assert json.loads((out / "report.json").read_text()) == report
     page = (out / "report.md").read_text()
@@ -281,11 +281,11 @@ def test_files_and_tables(dataset, checkpoint, ranker, tmp_path):
     assert "66.7 / 100.0 / –" in console.export_text()
 
 
-def test_run_files_give_the_same_recall_for_tied_scores(dataset, checkpoint, ranker, tmp_path):
+def test_run_files_give_the_same_recall_for_tied_scores(dataset, model_files, ranker, tmp_path):
     import ir_measures
 
     ranker.scores = [0.5, 0.5, 0.5, 0.0, 0.0, 0.0]
-    report = evaluate(dataset, checkpoint, out=tmp_path / "out")
+    report = evaluate(dataset, model_files, out=tmp_path / "out")
     folder = tmp_path / "out/runs/toy_test"
     assert len(list(folder.iterdir())) == 9
     qrels = {qid: {f"9:{c}": 1 for c in known} for qid, (_, known) in QUERIES.items()}
@@ -303,16 +303,16 @@ def test_run_files_give_the_same_recall_for_tied_scores(dataset, checkpoint, ran
     assert all(low < high for high, low in pairwise(strict))
 
 
-def test_without_matplotlib_the_report_says_so(dataset, checkpoint, ranker, tmp_path, monkeypatch):
+def test_without_matplotlib_the_report_says_so(dataset, model_files, ranker, tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    report = evaluate(dataset, checkpoint, out=tmp_path / "out")
+    report = evaluate(dataset, model_files, out=tmp_path / "out")
     assert "matplotlib is not installed" in report.to_markdown()
     assert "chart" not in report
 
 
-def test_parts_of_the_pictograph_set(tmp_path, checkpoint, ranker):
+def test_parts_of_the_pictograph_set(tmp_path, model_files, ranker):
     for dataset, split in [
         ("pictographs_t2t", "test"),
         ("pictographs_unseen_t2t", "test"),
@@ -324,28 +324,28 @@ def test_parts_of_the_pictograph_set(tmp_path, checkpoint, ranker):
     names = [cell.dataset for cell in choose(tmp_path, "all")]
     assert names == ["pictographs_t2t", "pictographs_composition_t2t", "pictographs_unseen_t2t"]
     assert [cell.split for cell in choose(tmp_path, "val")] == ["val"]
-    report = evaluate(tmp_path, checkpoint, split="unseen", k=(3,))
+    report = evaluate(tmp_path, model_files, split="unseen", k=(3,))
     assert [part["part"] for part in report["parts"]] == ["unseen"]
 
 
-def test_options_that_cannot_be(dataset, checkpoint, ranker, tmp_path, monkeypatch):
+def test_options_that_cannot_be(dataset, model_files, ranker, tmp_path, monkeypatch):
     for options, message in [
-        ({"split": "unseen"}, r"'unseen'; it holds test \(1 cells\)"),
+        ({"split": "unseen"}, r"'unseen': choose from test \(1 cells\)"),
         ({"split": "half"}, "unknown split"),
         ({"k": ()}, "k must"),
         ({"modes": ("slow",)}, "modes must"),
         ({"limit": 0}, "limit must"),
     ]:
         with pytest.raises(EvalError, match=message):
-            evaluate(dataset, checkpoint, **options)
-    (checkpoint / "embedder/config.json").unlink()
+            evaluate(dataset, model_files, **options)
+    (model_files / "embedder/config.json").unlink()
     with pytest.raises(CheckpointError, match="no first stage"):
-        evaluate(dataset, checkpoint)
+        evaluate(dataset, model_files)
     with pytest.raises(CheckpointError, match="no checkpoint"):
         evaluate(dataset, tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "ir_measures", None)
     with pytest.raises(EvalError, match=r"retrv-r1\[eval\]"):
-        evaluate(dataset, checkpoint)
+        evaluate(dataset, model_files)
 
 
 @pytest.mark.parametrize(
@@ -357,28 +357,28 @@ def test_options_that_cannot_be(dataset, checkpoint, ranker, tmp_path, monkeypat
         ([0.5], "permutation"),
     ],
 )
-def test_an_unsound_ranking_stops_it(dataset, checkpoint, ranker, scores, message):
+def test_an_invalid_ranking_stops_it(dataset, model_files, ranker, scores, message):
     ranker.scores = scores
     with pytest.raises(EvalError, match=message):
-        evaluate(dataset, checkpoint)
+        evaluate(dataset, model_files)
 
 
-def test_calibration_writes_the_temperature(tmp_path, checkpoint, ranker):
+def test_calibration_writes_the_temperature(tmp_path, model_files, ranker):
     root = tmp_path / "set"
     write_cell(root, split="val")
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
     ranker.scores = (logits / 2.0).softmax(-1).tolist()
     # Fast ranks c0 … c5 for every query: relevant are logits 1, 0, and 0 with 5.
-    fitted = calibrate(checkpoint, root, k=6)
+    fitted = calibrate(model_files, root, k=6)
     assert fitted.temperature == pytest.approx(
         fit_temperature([logits] * 3, [[1], [0], [0, 5]]), rel=1e-4
     )
     assert (fitted.before, fitted.lists, fitted.accuracy) == (2.0, 3, pytest.approx(2 / 3))
     assert fitted.nll <= fitted.nll_before
-    written = json.loads((checkpoint / "config.json").read_text())
+    written = json.loads((model_files / "config.json").read_text())
     assert written == {"model_type": "x", "score_temperature": fitted.temperature}
-    assert sorted(path.name for path in checkpoint.iterdir()) == ["config.json", "embedder"]
+    assert sorted(path.name for path in model_files.iterdir()) == ["config.json", "embedder"]
     with pytest.raises(EvalError, match="window"):
-        calibrate(checkpoint, root, k=51)
+        calibrate(model_files, root, k=51)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         calibrate(tmp_path / "nowhere", root)

@@ -1,4 +1,4 @@
-"""Evaluation with an untrained model: the whole path, from pictures to a report."""
+"""Evaluation with an untrained model, from pictures to a report."""
 
 from __future__ import annotations
 
@@ -8,86 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertConfig, Qwen2_5_VLConfig
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1.eval import calibrate, run
-from retrv_r1.model.config import RetrvR1Config
-from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
 from retrv_r1.model.icm import InformationCompressor
-from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.model.tokens import TokenIds, train_tokenizer
 
 POOL, QUERIES = 5, 3
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("checkpoint")
-    tokenizer = train_tokenizer(["a red apple", "a blue bird in the sky"] * 20, 600)
-    ids = TokenIds.of(tokenizer)
-    backbone = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "max_position_embeddings": 2048,
-            "bos_token_id": None,
-            "eos_token_id": ids.im_end,
-            "pad_token_id": ids.pad,
-            "tie_word_embeddings": True,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e4,
-                "mrope_section": [2, 3, 3],
-            },
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "patch_size": 8,
-            "temporal_patch_size": 1,
-            "spatial_merge_size": 2,
-            "window_size": 64,
-            "out_hidden_size": 32,
-            "fullatt_block_indexes": [0],
-        },
-        image_token_id=ids.image_pad,
-        video_token_id=tokenizer.get_vocab()["<|video_pad|>"],
-        vision_start_token_id=ids.vision_start,
-        vision_end_token_id=ids.vision_end,
-        tie_word_embeddings=True,
-    )
-    config = RetrvR1Config(
-        backbone, icm={"heads_pool": 2, "heads_relate": 2, "relate_dim": 8}, pad_to_square=True
-    )
-    RetrvR1ForConditionalGeneration(config).save_pretrained(root)
-    images = Qwen2VLImageProcessorPil(
-        patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=1024, max_pixels=1024
-    )
-    RetrvR1Processor(config, tokenizer, images).save_pretrained(root)
-    text = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    embedder = RetrvEmbedder(RetrvEmbedderConfig(backbone.vision_config, text, 16))
-    embedder.save_pretrained(root / "embedder")
-    return root
-
-
-@pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Pictures asked for by a picture with a text, in M-BEIR's layout."""
+    """A data set in M-BEIR's layout, with image-and-text queries for images."""
     root = tmp_path_factory.mktemp("set")
     pixels = np.random.default_rng(0).integers(0, 256, (POOL, 40, 32, 3), dtype=np.uint8)
     (root / "pictures").mkdir()
@@ -123,8 +53,8 @@ def dataset(tmp_path_factory):
     return root
 
 
-def test_every_system_ranks_the_first_stages_best(checkpoint, dataset, tmp_path):
-    report = run(dataset, model=checkpoint, k=(3, 50), out=tmp_path, batch_size=2)
+def test_every_system_ranks_the_first_stages_best(two_stages, dataset, tmp_path):
+    report = run(dataset, model=two_stages, k=(3, 50), out=tmp_path, batch_size=2)
     (part,) = report["parts"]
     (cell,) = part["cells"]
     assert (part["part"], cell["shape"], cell["pool"]) == ("test", "it → i", POOL)
@@ -142,12 +72,12 @@ def test_every_system_ranks_the_first_stages_best(checkpoint, dataset, tmp_path)
     assert report["checks"]["lists"] == 8 * QUERIES
     lines = (tmp_path / "runs/toy_test/reason-full-k50.trec").read_text().splitlines()
     assert len(lines) == QUERIES * POOL
-    again = run(dataset, model=checkpoint, k=(3, 50), out=tmp_path, batch_size=2)
+    again = run(dataset, model=two_stages, k=(3, 50), out=tmp_path, batch_size=2)
     assert again == report
 
 
 def test_relation_keys_are_rounded_where_that_is_asked_for(
-    checkpoint, dataset, tmp_path, monkeypatch
+    two_stages, dataset, tmp_path, monkeypatch
 ):
     seen = set()
     keys = InformationCompressor.relation_keys
@@ -158,14 +88,14 @@ def test_relation_keys_are_rounded_where_that_is_asked_for(
         return made
 
     monkeypatch.setattr(InformationCompressor, "relation_keys", watched)
-    options = dict(model=checkpoint, k=(3,), modes=("fast",), full_tokens=False, out=tmp_path)
+    options = dict(model=two_stages, k=(3,), modes=("fast",), full_tokens=False, out=tmp_path)
     notes = [run(dataset, int8_keys=rounded, **options)["notes"] for rounded in (False, True)]
     assert seen == {torch.float32, torch.int8}, "kept outcomes of the one are not the other's"
     assert set(notes[1]) - set(notes[0]) == {"Relation keys were rounded to int8."}
 
 
-def test_calibration_reads_logits_off_scores(checkpoint, dataset, monkeypatch):
-    """The temperature that the checkpoint has does not matter to the one that is fitted."""
+def test_calibration_reads_logits_off_scores(two_stages, dataset, monkeypatch):
+    """The fitted temperature does not depend on the checkpoint's earlier one."""
     seen = []
 
     def fit(lists):
@@ -173,17 +103,17 @@ def test_calibration_reads_logits_off_scores(checkpoint, dataset, monkeypatch):
         return 2.0
 
     monkeypatch.setattr("retrv_r1.eval.calibration._fit", fit)
-    path = checkpoint / "config.json"
+    path = two_stages / "config.json"
     before = path.read_text()
     try:
         for temperature in (1.0, 3.0):
             values = json.loads(before)
             path.write_text(json.dumps(values | {"score_temperature": temperature}))
-            result = calibrate(checkpoint, dataset, k=POOL)
+            result = calibrate(two_stages, dataset, k=POOL)
             assert (result.before, result.lists) == (temperature, QUERIES)
             assert json.loads(path.read_text()) == values | {"score_temperature": 2.0}
     finally:
         path.write_text(before)
     assert seen[0].shape == (QUERIES, POOL)
-    assert torch.allclose(*seen, atol=1e-6)
+    assert torch.allclose(seen[0], seen[1], atol=1e-6)
     assert float(seen[0].min()) < 0

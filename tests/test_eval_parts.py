@@ -1,4 +1,4 @@
-"""Parts of evaluation alone: the journal, checks, intervals, the temperature."""
+"""Parts of the evaluation: journal, checks, intervals, temperature."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from retrv_r1.eval.metrics import mean_interval
 from retrv_r1.eval.outcomes import Journal, Outcome
 
 
-def test_an_answer_below_rank_1_is_unsound():
+def test_an_answer_below_rank_1_is_invalid():
     with pytest.raises(EvalError, match="not rank 1"):
         Outcome("9:1", ("9:1", "9:2"), (0.5, 0.5), answer="9:2").check()
 
@@ -54,7 +54,7 @@ def test_the_temperature_that_made_the_answers_is_found(true):
 def test_a_temperature_needs_mistakes_and_answers():
     with pytest.raises(EvalError, match="relevant candidate in each"):
         fit_temperature([torch.zeros(3)], [[]])
-    with pytest.raises(EvalError, match="not between"):
+    with pytest.raises(EvalError, match="no best temperature"):
         fit_temperature([torch.tensor([1.0, 0.0])], [[0]])
     mixed = [torch.tensor([2.0, 0.0, 0.0]), torch.tensor([2.0, 0.0]), torch.tensor([2.0, 0.0])]
     assert 0.1 < fit_temperature(mixed, [[0], [0], [1]]) < 10

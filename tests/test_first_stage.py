@@ -8,18 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import BertConfig
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1 import Item
-from retrv_r1.model.config import RetrvR1Config
-from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
 from retrv_r1.model.first_stage import MAX_TEXT, FirstStage, local_checkpoint
-from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.model.tokens import train_tokenizer
 from retrv_r1.train.corpus import Entry
-from retrv_r1.train.embed import EntryEmbedder
+from retrv_r1.train.entry_vectors import EntryEmbedder
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.types import CheckpointError, ItemError
 
@@ -28,45 +21,8 @@ WORDS = "a red apple and a blue bird high in the sky over one two three four fiv
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A checkpoint's folder with an untrained embedder, but no reranker's weights."""
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("checkpoint")
-    vision = Qwen2_5_VLVisionConfig(
-        depth=1,
-        hidden_size=32,
-        intermediate_size=32,
-        num_heads=2,
-        patch_size=8,
-        temporal_patch_size=1,
-        spatial_merge_size=2,
-        window_size=64,
-        out_hidden_size=32,
-        fullatt_block_indexes=[0],
-    )
-    text = BertConfig(
-        vocab_size=600,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=MAX_TEXT,
-    )
-    RetrvEmbedder(RetrvEmbedderConfig(vision, text, 16)).save_pretrained(root / "embedder")
-    config = RetrvR1Config(pad_to_square=True)
-    config.save_pretrained(root)
-    area = SIDE * SIDE
-    images = Qwen2VLImageProcessorPil(
-        patch_size=8, merge_size=2, temporal_patch_size=1, min_pixels=area, max_pixels=area
-    )
-    tokenizer = train_tokenizer([WORDS] * 20, 600)
-    RetrvR1Processor(config, tokenizer, images).save_pretrained(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def stage(checkpoint):
-    return FirstStage.from_pretrained(checkpoint / "embedder")
+def stage(two_stages):
+    return FirstStage.from_pretrained(two_stages / "embedder")
 
 
 def in_training(stage, rgba, entries):
@@ -136,7 +92,7 @@ def test_search_is_exact_and_takes_small_pools(stage):
         stage.search(queries, pool, 0)
 
 
-def test_the_text_limit_is_the_configs(checkpoint, stage, tmp_path):
+def test_the_text_limit_is_the_configs(two_stages, stage, tmp_path):
     assert stage.max_text == MAX_TEXT
     stage.model.config.max_text = 2
     try:
@@ -158,16 +114,16 @@ def test_a_bad_item_is_named(stage, tmp_path):
         stage.embed(["a", tmp_path / "none.png"])
 
 
-def test_what_cannot_be_loaded_says_so(checkpoint, tmp_path):
+def test_what_cannot_be_loaded_says_so(two_stages, tmp_path):
     with pytest.raises(CheckpointError, match="no first stage"):
         FirstStage.from_pretrained(tmp_path / "embedder")
     folder = tmp_path / "embedder"
     folder.mkdir()
     for name in ("config.json", "model.safetensors"):
-        (folder / name).write_bytes((checkpoint / "embedder" / name).read_bytes()[:-40])
+        (folder / name).write_bytes((two_stages / "embedder" / name).read_bytes()[:-40])
     with pytest.raises(CheckpointError):
         FirstStage.from_pretrained(folder)
-    (folder / "config.json").write_bytes((checkpoint / "embedder" / "config.json").read_bytes())
+    (folder / "config.json").write_bytes((two_stages / "embedder" / "config.json").read_bytes())
     with pytest.raises(CheckpointError, match="copy or download it again"):
         FirstStage.from_pretrained(folder)
     with pytest.raises(CheckpointError, match="no checkpoint"):

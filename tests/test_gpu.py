@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def items(picture) -> list[Item]:
     ]
 
 
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "reason": dict(sampling=SMALL),
     "votes": dict(sampling=replace(SMALL, temperature=0.7), votes=3),
     "fast": dict(mode="fast"),

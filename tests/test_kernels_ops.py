@@ -276,10 +276,10 @@ class TestAttentionsAgree:
     def test_a_node_for_each_sequence_equals_paged_decode(self, variant):
         arguments = arguments_of("paged_attention", "decode")
         rows = torch.arange(4)
-        shared = ops.shared_prefix_attention(
-            *(arguments[k] for k in ("query", "key_pages", "value_pages", "page_table", "kv_lens")),
-            torch.stack([rows, rows + 1], 1),
-        )
+        names = ("query", "key_pages", "value_pages", "page_table", "kv_lens")
+        query, keys, values, pages, lens = (arguments[name] for name in names)
+        nodes = torch.stack([rows, rows + 1], 1)
+        shared = ops.shared_prefix_attention(query, keys, values, pages, lens, nodes)
         torch.testing.assert_close(shared, ops.paged_attention(**arguments))
 
     def test_prefill_in_pieces_equals_prefill_at_once(self, variant):

@@ -88,5 +88,5 @@ def test_gathers_what_the_mask_expects(case, monkeypatch):
     expected = ops.paged_attention(**{k: v.double() if v.ndim > 2 else v for k, v in given.items()})
     monkeypatch.setattr(fmha, "memory_efficient_attention_forward", plain)
     monkeypatch.setattr(fmha.flash.FwOp, "not_supported_reasons", lambda inputs: [])
-    out = xformers_impl.paged_attention(*given.values(), given["query"].shape[-1] ** -0.5)
+    out = xformers_impl.paged_attention(**given, scale=given["query"].shape[-1] ** -0.5)
     assert error_of(out, expected) < 2e-6

@@ -7,7 +7,7 @@ import torch
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from retrv_r1 import memory
-from retrv_r1.rerank.features import FeatureEncoder
+from retrv_r1.rerank.feature_encoder import FeatureEncoder
 from retrv_r1.types import Item
 
 GPU, GIB = torch.device("cuda", 0), 2**30

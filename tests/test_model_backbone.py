@@ -24,9 +24,9 @@ from transformers import (
 from retrv_engine import Sampling
 from retrv_r1 import CheckpointError, Item
 from retrv_r1.model import from_backbone
-from retrv_r1.model.attention import PACKED
 from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.tokens import QWEN_TOKENS, TokenIds, encode_text
+from retrv_r1.model.tower import PACKED
 from retrv_r1.rerank.reranker import Reranker
 
 SHORT_PROMPTS = {"before_instruction": "<|im_start|>user\n", "instruction": "Best?"}
@@ -156,7 +156,7 @@ def test_the_official_3b_shape_becomes_a_reranker(official, picture, tmp_path):
     ids = TokenIds.of(processor.tokenizer)
     new = {ids.think_start, ids.answer_end, ids.content, *ids.labels}
     assert len(processor.tokenizer) == known + 8 + 128 and min(new) >= known
-    assert (ids.image_pad, ids.im_end) == (151655, 151645)
+    assert (ids.image_pad, ids.end) == (151655, 151645)
     assert torch.equal(table[ids.labels[5]], table[:known].mean(0))
     scale = float(table[:known].float().square().mean().sqrt())
     assert float(model.icm.content_norm.weight[0]) == pytest.approx(scale, rel=0.01)

@@ -17,16 +17,16 @@ from retrv_r1.rerank.reranker import Reranker
 
 
 @pytest.fixture
-def checkpoint(model, processor, tmp_path) -> Path:
+def saved(model, processor, tmp_path) -> Path:
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
-def edit_config(checkpoint) -> Callable[[Callable[[dict], object]], None]:
+def edit_config(saved) -> Callable[[Callable[[dict], object]], None]:
     def edit(change: Callable[[dict], object]) -> None:
-        path = checkpoint / "config.json"
+        path = saved / "config.json"
         values = json.loads(path.read_text())
         change(values)
         path.write_text(json.dumps(values))
@@ -34,24 +34,24 @@ def edit_config(checkpoint) -> Callable[[Callable[[dict], object]], None]:
     return edit
 
 
-def test_a_reranker_loaded_from_disk_ranks_as_the_one_in_memory(model, processor, checkpoint):
+def test_a_reranker_loaded_from_disk_ranks_as_the_one_in_memory(model, processor, saved):
     candidates = ["a red apple", "a blue bird", "high in the sky"]
     expected = Reranker(model, processor).rank("a bird", candidates)
-    for name in (checkpoint, str(checkpoint)):
+    for name in (saved, str(saved)):
         loaded = Reranker.from_pretrained(name, window=7, batch_size=3, device="cpu")
         assert (loaded.window, loaded.engine.config.max_sequences) == (7, 3)
         assert loaded.rank("a bird", candidates).ranking == expected.ranking
     for dtype in (torch.bfloat16, "bfloat16"):
-        low = Reranker.from_pretrained(checkpoint, device="cpu", dtype=dtype)
+        low = Reranker.from_pretrained(saved, device="cpu", dtype=dtype)
         assert low.model.dtype == torch.bfloat16
     found = low.rank("a bird", candidates)
     assert (len(found), found.device, found.dtype) == (3, "cpu", "bfloat16")
 
 
-def test_a_name_is_a_folder_or_a_hub_id(checkpoint, monkeypatch):
-    assert resolve(checkpoint) == checkpoint
+def test_a_name_is_a_folder_or_a_hub_id(saved, monkeypatch):
+    assert resolve(saved) == saved
     assert resolve("owner/name") == "owner/name"
-    monkeypatch.chdir(checkpoint.parent)
+    monkeypatch.chdir(saved.parent)
     assert resolve("model") == Path("model")
 
 
@@ -71,23 +71,23 @@ def test_a_folder_or_file_that_holds_no_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"model_type": "retrv', "\x00"])
-def test_a_damaged_config_is_refused(checkpoint, text):
-    (checkpoint / "config.json").write_text(text)
+def test_a_damaged_config_is_refused(saved, text):
+    (saved / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
-        load_checkpoint(checkpoint)
+        load_checkpoint(saved)
 
 
-def test_a_config_that_is_not_text_is_refused(checkpoint):
-    (checkpoint / "config.json").write_bytes(b"\xff\xfe\x00")
+def test_a_config_that_is_not_text_is_refused(saved):
+    (saved / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
-        load_checkpoint(checkpoint)
+        load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"model_type": "qwen2_5_vl"}'])
-def test_another_kind_of_model_is_refused_with_the_way_to_start_from_it(checkpoint, text):
-    (checkpoint / "config.json").write_text(text)
+def test_another_kind_of_model_is_refused_with_the_way_to_start_from_it(saved, text):
+    (saved / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"not 'retrv_r1'; .*from_backbone"):
-        load_checkpoint(checkpoint)
+        load_checkpoint(saved)
 
 
 CHANGES = {
@@ -105,51 +105,51 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change, message", CHANGES.values(), ids=CHANGES)
-def test_a_config_that_does_not_fit_is_refused(checkpoint, edit_config, change, message):
+def test_a_config_that_does_not_fit_is_refused(saved, edit_config, change, message):
     edit_config(change)
     with pytest.raises(CheckpointError, match=message):
-        load_checkpoint(checkpoint)
+        load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.0005, 0.5, 0.999])
-def test_cut_off_weights_are_refused(checkpoint, share):
-    path = checkpoint / "model.safetensors"
+def test_cut_off_weights_are_refused(saved, share):
+    path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(CheckpointError, match="model"):
-        load_checkpoint(checkpoint)
+        load_checkpoint(saved)
 
 
-def test_weights_that_are_missing_are_named(checkpoint):
-    path = checkpoint / "model.safetensors"
+def test_weights_that_are_missing_are_named(saved):
+    path = saved / "model.safetensors"
     weights = load_file(path)
     del weights["icm.relate.q_proj.weight"], weights["icm.pool.embedding"]
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks 2 weights, icm\.pool\.embedding among them"):
-        load_checkpoint(checkpoint)
+        load_checkpoint(saved)
 
 
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "tokenizer.json", "preprocessor_config.json"]
 )
-def test_a_file_that_is_missing_is_an_error(checkpoint, name):
-    (checkpoint / name).unlink()
+def test_a_file_that_is_missing_is_an_error(saved, name):
+    (saved / name).unlink()
     with pytest.raises(CheckpointError, match="model"):
-        load_checkpoint(checkpoint)
+        load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
-def test_a_damaged_side_file_is_an_error(checkpoint, name):
-    (checkpoint / name).write_text("{")
+def test_a_damaged_side_file_is_an_error(saved, name):
+    (saved / name).write_text("{")
     with pytest.raises(CheckpointError, match="model"):
-        load_checkpoint(checkpoint)
+        load_checkpoint(saved)
 
 
-def test_a_tokenizer_of_another_checkpoint_is_refused(checkpoint):
+def test_a_tokenizer_of_another_checkpoint_is_refused(saved):
     words = [f"{a}{b}{c}" for a in "aeiou" for b in "bcdfg" for c in "hjklm"]
     larger = train_tokenizer(words, 600)
-    larger.save_pretrained(checkpoint)
+    larger.save_pretrained(saved)
     with pytest.raises(CheckpointError, match="belong to different checkpoints"):
-        load_checkpoint(checkpoint)
+        load_checkpoint(saved)
 
 
 def test_callers_can_catch_it_as_our_error(tmp_path):

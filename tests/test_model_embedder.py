@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import normalize
 from transformers import BertConfig
 
-from retrv_r1.model.attention import PACKED
 from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
 from retrv_r1.model.tokens import encode_text
+from retrv_r1.model.tower import PACKED
 
 
 @pytest.fixture(scope="module")

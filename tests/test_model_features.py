@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retrv_r1.rerank.features import FeatureEncoder, pack_features
+from retrv_r1.rerank.feature_encoder import FeatureEncoder, pack_features
 from retrv_r1.types import Item, ItemError
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, Qwen2_5_VLForConditionalGeneration
 
-from retrv_r1.model.attention import PACKED
 from retrv_r1.model.config import DEFAULT_PROMPTS, RetrvR1Config
 from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
-from retrv_r1.model.prompts import Rows, TableLayout
+from retrv_r1.model.prompts import Prompt, TableLayout
 from retrv_r1.model.tokens import encode_text
+from retrv_r1.model.tower import PACKED
 from retrv_r1.types import Item
 
 
@@ -78,8 +78,6 @@ def test_labels_give_the_backbones_loss(model, plain):
     embeds = model.get_input_embeddings()(ids)
     made = model(inputs_embeds=embeds, labels=labels)
     torch.testing.assert_close(made.loss, ours.loss)
-    # Logits are made only where a label is, in reading order.
-    torch.testing.assert_close(made.logits, ours.logits[:, 3:8].flatten(0, 1))
 
 
 @torch.inference_mode()
@@ -89,22 +87,16 @@ def test_a_sequence_written_as_rows_of_the_table_equals_the_plain_forward(
     """Features at full length through ``row_refs`` are what the backbone makes of the picture."""
     inputs = with_pictures(processor, picture, [(48, 32)])
     item = processor.encode(Item(image=picture(0, 48, 32)))
-    layout = TableLayout.of([item])
+    layout = TableLayout([item])
     before, after = (encode_text(processor.tokenizer, t) for t in ("picture 0:", "the end"))
-    rows = Rows().add([*before, processor.tokens.vision_start])
-    rows.add_grid(processor.tokens.image_pad, layout.first_row[0], item.rows)
-    rows.add([processor.tokens.vision_end, *after])
-    ids, refs, positions = (x[..., None, :] for x in rows.tensors())
+    prompt = Prompt().add([*before, processor.tokens.vision_start])
+    prompt.add_slot("picture", 0, processor.tokens.image_pad, item.rows)
+    prompt.add([processor.tokens.vision_end, *after])
+    ids, refs = torch.tensor([prompt.ids]), torch.tensor([prompt.refs(layout)])
     assert torch.equal(ids, inputs["input_ids"])
     none = torch.zeros(0, dtype=torch.long)
-    out = model(
-        input_ids=ids,
-        row_refs=refs,
-        items=processor.pack([item]),
-        pair_candidate=none,
-        pair_query=none,
-        position_ids=positions,
-    )
+    embeds = model.embed(ids, refs, model.row_table(processor.pack([item]), none, none))
+    out = model(inputs_embeds=embeds, position_ids=prompt.positions()[:, None])
     torch.testing.assert_close(out.logits, plain(**inputs).logits, atol=1e-5, rtol=1e-5)
 
 
@@ -127,8 +119,8 @@ def test_the_row_table_holds_features_then_content_then_relation_tokens(model, p
     relation = model.icm.relation(features, items.cu_seqlens, candidate, query)
     assert torch.equal(table[n + 3 :], relation)
     # A picture's rows come before its text, which the layout and the prompt rely on.
-    text = model.embed_tokens(torch.tensor(encoded[1].text_ids))
-    first = TableLayout.of(encoded).first_row[1]
+    text = model.get_input_embeddings()(torch.tensor(encoded[1].text_ids))
+    first = TableLayout(encoded).first_row[1]
     assert torch.equal(features[first + encoded[1].picture_rows : first + len(encoded[1])], text)
 
 
@@ -142,34 +134,22 @@ def test_vision_rows_stand_in_for_pixels(model, processor, picture):
         model.features(replace(cached, vision_rows=rows[:9]))
 
 
-def test_row_refs_without_items_are_an_error(model):
-    ids = torch.zeros(1, 2, dtype=torch.long)
-    with pytest.raises(ValueError, match="items, pair_candidate"):
-        model(input_ids=ids, row_refs=ids)
-
-
 def test_gradients_of_a_listwise_loss_reach_every_part(make_model, processor, picture):
     model = make_model(seed=3)
     encoded = [processor.encode(Item(text="a red apple"))]
     encoded += [processor.encode(Item(image=picture(i))) for i in range(2)]
-    layout = TableLayout.of(encoded)
-    rows = Rows().add(encode_text(processor.tokenizer, "which?"))
+    layout = TableLayout(encoded)
+    prompt = Prompt().add(encode_text(processor.tokenizer, "which?"))
     for number in (1, 2):
-        refs = [layout.content(number), layout.relation(number - 1)]
-        rows.add([processor.tokens.content, processor.tokens.relation], refs)
-    rows.add([processor.tokens.labels[0]])
-    ids, refs, positions = (x[..., None, :] for x in rows.tensors())
+        prompt.add_slot("content", number, processor.tokens.content)
+        prompt.add_slot("relation", number - 1, processor.tokens.relation)
+    prompt.add([processor.tokens.labels[0]])
+    ids, refs = torch.tensor([prompt.ids]), torch.tensor([prompt.refs(layout)])
     labels = torch.full_like(ids, -100)
     labels[0, -1] = ids[0, -1]
-    model(
-        input_ids=ids,
-        row_refs=refs,
-        items=processor.pack(encoded),
-        pair_candidate=torch.tensor([1, 2]),
-        pair_query=torch.tensor([0, 0]),
-        position_ids=positions,
-        labels=labels,
-    ).loss.backward()
+    table = model.row_table(processor.pack(encoded), torch.tensor([1, 2]), torch.tensor([0, 0]))
+    embeds, positions = model.embed(ids, refs, table), prompt.positions()[:, None]
+    model(inputs_embeds=embeds, position_ids=positions, labels=labels).loss.backward()
     dead = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert dead == []
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from retrv_engine.weights import load_weights
+from retrv_engine.model import load_weights
 from retrv_kernels.cases import error_of
-from retrv_r1.model import direct
+from retrv_r1.model import icm_reference
 from retrv_r1.model.config import ICMConfig
-from retrv_r1.model.icm import Attention, InformationCompressor, Pool, _together
+from retrv_r1.model.icm import InformationCompressor, _copy_indices
+from retrv_r1.model.icm_layers import Attention, Pool
 
 D = 32
 CONFIGS = {
@@ -161,7 +162,7 @@ def test_folded_and_direct_form_are_one(config, dtype, tolerance):
     forms = []
     for pooled, relation in (
         (icm.pooled, icm.relation),
-        (partial(direct.pooled, icm), partial(direct.relation, icm)),
+        (partial(icm_reference.pooled, icm), partial(icm_reference.relation, icm)),
     ):
         rows = features.to(dtype).requires_grad_()
         tokens = torch.cat([pooled(rows, offsets), relation(rows, offsets, *pairs)])
@@ -177,8 +178,8 @@ def test_training_with_either_form_takes_the_same_course(monkeypatch):
     for form in ("folded", "direct"):
         icm = compressor(ICMConfig(relate_dim=8))
         if form == "direct":
-            monkeypatch.setattr(icm, "pooled", partial(direct.pooled, icm))
-            monkeypatch.setattr(icm, "relation", partial(direct.relation, icm))
+            monkeypatch.setattr(icm, "pooled", partial(icm_reference.pooled, icm))
+            monkeypatch.setattr(icm, "relation", partial(icm_reference.relation, icm))
         features, offsets = rows_of([4, 1, 9, 6])
         goals = torch.randn(2, 4, D, generator=torch.Generator().manual_seed(3))
         optimizer = torch.optim.AdamW(icm.parameters(), 1e-2)
@@ -362,7 +363,7 @@ def test_both_tokens_together_are_what_they_are_apart(config):
 
 def test_indices_go_to_a_device_together():
     given = torch.arange(5), torch.tensor([1, 0, 2]), torch.zeros(0, dtype=torch.long)
-    assert _together(given, torch.device("cpu")) is given
-    there = _together(given, torch.device("meta"))
+    assert _copy_indices(given, torch.device("cpu")) is given
+    there = _copy_indices(given, torch.device("meta"))
     assert [(x.device.type, len(x)) for x in there] == [("meta", 5), ("meta", 3), ("meta", 0)]
     assert all(x.storage_offset() % 2 == 0 for x in there)

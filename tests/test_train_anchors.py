@@ -71,7 +71,7 @@ def test_anchors_start_at_the_mean_direction_of_their_pictures():
     before = anchors.weight[2].clone()
     states = torch.eye(4)[[0, 1, 2]] * torch.tensor([[1.0], [5.0], [2.0]])
     rows = torch.stack([states - 3, states + 3], 1)
-    anchors.start(Mean(), rows, torch.tensor([[0, -1], [0, 1], [-1, -1]]))
+    anchors.initialize(Mean(), rows, torch.tensor([[0, -1], [0, 1], [-1, -1]]))
     half = math.sqrt(2)
     expected = torch.tensor([[half, half, 0, 0], [0, 2.0, 0, 0]])
     assert torch.allclose(anchors.weight[:2], expected)

@@ -18,12 +18,14 @@ from retrv_engine.plain import embed_pieces
 from retrv_engine.request import length_of
 from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.train.chains import Piece, chain, describe
-from retrv_r1.train.corpus import Entry, ListExample
-from retrv_r1.train.lists import ListBatch, ListCollator, rivals
+from retrv_r1.train.chains import ChainPart, chain, describe
+from retrv_r1.train.corpus import Entry, ListExample, rivals
+from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.pictures import on_white, to_patches
 from retrv_r1.types import Item
+
+pytest_plugins = ["training_fixtures"]
 
 
 def text_list(rng: np.random.Generator, size: int, answer: int | None = None) -> ListExample:
@@ -40,7 +42,7 @@ def text_list(rng: np.random.Generator, size: int, answer: int | None = None) ->
     return ListExample("cell", "Which?", Entry("q", None, {}), entries, right, closeness.tolist())
 
 
-def examined(pieces: list[Piece]) -> list[int]:
+def examined(pieces: list[ChainPart]) -> list[int]:
     """Candidates named in the third step, before anything is looked at or decided."""
     kinds = "".join(piece.kind[0] for piece in pieces)
     start = kinds.index("l")
@@ -110,44 +112,44 @@ def collator(processor) -> ListCollator:
     return collator
 
 
-def collate(collator, examples, *, reason=1.0, reading="compressed", moved=0.4) -> ListBatch:
+def collate(collator, examples, *, reason=1.0, full=False, moved=0.4) -> ListBatch:
     return collator.collate(
-        examples, np.random.default_rng(0), reason=reason, reading=reading, moved_labels=moved
+        examples, np.random.default_rng(0), reason=reason, full_tokens=full, moved_labels=moved
     )
 
 
-@pytest.mark.parametrize("reading", ["compressed", "full"])
-def test_targets_are_the_models_own_tokens_and_nothing_else(collator, sampler, reading):
+@pytest.mark.parametrize("full", [False, True])
+def test_targets_are_the_models_own_tokens_and_nothing_else(collator, sampler, full):
     rng, tokens = np.random.default_rng(0), collator.tokens
     examples = sampler.draw(rng, 40, 5, 1.0)
-    batch = collate(collator, examples, reading=reading)
+    batch = collate(collator, examples, full=full)
     spliced_lists = 0
     for b, example in enumerate(examples):
         ids, labels = batch.input_ids[b].tolist(), batch.labels[b].tolist()
         start = labels.index(tokens.think_start)  # the system prompt names the tag too
-        end = len(ids) - ids[::-1].index(tokens.im_end)
+        end = len(ids) - ids[::-1].index(tokens.end)
         trained = [i for i, label in enumerate(labels) if label != -100]
         assert all(labels[i] == ids[i] for i in trained)
         inspected = [i for i in range(start, end) if ids[i] == tokens.inspect_end]
         spliced: set[int] = set()
         for at in inspected:
-            names = batch.match_labels[batch.match_rows == b].tolist()
+            names = batch.candidate_labels[batch.candidates.owner == b].tolist()
             item = collator.encode(example.candidates[names.index(ids[at - 1])])
             spliced |= set(range(at + 1, at + 1 + len(item) + 2 * bool(item.rows)))
         assert set(trained) == set(range(start, end)) - spliced
         assert ids[end - 4 : end] == [
-            *(tokens.answer_start, labels[end - 3], tokens.answer_end, tokens.im_end)
+            *(tokens.answer_start, labels[end - 3], tokens.answer_end, tokens.end)
         ]
-        decided = int(batch.answer_cols[b]) + 1
+        decided = int(batch.answer_rows[b]) + 1
         assert ids[decided : decided + 2] == [labels[end - 3], tokens.think_end]
         assert decided == end - 6
         spliced_lists += bool(spliced)
     assert spliced_lists > 10
 
 
-def candidate_rows(collator, candidate: Entry, reading) -> int:
+def candidate_rows(collator, candidate: Entry, full: bool) -> int:
     """Rows between a candidate's label and its last row."""
-    if reading == "compressed":
+    if not full:
         return 2
     item = collator.encode(candidate)
     return len(item) + 2 * bool(item.rows)
@@ -159,9 +161,9 @@ def test_direct_answers_train_the_label_and_what_closes_it(collator, sampler):
     batch = collate(collator, examples, reason=0.0, moved=0.0)
     for b, example in enumerate(examples):
         trained = [i for i in batch.labels[b].tolist() if i != -100]
-        assert trained == [tokens.labels[example.answer], tokens.answer_end, tokens.im_end]
+        assert trained == [tokens.labels[example.answer], tokens.answer_end, tokens.end]
     rows = torch.arange(len(examples))
-    assert (batch.input_ids[rows, batch.answer_cols] == tokens.answer_start).all()
+    assert (batch.input_ids[rows, batch.answer_rows] == tokens.answer_start).all()
 
 
 def test_every_label_is_trained_and_most_lists_start_at_the_first(collator):
@@ -173,25 +175,28 @@ def test_every_label_is_trained_and_most_lists_start_at_the_first(collator):
     seen = {start + k for start in starts for k in range(8)}
     assert seen == set(range(MAX_CANDIDATES))
     assert 0.5 < np.mean([start == 0 for start in starts]) < 0.75
-    answers = batch.input_ids[torch.arange(len(examples)), batch.answer_cols + 1].tolist()
+    answers = batch.input_ids[torch.arange(len(examples)), batch.answer_rows + 1].tolist()
     assert [labels[a] - s for a, s in zip(answers, starts, strict=True)] == [
         example.answer for example in examples
     ]
 
 
-@pytest.mark.parametrize("reading", ["compressed", "full"])
-def test_match_positions_are_the_candidates_last_rows(collator, sampler, reading):
+@pytest.mark.parametrize("full", [False, True])
+def test_candidates_end_at_their_last_rows(collator, sampler, full):
     rng = np.random.default_rng(5)
     examples = sampler.draw(rng, 8, 4, 0.5)
-    batch = collate(collator, examples, reading=reading)
-    assert batch.match_rows.tolist() == [b for b in range(8) for _ in range(4)]
-    assert batch.match_fits.view(8, 4).int().argmax(1).tolist() == [e.answer for e in examples]
-    cols = batch.match_cols.view(8, 4)
+    batch = collate(collator, examples, full=full)
+    assert batch.candidates.owner.tolist() == [b for b in range(8) for _ in range(4)]
+    assert batch.candidates.is_answer.view(8, 4).int().argmax(1).tolist() == [
+        e.answer for e in examples
+    ]
+    ends, labels = batch.candidate_ends.view(8, 4), batch.candidate_labels.view(8, 4)
     for b, example in enumerate(examples):
-        for number, col in enumerate(cols[b].tolist()):
-            before = candidate_rows(collator, example.candidates[number], reading)
-            assert int(batch.input_ids[b, col - before]) in collator.tokens.labels
-            following = int(batch.input_ids[b, col + 1])
+        for number, row in enumerate(ends[b].tolist()):
+            before = candidate_rows(collator, example.candidates[number], full)
+            assert batch.input_ids[b, row - before] == labels[b, number]
+            assert int(labels[b, number]) in collator.tokens.labels
+            following = int(batch.input_ids[b, row + 1])
             assert (following in collator.tokens.labels) is (number < 3)
 
 
@@ -271,8 +276,8 @@ def test_a_trained_sequence_is_what_the_engine_will_feed(model, processor, pictu
         vision = model.encode_pictures(
             torch.cat([p for p, _, _ in patches]), torch.tensor([g for _, g, _ in patches])
         )
-        full = replace(batch.items, vision_rows=vision)
-        table = model.row_table(full, batch.pair_candidate, batch.pair_query)
+        full, candidates = replace(batch.items, vision_rows=vision), batch.candidates
+        table = model.row_table(full, candidates.items, candidates.queries[candidates.owner])
         trained = model.embed(batch.input_ids, batch.row_refs, table)[0]
         ids, pieces = batch.input_ids[0].tolist(), list(request.prompt)
         while (place := length_of(pieces)) < len(ids):

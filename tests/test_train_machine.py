@@ -19,14 +19,17 @@ from retrv_r1.command.recipe import SHARES, train_all
 from retrv_r1.data.pack import pack
 from retrv_r1.model.modeling import PackedItems
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.train import loop, run
-from retrv_r1.train.build import build_stage, read_config
+from retrv_r1.train import run
+from retrv_r1.train.build import build_stage
+from retrv_r1.train.config import LoopConfig, read_config
 from retrv_r1.train.loop import fit
 from retrv_r1.train.machine import Machine
 from retrv_r1.train.record import commit_here, slug
-from retrv_r1.train.schedule import CHECKPOINTS, ByTheClock, Schedule, cosine
-from retrv_r1.train.tensors import mapped, to_arrays, to_device, to_tensors
+from retrv_r1.train.schedule import CHECKPOINTS, Schedule, ScheduleCallback, cosine
+from retrv_r1.train.tensors import map_tensors, to_arrays, to_device, to_tensors
 from retrv_r1.types import RetrvError
+
+pytest_plugins = ["training_fixtures"]
 
 pytestmark = stages.pytestmark
 build, config, folder, trained = stages.build, stages.config, stages.folder, stages.trained
@@ -42,7 +45,7 @@ def curve(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_workers_change_nothing(build, name, tmp_path):
-    settings = loop.LoopConfig(**stages.LOOP)
+    settings = LoopConfig(**stages.LOOP)
     fit(build(name), settings, tmp_path / "alone", resume=False)
     machine = Machine(workers=2)
     fit(build(name), settings, tmp_path / "helped", resume=False, machine=machine)
@@ -51,7 +54,7 @@ def test_workers_change_nothing(build, name, tmp_path):
 
 
 def test_a_run_with_workers_resumes_to_the_same_end(build, tmp_path):
-    settings, machine = loop.LoopConfig(**stages.LOOP), Machine(workers=2)
+    settings, machine = LoopConfig(**stages.LOOP), Machine(workers=2)
     whole = build("pretrain")
     fit(whole, settings, tmp_path / "whole", resume=False, machine=machine)
     killed, calls = build("pretrain"), []
@@ -77,7 +80,7 @@ def test_a_batch_travels_between_processes_unchanged(build, name):
     batch = build(name).batch(2)
     assert stages.same(to_tensors(to_arrays(batch)), batch)
     there, offsets, others = to_device(batch, "meta"), [], []
-    mapped(
+    map_tensors(
         there,
         lambda x: (offsets if isinstance(x, PackedItems) else others).append(x),
         (PackedItems,),
@@ -135,7 +138,7 @@ def test_a_training_step_on_a_gpu_has_the_cpus_loss(build, config, name, tmp_pat
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    settings = loop.LoopConfig(**stages.LOOP | {"steps": 3, "save_every": 3})
+    settings = LoopConfig(**stages.LOOP | {"steps": 3, "save_every": 3})
     here, there = build(name), read_config(name, config(name))
     fit(here, settings, tmp_path / "cpu", resume=False)
     for dtype, near in (("float32", 2e-3), ("bfloat16", 5e-2)):
@@ -171,24 +174,24 @@ def test_a_schedule_by_the_clock_reaches_all_of_the_curriculum(build, monkeypatc
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     stage.schedule = schedule = Schedule(stages.STEPS, 60.0)
     clock[0] += 10  # loading
-    schedule.begin(rarely=False)
+    schedule.begin(validate_at_end=False)
     sizes = []
     for _ in range(9):
-        sizes.append(stage.batch(4)["pairs"].owner.bincount().max().item())
+        sizes.append(stage.batch(4)["pairs"].candidates.owner.bincount().max().item())
         clock[0] += 6
         schedule.tick()
     assert sizes[0] < max(sizes) == max(stages.OPTIONS["pretrain"]["sizes"])
-    assert schedule.place == stages.STEPS
+    assert schedule.position == stages.STEPS
     clock[0] -= 30
     schedule.tick()
-    assert schedule.place == stages.STEPS, "it never goes back"
+    assert schedule.position == stages.STEPS, "it never goes back"
 
 
 def test_a_stage_that_loads_for_most_of_its_time_says_so(monkeypatch, capsys):
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     for loading, told in ((4.0, ""), (7.0, "loading took 70% of 10 s")):
-        callback = ByTheClock(Schedule(100, 10.0), lambda _: None)
+        callback = ScheduleCallback(Schedule(100, 10.0), lambda _: None)
         clock[0] += loading
         callback.on_train_begin(None, SimpleNamespace(global_step=0), None)
         said = capsys.readouterr().err
@@ -290,7 +293,7 @@ def test_a_recipe_that_is_cut_off_leaves_what_ranks(small_recipe, tmp_path, monk
         train_all(tmp_path / "set.pack", out, work, **options)
     record = json.loads((out / "record.json").read_text())
     assert list(record["stages"]) == ["embed", "pretrain"] and record["checkpoint"] == "pretrain"
-    assert "more than the 1,000 of one file" in " ".join(capsys.readouterr().err.split())
+    assert "more than the 1,000 that can be copied" in " ".join(capsys.readouterr().err.split())
     ranks(out / "checkpoint.tar.gz", tmp_path)
 
 
@@ -300,8 +303,8 @@ def test_little_time_calibrates_on_few_queries(monkeypatch, tmp_path, seconds, q
     asked = []
     for name in ("train_stage", "assemble", "_archive"):
         monkeypatch.setattr(recipe, name, lambda *_, **__: None)
-    monkeypatch.setattr(recipe, "_kept", lambda *_: {})
-    monkeypatch.setattr(recipe, "_ship", lambda *words: asked.append(words[-1]) or {})
+    monkeypatch.setattr(recipe, "_keep", lambda *_: {})
+    monkeypatch.setattr(recipe, "_calibrate_and_rank", lambda *words: asked.append(words[-1]) or {})
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     options = {"minutes": seconds / 60 + 1e-6, "machine": Machine()}
     out = tmp_path / "out"

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from retrv_r1.train.pictures import (
-    PictureBank,
-    StyleMixer,
-    augment_some,
-    blend,
-    on_white,
-    resized,
-    rounded,
-)
+from retrv_r1.train.augment import Augmentation, StyleMixer, blend, rounded
+from retrv_r1.train.pictures import PictureBank, on_white, resized
 
 SIDE = 12
 
@@ -56,8 +49,8 @@ def test_only_the_same_thing_is_blended_in():
     mixer, rng = StyleMixer(bank, range(5)), np.random.default_rng(0)
     pictures = [0, 1, 3, 4] * 10
     plain = bank.rgba(pictures)
-    assert torch.equal(mixer.rgba(pictures, 0.0, rng), plain)
-    mixed = mixer.rgba(pictures, 1.0, rng)
+    assert torch.equal(mixer.draw(pictures, 0.0, rng).rgba(bank), plain)
+    mixed = mixer.draw(pictures, 1.0, rng).rgba(bank)
     changed = (mixed - plain).abs().flatten(1).amax(1) > 1e-3
     assert set(np.flatnonzero(changed) % 4) == {0}, "the others have nobody but themselves"
     assert 10 > changed.sum() > 0, "a cat is blended with itself or with the other"
@@ -69,7 +62,8 @@ def test_a_share_of_the_pictures_is_left_as_it_will_be_served():
     served = resized(on_white(rgba), SIDE)
 
     def left(share: float) -> torch.Tensor:
-        out = augment_some(rgba, SIDE, torch.Generator().manual_seed(1), share)
+        generator = torch.Generator().manual_seed(1)
+        out = Augmentation.draw(60, generator, share).apply(rgba, SIDE)
         assert out.shape == (60, 3, SIDE, SIDE) and out.min() >= 0 and out.max() <= 1
         return (out == served).flatten(1).all(1)
 

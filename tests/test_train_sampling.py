@@ -7,6 +7,8 @@ import numpy as np
 from retrv_r1.train.corpus import ListExample
 from retrv_r1.train.sampling import shortened, with_default_instruction
 
+pytest_plugins = ["training_fixtures"]
+
 
 def row_of(corpus, example: ListExample) -> int:
     queries = corpus.cells[example.cell].queries

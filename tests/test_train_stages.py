@@ -17,9 +17,14 @@ from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.train import loop, run
-from retrv_r1.train.build import ConfigError, build_stage, read_config
-from retrv_r1.train.loop import Stage, fit
+from retrv_r1.train.build import build_stage
+from retrv_r1.train.config import ConfigError, LoopConfig, read_config
+from retrv_r1.train.curves import draw_curves
+from retrv_r1.train.loop import fit
+from retrv_r1.train.stage import Stage
 from retrv_r1.types import RetrvError
+
+pytest_plugins = ["training_fixtures"]
 
 pytestmark = pytest.mark.skipif(not find_spec("accelerate"), reason="needs the train extra")
 
@@ -58,7 +63,7 @@ EMBED = {
         "attention_probs_dropout_prob": 0.0,
     },
 }
-BACKBONE = {
+BACKBONE: dict[str, Any] = {
     "text": {
         "intermediate_size": 48,
         "num_hidden_layers": 1,
@@ -117,7 +122,7 @@ def folder(tmp_path_factory) -> Path:
 def config(folder, pictographs) -> Callable[..., Path]:
     """Writes a stage's file; earlier stages are looked for in the folder."""
 
-    def write(stage: str, **changes: Any) -> Path:
+    def write(stage: str, /, **changes: Any) -> Path:
         values = {
             "data": str(pictographs),
             "out": str(folder / stage),
@@ -197,7 +202,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_a_killed_run_resumes_to_the_same_end(build, name, tmp_path):
-    settings = loop.LoopConfig(**LOOP)
+    settings = LoopConfig(**LOOP)
     whole = build(name)
     fit(whole, settings, tmp_path / "whole", resume=True)
 
@@ -277,7 +282,7 @@ def test_the_tower_of_the_first_stage_starts_the_backbone(build, trained):
 def test_pretrain_goes_on_from_a_finished_model(config, trained, folder):
     trained("pretrain")
     init = {"embed": str(folder / "embed/final"), "model": str(folder / "pretrain/final")}
-    stage = build_stage(read_config("pretrain", config("pretrain", init=init)))
+    stage: Any = build_stage(read_config("pretrain", config("pretrain", init=init)))
     finished = RetrvR1ForConditionalGeneration.from_pretrained(folder / "pretrain/final")
     ours = dict(stage.model.named_parameters())
     assert all(torch.equal(ours[name], value) for name, value in finished.named_parameters())
@@ -309,7 +314,7 @@ def test_parts_may_learn_more_slowly(build, tmp_path):
     stage = build("pretrain")
     before = {n: p.detach().clone() for n, p in stage.model.named_parameters()}
     rates = {"visual": 0.0, "embed_tokens": 0.0}
-    settings = loop.LoopConfig(**LOOP | {"steps": 2}, rates=rates)
+    settings = LoopConfig(**LOOP | {"steps": 2}, rates=rates)
     stage.save = lambda out: None
     fit(stage, settings, tmp_path / "run", resume=False)
     names = set(before)
@@ -320,8 +325,8 @@ def test_parts_may_learn_more_slowly(build, tmp_path):
 
 
 def test_a_rate_for_nothing_is_refused(build, tmp_path):
-    settings = loop.LoopConfig(**LOOP, rates={"visaul": 0.5})
-    with pytest.raises(ValueError, match="no parameter's name holds 'visaul'"):
+    settings = LoopConfig(**LOOP, rates={"visaul": 0.5})
+    with pytest.raises(ValueError, match="no parameter's name contains 'visaul'"):
         fit(build("pretrain"), settings, tmp_path / "run", resume=False)
 
 
@@ -336,16 +341,30 @@ def test_curves_are_drawn(tmp_path, monkeypatch):
     path = tmp_path / "x.jsonl"
     rows = [{"step": s, "loss": 1 / (s + 1), "lr": 0.1, "seconds": 1.0} for s in range(3)]
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"step": 2, "val_r1": 0.5}]))
-    with Image.open(loop.draw_curves(path, "x")) as drawn:
+    with Image.open(draw_curves(path, "x")) as drawn:
         assert (drawn.format, drawn.mode) == ("PNG", "P") and len(drawn.getcolors()) > 4
 
 
-@pytest.mark.parametrize("part", ["loop"])
-def test_an_unknown_option_is_named_with_the_known_ones(config, part):
-    values = {"loop": LOOP}[part]
-    path = config("sft", **{part: {**values, "learning_rat": 1}})
-    with pytest.raises(ConfigError, match=rf"{part}: unknown options \['learning_rat'\]; known"):
-        read_config("sft", path)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loop": LOOP | {"learning_rat": 1}}, r"loop: unknown options \['learning_rat'\]; known"),
+        ({"stage": {"hards": 1}}, r"stage: unknown options \['hards'\]; known"),
+        ({"lop": {}}, r"unknown options \['lop'\]; known"),
+        ({"loop": {}}, r"loop: the options \['steps'\] are missing"),
+        ({"loop": [1]}, "loop must be a mapping"),
+        ({"loop": {"steps": 1, "learning_rate": "1e-3"}}, "must be of type float.* write 1.0e-3"),
+    ],
+)
+def test_a_wrong_option_is_named(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config("sft", config("sft", **changes))
+
+
+def test_shapes_of_a_new_model_are_checked(config):
+    shape = {name: value for name, value in EMBED.items() if name != "vocab_size"}
+    with pytest.raises(ConfigError, match=r"model: the options \['vocab_size'\] are missing"):
+        build_stage(read_config("embed", config("embed", model=shape)))
 
 
 def test_other_mistakes_in_a_config_are_named(config, folder):
@@ -353,9 +372,10 @@ def test_other_mistakes_in_a_config_are_named(config, folder):
         read_config("grp", config("sft"))
     with pytest.raises(ConfigError, match="no configuration file"):
         read_config("sft", folder / "none.yaml")
-    (folder / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ConfigError, match="at least data, out and loop"):
-        read_config("sft", folder / "list.yaml")
+    for text, message in (("- 1", "at least data, out and loop"), ("a: [", "as YAML.*correct")):
+        (folder / "wrong.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=f"(?s){message}"):
+            read_config("sft", folder / "wrong.yaml")
     assert issubclass(ConfigError, RetrvError)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.lists import ListCollator
-from retrv_r1.train.sampling import Vectors
 from retrv_r1.train.validation import ListValidation
+
+pytest_plugins = ["training_fixtures"]
 
 
 @pytest.fixture

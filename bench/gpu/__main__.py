@@ -1,4 +1,4 @@
-"""The command line: all parts within some minutes, a file that grows with them, then tables."""
+"""Command line of the GPU benchmark: runs the parts, saves each row, prints tables."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rich.console import Console
 from bench import machine, report
 from bench.gpu import tables
 from bench.gpu.context import Row
-from bench.gpu.parts import PARTS, Done, measure
+from bench.gpu.parts import PARTS, PartEnd, measure
 from retrv_r1.train.record import slug
 
 FILE = "bench.json"
-# Of the widest table: in less the numbers would be cut.
+# Columns of the widest table; a narrower console would cut the numbers.
 WIDTH = 180
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -30,28 +30,34 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Everything in a small form: the rehearsal.")
+        bool, typer.Option("--quick", help="Run everything at small sizes, as a rehearsal.")
     ] = False,
-    minutes: Annotated[float, typer.Option(min=0.1, help="After which nothing new begins.")] = 4.5,
-    out: Annotated[Path, typer.Option(help="Here a folder is made for the card.")] = Path(
-        "bench/results/gpu"
-    ),
-    only: Annotated[str, typer.Option(help="Parts, separated by commas.")] = "",
-    commit: Annotated[str | None, typer.Option(help="Of the code, where git cannot tell.")] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="Time limit; no measurement starts after it.")
+    ] = 4.5,
+    out: Annotated[
+        Path, typer.Option(help="Folder for results; each card gets a folder in it.")
+    ] = Path("bench/results/gpu"),
+    only: Annotated[
+        str, typer.Option(help="Names of parts to run, separated by commas; all by default.")
+    ] = "",
+    commit: Annotated[
+        str | None, typer.Option(help="Commit of the code, where git cannot tell.")
+    ] = None,
 ) -> None:
-    """Measure what a GPU must show.
+    """Measure speed and memory on a GPU.
 
-    Exits with 1 where something failed: its row says why. What there was no time for is no failure.
+    Exits with 1 if something failed; its row says why. Running out of time is not a failure.
     """
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"device must be cpu or cuda, not {device}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("PyTorch finds no GPU here")
+        raise typer.BadParameter("PyTorch finds no GPU: rehearse with --device cpu --quick")
     names = [name for name in only.split(",") if name]
     if unknown := set(names) - {part.name for part in PARTS}:
         known = ", ".join(part.name for part in PARTS)
-        raise typer.BadParameter(f"no part {', '.join(sorted(unknown))}; there are {known}")
-    # What all else is compared with is measured always.
+        raise typer.BadParameter(f"no part {', '.join(sorted(unknown))}; choose from {known}")
+    # Ceilings are always measured: everything else is compared with them.
     parts = [part for part in PARTS if not names or part.name in ("ceilings", *names)]
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
@@ -71,8 +77,8 @@ def main(
         "failed": 0,
     }
 
-    def keep(news: Row | Done) -> None:
-        if isinstance(news, Done):
+    def keep(news: Row | PartEnd) -> None:
+        if isinstance(news, PartEnd):
             result["parts"].append(vars(news))
         else:
             result["rows"].append(news)
@@ -91,7 +97,7 @@ def main(
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Puts the report where it was, whole at any moment."""
+    """Replaces the report in one step, so that the file is complete at any moment."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     new.replace(path)

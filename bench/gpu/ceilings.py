@@ -1,4 +1,4 @@
-"""What the machine can do: the rates that all else is compared with, on a clock that is awake."""
+"""Rates of the machine, measured at full clock; everything else is compared with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.gpu.context import Context, Row
 
 
 def run(context: Context, name: str, part: str) -> Iterator[Row]:
-    """One row; the context knows the rates from then on."""
+    """Yields one row and keeps the rates in the context."""
     context.device.warm()
     probe = machine.Probe(context.device.kind)
     context.repeat(probe.measure, 2, 5)

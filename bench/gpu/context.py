@@ -1,4 +1,4 @@
-"""What every part measures with: a device, a scale, a clock that runs out, one model at a time."""
+"""What every part of the benchmark uses: device, scale, time limit, and one model at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 from unittest.mock import patch
 
 from bench.device import Device
-from bench.gpu import worlds
-from bench.gpu.worlds import Scale, Shape
-from bench.suites.engine.prompts import Paced, World
-from retrv_engine import EngineConfig, LocalEngine, Output, PlainEngine, Request
+from bench.gpu import models
+from bench.gpu.models import Scale, Shape
+from bench.suites.engine.workload import Workload
+from retrv_engine import EngineConfig, LocalEngine, Output, Request
 from retrv_engine.warming import LONG
 
 Row = dict[str, Any]
@@ -25,17 +26,17 @@ class Context:
     """State of the process that measures.
 
     Attributes:
-        ceilings: rates of the machine once they have been measured, with quartiles.
+        ceilings: measured rates of the machine with quartiles; empty before they are measured.
     """
 
     def __init__(self, device: Device, scale: Scale) -> None:
         self.device, self.scale = device, scale
         self.ceilings: Mapping[str, Any] = {}
         self._end = float("inf")
-        self._world: World | None = None
+        self._workload: Workload | None = None
 
     def begin(self, seconds: float) -> None:
-        """Gives a part so much time from now on."""
+        """Starts the clock of a part that may take ``seconds``."""
         self._end = time.monotonic() + seconds
 
     @property
@@ -43,26 +44,26 @@ class Context:
         """Seconds that the part has left."""
         return self._end - time.monotonic()
 
-    def world(self, name: str, shape: Shape | None = None) -> World:
-        """A model by name; the one before is given up, where it is another."""
-        if self._world is None or self._world.name != name:
-            self.drop()
-            self._world = worlds.make(name, self.device)
+    def workload(self, name: str, shape: Shape | None = None) -> Workload:
+        """The model of that name; frees the one held before if that was another."""
+        if self._workload is None or self._workload.name != name:
+            self.free()
+            self._workload = models.make(name, self.device)
         if shape is None:
-            return self._world
-        return dataclasses.replace(self._world, rows=shape.rows, width=shape.width)
+            return self._workload
+        return dataclasses.replace(self._workload, rows=shape.rows, width=shape.width)
 
-    def drop(self) -> None:
-        """Gives the model up."""
-        self._world = None
-        self.device.rest()
-        # What is left are libraries: to look through them took 0.3 s of every measurement.
+    def free(self) -> None:
+        """Frees the model and its memory."""
+        self._workload = None
+        self.device.free_unused()
+        # Only libraries are left: collecting over them took 0.3 s of every measurement.
         gc.freeze()
 
     def measured(self, row: Row, measure: Callable[[], Row]) -> Row:
-        """A row with what was measured, or with the reason why nothing was.
+        """The row with what was measured, or with a note why nothing was.
 
-        An error is of its row alone, also where memory is short; what comes next goes on.
+        An error, out of memory included, fails this row only; the next measurement runs.
         """
         if self.left <= 0:
             return row | {"note": "left out: the part's time was up"}
@@ -72,11 +73,11 @@ class Context:
         except Exception as error:
             lines = str(error).splitlines() or [""]
             row = row | {"note": f"{type(error).__name__}: {lines[0][:200]}", "failed": True}
-        self.device.rest()
+        self.device.free_unused()
         return row | {"took": round(time.monotonic() - began, 2)}
 
     def repeat(self, call: Callable[[], Any], least: int = 2, most: int = 7) -> list[Any]:
-        """Results of calls: ``least`` at least, more while the scale's seconds last."""
+        """Results of at least ``least`` calls, and up to ``most`` within the scale's seconds."""
         found: list[Any] = []
         began = time.monotonic()
         while len(found) < least or (
@@ -87,7 +88,7 @@ class Context:
 
 
 def spread(samples: Sequence[float]) -> Row:
-    """Median and the extremes."""
+    """Median, minimum and maximum."""
     return {
         "median": statistics.median(samples),
         "least": min(samples),
@@ -97,20 +98,19 @@ def spread(samples: Sequence[float]) -> Row:
 
 
 @contextmanager
-def local(
-    context: Context, world: World, requests: Sequence[Request], rows: int, **settings: Any
+def local_engine(
+    context: Context, work: Workload, requests: Sequence[Request], rows: int, **settings: Any
 ) -> Iterator[LocalEngine]:
-    """An embedded engine whose cache holds ``rows`` rows for the requests, and no more to speak of.
+    """An embedded engine with a cache of about ``rows`` rows, closed and freed at the end.
 
-    It is warm for these requests together and no others, and for contexts of 512 rows: steps of
-    longer ones are captured as they come. It is given up at the end: the next one needs its memory.
+    It is warmed for these requests as one batch, with contexts of up to 512 rows; steps over longer
+    contexts are captured when they first occur.
     """
     config = EngineConfig(max_sequences=max(1, len(requests)), **settings)
-    rows = max(rows, LONG + 32)  # of the engine's own requests, from which it gets warm
+    rows = max(rows, LONG + 32)  # for the requests that the engine warms itself with
     pages = -(-rows // config.page_size) + 2 * len(requests) + 8
-    size = pages * config.page_size * worlds.row_bytes(world.model)
-    config = dataclasses.replace(config, cache_bytes=size)
-    engine = LocalEngine(world.model, world.vocabulary, config, generation_type=Paced)
+    size = pages * config.page_size * models.row_bytes(work.model)
+    engine = work.local(dataclasses.replace(config, cache_bytes=size))
     try:
         samplings = {(s.temperature, s.top_p): s for s in (one.sampling for one in requests)}
         engine.warm([*samplings.values()], [len(requests)])
@@ -118,11 +118,11 @@ def local(
     finally:
         engine.close()
         del engine
-        context.device.rest()
+        context.device.free_unused()
 
 
-def ours(context: Context, engine: LocalEngine, requests: Sequence[Request]) -> Row:
-    """One run from an empty cache: seconds to the first token and in all, and what was written."""
+def run_local(context: Context, engine: LocalEngine, requests: Sequence[Request]) -> Row:
+    """Runs the embedded engine from an empty cache: seconds to the first token and in total."""
     engine.flush()
     context.device.synchronize()
     began = time.perf_counter()
@@ -133,11 +133,11 @@ def ours(context: Context, engine: LocalEngine, requests: Sequence[Request]) -> 
     return _ran(outputs, first, time.perf_counter() - began)
 
 
-def theirs(context: Context, world: World, requests: Sequence[Request]) -> Row:
-    """The same by transformers: the model's own modules, SDPA, a contiguous cache."""
-    engine = PlainEngine(world.model, world.vocabulary, len(requests), generation_type=Paced)
+def run_plain(context: Context, work: Workload, requests: Sequence[Request]) -> Row:
+    """The same with transformers: the model's own modules, SDPA, a contiguous cache."""
+    engine = work.plain(len(requests))
     firsts: list[float] = []
-    decode = world.model.decode
+    decode = work.model.decode
 
     def timed(*arguments: Any) -> Any:
         logits = decode(*arguments)
@@ -148,7 +148,7 @@ def theirs(context: Context, world: World, requests: Sequence[Request]) -> Row:
 
     context.device.synchronize()
     began = time.perf_counter()
-    with patch.object(world.model, "decode", timed):
+    with patch.object(work.model, "decode", timed):
         outputs = engine.generate(requests)
     context.device.synchronize()
     return _ran(outputs, firsts[0] - began, time.perf_counter() - began)
@@ -160,7 +160,6 @@ def _ran(outputs: Sequence[Output], first: float, total: float) -> Row:
     return {"first": first, "total": total, "tokens": tokens, "inspected": inspected}
 
 
-def alike(mine: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens before the first that differs."""
-    pairs = enumerate(zip(mine, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(mine), len(other)))
+def common_tokens(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of equal tokens before the first that differs."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

@@ -1,4 +1,4 @@
-"""Where a step's time goes: sequences, graphs, prefixes, the tower; what must be compiled first."""
+"""Time of a decode step by sequences, graphs and shared prefixes; time of the vision tower."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from unittest.mock import patch
 
 import torch
 
-from bench.gpu.context import Context, Row, local, spread
+from bench.gpu.context import Context, Row, local_engine, spread
 from bench.gpu.efficiency import pictures, tower_seconds
-from bench.gpu.worlds import row_bytes, weight_bytes
-from bench.suites.engine.prompts import World
+from bench.gpu.models import row_bytes, weight_bytes
+from bench.suites.engine.workload import Workload
 from retrv_engine import EngineConfig, LocalEngine, Request
-from retrv_engine.attention import SHARED_ROWS
+from retrv_engine.sharing import SHARED_ROWS
 
-ROUNDS = 2  # that steps are timed in
-PROFILED = 10  # steps
-BEFORE = 4  # tokens that each sequence has written before steps are timed
+ROUNDS = 2  # rounds in which steps are timed
+PROFILED = 10  # steps under the profiler
+BEFORE = 4  # steps with all sequences decoding before steps are timed
 
 
 def run(context: Context, name: str, part: str) -> Iterator[Row]:
-    """Steps eager and replayed, prefixes shared and not, pictures."""
-    scale, world = context.scale, context.world(name)
+    """Yields rows of steps (replayed and eager, prefix shared or not) and of the vision tower."""
+    scale, work = context.scale, context.workload(name)
     for graphs in (True, False):
         for count in scale.sequences:
             row: Row = {
@@ -36,9 +36,9 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
                 "prompt": scale.prompt,
                 "form": "replayed" if graphs else "eager",
             }
-            requests = [_text(context, world, i, scale.prompt, count) for i in range(count)]
+            requests = [_text(context, work, i, scale.prompt, count) for i in range(count)]
             yield context.measured(
-                row, partial(_steps, context, world, requests, {"graphs": graphs})
+                row, partial(_steps, context, work, requests, {"graphs": graphs})
             )
     for count, rows in scale.shared:
         for form, least in (("one prefix, read once", 1), ("one prefix, read by each", 2**60)):
@@ -50,43 +50,46 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
                 "prompt": rows,
                 "form": form,
             }
-            requests = [_text(context, world, 0, rows, count)] * count
+            requests = [_text(context, work, 0, rows, count)] * count
             with patch.dict(SHARED_ROWS, {context.device.kind: least}):
-                yield context.measured(row, partial(_steps, context, world, requests, {}))
-    yield from _tower(context, world, part)
+                yield context.measured(row, partial(_steps, context, work, requests, {}))
+    yield from _tower(context, work, part)
 
 
-def _text(context: Context, world: World, seed: int, rows: int, count: int) -> Request:
-    """A prompt of words that writes more than is timed, and while the others are read."""
+def _text(context: Context, work: Workload, seed: int, rows: int, count: int) -> Request:
+    """A text prompt with enough tokens to last through the others' prefill and all timed steps."""
     chunk = EngineConfig().on(context.device.kind).chunk_rows
     assert chunk is not None
     reading = -(-count * rows // chunk)
     tokens = BEFORE + (ROUNDS + 1) * context.scale.steps + 4 * PROFILED + reading
-    return world.text(seed, rows, tokens)
+    return work.text(seed, rows, tokens)
 
 
 def _steps(
-    context: Context, world: World, requests: Sequence[Request], settings: dict[str, Any]
+    context: Context, work: Workload, requests: Sequence[Request], settings: dict[str, Any]
 ) -> Row:
-    """Seconds of a step in which every sequence decodes; a profile of others, which are slower."""
+    """Seconds of a step in which every sequence decodes; then a profile of further steps."""
     scale, count = context.scale, len(requests)
     tokens = requests[0].sampling.max_reasoning_tokens
     rows = count * (len(requests[0].prompt) + tokens + 8)
     began = time.perf_counter()
-    with compiles() as made, local(context, world, requests, rows, **settings) as engine:
-        ready, at_start = time.perf_counter() - began, len(made)
+    with (
+        compiled_kernels() as compiled,
+        local_engine(context, work, requests, rows, **settings) as engine,
+    ):
+        ready, at_start = time.perf_counter() - began, len(compiled)
         handles = [engine.submit(request) for request in requests]
         began = time.perf_counter()
         _until_decoding(engine, count)
         prefill = time.perf_counter() - began
         before = engine.stats().seconds
         samples = [
-            context.device.seconds(lambda: _take(engine, scale.steps, count)) / scale.steps
+            context.device.seconds(lambda: _run_steps(engine, scale.steps, count)) / scale.steps
             for _ in range(ROUNDS)
         ]
         after = engine.stats().seconds
         steps = min(PROFILED, scale.steps)
-        profiled = context.device.profile(lambda: _take(engine, steps, count))
+        profiled = context.device.profile(lambda: _run_steps(engine, steps, count))
         for handle in handles:
             handle.cancel()
         while engine.step():
@@ -97,8 +100,8 @@ def _steps(
         "prefill": prefill,
         "start": ready,
         "compiled_at_start": at_start,
-        "compiled": len(made),
-        # Of a step that nobody profiles: a profiler takes the host's time, hardly the device's.
+        "compiled": len(compiled),
+        # Relative to an unprofiled step: a profiler slows the host, hardly the device.
         "busy": profiled.busy * profiled.seconds / steps / seconds["median"],
         "launches": profiled.launches / steps,
         "host_launches": profiled.host / steps,
@@ -110,22 +113,22 @@ def _steps(
         (context.ceilings[name]["median"] for name in _MEMORY & {*context.ceilings}), default=0
     )
     if rate:
-        found["floor"] = least_bytes(context, world, requests) / rate
+        found["floor"] = least_bytes(context, work, requests) / rate
     return found
 
 
 _MEMORY = {"read", "copy"}
 
 
-def least_bytes(context: Context, world: World, requests: Sequence[Request]) -> int:
-    """What a step must read: weights, and cached rows at half time, a shared prompt's once."""
+def least_bytes(context: Context, work: Workload, requests: Sequence[Request]) -> int:
+    """Bytes that a step must read: weights and the rows cached half-way; a shared prompt once."""
     prompts = {id(request): len(request.prompt) for request in requests}
     written = len(requests) * (BEFORE + ROUNDS * context.scale.steps // 2)
-    return weight_bytes(world.model) + (sum(prompts.values()) + written) * row_bytes(world.model)
+    return weight_bytes(work.model) + (sum(prompts.values()) + written) * row_bytes(work.model)
 
 
 def _until_decoding(engine: LocalEngine, count: int) -> None:
-    """Steps until all sequences have written some tokens."""
+    """Runs steps until all sequences have decoded together ``BEFORE`` times."""
     decoded = 0
     while decoded < BEFORE:
         before = engine.stats().computed_rows
@@ -134,50 +137,50 @@ def _until_decoding(engine: LocalEngine, count: int) -> None:
         decoded += engine.stats().computed_rows - before == count
 
 
-def _take(engine: LocalEngine, steps: int, count: int) -> None:
-    """Steps in each of which every sequence feeds one row."""
+def _run_steps(engine: LocalEngine, steps: int, count: int) -> None:
+    """Runs steps and checks that every sequence fed one row in each."""
     before = engine.stats().computed_rows
     for _ in range(steps):
         engine.step()
     rows = engine.stats().computed_rows - before
     if rows != steps * count:
-        raise RuntimeError(f"{rows} rows in {steps} steps of {count} sequences")
+        raise RuntimeError(f"{steps} steps of {count} sequences computed {rows} rows")
 
 
 @contextmanager
-def compiles() -> Iterator[list[str]]:
-    """Names of Triton kernels that are compiled inside, or read from its cache on disk."""
-    made: list[str] = []
+def compiled_kernels() -> Iterator[list[str]]:
+    """Collects names of Triton kernels compiled inside, or read from Triton's cache on disk."""
+    names: list[str] = []
     try:
         from triton import knobs
     except ImportError:
-        yield made
+        yield names
         return
 
-    def heard(*, src: Any, **_: Any) -> None:
-        made.append(getattr(src, "name", str(src)))
+    def record(*, src: Any, **_: Any) -> None:
+        names.append(getattr(src, "name", str(src)))
 
-    before, knobs.compilation.listener = knobs.compilation.listener, heard
+    before, knobs.compilation.listener = knobs.compilation.listener, record
     try:
-        yield made
+        yield names
     finally:
         knobs.compilation.listener = before
 
 
-def _tower(context: Context, world: World, part: str) -> Iterator[Row]:
+def _tower(context: Context, work: Workload, part: str) -> Iterator[Row]:
     count, grids = context.scale.pictures
     for grid in grids:
         row: Row = {
             "part": part,
             "kind": "tower",
-            "model": world.name,
+            "model": work.name,
             "pictures": count,
             "patches": list(grid),
         }
 
         @torch.inference_mode()
         def measure(grid: tuple[int, int] = grid) -> Row:
-            seconds = tower_seconds(context, world, *pictures(world, count, grid))
+            seconds = tower_seconds(context, work, *pictures(work, count, grid))
             return {"seconds": spread(seconds)}
 
         yield context.measured(row, measure)

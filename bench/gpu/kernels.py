@@ -1,4 +1,4 @@
-"""The kernels at the shapes of real models in bfloat16, beside what they replace."""
+"""The kernels and what they replace, at the shapes of real models in bfloat16."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROUNDS = (3, 20)
 
 
 def run(context: Context, name: str, part: str) -> Iterator[Row]:
-    """Rows of the harness, each trial once it is done."""
+    """Yields the harness's rows of each trial when it is done."""
     rates = [rate["median"] for name, rate in context.ceilings.items() if "gemm" in name]
     rate = max(rates, default=1e12)
     where = Where(context.device.kind, rate, torch.bfloat16, None)
     compiling = replace(where, compiling=context.scale.compiling)
     first, *_ = models = context.scale.kernels
     last: list[tuple[Trial, set[str]]] = []
-    for trials in (_wanted, _further):
+    for trials in (_first_trials, _later_trials):
         for model in models:
             for trial, again in zip(trials(where, model), trials(compiling, model), strict=True):
                 rows, later = list(_rows(context, trial, part)), set[str]()
@@ -34,7 +34,7 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
                     later = {row["implementation"] for row in rows if row["note"] == UNCOMPILED}
                     last.append((again, later))
                 yield from (row for row in rows if row.get("implementation") not in later)
-    # Compiling a peer takes seconds: of the first model alone, when all else is done.
+    # Compiling a peer takes seconds: it is done last, and for the first model only.
     for trial, names in last:
         if names:
             rows = list(_rows(context, trial, part))
@@ -42,7 +42,7 @@ def run(context: Context, name: str, part: str) -> Iterator[Row]:
 
 
 def _rows(context: Context, trial: Trial, part: str) -> Iterator[Row]:
-    """Rows of a trial; one of kind "trial" where there was no time, or nothing could run."""
+    """Rows of a trial, or one row of kind "trial" that says why there are none."""
     rows: list[Row] = []
 
     def measure() -> Row:
@@ -57,7 +57,7 @@ def _rows(context: Context, trial: Trial, part: str) -> Iterator[Row]:
         yield ended
 
 
-def _wanted(where: Where, model: Model) -> Iterator[Trial]:
+def _first_trials(where: Where, model: Model) -> Iterator[Trial]:
     if model is TINY:  # the rehearsal
         yield attention.paged(where, model, "decode", 1, 64, 2)
         yield attention.shared(where, model, "flat", _flat(2, 32, 16), 2)
@@ -73,11 +73,11 @@ def _wanted(where: Where, model: Model) -> Iterator[Trial]:
         Sizes(model, rows=81),
         Sizes(model, rows=81, asked=64),
     ]
-    # int8 rows are a GPU's float32 arithmetic: `make bench` measures them.
+    # On a GPU int8 rows are computed in float32; `make bench` measures them.
     yield from (trial for trial in tokens.trials(where, sizes) if trial.dtype != "int8")
 
 
-def _further(where: Where, model: Model) -> Iterator[Trial]:
+def _later_trials(where: Where, model: Model) -> Iterator[Trial]:
     if model is TINY:
         return
     yield attention.paged(where, model, "prefill", 512, 12800, 1)
@@ -90,5 +90,5 @@ def _further(where: Where, model: Model) -> Iterator[Trial]:
 
 
 def _flat(count: int, prefix: int, tail: int) -> tuple[tuple[int, tuple[int, int]], ...]:
-    """Sequences with one prefix and a tail each."""
+    """Nodes of sequences with one shared prefix and a tail each."""
     return ((prefix, (0, count)), *((tail, (i, i + 1)) for i in range(count)))

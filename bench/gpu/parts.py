@@ -1,4 +1,4 @@
-"""The parts by value, and the process that measures them: what kills it costs one measurement."""
+"""The parts, most valuable first, and the process that measures them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 from bench.device import Device
 from bench.gpu import ceilings, decoding, efficiency, kernels, rollouts
 from bench.gpu.context import Context, Row
-from bench.gpu.worlds import Scale
+from bench.gpu.models import Scale
 
-START = 90.0  # seconds until a process has imported everything
-GRACE = 20.0  # seconds that a part may overrun its time by, until it is killed
-LEAST = 3.0  # seconds in which a part is worth beginning
+START = 90.0  # seconds that a process may take to import everything
+GRACE = 20.0  # seconds that a part may overrun its time before it is killed
+LEAST = 3.0  # seconds that must be left for a part to be started
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is measured together.
+    """Measurements that share a time limit.
 
     Args:
-        share: of the time, beside the other parts that are left.
-        run: rows, one as soon as it is known.
-        model: which of the scale's, if it needs one.
+        share: weight of the part when the time left is divided among the parts left.
+        run: function that yields each row as soon as it is measured.
+        model: index into the scale's models, None if the part needs none.
     """
 
     name: str
@@ -49,8 +49,8 @@ PARTS = (
 
 
 @dataclass
-class Done:
-    """How a part ended: "done", "failed" or "left out", with the reason; ``took`` is in seconds."""
+class PartEnd:
+    """How a part ended: "done", "failed" or "left out", and why; ``share``, ``took`` in seconds."""
 
     name: str
     state: str
@@ -64,12 +64,12 @@ def measure(
     kind: str,
     quick: bool,
     seconds: float,
-    keep: Callable[[Row | Done], None],
+    keep: Callable[[Row | PartEnd], None],
 ) -> None:
-    """Runs parts in their shares of the time; hands over each row and each ending as it comes.
+    """Runs parts within their shares of the time; passes each row and each end to ``keep``.
 
-    A process measures one part after the other. After a part that failed it is made anew: whatever
-    the reason, the device may be lost to it.
+    A separate process measures the parts one after another. After a failed part a new process is
+    started, because the old one may have lost the device.
     """
     end = time.monotonic() + seconds
     worker: Worker | None = None
@@ -78,7 +78,7 @@ def measure(
         for number, part in enumerate(parts):
             left = end - time.monotonic()
             if left < LEAST:
-                keep(Done(part.name, "left out", "the time was up"))
+                keep(PartEnd(part.name, "left out", "the time was up"))
                 continue
             share = left * part.share / sum(one.share for one in parts[number:])
             began, state, note = time.monotonic(), "done", ""
@@ -93,7 +93,7 @@ def measure(
                     note += worker.kill()
                     worker = None
             took = round(time.monotonic() - began, 1)
-            keep(Done(part.name, state, note, round(share, 1), took))
+            keep(PartEnd(part.name, state, note, round(share, 1), took))
     finally:
         if worker is not None:
             worker.kill()
@@ -105,8 +105,8 @@ class Worker:
     def __init__(self, kind: str, quick: bool) -> None:
         spawn = multiprocessing.get_context("spawn")
         self._ours, theirs = spawn.Pipe()
-        # Not a daemon: compilers have processes of their own.
-        self._process = spawn.Process(target=_serve, args=(theirs, kind, quick))
+        # Not a daemon, which could not start compilers as child processes.
+        self._process = spawn.Process(target=_measure_parts, args=(theirs, kind, quick))
         self._process.start()
         theirs.close()
         try:
@@ -116,12 +116,12 @@ class Worker:
             raise
 
     def rows(self, part: Part, seconds: float, known: Mapping[str, Any]) -> Iterator[Row]:
-        """Rows of a part.
+        """Yields the rows of a part.
 
         Raises:
             EOFError: the process has died.
-            TimeoutError: it is not done long after its time.
-            RuntimeError: what the part raised.
+            TimeoutError: the part overran its time by more than ``GRACE``.
+            RuntimeError: the part raised; the message is its error.
         """
         self._ours.send((part.name, seconds, known))
         end = time.monotonic() + seconds + GRACE
@@ -135,7 +135,7 @@ class Worker:
                 return
 
     def kill(self) -> str:
-        """Ends the process; how it had ended itself, if it had."""
+        """Ends the process; returns its exit status in words if it had ended by itself."""
         self._process.join(1)
         code = self._process.exitcode
         self._process.kill()
@@ -144,40 +144,40 @@ class Worker:
 
     def _next(self, seconds: float) -> tuple[str, Any]:
         if not self._ours.poll(max(0.0, seconds)):
-            raise TimeoutError("killed: it was not done long after its time")
+            raise TimeoutError("killed: it overran its time")
         try:
             return self._ours.recv()
         except EOFError:
             raise EOFError("the process that measures has died") from None
 
 
-def _serve(connection: Connection, kind: str, quick: bool) -> None:
-    """What the process does: parts by name, until it is killed."""
+def _measure_parts(connection: Connection, kind: str, quick: bool) -> None:
+    """The loop of the process: measures parts by name until it is killed."""
     torch.set_grad_enabled(False)
     if quick and kind == "cpu":
-        torch.set_num_threads(1)  # what is this small only waits for the others
+        torch.set_num_threads(1)  # at this size more threads only wait for each other
     context = Context(Device.of(kind), Scale.quick() if quick else Scale())
     by_name = {part.name: part for part in PARTS}
     connection.send(("ready", None))
     while True:
         name, seconds, known = connection.recv()
-        reason = serve(context, by_name[name], seconds, known, connection.send)
+        reason = measure_part(context, by_name[name], seconds, known, connection.send)
         connection.send(("end", reason))
 
 
-def serve(
+def measure_part(
     context: Context,
     part: Part,
     seconds: float,
     known: Mapping[str, Any],
     send: Callable[[tuple[str, Row]], None],
 ) -> str:
-    """Measures a part; why it failed, "" if it did not."""
+    """Measures a part and sends its rows; returns why it failed, "" if it did not."""
     context.ceilings = known
     context.begin(seconds)
     model = "" if part.model is None else context.scale.models[part.model]
     if not model:
-        context.drop()
+        context.free()
     try:
         for row in part.run(context, model, part.name):
             send(("row", row))

@@ -1,4 +1,4 @@
-"""Groups of sampled sequences over one compressed prompt: ours beside transformers'."""
+"""Groups of sampled rollouts over one compressed prompt: the embedded engine and transformers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from bench.gpu.context import Context, Row, local, ours, spread, theirs
+from bench.gpu.context import Context, Row, local_engine, run_local, run_plain, spread
 from bench.gpu.efficiency import request, rows_of
-from bench.suites.engine.prompts import World
+from bench.suites.engine.workload import Workload
 from retrv_engine import Request
 from retrv_engine.plain import embed_pieces
 
@@ -19,17 +19,17 @@ TEMPERATURE, TOP_P = 0.7, 0.95
 
 
 def run(context: Context, name: str, part: str) -> Iterator[Row]:
-    """Tokens a second of each group size; the tokens of reasoning are counted."""
+    """Yields tokens per second by group size; only tokens of reasoning are counted."""
     shape = context.scale.shapes[0]
-    world = context.world(name, shape)
+    work = context.workload(name, shape)
     for count in context.scale.rollouts:
-        one = request(context, world, shape, False, 0)
+        one = request(context, work, shape, False, 0)
         group = [_sampled(one, seed) for seed in range(count)]
         rows = count * rows_of(context, one, shape, False)
         for form, measure in (
-            ("ours", partial(_ours, context, world, group, rows)),
-            ("transformers, generate()", partial(_generate, context, world, group)),
-            ("transformers, our plain engine", partial(_plain, context, world, group)),
+            ("ours", partial(_ours, context, work, group, rows)),
+            ("transformers, generate()", partial(_generate, context, work, group)),
+            ("transformers, our plain engine", partial(_plain, context, work, group)),
         ):
             row: Row = {
                 "part": part,
@@ -47,26 +47,26 @@ def _sampled(one: Request, seed: int) -> Request:
     return dataclasses.replace(one, sampling=sampling)
 
 
-def _ours(context: Context, world: World, group: Sequence[Request], rows: int) -> Row:
-    with local(context, world, group, rows) as engine:
-        return _counted(context, lambda: ours(context, engine, group)["total"], group, 2)
+def _ours(context: Context, work: Workload, group: Sequence[Request], rows: int) -> Row:
+    with local_engine(context, work, group, rows) as engine:
+        return _counted(context, lambda: run_local(context, engine, group)["total"], group, 2)
 
 
-def _plain(context: Context, world: World, group: Sequence[Request]) -> Row:
-    return _counted(context, lambda: theirs(context, world, group)["total"], group, 1)
+def _plain(context: Context, work: Workload, group: Sequence[Request]) -> Row:
+    return _counted(context, lambda: run_plain(context, work, group)["total"], group, 1)
 
 
 @torch.inference_mode()
-def _generate(context: Context, world: World, group: Sequence[Request]) -> Row:
-    """The backbone's own ``generate``: the same rows for every sequence, as many tokens."""
-    pieces = [*group[0].prompt, world.vocabulary.think_start]
-    embeds, _, _ = embed_pieces(world.model, pieces, 0)
+def _generate(context: Context, work: Workload, group: Sequence[Request]) -> Row:
+    """The backbone's own ``generate`` with the same prompt rows and number of tokens."""
+    pieces = [*group[0].prompt, work.vocabulary.think_start]
+    embeds, _, _ = embed_pieces(work.model, pieces, 0)
     batch = embeds.expand(len(group), -1, -1)
     tokens = group[0].sampling.max_reasoning_tokens
     options: dict[str, Any] = dict(do_sample=True, temperature=TEMPERATURE, top_p=TOP_P, top_k=0)
 
     def call() -> None:
-        found = world.model.backbone.generate(
+        found = work.model.backbone.generate(
             inputs_embeds=batch,
             attention_mask=torch.ones(batch.shape[:2], dtype=torch.long, device=batch.device),
             min_new_tokens=tokens,
@@ -74,7 +74,7 @@ def _generate(context: Context, world: World, group: Sequence[Request]) -> Row:
             **options,
         )
         if found.shape[-1] < tokens:
-            raise RuntimeError(f"{found.shape[-1]} tokens instead of {tokens}")
+            raise RuntimeError(f"generate() gave {found.shape[-1]} tokens instead of {tokens}")
 
     return _counted(context, lambda: context.device.seconds(call), group, 1)
 
@@ -82,7 +82,7 @@ def _generate(context: Context, world: World, group: Sequence[Request]) -> Row:
 def _counted(
     context: Context, call: Callable[[], float], group: Sequence[Request], least: int
 ) -> Row:
-    """After a run that compiles."""
+    """Seconds and tokens per second of ``call``, after a warm-up run."""
     call()
     seconds = spread(context.repeat(call, least, 5))
     tokens = len(group) * group[0].sampling.max_reasoning_tokens

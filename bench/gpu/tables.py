@@ -1,8 +1,8 @@
-"""A report of :mod:`bench.gpu` for a reader: tables on a terminal, and the same in Markdown."""
+"""Tables of a :mod:`bench.gpu` report, for the terminal and in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,22 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bench import report as reports
-from bench.gpu.parts import Done
-
-Values = Mapping[str, Any]
-OURS = ("triton", "native")
-TIME, MEMORY, REASONED, FAST, STEP, BANDWIDTH = 7.0, 3.0, 0.5, 0.025, 1.5, 0.6
-"""Aims: full over compressed in time and memory above the weights, seconds, times the floor, share
-of bandwidth."""
-LATENCY = 5e-6
-"""Seconds: what memory could be read in is no aim below, where a launch takes as long."""
-FULL = "transformers, full tokens"
-COMPRESSED = "ours, compressed"
+from bench.gpu.aims import FULL, Values, aims, case_of, rows_of
+from bench.gpu.parts import PartEnd
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table: cells are text, those of the first ``names`` columns words."""
+    """A table of text cells; the first ``names`` columns hold words, the others numbers."""
 
     title: str
     columns: Sequence[str]
@@ -36,7 +27,7 @@ class Sheet:
 
 
 def render(report: Values, console: Console) -> None:
-    """Ceilings, all tables, what failed or was left out."""
+    """Prints ceilings, all tables, and what failed or was left out."""
     if ceilings := report["card"].get("ceilings"):
         console.print(Text(reports.rates(ceilings), style="bold"))
     for sheet in sheets(report):
@@ -54,7 +45,7 @@ def render(report: Values, console: Console) -> None:
 
 
 def markdown(report: Values) -> str:
-    """The tables for a document, with card, date and commit."""
+    """The tables in Markdown, with card, date and commit."""
     card = report["card"]
     commit = f"commit {card['commit']}" if card["commit"] else "no commit"
     commit += ", with changes" if card["dirty"] else ""
@@ -72,9 +63,9 @@ def markdown(report: Values) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def line(news: Values | Done) -> str:
-    """A row, or a part's end, as it comes."""
-    if isinstance(news, Done):
+def line(news: Values | PartEnd) -> str:
+    """One line about a row, or about the end of a part."""
+    if isinstance(news, PartEnd):
         note = f": {news.note}" if news.note else ""
         return f"== {news.name} {news.state} in {news.took} s of {news.share}{note}"
     what = [str(news[key]) for key in _WORDS if news.get(key) not in (None, "")]
@@ -95,9 +86,9 @@ def _result(row: Values) -> str:
 
 
 def notes(report: Values) -> Iterator[str]:
-    """What failed or was left out, once for each reason, then how tables are meant."""
+    """What failed or was left out, one line for each reason."""
     if report["quick"]:
-        yield "A rehearsal in a small form: its numbers say nothing."
+        yield "A rehearsal at small sizes: its numbers mean nothing."
     for part in report["parts"]:
         if part["state"] != "done":
             yield f"{part['name']} {part['state']}: {part['note']}"
@@ -113,7 +104,7 @@ def notes(report: Values) -> Iterator[str]:
 
 
 def sheets(report: Values) -> list[Sheet]:
-    """All tables that the report has rows for."""
+    """The tables that the report has rows for."""
     made = [
         _aims(report),
         _efficiency(report),
@@ -126,21 +117,16 @@ def sheets(report: Values) -> list[Sheet]:
     return [sheet for sheet in made if sheet.rows]
 
 
-def _of(report: Values, kind: str, key: str) -> list[Values]:
-    """Rows of a kind that were measured."""
-    return [row for row in report["rows"] if row["kind"] == kind and row.get(key)]
-
-
 def _efficiency(report: Values) -> Sheet:
-    encoded = {_case(row): row for row in _of(report, "encoding", "tower")}
-    rows = _of(report, "efficiency", "total")
-    full = {_case(row): row for row in rows if row["form"] == FULL}
+    encoded = {case_of(row): row for row in rows_of(report, "encoding", "tower")}
+    rows = rows_of(report, "efficiency", "total")
+    full = {case_of(row): row for row in rows if row["form"] == FULL}
     cells = []
     for row in rows:
-        before = encoded.get(_case(row))
+        before = encoded.get(case_of(row))
         total = row["total"]["median"]
         whole = total + (_encoded(before) if before else 0)
-        base = full.get(_case(row))
+        base = full.get(case_of(row))
         ratios = [base["total"]["median"] / total] if base else []
         ratios += [base[key] / row[key] for key in _MEMORY if base and row[key] > 0]
         cells.append(
@@ -164,10 +150,6 @@ def _efficiency(report: Values) -> Sheet:
 _MEMORY = ("peak", "above_weights")
 
 
-def _case(row: Values) -> tuple[str, int, int]:
-    return row["model"], row["candidates"], row["rows"]
-
-
 def _encoded(row: Values) -> float:
     return row["tower"]["median"] + row["compression"]["median"]
 
@@ -180,7 +162,7 @@ def _encoding(report: Values) -> Sheet:
             reports.duration(row["compression"]["median"]),
             f"{row['peak'] / 2**30:.2f}",
         ]
-        for row in _of(report, "encoding", "tower")
+        for row in rows_of(report, "encoding", "tower")
     ]
     columns = ["pictures", "tower", "compression", "peak GiB"]
     return Sheet("Before a request whose features are not ready", columns, cells, 1)
@@ -188,7 +170,7 @@ def _encoding(report: Values) -> Sheet:
 
 def _steps(report: Values) -> Sheet:
     cells = []
-    for row in _of(report, "step", "seconds"):
+    for row in rows_of(report, "step", "seconds"):
         step, floor = row["seconds"]["median"], row.get("floor")
         cells.append(
             [
@@ -215,13 +197,13 @@ def _tower(report: Values) -> Sheet:
             f"{row['model']}, {row['pictures']} of {row['patches'][0]} × {row['patches'][1]}",
             reports.duration(row["seconds"]["median"]),
         ]
-        for row in _of(report, "tower", "seconds")
+        for row in rows_of(report, "tower", "seconds")
     ]
     return Sheet("The vision tower", ["pictures of patches", "time"], cells, 1)
 
 
 def _rollouts(report: Values) -> Sheet:
-    rows = _of(report, "rollouts", "seconds")
+    rows = rows_of(report, "rollouts", "seconds")
     others = {(r["model"], r["sequences"]): r for r in rows if r["form"].endswith("generate()")}
     cells = []
     for row in rows:
@@ -243,7 +225,7 @@ def _rollouts(report: Values) -> Sheet:
 def _kernels(report: Values) -> Sheet:
     ceilings = report["card"].get("ceilings")
     cells = []
-    for row in _of(report, "kernel", "seconds"):
+    for row in rows_of(report, "kernel", "seconds"):
         bound = reports.bound(row, ceilings) if ceilings else None
         fractions = bound["fractions"] if bound else {}
         ratios = [f"{name} {ratio['median']:.3g}" for name, ratio in row["ratios"].items()]
@@ -263,50 +245,7 @@ def _kernels(report: Values) -> Sheet:
 
 
 def _aims(report: Values) -> Sheet:
-    """Each aim, what was reached and whether that is enough; none of a rehearsal."""
-    found = [] if report["quick"] else [*_aims_of_requests(report), *_aims_of_steps(report)]
+    """Each aim, what was reached and whether it is met; empty for a rehearsal."""
+    found = [] if report["quick"] else aims(report)
     cells = [[what, reached, aim, "met" if met else "missed"] for what, reached, aim, met in found]
     return Sheet("Aims", ["what", "reached", "aim", ""], cells, 1)
-
-
-Aim = tuple[str, str, str, bool]
-
-
-def _aims_of_requests(report: Values) -> Iterator[Aim]:
-    rows = _of(report, "efficiency", "total")
-    full = {_case(row): row for row in rows if row["form"] == FULL}
-    for row in rows:
-        model, candidates, length = _case(row)
-        case = f"{model}, {candidates} × {length:,}"
-        total, base = row["total"]["median"], full.get(_case(row))
-        if row["form"] == COMPRESSED:
-            case += f", {row['inspections']} inspections"
-            if base is not None:
-                time = base["total"]["median"] / total
-                yield f"time, full over compressed: {case}", f"{time:.1f}", "≥ 7", time >= TIME
-            if base is not None and row["above_weights"] > 0:
-                # Both hold the same weights, so that whole peaks could never be that far apart.
-                memory = base["above_weights"] / row["above_weights"]
-                what = f"memory above weights, full over compressed: {case}"
-                yield what, f"{memory:.1f}", "≥ 3", memory >= MEMORY
-            if model == "7B" and row["inspections"]:
-                yield f"reasoned: {case}", reports.duration(total), "≤ 0.5 s", total <= REASONED
-        if row["form"] == "ours, fast":
-            yield f"fast: {case}", reports.duration(total), "≤ 25 ms", total <= FAST
-
-
-def _aims_of_steps(report: Values) -> Iterator[Aim]:
-    for row in _of(report, "step", "floor"):
-        if row["form"] == "replayed":
-            ratio = row["seconds"]["median"] / row["floor"]
-            case = f"{row['model']}, {row['sequences']} sequences"
-            yield f"a step over its floor: {case}", f"{ratio:.2f}", "≤ 1.5", ratio <= STEP
-    ceilings = report["card"].get("ceilings")
-    for row in _of(report, "kernel", "seconds") if ceilings else ():
-        bound = reports.bound(row, ceilings)
-        if row["implementation"] in OURS and bound and bound["name"] in ("copy", "read"):
-            reached = bound["fraction"]
-            if reached * row["seconds"]["median"] < LATENCY:
-                continue
-            what = f"bandwidth: {row['op']}, {row['name']}, {row['dtype']}"
-            yield what, f"{100 * reached:.0f} %", "≥ 60 %", reached >= BANDWIDTH

@@ -1,1 +1,1 @@
-"""Other engines, each in an environment of its own: ``make bench-peers`` builds them."""
+"""Other engines, each in a separate environment that ``make bench-peers`` builds."""

@@ -1,7 +1,7 @@
-"""This side of a peer's process.
+"""Client of a peer's process.
 
-A peer is a process that is sent lines of JSON and answers with lines of JSON
-(:mod:`bench.peers.protocol`); weights and prompts go through files, outside of what is timed.
+A peer answers lines of JSON with lines of JSON (:mod:`bench.peers.protocol`). Weights and prompts
+are passed in files, outside of the timed calls.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ SHARED = (
 
 
 def export(model: RetrvR1ForConditionalGeneration, folder: Path) -> None:
-    """Writes the language model alone, as the Qwen2 checkpoint that every engine reads.
+    """Writes the language model as a Qwen2 checkpoint, which every engine reads.
 
-    M-RoPE is plain RoPE where all positions are those of text, as in what peers are given.
+    Peers are given text positions only, for which M-RoPE equals plain RoPE.
     """
     text = model.config.backbone_config.text_config
     if not model.config.backbone_config.tie_word_embeddings:
-        raise ValueError("the head has weights of its own, which are not exported")
+        raise ValueError("cannot export an untied head: only models with tied embeddings")
     prefix = "backbone.model.language_model."
     weights = {
         f"model.{name.removeprefix(prefix)}": tensor
@@ -63,8 +63,8 @@ class Peer:
     """An engine that generates greedily from embeddings.
 
     Args:
-        name: of its environment and of its module here.
-        weights: how it stores them; "float32" is what it is given.
+        name: name of its environment and of its module in this package.
+        weights: dtype in which it stores weights; it is given float32.
     """
 
     def __init__(self, name: str, weights: str = "float32") -> None:
@@ -74,14 +74,14 @@ class Peer:
 
     @property
     def because(self) -> str:
-        """Why it cannot run here, "" if it can."""
+        """Reason why it cannot run here, "" if it can."""
         return "" if self.python.exists() else "absent: make bench-peers builds it"
 
     def start(self, model: Path) -> None:
-        """Starts it, if it is not running, on the weights in a folder.
+        """Starts it on the weights in a folder, if it is not running.
 
         Raises:
-            RuntimeError: it does not start; the message names its log.
+            RuntimeError: it ended while starting; the message names its log.
         """
         if self._process is not None and self._process.poll() is not None:
             self.close()
@@ -97,7 +97,7 @@ class Peer:
                 stderr=log,
                 text=True,
             )
-            self._ask()  # that it is ready
+            self._ask()  # waits until it is ready
 
     def generate(self, prompts: Sequence[Path], tokens: int) -> list[list[int]]:
         """Greedy tokens for each prompt, a ``.npy`` of rows ``[n, d]``, from empty caches."""
@@ -119,5 +119,5 @@ class Peer:
         line = process.stdout.readline()
         if not line:
             self.close()
-            raise RuntimeError(f"ended; see build/peers/{self.name}-{self.weights}.log")
+            raise RuntimeError(f"{self.name} ended: see build/peers/{self.name}-{self.weights}.log")
         return json.loads(line)

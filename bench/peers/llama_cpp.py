@@ -1,4 +1,4 @@
-"""llama.cpp, driven through its own interface: candidate vectors enter as rows of embeddings."""
+"""llama.cpp through its C interface; candidate vectors are passed as rows of embeddings."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import gguf  # type: ignore[import-not-found]  # in an environment of its own
+import gguf  # type: ignore[import-not-found]  # in a separate environment
 import llama_cpp as llama  # type: ignore[import-not-found]
 import numpy as np
 from safetensors.numpy import load_file
 
 from bench.peers.protocol import Generate, serve
 
-ROWS = 512  # of a batch
+ROWS = 512  # rows of a batch
 CONTEXT, SEQUENCES = 16384, 32
 TYPES = {
     "float32": gguf.GGMLQuantizationType.F32,
@@ -68,7 +68,7 @@ def convert(folder: Path, weights: str) -> Path:
 
 
 class Engine:
-    """A model and a context that holds several sequences."""
+    """A model, and a context for several sequences."""
 
     def __init__(self, path: Path, threads: int) -> None:
         llama.llama_backend_init()
@@ -83,7 +83,7 @@ class Engine:
         params.flash_attn_type = 0  # off
         self.context = llama.llama_init_from_model(self.model, params)
         if not self.context:
-            raise RuntimeError("llama.cpp makes no context")
+            raise RuntimeError("llama.cpp cannot make a context: see its log")
         self.memory = llama.llama_get_memory(self.context)
         self.width = llama.llama_model_n_embd(self.model)
         words = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
@@ -131,7 +131,7 @@ class Engine:
 
     def _decode(self, batch: llama.llama_batch) -> None:
         if status := llama.llama_decode(self.context, batch):
-            raise RuntimeError(f"llama_decode: {status}")
+            raise RuntimeError(f"llama_decode failed with status {status}")
 
     def _best(self, i: int) -> int:
         logits = llama.llama_get_logits_ith(self.context, i)
@@ -139,7 +139,7 @@ class Engine:
 
 
 def start(folder: str, weights: str, threads: int) -> Generate:
-    """The engine on a checkpoint."""
+    """Loads a checkpoint; returns its generate function."""
     return Engine(convert(Path(folder), weights), threads).generate
 
 

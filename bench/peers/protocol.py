@@ -1,4 +1,4 @@
-"""The side of a peer's process: reads questions, writes answers. Needs numpy alone."""
+"""The loop of a peer's process: reads requests, writes answers. Needs only numpy."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 Generate: TypeAlias = Callable[[Sequence[np.ndarray], int], list[list[int]]]
 """(rows ``[n, d]`` of each prompt, tokens to write) → greedy tokens of each prompt.
 
-Prompts that are one array are copies of one prompt."""
+Prompts that are the same array are copies of one prompt."""
 
 
 def serve(start: Callable[[str, str, int], Generate]) -> None:
-    """Starts an engine with the command line's arguments and answers until the input ends."""
+    """Starts an engine with the command line's arguments and answers until its input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to the log
     folder, weights, threads = sys.argv[1:]

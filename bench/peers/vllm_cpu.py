@@ -1,4 +1,4 @@
-"""vLLM on a CPU, in this process: candidate vectors enter as prompt embeddings."""
+"""vLLM on a CPU, in this process; candidate vectors are passed as prompt embeddings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.peers.protocol import Generate, serve
 
 
 def start(folder: str, weights: str, threads: int) -> Generate:
-    """The engine on a checkpoint; ``weights`` is a dtype."""
+    """Loads a checkpoint with weights in a dtype; returns its generate function."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -15,10 +15,10 @@ from retrv_engine.base import (
     Stats,
 )
 from retrv_engine.config import EngineConfig, SGLangConfig
+from retrv_engine.model import LanguageModel
 from retrv_engine.request import (
     FeatureRows,
     FeatureSource,
-    LanguageModel,
     Output,
     Piece,
     Request,

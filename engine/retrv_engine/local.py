@@ -1,19 +1,17 @@
 """The embedded engine: a continuous batch over a paged, radix-cached key-value cache.
 
-step = schedule → run → take what came of it
+One step is three calls: schedule → run → take.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import InvalidStateError
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,61 +20,59 @@ from retrv_engine import decode, warming
 from retrv_engine.base import DeadlineExceeded, Handle, Stats
 from retrv_engine.config import EngineConfig
 from retrv_engine.generation import Generation
+from retrv_engine.job import Extend, Job
+from retrv_engine.model import LanguageModel
 from retrv_engine.pages import PagePool
-from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, load_distinct
-from retrv_engine.runner import Decoder, ModelRunner, Runner
+from retrv_engine.request import (
+    Candidate,
+    Output,
+    Piece,
+    Request,
+    Sampling,
+    Vocabulary,
+    load_distinct,
+)
+from retrv_engine.runner import ModelRunner, Runner
 from retrv_engine.sampler import Picked
-from retrv_engine.scheduler import Extend, Job, Scheduler
-from retrv_engine.scoring import Scoring
-
-T = TypeVar("T")
-logger = logging.getLogger(__name__)
+from retrv_engine.scheduler import Scheduler
+from retrv_engine.stepping import SteppingEngine
+from retrv_engine.work import Scoring, Work
 
 
-class LocalEngine:
+class LocalEngine(SteppingEngine):
     """Serves requests with a model in this process; see :mod:`retrv_engine.base`.
 
     Args:
-        model: its weights are shared, not copied, and the module itself is left as it is.
-        runner: what computes; of the model when None.
+        model: model to serve; its weights are shared, not copied, and the module is not changed.
+        config: sizes of the cache and of a step.
+        runner: runner that computes the steps; by default one for ``model``.
         generation_type: class of the running requests; a subclass may steer them, for measurements.
     """
 
     def __init__(
         self,
-        model: Decoder | None,
+        model: LanguageModel | None,
         vocabulary: Vocabulary,
         config: EngineConfig | None = None,
         *,
         runner: Runner | None = None,
         generation_type: type[Generation] = Generation,
     ) -> None:
+        super().__init__()
         config = config or EngineConfig()
         if runner is None:
             if model is None:
-                raise ValueError("an engine needs a model, or what runs one")
+                raise ValueError("LocalEngine needs a model or a runner")
             table: Any = model.get_input_embeddings().weight
             config = config.on(table.device.type)
             runner = ModelRunner(model, config)
-        # A runner of other makes has no device to ask: what is left open is as on a CPU.
+        # Another runner has no device to ask: settings that are still open are those of a CPU.
         self.vocabulary, self.config = vocabulary, config.on("cpu")
         self.runner, self.generation_type = runner, generation_type
         pool = PagePool(runner.pages, self.config.page_size)
-        self.scheduler = Scheduler(pool, self.config, runner.copy, runner.single)
+        self.scheduler = Scheduler(pool, self.config, runner.copy, runner.fixed)
         self._numbers = itertools.count()
-        self._inbox: deque[Job] = deque()
-        self._turn = threading.RLock()  # held while a step is taken
-        self._news = threading.Condition()  # something was submitted, or a step was taken
-        self._thread: threading.Thread | None = None
-        self._closed = False
-        self._counts: Counter[str] = Counter()
-        self._seconds = dict.fromkeys(("schedule", "run", "sample", "inspect"), 0.0)
-
-    def __enter__(self) -> LocalEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._reset_counts()
 
     # What callers do.
 
@@ -87,22 +83,10 @@ class LocalEngine:
         self.runner.check([*request.prompt, *request.labels])
         return self._submit(self.generation_type(request, self.vocabulary), priority, deadline)
 
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
-        """See :meth:`retrv_engine.base.Engine.generate`."""
-        handles: list[Handle[Output]] = []
-        try:
-            for request in requests:
-                handles.append(self.submit(request))
-            return [handle.result() for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
-
     def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:
         """See :meth:`retrv_engine.base.Engine.score`."""
         self.runner.check([*prompt, *tokens])
-        handle: Handle[list[float]] = self._submit(Scoring(prompt, tokens), 0, None)
-        return handle.result()
+        return self._submit(Scoring(prompt, tokens)).result()
 
     def warm(
         self,
@@ -110,57 +94,26 @@ class LocalEngine:
         sizes: Sequence[int] | None = None,
         rows: int = decode.TIER,
     ) -> None:
-        """Compiles what requests launch, captures decode steps, and forgets that anything ran.
+        """Compiles what requests launch, captures decode steps, and resets the statistics.
 
-        On a GPU that takes seconds, which the first requests would take otherwise; call it before
-        there are any. On a CPU there is nothing to do.
+        On a GPU this takes seconds, which the first requests would take otherwise. On a CPU there
+        is nothing to do.
 
         Args:
-            samplings: how tokens will be taken; temperature and top_p matter.
-            sizes: numbers of requests that will run together; all that steps are made for if None.
-            rows: of the longest context; steps are captured for shorter ones too.
+            samplings: ways in which tokens will be taken; temperature and top_p matter.
+            sizes: numbers of requests that will run together; by default all sizes of a step.
+            rows: rows of the longest context; steps for shorter ones are captured too.
         Raises:
-            RuntimeError: there are requests already, or the engine's thread runs.
+            RuntimeError: the engine has requests, or its thread runs.
         """
-        if not self.runner.single:
+        if not self.runner.fixed:
             return
         with self._turn:
-            waiting = self.scheduler.running or self.scheduler.waiting or self._inbox
-            if waiting or self._thread is not None:
+            if self._jobs or self._thread is not None:
                 raise RuntimeError("an engine is warmed before it has requests, and before start")
             self.runner.warm()
-            sizes = self.runner.sizes if sizes is None else sizes
-            most = self.scheduler.pool.count * self.scheduler.pool.size - 16  # with what is written
-            lengths = [warming.SHORT, *(tier + 1 for tier in decode.tiers(rows) if tier < rows)]
-            for sampling in samplings:
-                prompts = warming.Prompts(self.vocabulary, sampling)
-                for size, length in itertools.product(sizes, lengths):
-                    self.generate([prompts.of(min(length, most))] * size)
-                # Two that write, and share a prompt, while another is read.
-                long = min(warming.LONG, most)
-                writing = [self.submit(prompts.of(long, 9)) for _ in range(2)]
-                while self._inbox or self.scheduler.waiting or self._reads:
-                    self.step()
-                self.generate([prompts.of(long, other=True)])
-                for handle in writing:
-                    handle.result()
-                self.flush()
-            self._counts.clear()
-            self._seconds = dict.fromkeys(self._seconds, 0.0)
-            self.scheduler.preempted = self.scheduler.tree.evicted = 0
-
-    @property
-    def _reads(self) -> bool:
-        """Whether a prompt is being read."""
-        return any(not job.writing for job in self.scheduler.running)
-
-    def start(self) -> None:
-        """See :meth:`retrv_engine.base.Engine.start`."""
-        with self._news:
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._serve, name="retrv-engine")
-                self._thread.daemon = True
-                self._thread.start()
+            warming.run(self, samplings, self.runner.sizes if sizes is None else sizes, rows)
+            self._reset_counts()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :meth:`retrv_engine.base.Engine.load_weights`."""
@@ -170,15 +123,14 @@ class LocalEngine:
             except ValueError:  # nothing has changed
                 raise
             except BaseException:
-                self._drop_cache()
+                self.scheduler.clear()
                 raise
-            self._drop_cache()
+            self.scheduler.clear()
 
     def flush(self) -> None:
         """See :meth:`retrv_engine.base.Engine.flush`."""
         with self._turn:
-            tree = self.scheduler.tree
-            self.scheduler.pool.give(tree.evict(tree.evictable))
+            self.scheduler.flush()
 
     def stats(self) -> Stats:
         """See :class:`retrv_engine.base.Stats`."""
@@ -197,20 +149,15 @@ class LocalEngine:
             )
 
     def check(self) -> None:
-        """Raises AssertionError unless all invariants of pages and tree hold."""
+        """Raises AssertionError unless all invariants of the pages and the radix tree hold."""
         with self._turn:
             self.scheduler.check()
 
     def close(self) -> None:
         """See :meth:`retrv_engine.base.Engine.close`."""
-        with self._news:
-            self._closed = True
-            self._news.notify_all()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        self._stop()
         with self._turn:
-            jobs = [*self.scheduler.running, *self.scheduler.waiting, *self._inbox]
-            for job in jobs:
+            for job in self._jobs:
                 job.handle.cancel()
             self._collect()
             self.runner.reset()
@@ -219,132 +166,107 @@ class LocalEngine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """See :meth:`retrv_engine.base.Engine.step`."""
+        """Takes one step; False if there was nothing to do."""
         with self._turn:
             self._collect()
             began = time.perf_counter()
-            extends = self.scheduler.schedule()
+            with self.timed("schedule"):
+                extends = self.scheduler.schedule()
             self._reject()
             if not extends:
                 return bool(self.scheduler.waiting)
-            ran = time.perf_counter()
-            self._seconds["schedule"] += ran - began
-            phases = [_phase(extend) for extend in extends]
+            phases = [job.phase for job, _, _ in extends]
             try:
-                picks = self.runner.run(extends)
-                sampled = time.perf_counter()
-                self._seconds["run"] += sampled - ran
-                asking = self._take(extends, picks)
-                spliced = time.perf_counter()
-                self._seconds["sample"] += spliced - sampled
-                self._splice(asking)
-                now = time.perf_counter()
-                self._seconds["inspect"] += now - spliced
-                self._count(extends, phases, now - began, now)
+                with self.timed("run"):
+                    picks = self.runner.run(extends)
+                with self.timed("sample"):
+                    inspected = self._take(extends, picks)
+                with self.timed("inspect"):
+                    self._splice(inspected)
+                self._count(extends, phases, began)
             except Exception as error:
                 self._fail_all(error)
-                return True
-        with self._news:
-            self._news.notify_all()
+        self._notify()
         return True
 
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the time inside to a phase of the statistics; a profiler may replace this method."""
+        began = time.perf_counter()
+        yield
+        self._seconds[phase] += time.perf_counter() - began
+
     def _collect(self) -> None:
-        """Takes new requests in, and those out that were cancelled or are late."""
+        """Accepts new jobs, and removes those that were cancelled or are late."""
         while self._inbox:
             self.scheduler.waiting.append(self._inbox.popleft())
         now = time.perf_counter()
-        for job in [*self.scheduler.running, *self.scheduler.waiting]:
+        for job in self._jobs:
             if job.handle.future.cancelled():
                 self.scheduler.remove(job)
                 self._counts["cancelled"] += 1
             elif job.deadline is not None and now > job.deadline:
-                self.scheduler.remove(job)
                 seconds = job.deadline - job.submitted
                 self._end(job, DeadlineExceeded(f"not done in {seconds:.3g} s"))
 
-    def _take(self, extends: Sequence[Extend], picks: Sequence[Sequence[Picked]]) -> list[Job]:
-        """Lets every sequence go on; those that want to inspect are returned."""
-        asking = []
-        for (job, _, stop), taken in zip(extends, picks, strict=True):
-            job.picks += taken
-            job.cached = stop
-            if not job.writing:
-                self.scheduler.store(job)
-            if job.left:
+    def _take(
+        self, extends: Sequence[Extend], picks: Sequence[Sequence[Picked]]
+    ) -> dict[Job, Candidate]:
+        """Gives each job its tokens; returns the candidates that jobs inspect next."""
+        inspected = {}
+        for extend, taken in zip(extends, picks, strict=True):
+            if not self.scheduler.computed(extend, taken):
                 continue
-            job.writing = True
+            job = extend.job
             try:
-                self._advance(job)
-            except Exception as error:  # its own fault: others go on
-                self._drop(job, error)
+                candidate = job.advance()
+            except Exception as error:  # the job's own: the others go on
+                self._end(job, error)
                 continue
-            if job.generation.wanted is not None:
-                asking.append(job)
-        return asking
+            if candidate is not None:
+                inspected[job] = candidate
+        return inspected
 
-    def _advance(self, job: Job) -> None:
-        """Lets a sequence take its token, and hands on what it has written."""
-        job.generation.advance(job.picks)
-        job.picks.clear()
-        job.context.extend(job.generation.take_pending())
-        job.handle.add(job.generation.tokens[job.reported :])
-        job.reported = len(job.generation.tokens)
-
-    def _splice(self, asking: Sequence[Job]) -> None:
-        """Gives sequences the candidates that they asked for: each is loaded once for all."""
-        wanted = [job.generation.wanted for job in asking]
-        pieces = load_distinct([one for one in wanted if one is not None])
-        self._counts["inspections"] += len(asking)
+    def _splice(self, inspected: Mapping[Job, Candidate]) -> None:
+        """Appends the rows of inspected candidates; each candidate is loaded once for all jobs."""
+        pieces = load_distinct(list(inspected.values()))
+        self._counts["inspections"] += len(inspected)
         self._counts["loaded"] += len(pieces)
-        for job, one in zip(asking, wanted, strict=True):
-            found = pieces[one]  # type: ignore[index]
+        for job, candidate in inspected.items():
+            found = pieces[candidate]
             try:
                 if isinstance(found, Exception):
                     raise found
                 self.runner.check(found)
-                job.generation.splice(found)
-                job.context.extend(job.generation.take_pending())
+                job.splice(found)
             except Exception as error:
-                self._drop(job, error)
+                self._end(job, error)
 
-    def _drop(self, job: Job, error: Exception) -> None:
-        """Ends a running job that has failed."""
-        self.scheduler.remove(job)
-        self._end(job, error)
-
-    def _count(
-        self, extends: Sequence[Extend], phases: Sequence[str], seconds: float, now: float
-    ) -> None:
-        """Keeps the books of a step, and hands out what is done."""
+    def _count(self, extends: Sequence[Extend], phases: Sequence[str], began: float) -> None:
+        """Updates the statistics after a step, and ends the jobs that are done."""
+        seconds = time.perf_counter() - began
         self._counts["steps"] += 1
         for (job, first, stop), phase in zip(extends, phases, strict=True):
             self._counts["computed_rows"] += stop - first
-            job.computed += stop - first
             if not job.timings:
-                job.timings["queue"] = max(0.0, now - seconds - job.submitted)
+                job.timings["queue"] = max(0.0, began - job.submitted)
             job.timings[phase] = job.timings.get(phase, 0.0) + seconds
-            if job.generation.done and job in self.scheduler.running:
-                self.scheduler.remove(job)
-                self._end(job, None)
+            if job.work.done and job in self.scheduler.running:
+                self._end(job)
 
-    def _end(self, job: Job, error: Exception | None) -> None:
-        """Tells a job's handle how it ended."""
+    def _end(self, job: Job, error: Exception | None = None, *, keep: bool = True) -> None:
+        """Takes a job out and tells its handle how it ended; ``keep`` leaves its rows cached."""
+        self.scheduler.remove(job, keep=keep)
         self._counts["failed" if error else "finished"] += 1
         self._counts["cached_rows"] += job.found
-        self._counts["written_tokens"] += len(job.generation.tokens)
-        result: Any = None if error else job.generation.output()
+        self._counts["written_tokens"] += len(job.work.tokens)
+        result = error or job.work.output()
         if isinstance(result, Output):
             timings = dict(job.timings)
             result = replace(
                 result, cached_rows=job.found, computed_rows=job.computed, timings=timings
             )
-        try:
-            if error:
-                job.handle.future.set_exception(error)
-            else:
-                job.handle.future.set_result(result)
-        except InvalidStateError:  # cancelled this moment
-            logger.debug("request %d was cancelled when it was done", job.number)
+        job.handle.finish(result)
 
     def _reject(self) -> None:
         for job, error in self.scheduler.rejected:
@@ -352,61 +274,26 @@ class LocalEngine:
         self.scheduler.rejected.clear()
 
     def _fail_all(self, error: Exception) -> None:
-        """After an error of the model: nobody knows what is in the pages."""
+        """Ends all running jobs after an error of the model, which may have spoilt the pages."""
         for job in list(self.scheduler.running):
-            self.scheduler.remove(job, keep=False)
-            self._end(job, error)
-        self._drop_cache()
+            self._end(job, error, keep=False)
+        self.scheduler.clear()
         self.runner.reset()
-        with self._news:
-            self._news.notify_all()
 
-    def _drop_cache(self) -> None:
-        for job in list(self.scheduler.running):
-            self.scheduler.preempt(job, keep=False)
-        self.scheduler.pool.give(self.scheduler.tree.flush())
+    @property
+    def _jobs(self) -> list[Job]:
+        return [*self.scheduler.running, *self.scheduler.waiting, *self._inbox]
 
-    # Who takes the steps.
+    def _reset_counts(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._seconds = dict.fromkeys(("schedule", "run", "sample", "inspect"), 0.0)
+        self.scheduler.preempted = self.scheduler.tree.evicted = 0
 
-    def _submit(self, generation: Any, priority: int, deadline: float | None) -> Handle:
-        handle: Handle = Handle(self._drive, self.start)
+    def _submit(self, work: Work, priority: int = 0, deadline: float | None = None) -> Handle:
+        handle = self._handle(self.start)
         now = time.perf_counter()
         late = None if deadline is None else now + deadline
-        job = Job(generation, handle, next(self._numbers), now, priority, late)
-        job.context.extend(generation.take_pending())
+        job = Job(work, handle, next(self._numbers), now, priority, late)
         self.scheduler.check_size(job)
-        with self._news:
-            if self._closed:
-                raise RuntimeError("the engine is closed")
-            self._inbox.append(job)
-            self._news.notify_all()
+        self._post(job)
         return handle
-
-    def _serve(self) -> None:
-        """The engine's own thread."""
-        while not self._closed:
-            if not self.step():
-                with self._news:
-                    self._news.wait_for(lambda: self._inbox or self._closed)
-
-    def _drive(self, reached: Callable[[], bool], timeout: float | None) -> None:
-        """Makes progress until a condition holds; raises TimeoutError after ``timeout`` seconds."""
-        end = None if timeout is None else time.perf_counter() + timeout
-        while not reached():
-            if end is not None and time.perf_counter() > end:
-                raise TimeoutError(f"not done in {timeout:.3g} s; it goes on")
-            if self._thread is None and self._turn.acquire(blocking=False):
-                try:
-                    self.step()
-                finally:
-                    self._turn.release()
-            else:
-                with self._news:
-                    self._news.wait(0.05)
-
-
-def _phase(extend: Extend) -> str:
-    """What a job does with its rows; more than </think> and <answer> are an inspection's."""
-    if not extend.job.writing:
-        return "prefill"
-    return "inspection" if extend.stop - extend.first > 2 else "decode"

@@ -1,72 +1,58 @@
 """Runs the model: a packed batch of rows through a Hugging Face decoder, over the paged cache.
 
-The decoder is a twin of the model's own: the same parameters in modules of their own, so that its
-attention and its linear layers can be ours while the model stays as it is for everybody else.
+The decoder is a twin of the model's own: other modules with the same parameters. So the engine can
+replace its attention and its linear layers without changing the model for other users.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from retrv_engine.attention import NAME, Batch, PagedCache, Plan, register
+from retrv_engine.batch import NAME, Batch, PagedCache, Plan, register
 from retrv_engine.config import EngineConfig
 from retrv_engine.decode import DecodeSteps
-from retrv_engine.lean import lighten
+from retrv_engine.head import logits_of
+from retrv_engine.job import Extend
+from retrv_engine.model import LanguageModel, load_weights
+from retrv_engine.qwen_layers import fuse_layers
 from retrv_engine.request import Piece, check_pieces
 from retrv_engine.sampler import Choice, Masks, Picked, pick
-from retrv_engine.scheduler import Extend
-from retrv_engine.weights import load_weights
-from retrv_kernels.linear import PreparedLinear, float_logits
+from retrv_kernels.linear import PreparedLinear
 from retrv_kernels.ops import Span, splice_features
 
 CPU_CACHE_BYTES = 2**30
 REST_BYTES = 4 * 2**30
-"""What the cache leaves of a GPU's memory to features, the tower and logits, if it has as much."""
+"""Memory of a GPU that the cache leaves to features, the tower and logits, if there is as much."""
 MOST_PAGES = 2**20
-STORES = 16  # of splice_features
+STORES = 16  # tables that splice_features accepts in one call
 PICKED_ROWS = 256
-"""Rows whose logits are held at once: 256 of a vocabulary of 152,000 are 156 MB."""
+"""Rows whose logits are held at once: for a vocabulary of 152,000 tokens, 156 MB."""
 ROUNDED = {"model": None, "float16": torch.float16, "int8": torch.int8}
 
 
-class Decoder(Protocol):
-    """What the runner needs of a model: a Hugging Face decoder between two tables."""
-
-    @property
-    def language_model(self) -> nn.Module:
-        """Takes ``inputs_embeds`` and M-RoPE ``position_ids``; its attention is pluggable."""
-        ...
-
-    def get_input_embeddings(self) -> nn.Module: ...
-
-    def get_output_embeddings(self) -> nn.Module: ...
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
-
-
 class Runner(Protocol):
-    """What computes a step; pages are numbers below ``pages``.
+    """What computes a step, in pages with numbers below ``pages``.
 
     Attributes:
-        single: as of :class:`retrv_engine.scheduler.Scheduler`.
-        sizes: numbers of sequences that a step is made for, where ``single``.
+        fixed: whether decode steps have fixed shapes, one row a job.
+        sizes: numbers of jobs in such a step.
     """
 
     pages: int
-    single: bool
+    fixed: bool
     sizes: Sequence[int]
 
     def run(self, extends: Sequence[Extend]) -> list[list[Picked]]:
-        """Computes rows, keeps what later ones need of them, and takes the tokens that are due.
+        """Computes rows, caches their keys and values, and takes the tokens that are due.
 
         Returns:
-            What each of ``extends`` wants.
+            Tokens of each of ``extends``.
         """
         ...
 
@@ -79,26 +65,26 @@ class Runner(Protocol):
         ...
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies values into the model's parameters, or raises ValueError and changes nothing."""
+        """Copies values into the model's parameters; ValueError if they do not fit (no change)."""
         ...
 
     def reset(self) -> None:
-        """Forgets what is kept between steps, after an error in one."""
+        """Drops what is kept between steps, after an error in one."""
         ...
 
     def warm(self) -> None:
-        """Compiles what requests of other makes will launch; asked for where ``single``."""
+        """Compiles kernels that made-up requests do not launch."""
         ...
 
 
 class ModelRunner:
-    """Computes logits of planned rows.
+    """Runs steps through a language model.
 
     Args:
-        model: shared with its other users; only ``load_weights`` changes it.
+        model: model whose parameters are shared; only ``load_weights`` changes them.
     """
 
-    def __init__(self, model: Decoder, config: EngineConfig) -> None:
+    def __init__(self, model: LanguageModel, config: EngineConfig) -> None:
         register()
         self.model, self.config = model, config
         self.table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
@@ -106,10 +92,15 @@ class ModelRunner:
         self.decoder.config._attn_implementation = NAME  # type: ignore[union-attr]
         stored = ROUNDED[config.weights]
         if stored is not None and self.table.device.type != "cpu":
-            raise ValueError(f"weights are rounded on CPUs only, not on {self.table.device}")
-        if not lighten(self.decoder, stored):
+            raise ValueError(
+                f"weights are rounded on CPUs only, not on {self.table.device}: use weights='model'"
+            )
+        if not fuse_layers(self.decoder, stored):
             prepare_linears(self.decoder, stored)
-        self.head = _Head(model.get_output_embeddings(), stored)
+        self.head: Any = model.get_output_embeddings()
+        self.words = getattr(self.head, "out_features", len(self.table))
+        if type(self.head) is nn.Linear and self.head.weight.element_size() != 2:
+            self.head = PreparedLinear(self.head, dtype=stored)
         text: Any = self.decoder.config
         if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
             raise ValueError("models with sliding-window attention are not supported")
@@ -118,11 +109,11 @@ class ModelRunner:
         row = 2 * text.num_hidden_layers * heads * width * self.table.element_size()
         size = config.page_size
         self.pages = min(MOST_PAGES, max(1, self._budget() // (row * size)))
-        # One more, which padding rows of a decode step write to.
+        # One more page, which padding rows of a decode step write to.
         shape = text.num_hidden_layers, 2, self.pages + 1, heads, size, width
         self.cache = PagedCache(self.table.new_empty(shape))
-        self.single = bool(config.graphs)
-        self.steps = DecodeSteps(self.cache, self.pages, self.single, config.max_sequences)
+        self.fixed = bool(config.graphs)
+        self.steps = DecodeSteps(self.cache, self.pages, self.fixed, config.max_sequences)
         self.sizes: Sequence[int] = self.steps.buckets
         self._masks: Masks | None = None
         self._places = self._parameters()
@@ -139,10 +130,9 @@ class ModelRunner:
         """See :meth:`Runner.run`."""
         choices = [extend.choices() for extend in extends]
         if self._masks is None:
-            words = len(self.table) if self.head.words is None else self.head.words
             rows = 2 * self.config.max_sequences + 2
-            self._masks = Masks(rows, words, self.table.device)
-        if all(map(_writes, extends)):
+            self._masks = Masks(rows, self.words, self.table.device)
+        if all(map(_decodes, extends)):
             single = [one[0] if one else Choice() for one in choices]
             found = self.steps.run(self._logits, extends, single, self._masks)
             return [[pick] if one else [] for one, pick in zip(choices, found, strict=True)]
@@ -150,28 +140,28 @@ class ModelRunner:
         return [list(itertools.islice(picks, len(one))) for one in choices]
 
     def _run(self, extends: Sequence[Extend], choices: Sequence[Choice]) -> list[Picked]:
-        """A step in which some read: rows of any number and kind."""
+        """A step with rows of any number and kind."""
         plan = Plan.of(extends, self.config.page_size, self.table.device)
         pieces = self._pieces([extends[i] for i in plan.order])
         spliced = splice_features(
             *pieces, plan.page_table, self.config.page_size, dtype=self.table.dtype
         )
         batch = plan.place(self.cache, spliced.slots)
-        hidden = self._hidden(spliced.embeds, spliced.positions, batch)[plan.wanted]
+        hidden = self._hidden(spliced.embeds, spliced.positions, batch)[plan.due]
         parts = [slice(first, first + PICKED_ROWS) for first in range(0, len(choices), PICKED_ROWS)]
         return [
             one
             for part in parts
-            for one in pick(self.head(hidden[part]), choices[part], self._masks)
+            for one in pick(logits_of(self.head, hidden[part]), choices[part], self._masks)
         ]
 
     def _logits(self, tokens: Tensor, positions: Tensor, batch: Batch) -> Tensor:
-        """Float32 logits ``[b, vocabulary]`` behind tokens ``[b]``."""
+        """Float32 logits ``[b, vocabulary]`` of tokens ``[b]``."""
         embeds = nn.functional.embedding(tokens, self.table)
-        return self.head(self._hidden(embeds, positions.expand(3, -1), batch))
+        return logits_of(self.head, self._hidden(embeds, positions.expand(3, -1), batch))
 
     def _hidden(self, embeds: Tensor, positions: Tensor, batch: Batch) -> Tensor:
-        """``embeds [n, d]`` at ``positions [3, n]`` behind the last layer and norm, ``[n, d]``."""
+        """Hidden states ``[n, d]`` of ``embeds [n, d]`` at ``positions [3, n]``, after the norm."""
         return self.decoder(
             inputs_embeds=embeds[None],
             position_ids=positions[:, None],
@@ -180,12 +170,12 @@ class ModelRunner:
         ).last_hidden_state[0]
 
     def _pieces(self, extends: Sequence[Extend]) -> tuple[list[Tensor], list[Span]]:
-        """Stores and spans of the rows to feed; the first store is the table of embeddings."""
+        """Tables and spans of the rows to compute; the first table is that of embeddings."""
         stores: dict[int, tuple[int, Tensor]] = {id(self.table): (0, self.table)}
         spans = []
         for sequence, (job, first, stop) in enumerate(extends):
             slot = first
-            for piece in job.context.stretches(first, stop):
+            for piece in job.context.placed(first, stop):
                 table = self.table if piece.table is None else piece.table
                 number, _ = stores.setdefault(id(table), (len(stores), table))
                 at = (piece.position, piece.width, sequence, slot, piece.start)
@@ -194,7 +184,7 @@ class ModelRunner:
         tables = [table for _, table in stores.values()]
         if len(tables) <= STORES:
             return tables, spans
-        # More tables than the operator takes: those beyond are put behind one another.
+        # More tables than the op accepts: the last are concatenated.
         kept, rest = tables[: STORES - 1], tables[STORES - 1 :]
         starts = [0, *itertools.accumulate(map(len, rest))]
         for i, span in enumerate(spans):
@@ -205,15 +195,15 @@ class ModelRunner:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :meth:`Runner.load_weights`."""
         load_weights(self.model, weights)
-        for module in (*self.decoder.modules(), *self.head.modules()):
+        for module in (*self.decoder.modules(), self.head):
             if isinstance(module, PreparedLinear):
                 module.refresh()
-        if (places := self._parameters()) != self._places:  # what graphs replay reads elsewhere
+        if (places := self._parameters()) != self._places:  # captured graphs read the old places
             self._places = places
             self.steps.clear()
 
     def warm(self) -> None:
-        """See :meth:`Runner.warm`: rows from any number of stores."""
+        """See :meth:`Runner.warm`: compiles splice_features for each number of tables."""
         table = self.table.new_zeros(1, self.table.shape[1])
         pages = torch.full((1, 1), self.pages, device=table.device)
         for count in (1, 2, 4, 8, STORES):
@@ -226,55 +216,29 @@ class ModelRunner:
         self._masks = None
 
     def _parameters(self) -> list[int]:
-        """Where the parameters are."""
+        """Addresses of the parameters."""
         return [parameter.data_ptr() for _, parameter in self.model.named_parameters()]
 
     def _budget(self) -> int:
-        """Bytes of the cache."""
+        """Size of the cache in bytes."""
         if self.config.cache_bytes is not None:
             return self.config.cache_bytes
         device = self.table.device
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # weights that were laid side by side have left their places
+            torch.cuda.empty_cache()  # memory that weights left when they were laid side by side
             free = torch.cuda.mem_get_info(device)[0]
             return max(free // 2, min(free * 4 // 5, free - REST_BYTES))
         return CPU_CACHE_BYTES
 
 
-class _Head(nn.Module):
-    """Float32 logits, of a head of any make and dtype.
-
-    bfloat16 logits have a step of 1/16 between 8 and 16, and tie half of a ranking.
-
-    Attributes:
-        words: of the vocabulary; None where that is as many as there are embeddings.
-    """
-
-    def __init__(self, head: Any, stored: torch.dtype | None) -> None:
-        super().__init__()
-        self.head = head
-        self.words: int | None = None
-        self.widened = False
-        if type(head) is nn.Linear:
-            self.words, self.widened = head.out_features, head.weight.element_size() == 2
-            if not self.widened:
-                self.head = PreparedLinear(head, dtype=stored)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``hidden [m, d]`` → ``[m, vocabulary]``."""
-        if self.widened:
-            return float_logits(hidden, self.head.weight, self.head.bias)
-        return self.head(hidden).float()
-
-
-def _writes(extend: Extend) -> bool:
-    """Whether a sequence that writes feeds a token, and nothing else."""
+def _decodes(extend: Extend) -> bool:
+    """Whether a job that decodes feeds one token."""
     job, first, stop = extend
-    return job.writing and stop - first == 1 and job.context.keys[first] >= 0
+    return job.phase == "decode" and stop - first == 1
 
 
 def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Puts a :class:`PreparedLinear` in the place of every linear layer inside a module."""
+    """Replaces every linear layer inside a module by a :class:`PreparedLinear`."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
@@ -282,6 +246,6 @@ def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def twin(module: nn.Module) -> nn.Module:
-    """A copy of a module whose parameters and buffers are the module's own."""
+    """A copy of a module that shares its parameters and buffers."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)

@@ -1,101 +1,34 @@
-"""Who computes what in the next step, and in which pages.
+"""Decides which rows the next step computes, and in which pages.
 
-Sequences that write go first, with all they have to feed: a token, or the rows of an inspected
-candidate. Prompts share what `chunk_rows` allows: the oldest gets at least half of it, the rest
-goes to those that need least, so that a short prompt does not wait for a long one to be read.
+Jobs past their prompt go first, with all rows that they have left: a token, or an inspected
+candidate. Prompts share a budget of ``chunk_rows``: the first in rank gets at least half of it, and
+the rest goes to those that need least, so that a short prompt does not wait for a long one.
 
-When pages run out, cached ones that nobody holds are forgotten, least recently used first. Then the
-last in rank gives its pages up and waits; what it had computed is cached, so that it may find it
-again. The first in rank can therefore always go on, unless it does not fit at all.
+When pages run out, unlocked cached pages are evicted, least recently used first. Then the running
+job that is last in rank is preempted; its rows stay cached, so that it may find them again. So the
+first in rank can always go on, unless it does not fit at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from retrv_engine.base import Handle, RequestTooLarge
+from retrv_engine.base import RequestTooLarge
 from retrv_engine.config import EngineConfig
-from retrv_engine.context import Context
-from retrv_engine.generation import Generation
+from retrv_engine.job import Extend, Job
 from retrv_engine.pages import PagePool, pages_of
-from retrv_engine.radix import Match, Node, RadixTree, common
-from retrv_engine.sampler import Choice, Picked
-from retrv_engine.scoring import Scoring
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way through the engine.
-
-    Attributes:
-        number: of arrival.
-        cached: rows of the context whose keys and values are in the pages.
-        nodes: the tree's nodes of the first pages; the pages behind are the job's alone.
-        writing: whether its prompt has been read.
-        picks: what was taken from the wanted rows so far.
-        found, computed: rows that the cache had, and rows that it had not.
-    """
-
-    generation: Generation | Scoring
-    handle: Handle
-    number: int
-    submitted: float
-    priority: int = 0
-    deadline: float | None = None
-    context: Context = field(default_factory=Context)
-    pages: list[int] = field(default_factory=list)
-    nodes: list[Node] = field(default_factory=list)
-    cached: int = 0
-    writing: bool = False
-    reported: int = 0
-    picks: list[Picked] = field(default_factory=list)
-    found: int = 0
-    computed: int = 0
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Smaller is served first."""
-        return -self.priority, self.number
-
-    @property
-    def left(self) -> int:
-        """Rows still to feed."""
-        return len(self.context) - self.cached
-
-    @property
-    def wanted(self) -> int:
-        """The first row from which a token is wanted."""
-        return len(self.context) - self.generation.due
-
-
-class Extend(NamedTuple):
-    """Rows ``first`` to ``stop`` of a job's context, to be computed behind those before."""
-
-    job: Job
-    first: int
-    stop: int
-
-    @property
-    def due(self) -> int:
-        """From how many of the last rows a token is wanted."""
-        return max(0, self.stop - max(self.first, self.job.wanted))
-
-    def choices(self) -> list[Choice]:
-        """How those tokens are taken; asked once, when the rows are computed."""
-        first = self.stop - self.due - self.job.wanted
-        return [self.job.generation.choice(first + i) for i in range(self.due)]
+from retrv_engine.prefix import shared_prefix_length
+from retrv_engine.radix import Match, RadixTree
+from retrv_engine.sampler import Picked
 
 
 class Scheduler:
-    """Plans steps. Not safe to call from several threads at once.
+    """Plans steps, and owns the state of all jobs; not thread-safe.
 
     Args:
-        copy: copies the first rows of a page to another: source, target, rows.
-        single: whether steps in which each sequence feeds one token are replayed, others not:
-            ``</think>`` and ``<answer>`` are fed one after the other then.
+        copy: function that copies the first rows of a page to another: source, target, rows.
+        fixed: whether decode steps have fixed shapes, one row a job. Then ``</think>`` and
+            ``<answer>`` are computed one after the other.
     """
 
     def __init__(
@@ -103,9 +36,9 @@ class Scheduler:
         pool: PagePool,
         config: EngineConfig,
         copy: Callable[[int, int, int], None],
-        single: bool = False,
+        fixed: bool = False,
     ) -> None:
-        self.pool, self.config, self._copy, self._single = pool, config, copy, single
+        self.pool, self.config, self._copy, self._fixed = pool, config, copy, fixed
         self.tree = RadixTree(pool.size)
         self.waiting: list[Job] = []
         self.running: list[Job] = []
@@ -113,52 +46,64 @@ class Scheduler:
         self.preempted = 0
 
     def check_size(self, job: Job) -> None:
-        """Raises RequestTooLarge for a prompt longer than the cache; any thread may ask."""
+        """Raises RequestTooLarge for a prompt longer than the cache; thread-safe."""
         if pages_of(len(job.context), self.pool.size) > self.pool.count:
             raise self._too_large(job)
 
     def schedule(self) -> list[Extend]:
-        """The next step, empty if there is nothing to do."""
+        """Plans the next step; empty if there is nothing to do."""
         self._admit()
         plan: dict[Job, int] = {}
         for job in sorted(self.running, key=lambda job: job.rank):
-            if job.writing and job in self.running:
-                rows = 1 if self._single and job.left == 2 else job.left
+            if job.phase != "prefill" and job in self.running:
+                rows = 1 if self._fixed and job.left == 2 else job.left
                 self._plan(job, rows, plan)
-        for job, rows in self._shares([job for job in self.running if not job.writing]):
+        for job, rows in self._prefill_rows():
             if job in self.running:
                 self._plan(job, rows, plan)
         return [Extend(job, job.cached, stop) for job, stop in plan.items()]
 
-    def store(self, job: Job) -> None:
-        """Makes a job's computed rows known to others."""
-        if self.config.radix:
-            keys = job.context.keys[: job.cached]
-            self.pool.give(self.tree.insert(keys, job.pages, job.nodes))
+    def computed(self, extend: Extend, picks: Sequence[Picked]) -> bool:
+        """Moves a job on after a step; True if no rows are left to compute.
 
-    def release(self, job: Job, *, keep: bool = True) -> None:
-        """Takes a job's pages; its rows stay cached if they are to be kept."""
-        if keep:
-            self.store(job)
-        self.tree.unlock(job.nodes)
-        self.pool.give(job.pages[len(job.nodes) :])
-        job.pages, job.nodes, job.cached, job.writing = [], [], 0, False
-        job.picks.clear()
+        Args:
+            picks: tokens taken from those rows.
+        """
+        job, first, stop = extend
+        job.picks += picks
+        job.cached = stop
+        job.computed += stop - first
+        if job.phase == "prefill":
+            self._cache_rows(job)
+        if job.left:
+            return False
+        job.phase = "decode"
+        return True
 
     def remove(self, job: Job, *, keep: bool = True) -> None:
-        """Takes a job out, wherever it is."""
+        """Removes a job, if it is still there; ``keep`` leaves its rows cached."""
         if job in self.running:
-            self.release(job, keep=keep)
+            self._release(job, keep=keep)
             self.running.remove(job)
-        else:
+        elif job in self.waiting:
             self.waiting.remove(job)
 
     def preempt(self, job: Job, *, keep: bool = True) -> None:
-        """Makes a running job wait again and give its pages up."""
-        self.release(job, keep=keep)
+        """Takes a running job's pages and makes it wait; ``keep`` leaves its rows cached."""
+        self._release(job, keep=keep)
         self.running.remove(job)
         self.waiting.append(job)
         self.preempted += 1
+
+    def flush(self) -> None:
+        """Evicts all cached pages that no job holds."""
+        self.pool.give(self.tree.evict(self.tree.evictable))
+
+    def clear(self) -> None:
+        """Evicts all pages; running jobs wait and compute their rows again."""
+        for job in list(self.running):
+            self.preempt(job, keep=False)
+        self.pool.give(self.tree.flush())
 
     def check(self) -> None:
         """Raises AssertionError unless all invariants hold."""
@@ -176,15 +121,30 @@ class Scheduler:
                 users[id(node)] += 1
         assert all(users[id(node)] == node.users for node in self.tree)
 
+    def _cache_rows(self, job: Job) -> None:
+        """Puts a job's computed rows into the tree, where other jobs find them."""
+        if self.config.radix:
+            keys = job.context.keys[: job.cached]
+            self.pool.give(self.tree.insert(keys, job.pages, job.nodes))
+
+    def _release(self, job: Job, *, keep: bool = True) -> None:
+        """Takes a job's pages; its rows stay cached if ``keep``."""
+        if keep:
+            self._cache_rows(job)
+        self.tree.unlock(job.nodes)
+        self.pool.give(job.pages[len(job.nodes) :])
+        job.pages, job.nodes, job.cached, job.phase = [], [], 0, "prefill"
+        job.picks.clear()
+
     def _plan(self, job: Job, rows: int, plan: dict[Job, int]) -> None:
         stop = job.cached + rows
-        if rows and self._grow(job, stop, plan):
+        if rows and self._allocate(job, stop, plan):
             plan[job] = stop
 
-    def _grow(self, job: Job, rows: int, plan: dict[Job, int]) -> bool:
-        """Gets the pages for a job's first ``rows`` rows; False if it has to wait."""
+    def _allocate(self, job: Job, rows: int, plan: dict[Job, int]) -> bool:
+        """Allocates the pages for a job's first ``rows`` rows; False if the job has to wait."""
         need = pages_of(rows, self.pool.size) - len(job.pages)
-        while not self._free(need):
+        while not self._make_free(need):
             last = max(self.running, key=lambda job: job.rank)
             if last is job and len(self.running) == 1:
                 self.remove(job)
@@ -197,43 +157,43 @@ class Scheduler:
         job.pages += [self.pool.take() for _ in range(need)]
         return True
 
-    def _free(self, pages: int) -> bool:
-        """Whether so many pages are free, after forgetting cached ones."""
+    def _make_free(self, pages: int) -> bool:
+        """Evicts pages until so many are free; False if there are too few."""
         if len(self.pool) < pages:
             self.pool.give(self.tree.evict(pages - len(self.pool)))
         return len(self.pool) >= pages
 
     def _admit(self) -> None:
-        """Lets waiting jobs run, as many as there is room for."""
+        """Starts waiting jobs, as many as there is room for."""
         for job in sorted(self.waiting, key=lambda job: job.rank):
-            match = self.tree.match(job.context.keys, job.wanted)
-            if self._comes(job, match.rows):
+            match = self.tree.match(job.context.keys, job.logits_from)
+            if self._being_computed(job, match.rows):
                 continue
             self.tree.lock(match.nodes)
             room = self._has_room(job, len(match.nodes))
-            while not room and self._make_way(job):
+            while not room and self._preempt_lower(job):
                 room = self._has_room(job, len(match.nodes))
             if room:
                 self._start(job, match)
                 continue
             self.tree.unlock(match.nodes)
             if self.running:
-                break  # the next in rank would overtake it for ever
+                break  # or those behind it could overtake it forever
             self.waiting.remove(job)
             self.rejected.append((job, self._too_large(job)))
 
     def _has_room(self, job: Job, found: int) -> bool:
-        """Whether a job with ``found`` pages could be read to the end beside those that run."""
+        """Whether the prompt of a job with ``found`` pages fits beside the running jobs."""
         if len(self.running) >= self.config.max_sequences:
             return False
         size = self.pool.size
         need = pages_of(len(job.context), size) - found
-        for other in self.running:  # what it still has to get, and one to go on writing in
+        for other in self.running:  # the pages it still needs, and one for its next tokens
             need += pages_of(len(other.context), size) - len(other.pages) + 1
         return need <= len(self.pool) + self.tree.evictable
 
-    def _make_way(self, job: Job) -> bool:
-        """Preempts the last in rank if its priority is lower than the job's."""
+    def _preempt_lower(self, job: Job) -> bool:
+        """Preempts the running job last in rank, if its priority is lower than the job's."""
         last = max(self.running, key=lambda job: job.rank, default=None)
         if last is None or last.priority >= job.priority:
             return False
@@ -241,12 +201,12 @@ class Scheduler:
         return True
 
     def _start(self, job: Job, match: Match) -> None:
-        """Gives a waiting job the cached rows, whose nodes it holds already, and lets it run."""
+        """Runs a waiting job from its cached rows, whose nodes are locked already."""
         job.nodes, job.cached = list(match.nodes), len(match.nodes) * self.pool.size
         job.pages = [node.page for node in match.nodes]
         if match.partial is not None:
-            self.tree.lock([match.partial])  # so that it is not forgotten to make room for its copy
-            if self._free(1):
+            self.tree.lock([match.partial])  # so that its copy does not evict it
+            if self._make_free(1):
                 job.pages.append(self.pool.take())
                 self._copy(match.partial.page, job.pages[-1], match.rest)
                 job.cached = match.rows
@@ -255,21 +215,23 @@ class Scheduler:
         self.waiting.remove(job)
         self.running.append(job)
 
-    def _comes(self, job: Job, found: int) -> bool:
-        """Whether a page or more of what the job needs is being computed for another."""
+    def _being_computed(self, job: Job, found: int) -> bool:
+        """Whether a page or more of the rows that a job needs is being computed for another."""
         return self.config.radix and any(
-            min(common(job.context.keys, other.context.keys), job.wanted) - found >= self.pool.size
+            min(shared_prefix_length(job.context.keys, other.context.keys), job.logits_from) - found
+            >= self.pool.size
             for other in self.running
-            if not other.writing
+            if other.phase == "prefill"
         )
 
-    def _shares(self, reading: Sequence[Job]) -> list[tuple[Job, int]]:
-        """How many rows of its prompt each job gets to feed, the oldest first."""
-        if not reading:
+    def _prefill_rows(self) -> list[tuple[Job, int]]:
+        """How many rows of its prompt each job computes in this step, first in rank first."""
+        prompts = [job for job in self.running if job.phase == "prefill"]
+        if not prompts:
             return []
-        oldest, *others = sorted(reading, key=lambda job: job.rank)
+        oldest, *others = sorted(prompts, key=lambda job: job.rank)
         budget = self.config.chunk_rows
-        assert budget is not None, "EngineConfig.on has put a number there"
+        assert budget is not None, "EngineConfig.on sets it"
         least = min(oldest.left, -(-budget // 2))
         budget -= least
         rows = {}

@@ -1,16 +1,42 @@
-"""Made-up requests, so that what real ones launch is compiled and captured before they come."""
+"""Made-up requests that compile and capture what real ones launch, before those come."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from retrv_engine import decode
 from retrv_engine.request import Piece, Request, Sampling, Vocabulary
 
-SHORT = 24  # rows of a prompt that is read by one program a head
-LONG = 300  # … and by several, whose parts are merged
+if TYPE_CHECKING:
+    from retrv_engine.local import LocalEngine
+
+SHORT = 24  # rows of a prompt that one program of a head reads
+LONG = 300  # rows of a prompt that several programs read, whose parts are merged
 TOKENS = 4  # a step runs eagerly first, is captured the second time, and replayed the third
+
+
+def run(
+    engine: LocalEngine, samplings: Sequence[Sampling], sizes: Sequence[int], rows: int
+) -> None:
+    """Runs requests of all kinds through an engine; see :meth:`LocalEngine.warm`."""
+    most = engine.stats().pages * engine.config.page_size - 16  # with the tokens written
+    lengths = [SHORT, *(tier + 1 for tier in decode.tiers(rows) if tier < rows)]
+    for sampling in samplings:
+        prompts = _Prompts(engine.vocabulary, sampling)
+        for size, length in itertools.product(sizes, lengths):
+            engine.generate([prompts.of(min(length, most))] * size)
+        # Two that decode, and share a prompt, while another is prefilled.
+        long = min(LONG, most)
+        handles = [engine.submit(prompts.of(long, 9)) for _ in range(2)]
+        for handle in handles:
+            next(handle.tokens())  # its prompt is prefilled
+        engine.generate([prompts.of(long, other=True)])
+        for handle in handles:
+            handle.result()
+        engine.flush()
 
 
 class _Nothing:
@@ -20,11 +46,11 @@ class _Nothing:
         raise AssertionError("these requests inspect nothing")
 
 
-class Prompts:
-    """Requests of words that mean nothing.
+class _Prompts:
+    """Makes requests out of three tokens that mean nothing.
 
     Args:
-        sampling: how tokens are taken.
+        sampling: temperature and top_p of the requests.
     """
 
     def __init__(self, vocabulary: Vocabulary, sampling: Sampling) -> None:
@@ -35,7 +61,7 @@ class Prompts:
         self.sampling = replace(sampling, max_reasoning_tokens=TOKENS, max_inspections=0)
 
     def of(self, rows: int, tokens: int = TOKENS, *, other: bool = False) -> Request:
-        """A prompt of so many rows, all of them one word or another."""
+        """A request whose prompt is one token, ``rows`` times."""
         prompt = [self.other if other else self.word] * rows
         sampling = replace(self.sampling, max_reasoning_tokens=tokens)
         return Request(prompt, [self.label], [0], _Nothing(), True, sampling, self.banned)

@@ -5,55 +5,24 @@ Heavy modules are imported inside the commands, so that ``--help`` answers at on
 
 from __future__ import annotations
 
-import os
-import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
 from retrv_r1 import __version__
-from retrv_r1.command.shell import Group, engine_errors, print_json, status, stdout, usage_errors
-from retrv_r1.types import Item, ItemError, RetrvError
-
-
-class _Mode(StrEnum):
-    reason = "reason"
-    fast = "fast"
-
-
-class _Engine(StrEnum):
-    local = "local"
-    plain = "plain"
-    sglang = "sglang"
-
-
-class _Weights(StrEnum):
-    model = "model"
-    float16 = "float16"
-    int8 = "int8"
-
-
-class _Dtype(StrEnum):
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-class _Stage(StrEnum):
-    embed = "embed"
-    pretrain = "pretrain"
-    align = "align"
-    sft = "sft"
-
-
-class _Split(StrEnum):
-    all = "all"
-    style = "style"
-    composition = "composition"
-    unseen = "unseen"
-
+from retrv_r1.command.arguments import (
+    AsJson,
+    DeviceName,
+    ModelName,
+    RoundedWeights,
+    Split,
+    WeightsDtype,
+)
+from retrv_r1.command.rerank import rerank
+from retrv_r1.command.shell import Group, clear_errors, print_json, stdout
+from retrv_r1.train import STAGES
+from retrv_r1.types import Mode
 
 app = typer.Typer(
     cls=Group,
@@ -63,32 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data = typer.Typer(help="Build data sets.", no_args_is_help=True)
+app.command()(rerank)
 app.add_typer(data, name="data")
-
-_Model = Annotated[
-    str,
-    typer.Option(
-        "--model", "-m", metavar="MODEL", help='"tiny" (shipped), a directory, or a hub id.'
-    ),
-]
-_Rounded = Annotated[
-    _Weights,
-    typer.Option("--weights", help="Round the language model's weights; on a CPU that is faster."),
-]
-_Device = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DEVICE", help="cpu, cuda or cuda:N; by default the first GPU if there is one."
-    ),
-]
-_Numbers = Annotated[
-    _Dtype | None,
-    typer.Option(
-        "--dtype",
-        help="How weights are read; by default float32 on a CPU, as the checkpoint says on a GPU.",
-    ),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 def _version(wanted: bool) -> None:
@@ -106,136 +51,19 @@ def _main(
     pass
 
 
-@app.command()
-def rerank(
-    query: Annotated[
-        str, typer.Argument(metavar="QUERY", help='What to look for; may be "" with --image.')
-    ],
-    candidates: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CANDIDATE...",
-            help="Pictures, folders of pictures, .txt (a text a line), .jsonl (an item a line), "
-            "or - for lines of standard input.",
-        ),
-    ],
-    image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A picture that belongs to the query.")
-    ] = None,
-    top: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Show only the best N.")
-    ] = None,
-    mode: Annotated[
-        _Mode, typer.Option(help="reason: think and inspect; fast: answer off the prompt.")
-    ] = _Mode.reason,
-    model: _Model = "tiny",
-    instruction: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="How the task is put.")
-    ] = None,
-    engine: Annotated[
-        _Engine,
-        typer.Option(
-            help="local: cached, continuous batches; plain: straight transformers; "
-            "sglang: a SGLang server, started here unless --url names one."
-        ),
-    ] = _Engine.local,
-    url: Annotated[
-        str | None, typer.Option(metavar="URL", help="A SGLang server of the same checkpoint.")
-    ] = None,
-    weights: _Rounded = _Weights.model,
-    device: _Device = None,
-    dtype: _Numbers = None,
-    votes: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Sample N chains of thought that vote.")
-    ] = 1,
-    cache: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Keep features of items here for the next run."),
-    ] = None,
-    stats: Annotated[
-        bool, typer.Option("--stats", help="Say what it took, and what caches gave.")
-    ] = False,
-    as_json: _Json = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page to this file as well.")
-    ] = None,
-) -> None:
-    """Rank candidates for a query, best first."""
-    from retrv_r1.command.sources import read_candidates
-    from retrv_r1.report import (
-        print_ranking,
-        print_stats,
-        render_html,
-        to_response,
-        to_stats,
-        write_html,
-    )
-
-    asked = _query(query, image)
-    if html is not None and html.is_dir():
-        raise RetrvError(f"cannot write {html}: it is a folder; name a file")
-    if "-" in candidates and sys.stdin.isatty():
-        sys.stderr.write("reading candidates from the terminal, one a line; end with Ctrl-D\n")
-    items = list(read_candidates(candidates, sys.stdin.buffer))
-    with status(f"loading {model}"), usage_errors(), engine_errors():
-        from transformers.utils import logging
-
-        from retrv_engine import EngineConfig, SGLangConfig
-        from retrv_r1.rerank.reranker import Reranker
-
-        logging.disable_progress_bar()  # the spinner says it, and stderr is for errors
-        if engine is not _Engine.sglang and url is not None:
-            raise ValueError("--url goes with --engine sglang")
-        if engine is _Engine.sglang and weights is not _Weights.model:
-            raise ValueError("--weights are rounded by the local engine: leave --engine out")
-        sglang = engine is _Engine.sglang
-        config = SGLangConfig(url=url) if sglang else EngineConfig(weights=weights.value)
-        reranker = Reranker.from_pretrained(
-            model,
-            engine=engine.value,
-            config=config,
-            cache=cache,
-            device=device,
-            dtype=None if dtype is None else dtype.value,
-        )
-    with status(f"ranking {len(items)} candidates"), usage_errors(), engine_errors():
-        results = reranker.rank(
-            asked, items, top_k=top, mode=mode.value, instruction=instruction, votes=votes
-        )
-    took = to_stats(results, *reranker.stats()) if stats else None
-    if as_json:
-        print_json(to_response(results) | ({} if took is None else {"stats": took}))
-    else:
-        print_ranking(results, stdout(), candidates=len(items))
-        if took is not None:
-            print_stats(results, took, stdout())
-    if html is not None:
-        write_html(render_html(results, candidates=items), html)
-    reranker.close()
-
-
-def _query(text: str, image: Path | None) -> Item:
-    """The query's item; refuses a picture file given as text, which is never meant."""
-    from retrv_r1.images import SUFFIXES
-
-    if image is None and text.lower().endswith(SUFFIXES) and os.path.isfile(text):
-        raise ItemError(f'the query {text} is a picture file; write "" --image {text}')
-    try:
-        return Item(text=text or None, image=image)
-    except ItemError as error:
-        raise ItemError("the query is empty; give a text, --image, or both") from error
-
-
 @data.command()
 def pictographs(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the data set.")],
     size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="Decides what is held out and what is asked.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed that decides what is held out and what is asked.")
+    ] = 0,
     style: Annotated[
-        list[str] | None, typer.Option(help="A picture style; repeat for several; default: all.")
+        list[str] | None,
+        typer.Option(help="Picture style; may be given several times. Default: all styles."),
     ] = None,
     limit_concepts: Annotated[
-        int | None, typer.Option(min=1, help="Keep only so many concepts, for trials.")
+        int | None, typer.Option(min=1, help="Number of concepts to keep, for trials.")
     ] = None,
     download: Annotated[
         bool, typer.Option(" /--no-download", help="Use only styles that are already here.")
@@ -244,7 +72,7 @@ def pictographs(
     """Build the pictograph set: emoji in many styles, asked in M-BEIR's task shapes."""
     from retrv_r1.data.pictographs import build
 
-    with usage_errors():
+    with clear_errors():
         manifest = build(
             out,
             styles=style or None,
@@ -260,9 +88,9 @@ def pictographs(
 @data.command()
 def pack(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a built data set.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The pack to write.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Pack to write.")],
 ) -> None:
-    """Put what training needs of a built data set into one file; some minutes."""
+    """Write the part of a data set that training needs into one file; takes minutes."""
     from retrv_r1.data.pack import pack as write
 
     typer.echo(f"packed: {file}  {write(root, file) / 1e6:.1f} MB")
@@ -271,31 +99,34 @@ def pack(
 @app.command()
 def train(
     stage: Annotated[
-        _Stage, typer.Argument(metavar="STAGE", help="embed, pretrain, align or sft.")
+        str, typer.Argument(metavar="STAGE", help=f"Stage to train: {', '.join(STAGES)}.")
     ],
     config: Annotated[Path, typer.Option(help="YAML file of the stage.")],
     out: Annotated[
-        Path | None, typer.Option(help="Where the result goes; the config's by default.")
+        Path | None, typer.Option(help="Folder of the result. Default: the config's.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint.")] = True,
+    resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint.")] = True,
     source: Annotated[
         Path | None,
-        typer.Option("--data", help="Folder or pack of the data set; the config's by default."),
+        typer.Option("--data", help="Folder or pack of the data set. Default: the config's."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; by default a GPU if there is one.")
+        str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32 or bfloat16, the default on a GPU.")
+        str | None,
+        typer.Option(help="float32 or bfloat16. Default: float32 on a CPU, bfloat16 on a GPU."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that make batches; 0 by default on a CPU.")
+        int | None,
+        typer.Option(help="Processes that make batches. Default: 0 on a CPU, cores - 1 on a GPU."),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Be done in this time, whatever steps are planned.")
+        float | None,
+        typer.Option(help="Time limit; the schedule is stretched or pressed into it."),
     ] = None,
 ) -> None:
-    """Train one stage of the model; prints the folder of the result."""
+    """Train one stage of the model and print the folder of the result."""
     from retrv_r1.train import run
 
     asked: dict[str, Any] = {
@@ -306,34 +137,37 @@ def train(
         "minutes": minutes,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    typer.echo(str(run(stage.value, config, out=out, resume=resume, **given)))
+    typer.echo(str(run(stage, config, out=out, resume=resume, **given)))
 
 
 @app.command("eval")
 def evaluate(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="A data set's folder, in M-BEIR's layout.")
+        str, typer.Argument(metavar="DATASET", help="Folder of a data set in M-BEIR's layout.")
     ],
-    model: _Model = "tiny",
-    k: Annotated[str, typer.Option(help="Candidate counts, comma-separated.")] = "10,50",
-    split: Annotated[_Split, typer.Option(help="What was held out.")] = _Split.all,
-    limit: Annotated[int | None, typer.Option(min=1, help="Queries per cell.")] = None,
+    model: ModelName = "tiny",
+    k: Annotated[str, typer.Option(help="Candidate counts, separated by commas.")] = "10,50",
+    split: Annotated[Split, typer.Option(help="Part of the data set.")] = "all",
+    limit: Annotated[int | None, typer.Option(min=1, help="Queries per task.")] = None,
     modes: Annotated[
-        list[_Mode] | None, typer.Option("--mode", help="May be given twice; both by default.")
+        list[str] | None,  # typer takes no list of Literals
+        typer.Option(
+            "--mode", metavar="MODE", help="reason or fast; may be given twice. Default: both."
+        ),
     ] = None,
     full_tokens: Annotated[
-        bool, typer.Option(help="Also rerank from candidates at full length.")
+        bool, typer.Option(help="Also rerank with candidates at full length.")
     ] = True,
     int8_keys: Annotated[
         bool, typer.Option("--int8-keys", help="Round relation keys to int8, as an index does.")
     ] = False,
-    weights: _Rounded = _Weights.model,
-    device: _Device = None,
-    dtype: _Numbers = None,
-    out: Annotated[Path | None, typer.Option(help="Where the report is written.")] = None,
-    as_json: _Json = False,
+    weights: RoundedWeights = "model",
+    device: DeviceName = None,
+    dtype: WeightsDtype = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Measure recall over a data set's tasks, with the time and tokens it took."""
+    """Measure recall over the tasks of a data set, with the time and the tokens spent."""
     counts = _counts(k)
     from retrv_r1.eval import render, run
 
@@ -341,14 +175,14 @@ def evaluate(
         dataset,
         model=model,
         k=counts,
-        split=split.value,
+        split=split,
         limit=limit,
-        modes=[mode.value for mode in modes or _Mode],
+        modes=cast("tuple[Mode, ...]", modes or get_args(Mode)),
         full_tokens=full_tokens,
         int8_keys=int8_keys,
-        weights=weights.value,
+        weights=weights,
         device=device,
-        dtype=None if dtype is None else dtype.value,
+        dtype=dtype,
         out=out,
     )
     if as_json:
@@ -358,8 +192,8 @@ def evaluate(
 
 
 @app.command()
-def doctor(as_json: _Json = False) -> None:
-    """Say what this installation can do, what it lacks, and how to add it."""
+def doctor(as_json: AsJson = False) -> None:
+    """Show what this installation can do, what it lacks, and how to add it."""
     from retrv_r1.command import doctor as checks
 
     report = checks.report()

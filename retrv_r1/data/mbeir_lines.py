@@ -1,4 +1,4 @@
-"""The files of M-BEIR's format, line by line: candidates, queries, qrels, instructions."""
+"""Parsers for the files of M-BEIR's format: candidates, queries, qrels, instructions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,12 +28,12 @@ _ID = re.compile(r"\d+:\d+")
 
 
 class MBEIRError(RetrvError, ValueError):
-    """A directory or line that is not M-BEIR's format; the message names file and line."""
+    """A directory or line that is not in M-BEIR's format; the message names file and line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A candidate as it stands in a pool.
+    """A candidate of a pool.
 
     Args:
         image: path relative to the data root.
@@ -46,13 +47,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query with what is judged about it.
+    """A query with its judgements.
 
     Args:
         image: path relative to the data root.
         positives: dids of relevant candidates, in the file's order.
         negatives: dids of the listed hard negatives; may be empty.
-        instructions: the phrasings of its instruction; empty if the table has none.
+        instructions: wordings of its instruction; empty if the table has none.
     """
 
     qid: str
@@ -66,24 +67,37 @@ class Query:
 
 
 def json_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """The objects of a JSON-lines file, each with `file:line` for messages."""
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, 1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                cut = "" if line.endswith("\n") else "; the file seems to be cut off"
-                raise MBEIRError(f"{where}: not JSON ({error.msg}){cut}") from error
-            if not isinstance(row, dict):
-                raise MBEIRError(f"{where}: a JSON object is needed, not {type(row).__name__}")
-            yield row, where
+    """Yields the objects of a JSON-lines file, each with `file:line` for messages.
+
+    Raises:
+        MBEIRError: the file cannot be read, or a line is no JSON object.
+    """
+    for line, where in _lines(path):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            cut = "" if line.endswith("\n") else "; the file seems to be cut off"
+            raise MBEIRError(
+                f"{where}: not JSON ({error.msg}){cut}; copy or build it again"
+            ) from error
+        if not isinstance(row, dict):
+            raise MBEIRError(f"{where}: a JSON object is needed, not {type(row).__name__}")
+        yield row, where
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields the lines of a text file that are not blank, each with `file:line`."""
+    try:
+        with path.open(encoding="utf-8") as handle:
+            for number, line in enumerate(handle, 1):
+                if line.strip():
+                    yield line, f"{path}:{number}"
+    except (OSError, UnicodeDecodeError) as error:
+        raise MBEIRError(f"cannot read {path}: {error}; copy or build it again") from error
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str | None:
-    """An optional string; empty strings are none."""
+    """An optional string; an empty one counts as None."""
     if key not in row:
         raise MBEIRError(f"{where}: the field {key!r} is missing")
     value = row[key]
@@ -128,6 +142,7 @@ def _ids(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 
 def parse_candidate(row: Mapping[str, Any], where: str) -> Candidate:
+    """A candidate from a line of a pool; ``where`` is named by MBEIRError."""
     text, image = _text(row, "txt", where), _image(row, "img_path", where)
     modality = _modality(row, "modality", where, text, image)
     return Candidate(_identity(row, "did", where), text, image, modality)
@@ -139,6 +154,7 @@ def parse_query(
     judged: Mapping[str, list[str]],
     prompts: Mapping[tuple[str, str, str], tuple[str, ...]],
 ) -> Query:
+    """A query from a line, with relevant dids by qid and instructions; MBEIRError as above."""
     qid = _identity(row, "qid", where)
     text, image = _text(row, "query_txt", where), _image(row, "query_img_path", where)
     modality = _modality(row, "query_modality", where, text, image)
@@ -161,33 +177,24 @@ def parse_query(
 
 
 def read_qrels(path: Path) -> dict[str, list[str]]:
-    """qid -> relevant dids; empty if there is no such file."""
+    """Relevant dids of each qid; empty if there is no such file."""
     found: dict[str, list[str]] = {}
-    if not path.is_file():
-        return found
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for line, where in _lines(path) if path.is_file() else ():
         fields = line.split()
-        if not fields:
-            continue
         if len(fields) not in (4, 5) or not fields[3].lstrip("-").isdigit():
-            raise MBEIRError(f"{path}:{number}: `qid 0 did 1 task_id` is needed, not {line!r}")
+            raise MBEIRError(f"{where}: `qid 0 did 1 task_id` is needed, not {line.strip()!r}")
         if int(fields[3]) > 0:
             found.setdefault(fields[0], []).append(fields[2])
     return found
 
 
 def read_instructions(path: Path) -> dict[tuple[str, str, str], tuple[str, ...]]:
-    """(dataset id, query modality, candidate modality) -> phrasings; empty without the file."""
+    """Wordings by (dataset id, query modality, candidate modality); empty without the file."""
     found: dict[tuple[str, str, str], tuple[str, ...]] = {}
-    if not path.is_file():
-        return found
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines[1:], 2):
+    for line, where in islice(_lines(path), 1, None) if path.is_file() else ():
         fields = line.split("\t")
-        if not line.strip():
-            continue
         if len(fields) < 5:
-            raise MBEIRError(f"{path}:{number}: five or more tab-separated columns are needed")
+            raise MBEIRError(f"{where}: five or more tab-separated columns are needed")
         query, candidate, _, dataset = fields[:4]
         found[dataset, query, candidate] = tuple(p.strip() for p in fields[4:] if p.strip())
     return found

@@ -1,4 +1,4 @@
-"""Evaluation: recall of both stages over a data set's tasks, with time and tokens it took."""
+"""Evaluation: recall of both stages over a data set's tasks, with time and tokens used."""
 
 from retrv_r1.eval.calibration import Calibration, calibrate, fit_temperature
 from retrv_r1.eval.cells import EvalError

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from retrv_r1.eval.cells import EvalError, choose
 from retrv_r1.eval.ranking import CellRun, CellRunner, Models
-from retrv_r1.eval.settings import Settings
+from retrv_r1.eval.settings import EvalSettings
 from retrv_r1.types import CheckpointError
 
 LOWEST, HIGHEST = 0.02, 50.0
@@ -24,13 +24,13 @@ _POINTS, _ROUNDS = 41, 5
 
 @dataclass(frozen=True)
 class Calibration:
-    """What fitting a temperature did.
+    """Result of fitting a temperature; ``…_before`` is the same with the earlier temperature.
 
     Attributes:
-        temperature: the fitted one; ``before`` the one that the checkpoint had.
-        lists: validation lists in which a relevant candidate was present.
-        nll, nll_before: mean negative log-likelihood of the relevant candidates, nats a list.
-        accuracy: share of lists whose best score is a relevant candidate's.
+        temperature, before: fitted temperature, and the checkpoint's earlier one.
+        lists: number of validation lists with a relevant candidate.
+        nll, nll_before: mean negative log-likelihood of the relevant candidates, nats per list.
+        accuracy: share of lists in which a relevant candidate has the best score.
         confidence, confidence_before: mean best score, which should be near the accuracy.
     """
 
@@ -46,7 +46,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Lists:
-    """Lists padded to one length: logits ``[n, k]``, and which are relevant ``[n, k]``."""
+    """Lists padded to one length: logits ``[n, k]`` and whether each is relevant ``[n, k]``."""
 
     logits: Tensor
     relevant: Tensor
@@ -54,7 +54,10 @@ class _Lists:
     @classmethod
     def of(cls, label_logits: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> _Lists:
         if not label_logits or len(label_logits) != len(answers) or not all(map(len, answers)):
-            raise EvalError("a temperature is fitted on lists with a relevant candidate in each")
+            raise EvalError(
+                "a temperature needs at least one list, and a relevant candidate in each list: "
+                "give more queries, or a larger k"
+            )
         rows = [logits.double() for logits in label_logits]
         padded = pad_sequence(rows, batch_first=True, padding_value=-math.inf)
         relevant = torch.zeros_like(padded, dtype=torch.bool)
@@ -77,16 +80,16 @@ class _Lists:
 
 
 def fit_temperature(label_logits: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> float:
-    """The temperature under which the relevant candidates are likeliest.
+    """The temperature with the least negative log-likelihood of the relevant candidates.
 
-    Least negative log-likelihood, by a grid in the temperature's logarithm, ever finer.
+    Searches grids in the temperature's logarithm, each finer than the one before.
 
     Args:
-        label_logits: one ``[k]`` per list; lengths may differ.
-        answers: numbers of each list's relevant candidates, at least one.
+        label_logits: logits ``[k]`` of each list; lengths may differ.
+        answers: indices of each list's relevant candidates, at least one.
     Raises:
-        EvalError: no list, a list without a relevant candidate, or no least value between
-            ``LOWEST`` and ``HIGHEST`` (all lists right, or all at random).
+        EvalError: no list, a list without a relevant candidate, or no minimum between ``LOWEST``
+            and ``HIGHEST`` (all lists are right, or answers are random).
     """
     return _fit(_Lists.of(label_logits, answers))
 
@@ -103,8 +106,8 @@ def _fit(lists: _Lists) -> float:
         low, high = grid[max(at - 1, 0)], grid[min(at + 1, _POINTS - 1)]
     if best in bounds:
         raise EvalError(
-            f"the best temperature is not between {LOWEST} and {HIGHEST}: are the "
-            f"{len(lists.logits)} lists too few, or is the model untrained?"
+            f"there is no best temperature between {LOWEST} and {HIGHEST}: the "
+            f"{len(lists.logits)} lists are too few, or the model is not trained"
         )
     return math.exp(best)
 
@@ -119,20 +122,23 @@ def calibrate(
     seed: int = 0,
     device: str = "cpu",
 ) -> Calibration:
-    """Fits ``score_temperature`` on the val split, in fast mode, and writes it to the config.
+    """Fits ``score_temperature`` on the val split in fast mode, and writes it to the config.
 
     Args:
-        model_dir: a checkpoint's directory; its ``config.json`` is changed.
-        k: candidates per list; the reranker's window at most, where scores are one softmax.
+        model_dir: directory of a checkpoint; its ``config.json`` is changed.
+        dataset: directory in M-BEIR's layout with a val split.
+        k: number of candidates per list, at most the reranker's window: there the scores of a
+            list are one softmax.
+        limit, batch_size, seed, device: see :class:`EvalSettings`.
     Raises:
         CheckpointError: no such directory, or no first stage in it.
-        EvalError: no val split, or nothing to fit on.
+        EvalError: no val split, or no lists to fit on.
     """
     folder = Path(model_dir)
     config = folder / "config.json"
     if not config.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint's directory: it has no config.json")
-    settings = Settings(
+    settings = EvalSettings(
         k=(k,),
         modes=("fast",),
         full_tokens=False,
@@ -167,7 +173,7 @@ def calibrate(
 
 
 def _lists(runs: Sequence[CellRun], before: float) -> _Lists:
-    """The lists that hold a relevant candidate.
+    """The lists with a relevant candidate.
 
     Scores are ``softmax(logits / before)``, so ``before · log(score)`` are logits up to a constant.
     """

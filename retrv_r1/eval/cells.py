@@ -1,4 +1,4 @@
-"""Which cells of a directory an evaluation covers, and which of their queries."""
+"""Selects the cells of a data set and their queries. A cell is one task in one split."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from retrv_r1.data import mbeir
 from retrv_r1.types import RetrvError
 
 SPLITS = ("all", "style", "composition", "unseen", "test", "val")
-"""``style``, ``composition`` and ``unseen`` are the evaluations of the pictograph set."""
+"""``style``, ``composition`` and ``unseen`` are parts of the pictograph set's test split."""
 
 _OURS = "pictographs_"
 
 
 class EvalError(RetrvError, ValueError):
-    """An evaluation that cannot be run, or a result that cannot be right."""
+    """An evaluation that cannot be run, or a result that is not valid."""
 
 
 def part_of(cell: mbeir.Cell) -> str:
-    """The evaluation that a cell belongs to; the name of its split in other directories."""
+    """The part of the pictograph set that a cell belongs to; for other data sets its split."""
     if cell.split != "test" or not cell.dataset.startswith(_OURS):
         return cell.split
     family = cell.dataset.removeprefix(_OURS).split("_")[0]
@@ -29,16 +29,17 @@ def part_of(cell: mbeir.Cell) -> str:
 
 
 def choose(root: Path, split: str) -> list[mbeir.Cell]:
-    """The cells of a split, by part and name.
+    """The cells of a split, sorted by part and name.
 
     Args:
-        split: one of ``SPLITS``; ``all`` is every test cell, or every val cell where there is no
-            test.
+        root: directory in M-BEIR's layout.
+        split: one of ``SPLITS``; ``all`` is every test cell, or every val cell if there is no
+            test cell.
     Raises:
-        EvalError: no such split, or no such cell; the message says what is there.
+        EvalError: unknown split, or no cell of it; the message lists what there is.
     """
     if split not in SPLITS:
-        raise EvalError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise EvalError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     there = [cell for cell in mbeir.cells(root) if cell.split != "train"]
     if split == "all":
         chosen = [cell for cell in there if cell.split == "test"] or there
@@ -47,19 +48,21 @@ def choose(root: Path, split: str) -> list[mbeir.Cell]:
     if not chosen:
         counts = Counter(map(part_of, there))
         parts = ", ".join(f"{part} ({count} cells)" for part, count in counts.items())
-        raise EvalError(f"{root} has no cell of split {split!r}; it holds {parts or 'none at all'}")
+        raise EvalError(
+            f"{root} has no cell of split {split!r}: choose from {parts or 'none, it has no cells'}"
+        )
     return sorted(chosen, key=lambda cell: (SPLITS.index(part_of(cell)), cell.dataset))
 
 
 def shape_of(queries: Sequence[mbeir.Query]) -> str:
-    """The task shape of a cell, such as ``it → i`` for a picture with a text to a picture."""
+    """The task shape of a cell, such as ``it → i`` for image with text to image."""
     short = {"text": "t", "image": "i", "image,text": "it"}
     tasks = sorted({query.task_id for query in queries})
     return ", ".join(" → ".join(short[side] for side in mbeir.TASKS[task]) for task in tasks)
 
 
 def sample(queries: Sequence[mbeir.Query], limit: int | None, seed: int) -> list[mbeir.Query]:
-    """``limit`` queries drawn by the seed, all when None; a larger limit only adds to them."""
+    """``limit`` random queries, all if None; a larger limit extends a smaller one's sample."""
     drawn = list(queries)
     random.Random(f"queries {seed}").shuffle(drawn)
     return drawn[:limit]
@@ -68,8 +71,7 @@ def sample(queries: Sequence[mbeir.Query], limit: int | None, seed: int) -> list
 def prompt_order(dids: Sequence[str], qid: str, seed: int) -> list[str]:
     """Candidates in the order in which the prompt shows them.
 
-    Shuffled by seed and query, so that the place in the prompt says nothing about the first
-    stage's rank.
+    They are shuffled by seed and query, so that positions do not tell the first stage's ranks.
     """
     shown = list(dids)
     random.Random(f"prompt {seed} {qid} {len(shown)}").shuffle(shown)

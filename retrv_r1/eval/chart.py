@@ -1,4 +1,4 @@
-"""A bar chart of R@1 by evaluation and system."""
+"""A bar chart of R@1 by part and system."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _COLOURS = ("#9aa0a6", "#8fb8de", "#1f6fb2", "#f2b880", "#d9772b")
 
 
 def draw(report: Mapping[str, Any], path: Path) -> bool:
-    """Draws the largest K's R@1 as PNG, a black line at the first stage's R@K.
+    """Draws R@1 at the largest K as PNG, with a black line at the first stage's R@K.
 
     Returns:
-        False if matplotlib is not installed; nothing is drawn then.
+        False, and nothing is drawn, if matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401

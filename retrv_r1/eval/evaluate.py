@@ -1,4 +1,4 @@
-"""The evaluation of a model over a data set, from arguments to files."""
+"""Evaluates a model on a data set, from arguments to files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from retrv_r1.eval.chart import draw
 from retrv_r1.eval.metrics import require_metrics
 from retrv_r1.eval.ranking import CellRun, CellRunner, Models
 from retrv_r1.eval.report import Report, build
-from retrv_r1.eval.settings import Settings
+from retrv_r1.eval.settings import EvalSettings
 from retrv_r1.eval.trec import write_runs
 from retrv_r1.model.checkpoint import saved_dtype
 from retrv_r1.model.first_stage import local_checkpoint
@@ -44,31 +44,34 @@ def run(
 ) -> Report:
     """Evaluates both stages of a checkpoint on a directory in M-BEIR's layout.
 
-    With ``out`` every query's outcome is kept as it comes: a killed run goes on where it was, a
-    finished one is only read. Another model, data set, setting or version of this package shares
-    nothing with it; changes of code within a version do.
+    With ``out``, each query's outcome is saved when it is known: a killed run resumes, and a
+    finished one is only read. Saved outcomes are reused for the same model, data, settings and
+    version of this package; changes of code within a version are not noticed.
 
     Args:
-        model: ``"tiny"`` (shipped), a directory, or a hub id; it must hold a first stage.
-        k: how many of the first stage's best are reranked, each count apart.
-        split: ``style``, ``composition`` or ``unseen`` of the pictograph set, ``test`` or
-            ``val``, or ``all`` for every test cell.
-        limit: queries per cell, drawn by ``seed``; a larger one adds to a smaller one's.
-        out: folder of ``report.json``, ``report.md``, ``chart.png``, ``runs/`` and ``outcomes/``.
-        device, dtype: as of :meth:`retrv_r1.Reranker.from_pretrained`.
+        dataset: directory of the data set.
+        model: ``"tiny"`` (shipped), a directory, or a hub id; it must have a first stage.
+        k: candidate counts; for each, that many of the first stage's best are reranked.
+        split: ``style``, ``composition`` or ``unseen`` of the pictograph set, ``test``, ``val``,
+            or ``all`` for every test cell.
+        limit: number of queries per cell, drawn by ``seed``; a larger limit extends a smaller one's
+            sample.
+        out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/`` and ``outcomes/``.
+        device, dtype: see :meth:`retrv_r1.Reranker.from_pretrained`.
         modes, full_tokens, int8_keys, weights, batch_size, pool, seed, sampling: see
-            :class:`Settings`.
+            :class:`EvalSettings`.
     Raises:
-        EvalError: nothing to evaluate, an option that cannot be, or an unsound ranking.
+        EvalError: nothing to evaluate, an invalid option, an invalid ranking, or files that cannot
+            be written.
         CheckpointError: no such model, or it has no first stage.
-        DeviceError: no such device, or it cannot do what is asked for.
+        DeviceError: no such device, or it does not support an option.
         MBEIRError: the directory is not in M-BEIR's layout.
     """
     require_metrics()
     place = device_of(device)
     check_weights(weights, place)
-    read = dtype_of(dtype, place) or saved_dtype(local_checkpoint(model))
-    settings = Settings(
+    weights_dtype = dtype_of(dtype, place) or saved_dtype(local_checkpoint(model))
+    settings = EvalSettings(
         k=tuple(sorted(set(k))),
         modes=tuple(modes),
         full_tokens=full_tokens,
@@ -79,7 +82,7 @@ def run(
         pool=pool,
         seed=seed,
         device=str(place),
-        dtype=str(read).removeprefix("torch."),
+        dtype=str(weights_dtype).removeprefix("torch."),
         sampling=sampling,
     )
     root = Path(dataset)

@@ -1,4 +1,4 @@
-"""Recall by a library, and bootstrap intervals of mean differences."""
+"""Recall, computed by a library, and bootstrap intervals of mean differences."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Interval:
 
 
 def require_metrics() -> None:
-    """Says at once, not after hours of ranking, that the metrics library is missing.
+    """Checks for the metrics library before hours of ranking.
 
     Raises:
-        EvalError: it is.
+        EvalError: it is not installed.
     """
     try:
         import ir_measures  # noqa: F401
@@ -40,13 +40,13 @@ def require_metrics() -> None:
 def hits(
     outcomes: Sequence[Outcome], positives: Mapping[str, Sequence[str]], cutoffs: Sequence[int]
 ) -> dict[int, np.ndarray]:
-    """Whether a relevant candidate is among a query's first k, by k; ``[n]`` of 0.0 and 1.0.
+    """Whether a relevant candidate is among each query's first k: by k, ``[n]`` of 0.0 and 1.0.
 
-    M-BEIR's Recall@k is this hit rate, Success@k in the library's terms.
+    The mean is M-BEIR's Recall@k, which the library calls Success@k.
     """
     import ir_measures
 
-    # trec_eval sorts by score, in single precision, and breaks ties by name: give it the ranks.
+    # Ranks as scores: trec_eval sorts by score in single precision and breaks ties by name.
     run = {
         outcome.qid: {did: float(-rank) for rank, did in enumerate(outcome.ranking)}
         for outcome in outcomes
@@ -64,15 +64,15 @@ def hits(
 def mean_interval(cells: Sequence[np.ndarray], seed: int, resamples: int = RESAMPLES) -> Interval:
     """Mean over cells of each cell's mean, with its percentile bootstrap interval.
 
-    Queries are resampled within their cell. For paired systems give the differences per query.
+    Queries are resampled within their cell. To compare paired systems, pass differences.
 
     Args:
-        cells: a value per query, one array per cell.
+        cells: for each cell, an array with a value per query.
     """
     rng = np.random.default_rng(seed)
     total = np.zeros(resamples)
     for values in cells:
-        # Few distinct values: how often each is drawn is a multinomial.
+        # There are few distinct values; how often each is drawn is a multinomial.
         distinct, counts = np.unique(values, return_counts=True)
         drawn = rng.multinomial(len(values), counts / len(values), size=resamples)
         total += drawn @ distinct / len(values)

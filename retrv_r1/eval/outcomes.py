@@ -1,4 +1,4 @@
-"""What came of each query, kept on disk as it comes, so that a killed run goes on."""
+"""The outcome of each query, saved to disk at once, so that a killed run can resume."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Outcome:
     """One query's ranking by one system.
 
     Attributes:
-        ranking: dids, best first.
-        scores: of the dids, never rising.
-        answer: the did that the model answered; None for the first stage.
-        inspected: dids looked at in full, in order.
-        shown: candidates in the last prompt.
-        prompt_rows, candidate_rows: rows of the last prompt, and those of its candidates.
-        inspected_rows: rows spliced in while it reasoned.
-        generated: tokens written.
-        seconds: without encoding the items, a batch's time shared equally.
+        ranking: dids (M-BEIR's candidate ids), best first.
+        scores: scores of the ranking, never rising.
+        answer: did of the model's answer; None for the first stage.
+        inspected: dids of the inspected candidates, in order.
+        shown: number of candidates in the last prompt.
+        prompt_rows, candidate_rows: rows of the last prompt, and of the candidates in it.
+        inspected_rows: rows that inspections inserted.
+        generated: number of generated tokens.
+        seconds: the query's equal share of its batch's time, without encoding the items.
     """
 
     qid: str
@@ -47,7 +47,7 @@ class Outcome:
     def of(
         cls, qid: str, dids: Sequence[str], result: RankedResults, shown: int, seconds: float
     ) -> Outcome:
-        """The outcome of ranking the candidates ``dids``, which must be sound.
+        """The outcome of ranking the candidates ``dids``.
 
         Raises:
             EvalError: see :meth:`check`.
@@ -72,10 +72,10 @@ class Outcome:
         return outcome
 
     def check(self) -> None:
-        """Holds a reranked list to what every reranked list must satisfy.
+        """Checks what must be true of every reranked list.
 
         Raises:
-            EvalError: the answer is not rank 1, or a score leaves [0, 1] or rises.
+            EvalError: the answer is not rank 1, or a score is outside [0, 1] or rises.
         """
         if not self.ranking or self.answer != self.ranking[0]:
             raise EvalError(f"query {self.qid}: the answer {self.answer} is not rank 1")
@@ -90,16 +90,16 @@ class Outcome:
 
 
 class Journal:
-    """Outcomes of one system on one cell, appended to a file as they come.
+    """Outcomes of one system on one cell, appended to a file.
 
-    The file's name and first line carry a fingerprint of everything that decides the outcomes:
-    with another model, data or setting it is another file, and nothing is mixed or lost. A line
-    that a killed run left unfinished is cut off.
+    The file's name and first line have a fingerprint of everything that decides the outcomes, so
+    another model, data set or setting uses another file. A line that a killed run left unfinished
+    is removed.
 
     Args:
-        folder: where the file is kept; in memory alone when None.
-        name: how the file's name begins.
-        about: what decides the outcomes, JSON values.
+        folder: folder of the file; None keeps outcomes in memory only.
+        name: beginning of the file's name.
+        about: JSON values that decide the outcomes.
     """
 
     def __init__(self, folder: Path | None, name: str, about: Mapping[str, Any]) -> None:
@@ -116,14 +116,14 @@ class Journal:
                 handle.write(_line(self.header))
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
-        """Keeps outcomes, on disk before this returns."""
+        """Adds outcomes; they are on disk when this returns."""
         self.outcomes |= {outcome.qid: outcome for outcome in outcomes}
         if self.path is not None:
             with self.path.open("ab") as handle:
                 handle.write(b"".join(_line(asdict(outcome)) for outcome in outcomes))
 
     def _read(self, path: Path) -> int:
-        """Reads the sound beginning of a file and returns its length in bytes."""
+        """Reads the complete lines of a file; returns their length in bytes."""
         kept = 0
         for line in path.read_bytes().splitlines(keepends=True):
             try:
@@ -146,7 +146,7 @@ def fingerprint(about: Mapping[str, Any]) -> str:
 
 
 def file_hash(root: Path, paths: Sequence[Path]) -> str:
-    """Hex SHA-256 of files' contents and names under ``root``."""
+    """Hex SHA-256 of files' contents and of their names relative to ``root``."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         with path.open("rb") as handle:

@@ -1,4 +1,4 @@
-"""Ranking the queries of a cell: the first stage, then every system over its best."""
+"""Ranks the queries of a cell by the first stage, then reranks its best by every system."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from retrv_r1.data import mbeir
 from retrv_r1.eval.cells import EvalError, part_of, prompt_order, sample, shape_of
 from retrv_r1.eval.metrics import CUTOFFS
 from retrv_r1.eval.outcomes import Journal, Outcome, file_hash
-from retrv_r1.eval.settings import Settings, System
+from retrv_r1.eval.settings import EvalSettings, System
 from retrv_r1.model.first_stage import FOLDER, FirstStage, local_checkpoint
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.types import CheckpointError, RankRequest
@@ -29,7 +29,7 @@ _MODEL_FILES = (
 
 
 class Models:
-    """A checkpoint's two stages, loaded when first needed.
+    """The two stages of a checkpoint, each loaded when first used.
 
     Args:
         name: ``"tiny"``, a directory, or a hub id.
@@ -37,12 +37,12 @@ class Models:
         CheckpointError: there is no such checkpoint, or it has no first stage.
     """
 
-    def __init__(self, name: str | Path, settings: Settings) -> None:
+    def __init__(self, name: str | Path, settings: EvalSettings) -> None:
         self.name, self.settings = str(name), settings
         self.folder = local_checkpoint(name)
         if not (self.folder / FOLDER / "config.json").is_file():
             raise CheckpointError(
-                f"{self.folder} has no first stage, which evaluation starts from: train one with "
+                f"{self.folder} has no first stage, which evaluation needs: train one with "
                 f"`retrv-r1 train embed` and copy its result to {FOLDER}/ in that folder"
             )
 
@@ -71,12 +71,12 @@ class Models:
 
 @dataclass(frozen=True)
 class CellRun:
-    """A cell with everything that came of it.
+    """A cell and its outcomes.
 
     Attributes:
         positives: relevant dids by qid, in the order of the queries.
-        first: outcomes of the first stage, in that order.
-        reranked: outcomes by system and candidate count, in that order.
+        first: outcomes of the first stage, in the same order.
+        reranked: outcomes in the same order, by system and candidate count.
     """
 
     cell: mbeir.Cell
@@ -92,8 +92,8 @@ class CellRun:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """A cell that is being ranked; ``data`` is the hash of what is asked."""
+class _CellWork:
+    """A cell that is being ranked; ``data`` is the hash of its files."""
 
     cell: mbeir.Cell
     task: mbeir.Task
@@ -106,13 +106,16 @@ class _Work:
 
 
 class CellRunner:
-    """Ranks cells; what is on disk already is not ranked again.
+    """Ranks cells; outcomes on disk are not computed again.
 
     Args:
-        out: where outcomes are kept; in memory alone when None.
+        root: directory of the data set.
+        out: folder for outcomes; None keeps them in memory only.
     """
 
-    def __init__(self, root: Path, models: Models, settings: Settings, out: Path | None) -> None:
+    def __init__(
+        self, root: Path, models: Models, settings: EvalSettings, out: Path | None
+    ) -> None:
         self.root, self.models, self.settings, self.out = root, models, settings, out
         self.console = Console(stderr=True, highlight=False)
 
@@ -121,13 +124,13 @@ class CellRunner:
         settings = self.settings
         task = mbeir.load(self.root, cell.dataset, cell.split, settings.pool)
         if not task.queries:
-            raise EvalError(f"{cell.queries} holds no query")
+            raise EvalError(f"{cell.queries} has no queries: choose another --split")
         queries = sample(task.queries, settings.limit, settings.seed)
-        work = _Work(cell, task, queries, self._data_hash(cell))
+        work = _CellWork(cell, task, queries, self._data_hash(cell))
         first = self._first_stage(work)
-        near = {outcome.qid: outcome.ranking for outcome in first}
+        nearest = {outcome.qid: outcome.ranking for outcome in first}
         reranked = {
-            (system, k): self._rerank(work, near, system, k)
+            (system, k): self._rerank(work, nearest, system, k)
             for k in settings.k
             for system in settings.systems
         }
@@ -141,7 +144,7 @@ class CellRunner:
         )
 
     def _data_hash(self, cell: mbeir.Cell) -> str:
-        """Hash of the files that say what is asked; of pictures, what the set's manifest says."""
+        """Hash of queries, candidates, relevance, instructions, and the data set's manifest."""
         qrels = f"qrels/{cell.split}/mbeir_{cell.dataset}_{cell.split}_qrels.txt"
         others = (qrels, "instructions/query_instructions.tsv", "manifest.json")
         paths = [cell.queries, *(self.root / name for name in others)]
@@ -149,14 +152,14 @@ class CellRunner:
             paths.append(cell.pools[self.settings.pool])
         return file_hash(self.root, [path for path in paths if path.is_file()])
 
-    def _journal(self, work: _Work, name: str, **about: object) -> Journal:
+    def _journal(self, work: _CellWork, name: str, **about: object) -> Journal:
         cell = work.cell
         folder = self.out and self.out / "outcomes" / f"{cell.dataset}_{cell.split}"
         about |= {"cell": cell.dataset, "split": cell.split, "data": work.data}
         about |= {"model": self.models.fingerprint, "version": __version__}
         return Journal(folder, name, about)
 
-    def _first_stage(self, work: _Work) -> list[Outcome]:
+    def _first_stage(self, work: _CellWork) -> list[Outcome]:
         depth, task = max(*self.settings.k, *CUTOFFS), work.task
         journal = self._journal(work, f"first-stage-k{depth}", depth=depth)
         waiting = [query for query in work.queries if query.qid not in journal.outcomes]
@@ -166,26 +169,26 @@ class CellRunner:
             pool = stage.embed([task.item(candidate) for candidate in task.pool], what=what)
             started = time.perf_counter()
             vectors = stage.embed([task.item(query) for query in waiting], what="queries")
-            scores, numbers = stage.search(vectors, pool, depth)
+            scores, indices = stage.search(vectors, pool, depth)
             seconds = (time.perf_counter() - started) / len(waiting)
-            found = zip(waiting, numbers.tolist(), scores.tolist(), strict=True)
+            found = zip(waiting, indices.tolist(), scores.tolist(), strict=True)
             journal.add(
                 [
                     Outcome(
                         qid=query.qid,
-                        ranking=tuple(task.pool[number].did for number in near),
-                        scores=tuple(close),
+                        ranking=tuple(task.pool[index].did for index in nearest),
+                        scores=tuple(similarities),
                         seconds=seconds,
                     )
-                    for query, near, close in found
+                    for query, nearest, similarities in found
                 ]
             )
         return [journal.outcomes[query.qid] for query in work.queries]
 
     def _rerank(
-        self, work: _Work, near: Mapping[str, Sequence[str]], system: System, k: int
+        self, work: _CellWork, nearest: Mapping[str, Sequence[str]], system: System, k: int
     ) -> list[Outcome]:
-        """Outcomes of one system over the ``k`` nearest of every query."""
+        """Outcomes of one system over each query's ``k`` nearest candidates."""
         options = {"mode": system.mode, "reading": system.reading, **self.settings.ranking_options}
         journal = self._journal(work, f"{system.slug}-k{k}", k=k, **options)
         waiting = [query for query in work.queries if query.qid not in journal.outcomes]
@@ -199,7 +202,7 @@ class CellRunner:
             disable=not (waiting and self.console.is_terminal),
         )
         for batch in batches:
-            journal.add(self._batch(work.task, batch, near, system, k))
+            journal.add(self._batch(work.task, batch, nearest, system, k))
         outcomes = [journal.outcomes[query.qid] for query in work.queries]
         if waiting:
             pairs = zip(outcomes, work.queries, strict=True)
@@ -211,13 +214,13 @@ class CellRunner:
         self,
         task: mbeir.Task,
         queries: Sequence[mbeir.Query],
-        near: Mapping[str, Sequence[str]],
+        nearest: Mapping[str, Sequence[str]],
         system: System,
         k: int,
     ) -> list[Outcome]:
-        """Reranks some queries together."""
+        """Reranks a batch of queries."""
         seed, reranker = self.settings.seed, self.models.reranker
-        shown = [prompt_order(near[query.qid][:k], query.qid, seed) for query in queries]
+        shown = [prompt_order(nearest[query.qid][:k], query.qid, seed) for query in queries]
         requests = [
             RankRequest(
                 task.item(query),
@@ -230,10 +233,10 @@ class CellRunner:
         results = reranker.rank_batch(
             requests, mode=system.mode, reading=system.reading, sampling=self.settings.sampling
         )
-        spent = time.perf_counter() - started - sum(r.timings["features"] for r in results)
+        seconds = time.perf_counter() - started - sum(r.timings["features"] for r in results)
         return [
             Outcome.of(
-                query.qid, dids, result, min(len(dids), reranker.window), spent / len(queries)
+                query.qid, dids, result, min(len(dids), reranker.window), seconds / len(queries)
             )
             for query, dids, result in zip(queries, shown, results, strict=True)
         ]

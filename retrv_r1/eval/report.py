@@ -1,4 +1,4 @@
-"""What an evaluation found, as JSON values that render themselves."""
+"""The report of an evaluation: JSON values with methods to render them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from retrv_r1.eval.cells import SPLITS
 from retrv_r1.eval.metrics import CUTOFFS, hits, mean_interval
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.eval.ranking import CellRun
-from retrv_r1.eval.settings import FIRST_STAGE, Settings, System
+from retrv_r1.eval.settings import FIRST_STAGE, EvalSettings, System
 from retrv_r1.eval.tables import Table, tables
 
 Row = dict[str, Any]
 
 
 class Report(dict[str, Any]):
-    """The result of :func:`retrv_r1.eval.run`; a ``dict`` of JSON values.
+    """The result of :func:`retrv_r1.eval.run`, a ``dict`` of JSON values.
 
-    Recalls are fractions. ``parts`` holds, for every evaluation of the data set, its ``cells``,
-    their ``mean`` and the ``differences`` between systems with 95 % intervals.
+    Recalls are fractions. Each of ``parts`` holds its ``cells``, their ``mean``, and the
+    ``differences`` between systems with 95 % intervals.
     """
 
     def to_json(self) -> str:
@@ -33,7 +33,7 @@ class Report(dict[str, Any]):
         return json.dumps(self, ensure_ascii=False, allow_nan=False, indent=2)
 
     def to_markdown(self) -> str:
-        """The report as a document: summary, differences, a table per part, how it was done."""
+        """The report in Markdown: summary, differences, a table for each part, and notes."""
         parts = [f"# {self.title}"]
         if self.get("chart"):
             parts.append(f"![R@1 of the systems]({self['chart']})")
@@ -59,11 +59,11 @@ def _markdown(table: Table) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (table.columns, rule, *table.rows))
 
 
-def build(dataset: str, model: str, settings: Settings, runs: Sequence[CellRun]) -> Report:
-    """The report of ranked cells; every reranked list is checked once more on the way.
+def build(dataset: str, model: str, settings: EvalSettings, runs: Sequence[CellRun]) -> Report:
+    """The report of ranked cells; checks every reranked list again, those from disk too.
 
     Raises:
-        EvalError: an outcome, new or from disk, that cannot be right.
+        EvalError: an outcome is not valid.
     """
     checked = [outcome for run in runs for kept in run.reranked.values() for outcome in kept]
     for outcome in checked:
@@ -84,7 +84,7 @@ def build(dataset: str, model: str, settings: Settings, runs: Sequence[CellRun])
     )
 
 
-def _part(name: str, runs: Sequence[CellRun], settings: Settings) -> Row:
+def _part(name: str, runs: Sequence[CellRun], settings: EvalSettings) -> Row:
     """Cells, mean and differences of one part."""
     recalls = [_recalls(run, settings) for run in runs]
     cells = [_cell(run, recall) for run, recall in zip(runs, recalls, strict=True)]
@@ -101,7 +101,7 @@ _Key = tuple[System, int] | None
 """A reranked system and its candidate count; None is the first stage."""
 
 
-def _recalls(run: CellRun, settings: Settings) -> dict[_Key, dict[int, np.ndarray]]:
+def _recalls(run: CellRun, settings: EvalSettings) -> dict[_Key, dict[int, np.ndarray]]:
     depths = sorted({*CUTOFFS, *settings.k})
     found: dict[_Key, dict[int, np.ndarray]] = {None: hits(run.first, run.positives, depths)}
     for key, outcomes in run.reranked.items():
@@ -128,7 +128,7 @@ def _cell(run: CellRun, recalls: Mapping[_Key, Mapping[int, np.ndarray]]) -> Row
 
 
 def _cost(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Means over queries."""
+    """Mean costs over queries."""
     return {
         "rows_per_candidate": _average([o.candidate_rows / o.shown for o in outcomes]),
         "prompt_rows": _average([o.prompt_rows for o in outcomes]),
@@ -148,7 +148,7 @@ def _means(recall: Mapping[int, np.ndarray]) -> dict[str, float]:
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    """One system's row averaged over cells."""
+    """The mean over cells of one system's rows."""
     mean: Row = {"system": rows[0]["system"], "k": rows[0]["k"]}
     for group in ("recall", "cost"):
         mean[group] = {key: _average([row[group][key] for row in rows]) for key in rows[0][group]}
@@ -158,9 +158,9 @@ def _mean(rows: Sequence[Row]) -> Row:
 
 
 def _differences(
-    recalls: Sequence[Mapping[_Key, Mapping[int, np.ndarray]]], settings: Settings
+    recalls: Sequence[Mapping[_Key, Mapping[int, np.ndarray]]], settings: EvalSettings
 ) -> list[Row]:
-    """Each system minus the first stage, and compressed minus full tokens, over all cells."""
+    """Differences of each system to the first stage, and of compressed to full tokens."""
     pairs: list[tuple[_Key, _Key, int]] = []
     for k in settings.k:
         pairs += [((system, k), None, k) for system in settings.systems]
@@ -184,26 +184,25 @@ def _name(key: _Key) -> str:
     return FIRST_STAGE if key is None else key[0].name
 
 
-def _notes(settings: Settings, lists: int) -> list[str]:
-    """What a reader must know of how it was measured."""
+def _notes(settings: EvalSettings, lists: int) -> list[str]:
+    """How the numbers were measured, for the reader of the report."""
     limit = "all queries" if settings.limit is None else f"{settings.limit} queries a cell at most"
     return [
-        f"R@k: a relevant candidate is among the first k (M-BEIR's Recall@k); {limit}; the mean "
-        "of a split is over its cells.",
-        f"K: the first stage's K best of the {settings.pool} pool are reranked, so its R@K is "
-        "the ceiling. They stand in the prompt in an order shuffled by seed "
-        f"({settings.seed}) and query, so that their place says nothing of their rank; the "
-        "instruction is the first phrasing.",
-        "Differences are paired by query; 95 % bootstrap intervals, queries resampled within "
-        "their cell.",
+        f"R@k: share of queries with a relevant candidate among the first k (M-BEIR's Recall@k); "
+        f"{limit}; the mean of a split is over its cells.",
+        f"K: the first stage's K best of the {settings.pool} pool are reranked, so its R@K is the "
+        f"ceiling. Prompts show them in an order shuffled by seed ({settings.seed}) and query, so "
+        "that positions do not tell their ranks; the instruction is the first phrasing.",
+        "Differences are paired by query, with 95 % bootstrap intervals (queries resampled within "
+        "their cell).",
         *(["Relation keys were rounded to int8."] if settings.int8_keys else []),
         *([f"Weights were rounded to {settings.weights}."] if settings.weights != "model" else []),
-        f"Seconds a query: a batch of up to {settings.batch_size} on {settings.device}, weights "
-        f"as {settings.dtype}, shared equally, without encoding the items; the first stage's are "
-        "for a query, its pool embedded before.",
-        "Well-formed: the model closed its reasoning itself and its likeliest token always had a "
-        "place in the form, to which the engine holds every output; a wish to inspect beyond the "
-        "limit is refused and not counted.",
-        f"Checked: of {lists} reranked lists every one has its answer at rank 1 and scores in "
-        "[0, 1] that never rise; one that had not would have stopped the evaluation.",
+        f"Seconds per query: equal shares of a batch of up to {settings.batch_size} on "
+        f"{settings.device}, weights in {settings.dtype}, without encoding items; for the first "
+        "stage, without embedding the pool.",
+        "Well-formed: the model ended its reasoning itself, and its likeliest token was always "
+        "allowed by the output format, which the engine enforces; an inspection beyond the limit "
+        "is refused and does not count against it.",
+        f"Checked: all {lists} reranked lists have their answer at rank 1, and scores in [0, 1] "
+        "that never rise; the evaluation stops otherwise.",
     ]

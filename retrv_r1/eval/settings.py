@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do: systems, candidate counts, and how prompts are made."""
+"""Settings of an evaluation: systems, candidate counts, sampling of queries."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from retrv_engine import Sampling
 from retrv_engine.config import Weights
 from retrv_r1.data.mbeir import Pool
 from retrv_r1.eval.cells import EvalError
-from retrv_r1.rerank.reranker import Reading
-from retrv_r1.types import Mode
+from retrv_r1.types import Mode, Reading
 
 FIRST_STAGE = "first stage"
 
 
 @dataclass(frozen=True)
 class System:
-    """One way of reranking; ``slug`` is its name in file names and run tags."""
+    """A mode and a reading of candidates; ``slug`` is its name in file names and run tags."""
 
     mode: Mode
     reading: Reading
@@ -33,21 +32,24 @@ class System:
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvalSettings:
     """Options of an evaluation.
 
     Args:
-        k: how many of the first stage's best are reranked; each count is a system of its own.
-        modes: of ``reason`` and ``fast``.
-        full_tokens: rerank from full-length candidates too, the baseline of the compression.
-        int8_keys: round relation keys to int8, as an index stores them.
-        weights: how the engine reads the language model's; see :class:`EngineConfig`.
-        limit: queries per cell, drawn by the seed; all when None.
-        pool: which candidate pool is searched.
-        device: that both stages run on.
-        dtype: that the reranker's weights are read in; the first stage is float32.
-        seed: decides the sample of queries, the order in prompts, and the bootstrap.
-        sampling: how tokens are chosen; the reranker's default when None.
+        k: candidate counts; for each, that many of the first stage's best are reranked.
+        modes: modes to evaluate, of ``reason`` and ``fast``.
+        full_tokens: whether to also rerank full-length candidates, the baseline of compression.
+        int8_keys: whether to round relation keys to int8, as an index stores them.
+        weights: dtype in which the engine keeps linear weights; see :class:`EngineConfig`.
+        limit: number of queries per cell, drawn by the seed; all if None.
+        batch_size: number of queries that are reranked together.
+        pool: candidate pool to search, ``local`` or ``global``.
+        seed: seed of the sample of queries, the order in prompts, and the bootstrap.
+        device: device of both stages.
+        dtype: dtype in which the reranker is loaded; the first stage is float32.
+        sampling: sampling of tokens; the reranker's default if None.
+    Raises:
+        EvalError: a value is not valid.
     """
 
     k: tuple[int, ...] = (10, 50)
@@ -65,10 +67,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.k or min(self.k) < 1:
-            raise EvalError(f"k must hold counts of at least 1, got {self.k}")
+            raise EvalError(f"k must be one or more counts of at least 1, got {self.k}")
         unknown = set(self.modes) - {"reason", "fast"}
         if unknown or not self.modes:
-            raise EvalError(f"modes must be of 'reason' and 'fast', got {self.modes}")
+            raise EvalError(f"modes must be 'reason', 'fast' or both, got {self.modes}")
         if self.limit is not None and self.limit < 1:
             raise EvalError(f"limit must be at least 1, got {self.limit}")
         if self.batch_size < 1:
@@ -76,7 +78,7 @@ class Settings:
 
     @property
     def systems(self) -> Sequence[System]:
-        """Compressed ones first, fast before reasoning."""
+        """All systems: compressed before full, fast before reason."""
         readings: tuple[Reading, ...] = ("compressed", "full")
         return [
             System(mode, reading)
@@ -86,7 +88,7 @@ class Settings:
 
     @property
     def ranking_options(self) -> dict[str, Any]:
-        """What decides a reranking beside model, data, system and count."""
+        """Settings that decide a reranking, besides model, data, system and count."""
         return {
             "int8_keys": self.int8_keys,
             "weights": self.weights,

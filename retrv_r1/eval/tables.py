@@ -1,4 +1,4 @@
-"""A report's tables, the same for the terminal and for Markdown."""
+"""Tables of a report, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CUTOFFS = ("1", "5", "10")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of text; the first ``words`` columns are words, the others numbers."""
+    """A table of text cells; the first ``words`` columns hold words, the others numbers."""
 
     title: str
     words: int
@@ -27,7 +27,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def rich(self) -> rich_table.Table:
-        """For a terminal."""
+        """The table for a terminal."""
         shown = rich_table.Table(
             title=self.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
         )
@@ -39,7 +39,7 @@ class Table:
 
 
 def tables(report: Row) -> list[Table]:
-    """Summary, differences, then a table per part and candidate count."""
+    """Summary, differences, then a table for each part and candidate count."""
     counts = report["settings"]["k"]
     each = [_part(part, k) for part in report["parts"] for k in counts]
     return [_summary(report), _differences(report), *each]
@@ -50,7 +50,7 @@ def _percent(value: float) -> str:
 
 
 def _recall(row: Row, cutoff: str) -> str:
-    """A system's recall; of fewer candidates than the cutoff it would say nothing."""
+    """A system's recall in percent; "–" if it ranked fewer candidates than the cutoff."""
     return "–" if int(cutoff) > (row["k"] or int(cutoff)) else _percent(row["recall"][cutoff])
 
 
@@ -61,8 +61,8 @@ def _difference(interval: Row) -> str:
 
 _SUMMARY = (
     *("split", "K", "system", "R@1", "R@5", "R@10", "R@K", "R@1 − first stage"),
-    *("rows a candidate", "inspections", "rows inspected", "tokens written"),
-    *("s a query", "well-formed"),
+    *("rows per candidate", "inspections", "rows inspected", "tokens written"),
+    *("seconds per query", "well-formed"),
 )
 
 
@@ -115,7 +115,7 @@ def _differences(report: Row) -> Table:
 
 
 def _part(part: Row, k: int) -> Table:
-    """A row per task shape, and their mean."""
+    """A row for each task shape, and their mean."""
     names = [row["system"] for row in part["mean"] if row["k"] in (None, k)]
     times = Counter(cell["shape"] for cell in part["cells"])
     rows = []
@@ -129,7 +129,7 @@ def _part(part: Row, k: int) -> Table:
 
 
 def _recalls(results: Sequence[Row], k: int) -> list[str]:
-    """The ceiling, then every system's recalls."""
+    """The first stage's R@K, which is the ceiling, then the recalls of every system."""
     ceiling = _percent(results[0]["recall"][str(k)])
     chosen = [row for row in results if row["k"] in (None, k)]
     return [ceiling, *(" / ".join(_recall(row, cutoff) for cutoff in CUTOFFS) for row in chosen)]

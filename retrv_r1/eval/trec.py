@@ -12,10 +12,10 @@ from retrv_r1.eval.ranking import CellRun
 
 
 def falling(scores: Sequence[float]) -> list[np.float32]:
-    """Scores that fall strictly in single precision; equal ones are moved down by a hair.
+    """Scores that fall strictly in single precision; equal ones are lowered by one step.
 
-    trec_eval reads single precision, ignores the rank and breaks ties by name: without this its
-    ranking would not be ours.
+    trec_eval reads single precision, ignores ranks and breaks ties by name, so equal scores would
+    change the ranking.
     """
     out: list[np.float32] = []
     for score in np.asarray(scores, np.float32):
@@ -25,7 +25,7 @@ def falling(scores: Sequence[float]) -> list[np.float32]:
 
 
 def run_lines(outcomes: Sequence[Outcome], tag: str) -> Iterator[str]:
-    """The lines of a run file, without line ends."""
+    """The lines of a run file, without newlines."""
     for outcome in outcomes:
         rows = zip(outcome.ranking, falling(outcome.scores), strict=True)
         for rank, (did, score) in enumerate(rows, 1):
@@ -33,7 +33,7 @@ def run_lines(outcomes: Sequence[Outcome], tag: str) -> Iterator[str]:
 
 
 def write_runs(run: CellRun, folder: Path) -> None:
-    """Writes a cell's run files, one per system and count, into a folder named like the cell."""
+    """Writes a run file for each system and count to a folder named like the cell."""
     folder = folder / f"{run.cell.dataset}_{run.cell.split}"
     folder.mkdir(parents=True, exist_ok=True)
     tagged = {"first-stage": run.first}

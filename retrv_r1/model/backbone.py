@@ -1,4 +1,4 @@
-"""Turning a Qwen2.5-VL checkpoint into an untrained Retrv-R1."""
+"""Qwen2.5-VL backbones: a config for one, and an untrained Retrv-R1 around a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,17 +6,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from retrv_r1.model.attention import use_packed_attention
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.model.tokens import add_retrv_tokens
+from retrv_r1.model.tokens import TokenIds, add_retrv_tokens
+from retrv_r1.model.tower import use_packed_attention
 from retrv_r1.types import CheckpointError
 
 BACKBONES = ("qwen2_5_vl",)
+
+
+def qwen_config(
+    tokenizer: PreTrainedTokenizerBase, text: dict[str, Any], vision: dict[str, Any]
+) -> Qwen2_5_VLConfig:
+    """Config of a Qwen2.5-VL model that uses a tokenizer's special tokens.
+
+    Args:
+        tokenizer: tokenizer with all special tokens of :mod:`retrv_r1.model.tokens`.
+        text: fields of the language model's config. By default its vocabulary is the tokenizer's,
+            its width that of the tower's rows, and its embeddings are tied.
+        vision: fields of the tower's config.
+    """
+    ids = TokenIds.of(tokenizer)
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": vision["out_hidden_size"],
+        "bos_token_id": None,
+        "eos_token_id": ids.end,
+        "pad_token_id": ids.pad,
+        "tie_word_embeddings": True,
+        **text,
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids.image_pad,
+        video_token_id=tokenizer.get_vocab()["<|video_pad|>"],
+        vision_start_token_id=ids.vision_start,
+        vision_end_token_id=ids.vision_end,
+        tie_word_embeddings=text["tie_word_embeddings"],
+    )
 
 
 def from_backbone(
@@ -24,15 +62,16 @@ def from_backbone(
 ) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
     """An untrained Retrv-R1 around the weights of a Qwen2.5-VL checkpoint.
 
-    The vocabulary gets our special tokens; official checkpoints have spare embedding rows for
-    them, others are resized. New rows start at the mean of the old ones, the compressor's tokens
-    at the size of the backbone's embeddings.
+    Our special tokens are added to the vocabulary. Official checkpoints have spare embeddings for
+    them; the table of others is resized. New embeddings start at the mean of the old ones, and the
+    compressor's tokens have the RMS of the backbone's embeddings.
 
     Args:
-        path: a directory or hub id with weights, tokenizer and preprocessing.
+        path: directory or hub id with weights, tokenizer and preprocessing.
+        dtype: dtype of the weights; None keeps the checkpoint's.
         config: fields of :class:`RetrvR1Config`, such as ``icm`` and ``prompts``.
     Raises:
-        CheckpointError: the checkpoint is of a kind that is not supported.
+        CheckpointError: the checkpoint's kind is not supported.
     """
     backbone_config = AutoConfig.from_pretrained(path)
     if backbone_config.model_type not in BACKBONES:

@@ -1,4 +1,4 @@
-"""Loading a checkpoint by name, with errors that say what to do."""
+"""Loads checkpoints by name, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 
 def resolve(name: str | Path) -> Path | str:
-    """The directory of a shipped checkpoint or a local one; else ``name`` as a hub id."""
+    """The directory of a shipped or local checkpoint; otherwise ``name`` as a hub id."""
     if (SHIPPED / str(name) / "config.json").is_file():
         return SHIPPED / str(name)
     path = Path(name)
@@ -45,13 +45,17 @@ def _check(path: Path) -> None:
             f"{path} holds a {model_type!r} model, not 'retrv_r1'; to start from a Qwen2.5-VL "
             "checkpoint use retrv_r1.model.from_backbone, then train it"
         )
-    # Without it transformers would fill in a backbone of several billion random weights.
+    # Without one transformers would create a backbone of several billion random weights.
     if not isinstance(values.get("backbone_config"), dict):
         raise CheckpointError(f"{config} is damaged: it describes no backbone")
 
 
 def saved_dtype(folder: Path) -> torch.dtype:
-    """The dtype that the config of a checkpoint names; :class:`CheckpointError` if it has none."""
+    """The dtype in the config of a checkpoint, float32 if the config names none.
+
+    Raises:
+        CheckpointError: the folder is not a checkpoint.
+    """
     _check(folder)
     return RetrvR1Config.from_pretrained(folder).dtype or torch.float32
 
@@ -62,10 +66,10 @@ def load_checkpoint(
     """Model and processor of a checkpoint.
 
     Args:
-        name: a shipped checkpoint, a directory, or a hub id (downloaded by transformers).
-        dtype: of the weights; the one that the config names when None.
+        name: name of a shipped checkpoint, directory, or hub id (which transformers downloads).
+        dtype: dtype of the weights; None takes the one in the config.
     Raises:
-        CheckpointError: missing, damaged, or of another format.
+        CheckpointError: the checkpoint is missing, damaged, or of another format.
     """
     source = resolve(name)
     if isinstance(source, Path):
@@ -75,7 +79,7 @@ def load_checkpoint(
             source, dtype=dtype or "auto", output_loading_info=True
         )
         processor = RetrvR1Processor.from_pretrained(source, model.config)
-    except Exception as error:  # damaged files reach transformers' readers as almost any of them
+    except Exception as error:  # transformers raises almost any error for damaged files
         raise CheckpointError(
             f"cannot load the checkpoint {name} ({type(error).__name__}: {error}); "
             "copy or download it again"

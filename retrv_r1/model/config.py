@@ -1,4 +1,4 @@
-"""Configuration of a Retrv-R1 checkpoint: backbone, compression, prompts, score policy."""
+"""Configuration of a Retrv-R1 checkpoint: backbone, compression, prompts, scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from retrv_engine import Sampling
 
-# Stored with the checkpoint, so that every engine and client ranks with the same words.
+# Stored with the checkpoint, so that every engine and client ranks with the same prompts.
 DEFAULT_PROMPTS: dict[str, str] = {
     "before_instruction": (
         "<|im_start|>system\nYou rerank candidates for a query. Each candidate is shown as a "
@@ -36,20 +36,20 @@ DEFAULT_PROMPTS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class ICMConfig:
-    """Shape of the information compression module (DESIGN §3).
+    """Shape of the information compression module (Retrv-R1, arXiv 2510.02745; ``icm.py``).
 
     Args:
         heads_pool: heads of ATT₁, the pooling attention.
         heads_relate: heads of ATT₂, candidate rows attending to query rows.
         relate_dim: width of ATT₂'s queries and keys; None means a quarter of the hidden size.
-        norm_relation: RMS-norm the rows of R before they are pooled.
-        separate_relation_pool: give the relation token its own ATT₁ and embedding.
-        memory_size: prototypes of the memory that content tokens are looked up in; 0 for none,
-            as in the paper.
-        memory_width: width of its codes; None means half the hidden size.
-        memory_temperature: of its softmax over cosines.
-        agreement: add to the relation token what the content tokens of candidate and query agree
-            in, as the paper does not.
+        norm_relation: whether the rows of R are RMS-normed before they are pooled.
+        separate_relation_pool: whether the relation token has its own ATT₁ and embedding.
+        memory_size: number of prototypes of the memory for content tokens; 0 for none, as in the
+            paper.
+        memory_width: width of the memory's codes; None means half the hidden size.
+        memory_temperature: temperature of the memory's softmax over cosines.
+        agreement: whether the agreement of the content tokens of candidate and query is added to
+            the relation token, which the paper does not do.
         norm_eps: epsilon of every RMSNorm in the module.
     """
 
@@ -71,12 +71,13 @@ class RetrvR1Config(PretrainedConfig):
     Args:
         backbone_config: config of a vision-language backbone (Qwen2.5-VL today).
         icm: fields of :class:`ICMConfig`.
-        prompts: templates, see ``DEFAULT_PROMPTS`` for the keys.
-        score_temperature: divides label logits before the softmax that gives scores; fitted on
+        prompts: templates that differ from ``DEFAULT_PROMPTS``, which has the keys.
+        score_temperature: divisor of label logits before the softmax that gives scores; fitted on
             validation lists.
-        max_inspections: candidates that may be looked at in full unless a request says otherwise:
-            as many as the chains that the model learned from hold.
-        pad_to_square: pad pictures to squares before resizing (a tower trained on squares).
+        max_inspections: default limit of inspections per request: as many as there are in the
+            chains that the model was trained on.
+        pad_to_square: whether pictures are padded to squares before resizing, for a tower trained
+            on squares.
     """
 
     model_type = "retrv_r1"

@@ -1,8 +1,8 @@
-"""First stage: a two-tower embedder with score fusion.
+"""The model of the first stage: a two-tower embedder with score fusion.
 
-A picture goes through a Qwen-VL vision tower, a text through a small bidirectional encoder; each
-is pooled and projected to one unit vector. An item with both has the normed sum of the two, the
-score-fusion form of UniIR (arXiv 2311.17136). Similarity is the dot product.
+A picture is encoded by a Qwen-VL vision tower, a text by a small bidirectional encoder; each is
+pooled and projected to a unit vector. The vector of an item with both is the normed sum of the two,
+the score fusion of UniIR (arXiv 2311.17136). The similarity is the dot product.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
 )
 
-from retrv_r1.model.attention import tower_rows, use_packed_attention
+from retrv_r1.model.tower import tower_rows, use_packed_attention
 
 
 class RetrvEmbedderConfig(PretrainedConfig):
-    """Vision tower, text encoder, and the width of the shared space."""
+    """Config of vision tower and text encoder, and the width of the shared space."""
 
     model_type = "retrv_r1_embedder"
     sub_configs: ClassVar = {"vision_config": AutoConfig, "text_config": AutoConfig}
@@ -46,7 +46,7 @@ class RetrvEmbedderConfig(PretrainedConfig):
 
 
 class RetrvEmbedder(PreTrainedModel):
-    """Unit vectors of items, ``[m, embedding_dim]``."""
+    """Embeds pictures and texts as unit vectors, ``[m, embedding_dim]``."""
 
     config_class = RetrvEmbedderConfig
     _supports_sdpa = True
@@ -90,7 +90,13 @@ class RetrvEmbedder(PreTrainedModel):
         pictures: tuple[Tensor, Tensor] | None,
         texts: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
-        """Score fusion of parts (item numbers, vectors) into unit vectors ``[size, e]``."""
+        """Score fusion into unit vectors ``[size, e]``.
+
+        Args:
+            size: number of items.
+            pictures: item numbers and vectors of the pictures.
+            texts: item numbers and vectors of the texts.
+        """
         parts = [part for part in (pictures, texts) if part is not None]
         if not parts:
             raise ValueError("items without pictures and texts have no embedding")

@@ -1,4 +1,4 @@
-"""The first stage: items as unit vectors, and the nearest of a pool."""
+"""The first stage: embeds items as unit vectors and finds the nearest of a pool."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.types import CheckpointError, Item, ItemError, ItemLike
 
 FOLDER = "embedder"
-"""Where a reranker's checkpoint keeps its first stage."""
+"""Folder of the first stage in a reranker's checkpoint."""
 
 MAX_TEXT = 24
-"""Tokens of a text that are read, where the embedder's config says nothing (``max_text``)."""
+"""Tokens to which a text is cut, if the embedder's config has no ``max_text``."""
 
 _LONG = 1000
 _SCORES = 2**25
@@ -31,7 +31,8 @@ class FirstStage:
     """Embeds items with a checkpoint's first stage; the dot product is the similarity.
 
     Args:
-        processor: the reranker's own; one tokenizer and one picture preprocessing for both stages.
+        model: the embedder.
+        processor: the reranker's processor: both stages share tokenizer and preprocessing.
     """
 
     def __init__(self, model: RetrvEmbedder, processor: RetrvR1Processor) -> None:
@@ -51,7 +52,9 @@ class FirstStage:
         """Loads the ``embedder`` folder of a reranker's checkpoint.
 
         Args:
-            processor: loaded from the folder above when None.
+            path: the folder.
+            processor: the reranker's processor; None loads it from the folder above.
+            device: device of the embedder.
         Raises:
             CheckpointError: there is no embedder, or it or the checkpoint around it is damaged.
         """
@@ -69,7 +72,7 @@ class FirstStage:
             if processor is None:
                 around = RetrvR1Config.from_pretrained(path.parent)
                 processor = RetrvR1Processor.from_pretrained(path.parent, around)
-        except Exception as error:  # damaged files reach transformers' readers as almost any
+        except Exception as error:  # transformers raises almost any error for damaged files
             raise CheckpointError(
                 f"cannot load the first stage {path} ({type(error).__name__}: {error}); "
                 "copy or download it again"
@@ -82,12 +85,14 @@ class FirstStage:
     def embed(self, items: Sequence[ItemLike], *, batch_size: int = 64, what: str = "") -> Tensor:
         """Unit vectors ``[m, e]`` on the CPU, in the items' order.
 
-        Many items show a progress bar, if standard error is a terminal.
+        For many items a progress bar is shown if standard error is a terminal.
 
         Args:
-            what: what the bar calls them.
+            items: items to embed.
+            batch_size: items per batch.
+            what: name of the items for the bar.
         Raises:
-            ItemError: an item that cannot be used; the message names it.
+            ItemError: an item cannot be used; the message names it.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -106,8 +111,9 @@ class FirstStage:
         """The ``k`` nearest of a pool, or all of a smaller one.
 
         Args:
-            queries: unit vectors ``[q, e]``.
-            pool: unit vectors ``[p, e]``.
+            queries: unit vectors of the queries, ``[q, e]``.
+            pool: unit vectors of the pool, ``[p, e]``.
+            k: number of neighbours.
         Returns:
             Scores and pool numbers, both ``[q, min(k, p)]``, best first.
         """
@@ -148,10 +154,10 @@ class FirstStage:
 
 
 def local_checkpoint(name: str | Path) -> Path:
-    """The directory of a checkpoint that has a first stage; a hub's is downloaded.
+    """The directory of a checkpoint with a first stage; one on the hub is downloaded.
 
     Raises:
-        CheckpointError: no such checkpoint.
+        CheckpointError: there is no such checkpoint.
     """
     source = resolve(name)
     if isinstance(source, Path):

@@ -5,21 +5,23 @@
     R     = ATT₂(T_c, T_q, T_q)
     t_rel = ATT₁(e_con, R, R)
 
-from Retrv-R1 (arXiv 2510.02745); heads, norms and widths are ours (DESIGN §3). Inputs are
-RMS-normed per row; a final RMSNorm and a learned scale give both tokens the size of ordinary
-embeddings. One query row pools many, so ATT₁ needs no keys and values of its rows, and R is never
-formed: this is the folded form, on :mod:`retrv_kernels.ops`; :mod:`retrv_r1.model.direct` is the
-equations as they stand. Two additions, off unless the config asks for them, that a small model
-needs (docs/LOG.md): :class:`Memory` says what a content token resembles, and agreement,
+from Retrv-R1 (arXiv 2510.02745); heads, norms and widths are ours. Inputs are RMS-normed per row; a
+final RMSNorm with a learned scale gives both tokens the RMS of ordinary embeddings. ATT₁ has a
+single query, so its projections can be folded into it: rows need no keys and values, and R is never
+formed. This is the folded form, on :mod:`retrv_kernels.ops`; the literal form is
+:mod:`retrv_r1.model.icm_reference`.
+
+The config can switch on two additions that a small model needs (docs/LOG.md). The memory
+(:class:`~retrv_r1.model.icm_layers.Memory`) adds what a content token resembles. Agreement,
 
     t_rel += W_a (x_c ⊙ x_q),    x = [norm(t_con), code(t_con)],
 
-says how alike candidate and query are, which softmax weights over the query's rows cannot.
+adds how similar candidate and query are; softmax weights over the query's rows cannot express it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,133 +29,15 @@ from torch import Tensor, nn
 from retrv_kernels import ops
 from retrv_kernels.ragged import quantize, take_items
 from retrv_r1.model.config import ICMConfig
-
-
-class Kept:
-    """A tensor made of weights alone, kept until one of them changes.
-
-    Weights count as changed when they lie elsewhere or were written to in place. What is written
-    through ``parameter.data`` PyTorch does not count: :meth:`InformationCompressor.forget` then.
-    Never kept while gradients are on.
-    """
-
-    def __init__(self) -> None:
-        self._made: tuple[object, list[torch.UntypedStorage], Tensor] | None = None
-
-    def get(self, weights: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
-        if torch.is_grad_enabled() or any(weight.is_inference() for weight in weights):
-            return make()
-        state = [(w.data_ptr(), w._version, w.dtype) for w in weights]
-        kept = self._made
-        if kept is None or kept[0] != state:
-            # Their memory is held, so that no others can come to lie where these lay.
-            kept = self._made = (state, [weight.untyped_storage() for weight in weights], make())
-        return kept[2]
-
-    def forget(self) -> None:
-        self._made = None
-
-    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:  # copies begin empty
-        return Kept, ()
-
-
-class Attention(nn.Module):
-    """Weights of ATT; queries and keys may be narrower than the values."""
-
-    def __init__(self, hidden_size: int, heads: int, qk_dim: int) -> None:
-        super().__init__()
-        if hidden_size % heads or qk_dim % heads:
-            raise ValueError(f"{heads} heads do not divide the widths {hidden_size} and {qk_dim}")
-        self.heads = heads
-        self.q_proj = nn.Linear(hidden_size, qk_dim, bias=False)
-        self.k_proj = nn.Linear(hidden_size, qk_dim, bias=False)
-        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.o_proj = nn.Linear(hidden_size, hidden_size, bias=False)
-
-    @property
-    def scale(self) -> float:
-        """``1 / √d_h``."""
-        return (self.q_proj.out_features / self.heads) ** -0.5
-
-    def by_head(self, tensor: Tensor, dim: int = -1) -> Tensor:
-        """Splits a dimension into heads and what is one head's."""
-        return tensor.unflatten(dim, (self.heads, -1))
-
-    def folded_values(self, rows: Tensor) -> Tensor:
-        """What row j adds to the result where head e attends to it alone, ``[n, E, d]``."""
-        values = self.by_head(self.v_proj(rows))
-        return torch.einsum("nev,dev->ned", values, self.by_head(self.o_proj.weight))
-
-
-class Pool(nn.Module):
-    """One learned query row pools many rows into one token: ATT₁ with its embedding."""
-
-    def __init__(self, hidden_size: int, heads: int) -> None:
-        super().__init__()
-        self.embedding = nn.Parameter(torch.empty(hidden_size))
-        self.attention = Attention(hidden_size, heads, hidden_size)
-        self.kept = Kept()
-
-    def folded_queries(self, norm: Tensor | None) -> Tensor:
-        """``q̃_h = W_k,h (e W_q)_h / √d_h``, times the weight of the rows' norm, ``[H, d]``."""
-        attention = self.attention
-        weights = [self.embedding, attention.q_proj.weight, attention.k_proj.weight]
-        weights += [] if norm is None else [norm]
-        return self.kept.get(weights, lambda: self._fold(norm))
-
-    def _fold(self, norm: Tensor | None) -> Tensor:
-        attention = self.attention
-        query = attention.by_head(attention.q_proj(self.embedding)) * attention.scale
-        folded = torch.einsum("hk,hkd->hd", query, attention.by_head(attention.k_proj.weight, 0))
-        return folded if norm is None else folded * norm
-
-    def token(self, pooled: Tensor, norm: Tensor | None) -> Tensor:
-        """Value and output projection of rows pooled by each head, ``[m, H, d]`` → ``[m, d]``."""
-        attention = self.attention
-        pooled = pooled.to(self.embedding.dtype)
-        if norm is not None:
-            pooled = pooled * norm
-        weight = attention.by_head(attention.v_proj.weight, 0)
-        return attention.o_proj(torch.einsum("mhd,hvd->mhv", pooled, weight).flatten(1))
-
-
-class Memory(nn.Module):
-    """What a content token resembles: a softmax over learned prototypes, each with a code.
-
-        m(t) = W_m · norm(softmax(cos(t, P) / τ) C)
-
-    Two unsure tokens may be alike and yet mean different things; their codes agree only as far as
-    both resemble the same prototypes. A modern Hopfield layer (arXiv 2008.02217) whose values are
-    not its keys.
-    """
-
-    def __init__(self, hidden_size: int, config: ICMConfig) -> None:
-        super().__init__()
-        width = config.memory_width or hidden_size // 2
-        self.prototypes = nn.Parameter(torch.empty(config.memory_size, hidden_size))
-        self.codes = nn.Parameter(torch.empty(config.memory_size, width))
-        self.out = nn.Linear(width, hidden_size, bias=False)
-        self.temperature, self.eps = config.memory_temperature, config.norm_eps
-        self.kept = Kept()
-
-    def code(self, tokens: Tensor) -> Tensor:
-        """Normed codes ``[m, w]`` of what tokens ``[m, d]`` resemble."""
-        normalize = nn.functional.normalize
-        prototypes = self.kept.get([self.prototypes], lambda: normalize(self.prototypes, dim=-1))
-        likeness = normalize(tokens, dim=-1) @ prototypes.T
-        read = (likeness / self.temperature).softmax(-1) @ self.codes
-        return nn.functional.rms_norm(read, read.shape[-1:], eps=self.eps)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[m, d]`` → what is added to them, ``[m, d]``."""
-        return self.out(self.code(tokens))
+from retrv_r1.model.icm_layers import Attention, Memory, Pool
 
 
 class InformationCompressor(nn.Module):
     """Compresses ragged candidates into content and relation tokens.
 
     Attributes:
-        int8_keys: round relation keys to int8 where no gradient is needed, as an index stores them.
+        int8_keys: whether relation keys are rounded to int8, as an index stores them, where no
+            gradient is needed.
     """
 
     def __init__(self, hidden_size: int, config: ICMConfig) -> None:
@@ -179,10 +63,14 @@ class InformationCompressor(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, initializer_range: float, token_scale: float) -> None:
-        """Fresh weights; ``token_scale`` is the RMS of the backbone's token embeddings.
+        """Initializes all weights.
 
-        By ``nn.init`` alone: while a checkpoint loads, transformers keeps those functions, and
-        only those, from touching what has been loaded.
+        It uses only functions of ``nn.init``: while a checkpoint is loaded, transformers keeps
+        these, and no others, from changing what has been loaded.
+
+        Args:
+            initializer_range: standard deviation of linear weights.
+            token_scale: RMS of the backbone's token embeddings.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -196,50 +84,54 @@ class InformationCompressor(nn.Module):
                 nn.init.normal_(module.codes)
         for norm in (self.content_norm, self.relation_token_norm):
             nn.init.constant_(norm.weight, token_scale)
-        if self.memory is not None:  # codes as large as the tokens that they are added to
+        if self.memory is not None:  # its output gets the RMS of the tokens that it is added to
             width, hidden = self.memory.out.in_features, self.memory.out.out_features
             nn.init.orthogonal_(self.memory.out.weight, gain=token_scale * (hidden / width) ** 0.5)
-        if self.agree is not None:  # one direction: how alike the tokens and their codes are
+        if self.agree is not None:  # a single direction: the similarity of tokens and codes
             nn.init.constant_(self.agree.weight, 3 * token_scale / self.agree.out_features)
 
     def forget(self) -> None:
-        """Drops what is kept of the weights: for who has written through ``parameter.data``."""
+        """Drops tensors derived from weights, which is needed after writing ``parameter.data``."""
         for module in self.modules():
             if isinstance(module, Pool | Memory):
-                module.kept.forget()
+                module.derived.forget()
 
     def tokens(
         self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Content and relation tokens, ``[m, d]`` and ``[c, d]``: what both need is made once.
+        """Content tokens ``[m, d]`` and relation tokens ``[c, d]``, sharing what both need.
 
-        Args as of :meth:`relation`.
+        Args:
+            features, cu_seqlens, candidate, query: the same as those of :meth:`relation`.
         """
         pooled = self.pooled(features, cu_seqlens)
         code = None if self.memory is None else self.memory.code(pooled)
         content = pooled if self.memory is None else pooled + self.memory.out(code)
-        related = self._related(features, cu_seqlens, candidate, query)
-        return content, self._agreeing(related, pooled, code, candidate, query)
+        related = self._relation_by_equation(features, cu_seqlens, candidate, query)
+        return content, self._add_agreement(related, pooled, code, candidate, query)
 
     def content(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Content tokens of packed items: what :meth:`pooled` gives, and what it resembles.
+        """Content tokens of packed items, with the memory's part.
 
-        Args and result as there.
+        Args:
+            features, cu_seqlens: the same as those of :meth:`pooled`.
+        Returns:
+            Content tokens, ``[m, d]``.
         """
         return self.recall(self.pooled(features, cu_seqlens))
 
     def recall(self, pooled: Tensor) -> Tensor:
-        """Content tokens ``[m, d]`` of pooled ones ``[m, d]``."""
+        """Adds the memory's part to pooled tokens ``[m, d]``."""
         return pooled if self.memory is None else pooled + self.memory(pooled)
 
     def pooled(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """The equation's content tokens of packed items, nothing added.
+        """Content tokens of packed items by the equation, without the memory's part.
 
         Args:
-            features: rows of all items, ``[n, d]``.
-            cu_seqlens: row offsets, ``[m + 1]``; every item has at least one row.
+            features: feature rows of all items, ``[n, d]``.
+            cu_seqlens: row offsets of the items, ``[m + 1]``; every item has at least one row.
         Returns:
-            ``[m, d]``.
+            Pooled tokens, ``[m, d]``.
         """
         queries = self.pool.folded_queries(self.row_norm.weight)
         offsets = cu_seqlens.to(features.device, non_blocking=True)
@@ -247,10 +139,12 @@ class InformationCompressor(nn.Module):
         return self.content_norm(self.pool.token(pooled, self.row_norm.weight))
 
     def relation_keys(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What relation tokens need of candidates' rows ``[n, d]``, whatever the query.
+        """Keys of candidates' rows for relation tokens, the same for every query.
 
+        Args:
+            features: rows of candidates, ``[n, d]``.
         Returns:
-            ``[n, relate_dim]``, and the rows' scales ``[n]`` where they are int8.
+            Keys ``[n, relate_dim]``, and their scales ``[n]`` if they are int8.
         """
         keys = self.relate.q_proj(self.row_norm(features))
         return quantize(keys) if self.int8_keys and not torch.is_grad_enabled() else (keys, None)
@@ -260,25 +154,27 @@ class InformationCompressor(nn.Module):
     ) -> Tensor:
         """Relation tokens of (candidate, query) pairs of packed items.
 
+        The three index tensors should be on the CPU; reading them from a device waits for it.
+
         Args:
+            features: feature rows of all items, ``[n, d]``.
+            cu_seqlens: row offsets of the items, ``[m + 1]``.
             candidate: item number of each pair's candidate, ``[c]``.
             query: item number of each pair's query, ``[c]``.
-        All three index tensors are best on the CPU: on a device they are waited for.
-
         Returns:
-            ``[c, d]``.
+            Relation tokens, ``[c, d]``.
         """
-        related = self._related(features, cu_seqlens, candidate, query)
+        related = self._relation_by_equation(features, cu_seqlens, candidate, query)
         if self.agree is None:
             return related
         pooled = self.pooled(features, cu_seqlens)
         code = None if self.memory is None else self.memory.code(pooled)
-        return self._agreeing(related, pooled, code, candidate, query)
+        return self._add_agreement(related, pooled, code, candidate, query)
 
-    def _related(
+    def _relation_by_equation(
         self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
     ) -> Tensor:
-        """The equation's relation tokens, nothing added."""
+        """Relation tokens by the equation, without agreement."""
         keys, scales = self.relation_keys(features)
         cu_seqlens, candidate, query = (x.cpu().long() for x in (cu_seqlens, candidate, query))
         asked, place = query.unique(return_inverse=True)
@@ -289,7 +185,7 @@ class InformationCompressor(nn.Module):
             rows, offsets = take_items(features, cu_seqlens, asked)
         rows = self.row_norm(rows)
         index = (cu_seqlens, offsets, candidate, place)
-        cu_seqlens, offsets, candidate, place = _together(index, features.device)
+        cu_seqlens, offsets, candidate, place = _copy_indices(index, features.device)
         pool = self.relation_pool or self.pool
         norm = self.relation_norm.weight if isinstance(self.relation_norm, nn.RMSNorm) else None
         pooled = ops.relate_tokens(
@@ -306,22 +202,22 @@ class InformationCompressor(nn.Module):
         )
         return self.relation_token_norm(pool.token(pooled, norm))
 
-    def _agreeing(
+    def _add_agreement(
         self, token: Tensor, pooled: Tensor, code: Tensor | None, candidate: Tensor, query: Tensor
     ) -> Tensor:
-        """Relation tokens and what agreement adds, of pooled tokens ``[m, d]`` and their codes."""
+        """Adds agreement to relation tokens, from pooled tokens ``[m, d]`` and their codes."""
         if self.agree is None:
             return token
         normed = nn.functional.rms_norm(pooled, pooled.shape[-1:], eps=self.config.norm_eps)
         compared = normed if code is None else torch.cat([normed, code], -1)
-        one, other = _together((candidate, query), pooled.device)
+        one, other = _copy_indices((candidate, query), pooled.device)
         return token + self.agree(compared[one] * compared[other])
 
 
-def _together(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
-    """Indices on a device, by one copy that does not wait for what the device has still to do.
+def _copy_indices(tensors: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """Index tensors on a device, in one copy that does not wait for the device.
 
-    Each begins at a multiple of 16 bytes, or a kernel would be compiled for either case.
+    Each begins at a multiple of 16 bytes; otherwise a kernel would be compiled for either case.
     """
     if device.type == "cpu" or all(tensor.device == device for tensor in tensors):
         return tensors

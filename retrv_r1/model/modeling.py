@@ -1,9 +1,12 @@
 """Retrv-R1: a vision-language backbone that reads candidates as compressed tokens.
 
-Every row that enters the language model is either a token's embedding or a *row* of a table made
-in the same forward pass: the items' full features, then their content tokens, then the relation
-tokens of (candidate, query) pairs. ``row_refs`` says which, so that a trainer or an engine drives
-the model with integers and pictures alone, and gradients reach tower and compressor.
+Every row that enters the language model is a token's embedding or a row of a *row table*: the
+items' feature rows, then their content tokens, then the relation tokens of (candidate, query)
+pairs. A trainer describes a sequence by integers: token ids, and row references into the table. It
+makes three calls: :meth:`~RetrvR1ForConditionalGeneration.row_table` makes the table, ``embed`` the
+sequence's embeddings, and ``language_model`` reads them; gradients reach tower and compressor. An
+engine gets its rows from :meth:`~RetrvR1ForConditionalGeneration.features` and ``icm``, and runs
+embeddings, ``language_model`` and head itself (``retrv_engine.LanguageModel``).
 """
 
 from __future__ import annotations
@@ -13,20 +16,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    Cache,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from retrv_kernels.linear import float_logits
-from retrv_r1.model.attention import tower_rows, use_packed_attention
 from retrv_r1.model.config import ICMConfig, RetrvR1Config
 from retrv_r1.model.icm import InformationCompressor
+from retrv_r1.model.tower import tower_rows, use_packed_attention
 
 
 @dataclass(frozen=True)
@@ -38,8 +33,8 @@ class PackedItems:
         cu_seqlens: row offsets of the items, ``[m + 1]``.
         pixel_values: flattened patches of all pictures in item order, ``[p, patch_dim]``, or None.
         image_grid_thw: patch grid of each picture, ``[i, 3]``, or None.
-        vision_rows: merged tower rows instead of ``pixel_values``, ``[v, d]`` (a feature cache).
-        picture_rows: vision rows among ``ids``; None has the ids counted, which waits for a device.
+        vision_rows: merged tower rows instead of ``pixel_values``, ``[v, d]``, from a cache.
+        picture_rows: number of vision rows; None counts them in ``ids``, which waits for a device.
     """
 
     ids: Tensor
@@ -50,7 +45,7 @@ class PackedItems:
     picture_rows: int | None = None
 
     def to(self, device: torch.device | str) -> PackedItems:
-        """The same items on another device; offsets and grids stay: they are read on the CPU."""
+        """The same items on a device; offsets and grids stay on the CPU, where they are read."""
         moved = {name: getattr(self, name) for name in ("ids", "pixel_values", "vision_rows")}
         return replace(
             self,
@@ -67,22 +62,22 @@ class RetrvR1PreTrainedModel(PreTrainedModel):
     _no_split_modules: ClassVar = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
 
 
-class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
-    """Backbone, compressor, and the construction of embeddings from ids and row references."""
+class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel):
+    """Backbone, compressor, and embeddings made of token ids and row references."""
 
     icm: InformationCompressor
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initializes the whole compressor when its first module is met.
+        """Initializes the whole compressor when its first submodule is visited.
 
-        Since 5.13 transformers passes over every module of custom code that owns no parameter
-        which is still to be made, and the compressor itself owns none; its parts are all met.
+        Since 5.13 transformers skips a module of custom code that itself owns no parameter to
+        initialize. The compressor owns none, but all its submodules are visited.
         """
         parts = set(self.icm.modules())
         if module in parts:
             spread = self.config.get_text_config().initializer_range
             self.icm.reset_parameters(spread, spread)
-            for part in parts:  # or each of them would draw its numbers once more
+            for part in parts:  # otherwise each of them would initialize everything again
                 part._is_hf_initialized = True  # type: ignore[assignment]
 
     def __init__(self, config: RetrvR1Config) -> None:
@@ -94,7 +89,7 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
 
     @property
     def visual(self) -> Any:
-        """The vision tower, a module of the backbone's library."""
+        """The vision tower, a module of transformers."""
         return self.backbone.model.visual
 
     @property
@@ -132,94 +127,32 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel, GenerationMixin):
         return rows.masked_scatter(where, vision.to(rows.dtype))
 
     def row_table(self, items: PackedItems, pair_candidate: Tensor, pair_query: Tensor) -> Tensor:
-        """All rows that ``row_refs`` can name: ``[n + m + c, d]``.
+        """The row table ``[n + m + c, d]``: feature rows, content tokens, relation tokens.
 
-        The items' ``n`` feature rows, the content tokens of the ``m`` items, and the relation
-        tokens of the ``c`` pairs (item numbers of candidate and query).
+        Args:
+            items: ``m`` items with ``n`` feature rows.
+            pair_candidate: item number of each pair's candidate, ``[c]``.
+            pair_query: item number of each pair's query, ``[c]``.
         """
         features = self.features(items)
         tokens = self.icm.tokens(features, items.cu_seqlens, pair_candidate, pair_query)
         return torch.cat([features, *tokens])
 
-    def embed(self, input_ids: Tensor, row_refs: Tensor | None, table: Tensor | None) -> Tensor:
-        """Embeddings of a sequence: a token's where ``row_refs`` is -1, else the table's row."""
+    def embed(self, input_ids: Tensor, row_refs: Tensor, table: Tensor) -> Tensor:
+        """Embeddings ``[b, l, d]`` of sequences of tokens and rows.
+
+        Args:
+            input_ids: token ids, ``[b, l]``.
+            row_refs: row of the table at each position, -1 for the token's embedding, ``[b, l]``.
+            table: rows of :meth:`row_table`.
+        """
         embeds = self.get_input_embeddings()(input_ids)
-        if row_refs is None or table is None:
-            return embeds
         rows = table[row_refs.clamp(min=0)].to(embeds.dtype)
         return torch.where((row_refs >= 0)[..., None], rows, embeds)
 
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        """Embeddings of token ids, ``[..., d]`` (the engines' protocol)."""
-        return self.get_input_embeddings()(ids.to(self.device))
-
-    def decode(
-        self, embeds: Tensor, positions: Tensor, attention_mask: Tensor, cache: Cache, last: int
-    ) -> Tensor:
-        """Logits of the ``last`` rows of ``embeds [b, l, d]`` (the engines' protocol), in float32.
-
-        In bfloat16 labels' logits can be equal, and equals are ranked by place.
-        """
-        out = self.language_model(
-            inputs_embeds=embeds,
-            position_ids=positions.to(embeds.device),
-            attention_mask=attention_mask.to(embeds.device),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden, head = out.last_hidden_state[:, -last:], self.get_output_embeddings()
-        if type(head) is not nn.Linear:  # one with adapters, say
-            return head(hidden).float()
-        return float_logits(hidden.flatten(0, 1), head.weight, head.bias).unflatten(
-            0, hidden.shape[:2]
-        )
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        row_refs: Tensor | None = None,
-        items: PackedItems | None = None,
-        pair_candidate: Tensor | None = None,
-        pair_query: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        logits_to_keep: int = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """One pass of the language model.
-
-        Args:
-            input_ids: ``[b, l]``.
-            row_refs: row of :meth:`row_table` at each position, -1 for none, ``[b, l]``.
-            items, pair_candidate, pair_query: what :meth:`row_table` takes.
-            inputs_embeds: ready embeddings instead of all of the above, ``[b, l, d]``.
-            labels: next-token targets, -100 where there is no loss, ``[b, l]``; logits are then
-                made only where a label is, ``[labels, vocabulary]`` in reading order.
-            logits_to_keep: logits of the last positions only; 0 for all.
-            kwargs: ``position_ids [3, b, l]``, ``attention_mask``, ``past_key_values`` and what
-                else the backbone takes. Without ``row_refs`` all of it goes to the backbone
-                unchanged.
-        """
-        if row_refs is None and inputs_embeds is None:
-            return self.backbone(
-                input_ids=input_ids, labels=labels, logits_to_keep=logits_to_keep, **kwargs
-            )
-        if inputs_embeds is None:
-            if input_ids is None or items is None or pair_candidate is None or pair_query is None:
-                raise ValueError("row_refs need input_ids, items, pair_candidate and pair_query")
-            table = self.row_table(items, pair_candidate, pair_query)
-            inputs_embeds = self.embed(input_ids, row_refs, table)
-        out = self.language_model(inputs_embeds=inputs_embeds, **kwargs)
-        hidden, loss = out.last_hidden_state, None
-        if labels is not None:
-            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-            hidden = hidden[targets != -100]
-        else:
-            hidden = hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-        logits = self.get_output_embeddings()(hidden)
-        if labels is not None:
-            loss = nn.functional.cross_entropy(logits.float(), targets[targets != -100])
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values)
+    def forward(self, **inputs: Any) -> CausalLMOutputWithPast:
+        """The backbone's own forward; embeddings of :meth:`embed` go in as ``inputs_embeds``."""
+        return self.backbone(**inputs)
 
 
 AutoConfig.register("retrv_r1", RetrvR1Config)

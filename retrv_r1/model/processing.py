@@ -1,4 +1,4 @@
-"""From items to the tensors that the models take."""
+"""Turns items into the tensors that the models take."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class EncodedItem:
     """One item, ready to be packed.
 
     Args:
-        text_ids: ids of its text, special tokens impossible.
-        patches: ``[p, patch_dim]`` of its picture, or None.
+        text_ids: token ids of its text, without special tokens.
+        patches: flattened patches of its picture, ``[p, patch_dim]``, or None.
         grid: patch grid (t, h, w) of the picture, or None.
-        rows: merged (h, w) grid of the picture's rows, or None.
+        rows: grid (h, w) of the picture's merged rows, or None.
     """
 
     text_ids: tuple[int, ...]
@@ -40,12 +40,12 @@ class EncodedItem:
         return self.rows[0] * self.rows[1] if self.rows else 0
 
     def __len__(self) -> int:
-        """Feature rows: what the language model would read at full length."""
+        """Number of feature rows, which the language model reads at full length."""
         return self.picture_rows + len(self.text_ids)
 
 
 class RetrvR1Processor:
-    """Tokenizer, picture preprocessing, and the packing of items."""
+    """Tokenizes texts, preprocesses pictures, and packs items."""
 
     def __init__(
         self,
@@ -75,7 +75,11 @@ class RetrvR1Processor:
         self.image_processor.save_pretrained(path)
 
     def encode(self, item: Item) -> EncodedItem:
-        """Encodes one item; raises :class:`ItemError` for an unreadable picture."""
+        """Encodes one item.
+
+        Raises:
+            ItemError: the picture is unreadable, or the text has no tokens.
+        """
         ids: tuple[int, ...] = ()
         if item.text and item.text.strip():
             ids = tuple(encode_text(self.tokenizer, item.text)[: self.max_text_tokens])
@@ -100,11 +104,12 @@ class RetrvR1Processor:
         return out["pixel_values"], (t, h, w), (h // merge, w // merge)
 
     def pack(self, items: Sequence[EncodedItem], *, pin: bool = False) -> PackedItems:
-        """Packs encoded items: a picture's rows first, then its text.
+        """Packs encoded items; of each item the picture's rows come first, then the text.
 
         Args:
-            pin: whether patches go into pinned memory, which a GPU copies from while the CPU goes
-                on.
+            items: items to pack.
+            pin: whether patches are put into pinned memory, from which a GPU copies while the CPU
+                continues.
         """
         image_pad = self.tokens.image_pad
         ids = [i for item in items for i in [image_pad] * item.picture_rows + list(item.text_ids)]

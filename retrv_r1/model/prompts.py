@@ -1,131 +1,144 @@
-"""The prompt: which row stands where, at which position.
+"""Prompts: their rows, and the position of each row.
 
     [system + instruction][query in full, its t_con][label, t_con, t_rel] … [task]
 
-The query comes first, so that everything which shares a query shares the longest prefix. It ends
-with its own content token, in whose space the candidates' content tokens lie.
-Positions depend on the prefix alone: compressed tokens take ordinary text positions, the rows of
-a picture in full take Qwen-VL's M-RoPE grid.
+The query comes first, so that requests with the same query share the longest prefix. It ends with
+its own content token, which is in the same space as those of the candidates.
+Positions depend on the prefix only: compressed tokens have ordinary text positions, the rows of a
+picture have those of Qwen-VL's M-RoPE grid.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from retrv_engine import FeatureRows, Piece
+from retrv_engine.request import advance_of, positions_of
 from retrv_r1.model.processing import EncodedItem
 from retrv_r1.model.tokens import TokenIds, encode_template, encode_text
 
+SlotKind = Literal["picture", "content", "relation"]
+"""Rows of an item's picture, its content token, or the relation token of a pair."""
 
-@dataclass
-class Rows:
-    """A piece of a sequence while it is put together.
+
+class Slot(NamedTuple):
+    """Consecutive rows of a prompt that are not embeddings of its tokens.
 
     Attributes:
-        ids: token id at each position.
-        refs: row of the model's table that stands there, -1 for the token's own embedding.
-        positions: (t, h, w) position of each row.
-        next_position: position of the row that would follow.
-        grids: (h, w) of the pictures, by the row where each begins.
+        kind: kind of the rows.
+        number: number of the item, or of the pair.
+        start: first row in the prompt.
+        length: number of rows.
+        width: width of a picture's grid; 0 for text positions.
+    """
+
+    kind: SlotKind
+    number: int
+    start: int
+    length: int = 1
+    width: int = 0
+
+
+@dataclass
+class Prompt:
+    """The rows of a sequence, in order.
+
+    Attributes:
+        ids: token id of each row; those of slots are placeholders.
+        slots: slots in order.
+        query_end: last row before the list of candidates; None without a list.
+        candidates: rows of each candidate; in a list the first of them is its label.
     """
 
     ids: list[int] = field(default_factory=list)
-    refs: list[int] = field(default_factory=list)
-    positions: list[tuple[int, int, int]] = field(default_factory=list)
-    next_position: int = 0
-    grids: dict[int, tuple[int, int]] = field(default_factory=dict)
+    slots: list[Slot] = field(default_factory=list)
+    query_end: int | None = None
+    candidates: list[range] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def add(self, ids: Sequence[int], refs: Sequence[int] | None = None) -> Rows:
-        """Appends rows at text positions."""
-        start = self.next_position
+    def add(self, ids: Sequence[int]) -> Prompt:
+        """Appends tokens."""
         self.ids.extend(ids)
-        self.refs.extend(refs if refs is not None else [-1] * len(ids))
-        self.positions.extend((p, p, p) for p in range(start, start + len(ids)))
-        self.next_position = start + len(ids)
         return self
 
-    def add_grid(self, token: int, first_ref: int, grid: tuple[int, int]) -> Rows:
-        """Appends a picture's rows, ``h·w`` of them, at M-RoPE grid positions."""
-        start, (height, width) = self.next_position, grid
-        self.grids[len(self.ids)] = grid
-        self.ids.extend([token] * (height * width))
-        self.refs.extend(range(first_ref, first_ref + height * width))
-        self.positions.extend(
-            (start, start + y, start + x) for y in range(height) for x in range(width)
-        )
-        self.next_position = start + max(height, width)
-        return self
-
-    def pieces(self, place: Callable[[int], tuple[Tensor, int, int]]) -> list[Piece]:
-        """The rows as engines take them.
+    def add_slot(
+        self, kind: SlotKind, number: int, token: int, grid: tuple[int, int] = (1, 0)
+    ) -> Prompt:
+        """Appends a slot of one row or, for a picture, of a ``grid`` (h, w).
 
         Args:
-            place: table, row and key (as of ``FeatureRows``) of what a reference names.
+            token: id of its placeholder.
         """
+        height, width = grid
+        slot = Slot(kind, number, len(self), height * max(1, width), width)
+        self.slots.append(slot)
+        return self.add([token] * slot.length)
+
+    def pieces(self, rows_of: Callable[[Slot], FeatureRows]) -> list[Piece]:
+        """The prompt as engines take it; ``rows_of`` gives the rows of a slot."""
         pieces: list[Piece] = []
         row = 0
-        while row < len(self.ids):
-            if self.refs[row] < 0:
-                pieces.append(self.ids[row])
-                row += 1
-                continue
-            height, width = self.grids.get(row, (1, 0))
-            table, first, key = place(self.refs[row])
-            length = height * max(1, width)
-            pieces.append(FeatureRows(table, first, length, key, width))
-            row += length
-        return pieces
+        for slot in self.slots:
+            pieces += [*self.ids[row : slot.start], rows_of(slot)]
+            row = slot.start + slot.length
+        return pieces + self.ids[row:]
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``ids [l]``, ``refs [l]``, ``positions [3, l]``."""
-        return (
-            torch.tensor(self.ids, dtype=torch.long),
-            torch.tensor(self.refs, dtype=torch.long),
-            torch.tensor(self.positions, dtype=torch.long).reshape(-1, 3).T,
-        )
+    def refs(self, layout: TableLayout) -> list[int]:
+        """Row of the model's table at each row of the prompt; -1 for the token's embedding."""
+        refs = [-1] * len(self)
+        for slot in self.slots:
+            first = layout.row_of(slot)
+            refs[slot.start : slot.start + slot.length] = range(first, first + slot.length)
+        return refs
+
+    def positions(self) -> Tensor:
+        """M-RoPE positions ``[3, l]``."""
+        parts, row, position = [], 0, 0
+        pictures = [slot for slot in self.slots if slot.width]
+        for slot in [*pictures, Slot("picture", -1, start=len(self), length=0)]:
+            for length, width in ((slot.start - row, 0), (slot.length, slot.width)):
+                parts.append(positions_of(position, length, width))
+                position += advance_of(length, width)
+            row = slot.start + slot.length
+        return torch.cat(parts, 1)
 
 
-@dataclass(frozen=True)
 class TableLayout:
-    """Where the rows of a request stand in the model's row table.
+    """Numbers of the rows in the model's ``row_table``.
+
+    The feature rows of all items come first, then content tokens, then relation tokens.
 
     Attributes:
-        items: the encoded items of the table, in packing order.
+        items: items, in packing order.
         first_row: first feature row of each item.
-        rows: feature rows of all items together; content tokens follow, then relation tokens.
+        rows: number of feature rows.
     """
 
-    items: Sequence[EncodedItem]
-    first_row: Sequence[int]
-    rows: int
+    def __init__(self, items: Sequence[EncodedItem]) -> None:
+        self.items = items
+        *self.first_row, self.rows = accumulate(map(len, items), initial=0)
 
-    @classmethod
-    def of(cls, items: Sequence[EncodedItem]) -> TableLayout:
-        first, total = [], 0
-        for item in items:
-            first.append(total)
-            total += len(item)
-        return cls(items, first, total)
-
-    def content(self, item: int) -> int:
-        """Row of an item's content token."""
-        return self.rows + item
-
-    def relation(self, pair: int) -> int:
-        """Row of a pair's relation token."""
-        return self.rows + len(self.items) + pair
+    def row_of(self, slot: Slot) -> int:
+        """First of the table's rows for a slot."""
+        if slot.kind == "picture":
+            return self.first_row[slot.number]
+        return self.rows + slot.number + (len(self.items) if slot.kind == "relation" else 0)
 
 
 class PromptBuilder:
-    """Builds the prompts of one checkpoint from its stored templates."""
+    """Builds the prompts of one checkpoint from its stored templates.
+
+    ``items`` are a request's encoded items, ``query`` and ``candidates`` numbers of them.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, str]) -> None:
         self.tokenizer = tokenizer
@@ -134,80 +147,89 @@ class PromptBuilder:
         self._parts = {k: encode_template(tokenizer, v) for k, v in prompts.items()}
         yes, no = (encode_text(tokenizer, prompts[word])[0] for word in ("yes", "no"))
         if yes == no:
-            raise ValueError("the prompts' yes and no begin with the same token")
+            raise ValueError(
+                f"the prompts' yes and no ({prompts['yes']!r}, {prompts['no']!r}) begin with the "
+                "same token; choose words that differ in their first"
+            )
         self.verdicts = (yes, no)
 
-    def full_item(self, rows: Rows, layout: TableLayout, item: int) -> Rows:
-        """Appends an item at full length: wrapped picture rows, then its text."""
-        encoded, first = layout.items[item], layout.first_row[item]
-        if encoded.rows:
-            rows.add([self.tokens.vision_start])
-            rows.add_grid(self.tokens.image_pad, first, encoded.rows)
-            rows.add([self.tokens.vision_end])
-        return rows.add(encoded.text_ids)
-
-    def compressed(self, rows: Rows, layout: TableLayout, item: int, pair: int) -> Rows:
-        """Appends an item's two tokens."""
-        return rows.add(
-            [self.tokens.content, self.tokens.relation],
-            [layout.content(item), layout.relation(pair)],
-        )
+    def full_item(self, prompt: Prompt, items: Sequence[EncodedItem], number: int) -> Prompt:
+        """Appends an item at full length: its picture's rows between two tags, then its text."""
+        item = items[number]
+        if item.rows:
+            prompt.add([self.tokens.vision_start])
+            prompt.add_slot("picture", number, self.tokens.image_pad, item.rows)
+            prompt.add([self.tokens.vision_end])
+        return prompt.add(item.text_ids)
 
     def before_candidates(
-        self, layout: TableLayout, query: int, instruction: str | None = None
-    ) -> Rows:
-        """System, instruction and query: the prefix that a query's prompts share."""
-        rows = self._query(layout, query, instruction)
-        rows.add([self.tokens.content], [layout.content(query)])
-        return rows.add(self._parts["before_candidates"])
+        self, items: Sequence[EncodedItem], query: int, instruction: str | None = None
+    ) -> Prompt:
+        """System, instruction and query: the prefix that all lists of a query share."""
+        prompt = self._query(items, query, instruction)
+        prompt.add_slot("content", query, self.tokens.content)
+        prompt.add(self._parts["before_candidates"])
+        prompt.query_end = len(prompt) - 1
+        return prompt
 
-    def _query(self, layout: TableLayout, query: int, instruction: str | None) -> Rows:
+    def _query(self, items: Sequence[EncodedItem], query: int, instruction: str | None) -> Prompt:
         """System, instruction and query in full."""
-        rows = Rows().add(self._parts["before_instruction"])
-        rows.add(encode_text(self.tokenizer, instruction or self.default_instruction))
-        return self.full_item(rows.add(self._parts["before_query"]), layout, query)
+        prompt = Prompt().add(self._parts["before_instruction"])
+        prompt.add(encode_text(self.tokenizer, instruction or self.default_instruction))
+        return self.full_item(prompt.add(self._parts["before_query"]), items, query)
 
     def pointwise(
-        self, layout: TableLayout, query: int, item: int, *, instruction: str | None = None
-    ) -> Rows:
-        """The prompt that asks whether one item, at full length, matches the query."""
-        rows = self._query(layout, query, instruction).add(self._parts["before_candidate"])
-        return self.full_item(rows, layout, item).add(self._parts["after_candidate"])
+        self,
+        items: Sequence[EncodedItem],
+        query: int,
+        candidate: int,
+        *,
+        instruction: str | None = None,
+    ) -> Prompt:
+        """The prompt that asks whether one candidate, at full length, matches the query."""
+        prompt = self._query(items, query, instruction).add(self._parts["before_candidate"])
+        start = len(prompt)
+        self.full_item(prompt, items, candidate)
+        prompt.candidates.append(range(start, len(prompt)))
+        return prompt.add(self._parts["after_candidate"])
 
-    def description(self, layout: TableLayout, item: int, *, full_tokens: bool) -> Rows:
-        """The prompt that asks what an item shows, from all its rows or its content token."""
-        rows = Rows().add(self._parts["before_item"])
+    def description(self, items: Sequence[EncodedItem], item: int, *, full_tokens: bool) -> Prompt:
+        """The prompt that asks what an item shows, given all its rows or its content token."""
+        prompt = Prompt().add(self._parts["before_item"])
         if full_tokens:
-            self.full_item(rows, layout, item)
+            self.full_item(prompt, items, item)
         else:
-            rows.add([self.tokens.content], [layout.content(item)])
-        return rows.add(self._parts["after_item"])
+            prompt.add_slot("content", item, self.tokens.content)
+        return prompt.add(self._parts["after_item"])
 
     def listwise(
         self,
-        layout: TableLayout,
+        items: Sequence[EncodedItem],
         query: int,
         candidates: Sequence[int],
-        pairs: Sequence[int],
         *,
         instruction: str | None = None,
-        labels: Sequence[int] | None = None,
+        first_pair: int = 0,
+        first_label: int = 0,
         full_tokens: bool = False,
-    ) -> Rows:
+    ) -> Prompt:
         """The listwise prompt.
 
         Args:
-            query, candidates: item numbers in ``layout``.
-            pairs: pair number of each candidate.
-            labels: label number of each candidate from 0; in order when None.
+            instruction: wording of the task; the checkpoint's own when None.
+            first_pair: number of the first candidate's pair; the others follow it.
+            first_label: number of the first candidate's label, from 0; the others follow it.
             full_tokens: read every candidate at full length (the "without ICM" baseline).
         """
-        labels = range(len(candidates)) if labels is None else labels
-        rows = self.before_candidates(layout, query, instruction)
-        for label, item, pair in zip(labels, candidates, pairs, strict=True):
-            rows.add([self.tokens.labels[label]])
+        tokens, prompt = self.tokens, self.before_candidates(items, query, instruction)
+        labels = tokens.labels[first_label : first_label + len(candidates)]
+        for pair, (label, item) in enumerate(zip(labels, candidates, strict=True), first_pair):
+            start = len(prompt)
+            prompt.add([label])
             if full_tokens:
-                self.full_item(rows, layout, item)
+                self.full_item(prompt, items, item)
             else:
-                self.compressed(rows, layout, item, pair)
-        return rows.add(self._parts["after_candidates"])
+                prompt.add_slot("content", item, tokens.content)
+                prompt.add_slot("relation", pair, tokens.relation)
+            prompt.candidates.append(range(start, len(prompt)))
+        return prompt.add(self._parts["after_candidates"])

@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from retrv_engine import Vocabulary
+
 MAX_CANDIDATES = 128
 QWEN_TOKENS = (
     "<|endoftext|>",
@@ -39,20 +41,16 @@ _PRE_TOKENS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\
 
 
 @dataclass(frozen=True)
-class TokenIds:
-    """Ids of the tokens that steer a request; one place that knows their names."""
+class TokenIds(Vocabulary):
+    """Ids of all special tokens that prompts and answers are made of.
+
+    Those that steer generation are the engines' :class:`Vocabulary`.
+    """
 
     im_start: int
-    im_end: int
     vision_start: int
     vision_end: int
     image_pad: int
-    think_start: int
-    think_end: int
-    answer_start: int
-    answer_end: int
-    inspect_start: int
-    inspect_end: int
     content: int
     relation: int
     labels: tuple[int, ...]
@@ -60,14 +58,18 @@ class TokenIds:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> TokenIds:
-        """Looks the ids up; raises ``ValueError`` naming what the tokenizer lacks."""
+        """Looks up the ids.
+
+        Raises:
+            ValueError: the tokenizer lacks a special token.
+        """
         vocabulary = tokenizer.get_vocab()
         missing = [t for t in (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS) if t not in vocabulary]
         if missing:
             raise ValueError(f"the tokenizer lacks {missing[:3]}…: call add_retrv_tokens first")
         names = {
             "im_start": "<|im_start|>",
-            "im_end": "<|im_end|>",
+            "end": "<|im_end|>",
             "vision_start": "<|vision_start|>",
             "vision_end": "<|vision_end|>",
             "image_pad": "<|image_pad|>",
@@ -87,9 +89,9 @@ class TokenIds:
 
 
 def add_retrv_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Adds what a backbone's tokenizer lacks of our special tokens; returns how many.
+    """Adds our special tokens to a backbone's tokenizer; returns the number of new ones.
 
-    Those that it has as ordinary added tokens, as Qwen3 has ``<think>``, become special ones:
+    Ordinary added tokens of the same name, such as Qwen3's ``<think>``, become special ones:
     otherwise text from outside could contain them.
     """
     known = len(tokenizer)
@@ -99,7 +101,7 @@ def add_retrv_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE with all special tokens, ``vocab_size`` entries in all."""
+    """Trains a byte-level BPE of ``vocab_size`` entries, all special tokens included."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -125,9 +127,9 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of untrusted text: a special token's name inside it becomes ordinary characters.
+    """Ids of untrusted text, in which names of special tokens are ordinary characters.
 
-    Halves of surrogate pairs, which JSON can carry and UTF-8 cannot, become U+FFFD.
+    Halves of surrogate pairs, which JSON can contain and UTF-8 cannot, become U+FFFD.
     """
     try:
         text.encode("utf-8")
@@ -137,5 +139,5 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def encode_template(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of our own template text, in which special tokens are meant."""
+    """Ids of our own template text, in which special tokens may occur."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]

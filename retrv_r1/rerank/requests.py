@@ -1,23 +1,21 @@
-"""From encoded items to what an engine runs: prompts in pieces, with the keys that caches go by."""
+"""Engine requests from encoded items: prompts in pieces, with the keys of prefix caches."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from retrv_engine import Piece, Request, Sampling
+from retrv_engine import FeatureRows, Piece, Request, Sampling
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.model.prompts import PromptBuilder, Rows, TableLayout
-from retrv_r1.rerank.features import FeatureEncoder, Features, pack_features
+from retrv_r1.model.prompts import Prompt, PromptBuilder, Slot
+from retrv_r1.rerank.feature_encoder import FeatureEncoder, Features, pack_features
 from retrv_r1.types import Item
-
-Reading = Literal["compressed", "full", "pointwise"]
 
 
 @dataclass(frozen=True)
@@ -30,44 +28,31 @@ class ItemFeatures:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request, the rows of its prompt, and those of them that its candidates take."""
+    """A request, and how many rows its prompt and the candidates in it take."""
 
     request: Request
     prompt_rows: int
     candidate_rows: int
 
+    @classmethod
+    def of(cls, request: Request, prompt: Prompt) -> Prepared:
+        """A request with the row counts of its prompt."""
+        return cls(request, len(prompt), sum(map(len, prompt.candidates)))
+
 
 @dataclass(frozen=True)
-class _Name:
-    """How an engine asks for a candidate's full rows: the same content is the same name."""
+class _InspectionName:
+    """Name under which an engine asks for a candidate's full rows; equal content, equal name."""
 
     key: str
     item: Item = field(compare=False)
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Rows that prompts refer to, each with the key of what it holds; see TableLayout."""
-
-    layout: TableLayout
-    features: Sequence[Features]
-    compressed: Tensor
-    keys: Sequence[int]
-
-    def place(self, ref: int) -> tuple[Tensor, int, int]:
-        """Table, row and key of what stands at a reference."""
-        if ref >= self.layout.rows:
-            row = ref - self.layout.rows
-            return self.compressed, row, self.keys[len(self.features) + row]
-        item = self.layout.first_row.index(ref)  # pieces begin where an item does
-        return self.features[item].rows, 0, self.keys[item]
-
-
 class RequestBuilder:
-    """Makes the requests of one model, and loads candidates that are inspected.
+    """Builds a model's requests, and loads the candidates that are inspected.
 
-    It is the engine's feature source: inspected candidates come from the encoder's cache, or are
-    encoded again, all of a step together.
+    As the engine's feature source it takes inspected candidates from the encoder's cache, or
+    encodes them again, all those of a step together.
     """
 
     def __init__(
@@ -82,13 +67,16 @@ class RequestBuilder:
         added = processor.tokenizer.added_tokens_decoder.items()
         special = {number for number, token in added if token.special}
         own = {*tokens.labels, tokens.inspect_start, tokens.inspect_end, tokens.think_end}
-        # What prompts are built of has no place in a chain of thought.
+        # Tokens that structure a prompt must not occur in a chain of thought.
         self._structure = sorted(special - own)
 
     def load(self, names: Sequence[Any]) -> list[list[Piece]]:
-        """Full rows of candidates, as they are spliced in (the engines' protocol)."""
+        """Full rows of candidates for inspections (the engines' protocol)."""
         found = self.encoder.encode([name.item for name in names])
-        return [self._full(features) for features in found]
+        return [
+            self.prompts.full_item(Prompt(), [one.item], 0).pieces(partial(_picture, one))
+            for one in found
+        ]
 
     def listwise(
         self,
@@ -101,22 +89,18 @@ class RequestBuilder:
         sampling: Sampling,
     ) -> Prepared:
         """One prompt over all candidates, each as two tokens or at full length."""
-        items = [query, *candidates]
-        table = self._table(items, relations=not full_tokens)
-        count = len(candidates)
+        features, count = [one.features for one in (query, *candidates)], len(candidates)
         prompt = self.prompts.listwise(
-            table.layout,
+            [one.item for one in features],
             0,
             range(1, count + 1),
-            range(count),
             instruction=instruction,
             full_tokens=full_tokens,
         )
-        bare = self.prompts.listwise(table.layout, 0, (), (), instruction=instruction)
         labels = self.processor.tokens.labels
-        names = [_Name(one.features.key, one.item) for one in candidates]
+        names = [_InspectionName(one.features.key, one.item) for one in candidates]
         request = Request(
-            prompt=prompt.pieces(table.place),
+            prompt=prompt.pieces(self._rows(features, relations=not full_tokens)),
             labels=labels[:count],
             inspections=names if reason else (),
             source=self if reason else None,
@@ -124,47 +108,62 @@ class RequestBuilder:
             sampling=sampling,
             banned=(*self._structure, *labels[count:]),
         )
-        return Prepared(request, len(prompt), len(prompt) - len(bare))
+        return Prepared.of(request, prompt)
 
     def pointwise(
         self, query: ItemFeatures, candidates: Sequence[ItemFeatures], *, instruction: str | None
     ) -> list[Prepared]:
         """A prompt for each candidate, at full length; its labels are "yes" and "no"."""
-        items = [query, *candidates]
-        table = self._table(items, relations=False)
-        made = []
+        features = [one.features for one in (query, *candidates)]
+        items, rows_of, made = [one.item for one in features], self._rows(features), []
         for number in range(1, len(items)):
-            prompt = self.prompts.pointwise(table.layout, 0, number, instruction=instruction)
-            request = Request(prompt.pieces(table.place), self.prompts.verdicts, reason=False)
-            rows = len(self.prompts.full_item(Rows(), table.layout, number))
-            made.append(Prepared(request, len(prompt), rows))
+            prompt = self.prompts.pointwise(items, 0, number, instruction=instruction)
+            request = Request(prompt.pieces(rows_of), self.prompts.verdicts, reason=False)
+            made.append(Prepared.of(request, prompt))
         return made
 
-    def _table(self, items: Sequence[ItemFeatures], *, relations: bool) -> _Table:
-        """What prompts of a query, the first of ``items``, and its candidates refer to."""
-        features = [one.features for one in items]
-        layout = TableLayout.of([one.item for one in features])
-        icm = self.model.icm
-        names = [(one.version, one.key) for one in features]
-        keys = [_key("full", *name) for name in names]
-        keys += [_key("content", *name) for name in names]
-        if not relations:  # only the query's content token stands in such prompts
-            rows, offsets = pack_features(features[:1])
-            return _Table(layout, features, icm.content(rows, offsets), keys)
-        rows, offsets = pack_features(features)
-        candidates = torch.arange(1, len(items))
-        tokens = icm.tokens(rows, offsets, candidates, torch.zeros_like(candidates))
-        keys += [_key("relation", icm.int8_keys, name, names[0]) for name in names[1:]]
-        return _Table(layout, features, torch.cat(tokens).to(rows.dtype), keys)
+    def _rows(
+        self, features: Sequence[Features], *, relations: bool = False
+    ) -> Callable[[Slot], FeatureRows]:
+        """A function that gives the rows of slots, for items that are a query and its candidates.
 
-    def _full(self, features: Features) -> list[Piece]:
-        layout = TableLayout.of([features.item])
-        key = _key("full", features.version, features.key)
-        rows = self.prompts.full_item(Rows(), layout, 0)
-        return rows.pieces(lambda _: (features.rows, 0, key))
+        Pair k is item k + 1 with the query. Without ``relations`` only the query's content token
+        is computed; such prompts read candidates in full.
+        """
+        icm = self.model.icm
+        rows, offsets = pack_features(features if relations else features[:1])
+        if relations:
+            candidates = torch.arange(1, len(features))
+            tokens = icm.tokens(rows, offsets, candidates, torch.zeros_like(candidates))
+            compressed = torch.cat(tokens).to(rows.dtype)
+        else:
+            compressed = icm.content(rows, offsets)
+
+        def rows_of(slot: Slot) -> FeatureRows:
+            if slot.kind == "picture":
+                return _picture(features[slot.number], slot)
+            if slot.kind == "content":
+                key = _key("content", *_identity(features[slot.number]))
+                return FeatureRows(compressed, slot.number, 1, key)
+            pair = (features[slot.number + 1], features[0])
+            key = _key("relation", icm.int8_keys, *map(_identity, pair))
+            return FeatureRows(compressed, len(features) + slot.number, 1, key)
+
+        return rows_of
+
+
+def _picture(features: Features, slot: Slot) -> FeatureRows:
+    """Rows of an item's picture, the first of its features."""
+    key = _key("full", *_identity(features))
+    return FeatureRows(features.rows, 0, slot.length, key, slot.width)
+
+
+def _identity(features: Features) -> tuple[int, str]:
+    """Version of the weights and hash of the content; equal rows have equal identities."""
+    return features.version, features.key
 
 
 def _key(*parts: object) -> int:
-    """63 bits of a hash."""
+    """Hash of 63 bits."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

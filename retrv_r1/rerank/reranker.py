@@ -1,98 +1,62 @@
-"""Reranker: the public entry. Items in, a ranking with its reasoning out."""
+"""Reranker, the public entry: items in, a ranking with its reasoning out."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Self
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from retrv_engine import (
-    EngineConfig,
-    LocalEngine,
-    Output,
-    PlainEngine,
-    Sampling,
-    SGLangConfig,
-    SGLangEngine,
-    Stats,
-    Vocabulary,
-)
-from retrv_engine.sampler import COLDEST
+from retrv_engine import EngineConfig, Sampling, SGLangConfig, Stats
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.model.checkpoint import load_checkpoint, resolve
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.model.tokens import MAX_CANDIDATES, TokenIds
-from retrv_r1.rerank.features import FeatureEncoder, FeatureStats
+from retrv_r1.model.tokens import MAX_CANDIDATES
+from retrv_r1.rerank.engines import make_engine
+from retrv_r1.rerank.feature_encoder import FeatureEncoder, FeatureStats
+from retrv_r1.rerank.options import RankOptions, default_sampling
+from retrv_r1.rerank.ordering import merge_windows
 from retrv_r1.rerank.reasoning import reasoning_text
-from retrv_r1.rerank.requests import ItemFeatures, Prepared, Reading, RequestBuilder
-from retrv_r1.rerank.scoring import merge_windows, rank_labels, rank_verdicts, vote
-from retrv_r1.rerank.windows import Windows
+from retrv_r1.rerank.requests import ItemFeatures, Prepared, RequestBuilder
+from retrv_r1.rerank.windows import CandidateList, WindowResult
 from retrv_r1.types import (
-    Item,
-    ItemError,
+    EngineName,
     ItemLike,
     Mode,
     RankedItem,
     RankedResults,
     RankRequest,
-    TokenCounts,
+    Reading,
 )
 
-EngineName = Literal["local", "plain", "sglang"]
-VOTING_TEMPERATURE = 0.7
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How a window is ranked."""
-
-    mode: Mode
-    reading: Reading
-    sampling: Sampling
-    votes: int = 1
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    """A window's outcome: candidate numbers with scores, the output that won, and what all took."""
-
-    order: list[tuple[int, float]]
-    output: Output
-    tokens: TokenCounts
-
-
-class _Job:
-    """A query on its way: its items, the windows of its list, and what it took so far."""
-
-    def __init__(self, request: RankRequest, encoded: list[ItemFeatures], window: int) -> None:
-        self.instruction = request.instruction
-        self.query, self.candidates = encoded[0], encoded[1:]
-        self.windows = Windows(len(self.candidates), window)
-        self.timings: dict[str, float] = {}
+WINDOW, BATCH_SIZE = 50, 16
 
 
 class Reranker:
     """Ranks candidates for a query with a Retrv-R1 checkpoint.
 
+    A context manager: leaving it closes the engine.
+
     Args:
-        window: candidates in one prompt, 128 at most. Longer lists are ranked by a window that
-            slides from the end of the list to its start by half its size, in fast mode, so that
-            the best reach the last window, which is ranked in the mode asked for.
-        batch_size: requests that the engine runs together.
-        engine: ``"local"``, with a radix-cached continuous batch, ``"plain"``, straight through
-            transformers, or ``"sglang"``, which has a SGLang server generate.
-        config: an ``EngineConfig`` of the local engine, a ``SGLangConfig`` of the other;
-            ``batch_size`` has no say then.
-        checkpoint: what a SGLang server is started on: the weights of ``model``.
-        cache: a directory that keeps features of items from one run to the next.
+        name: name of the model in results.
+        window: candidates in one prompt, 128 at most. A longer list is ranked by a window that
+            slides from its end to its start by half its size, in fast mode, so that the best
+            candidates reach the last window, which is ranked in the mode asked for.
+        batch_size: requests that the engine runs together; ``config`` overrides it.
+        engine: ``"local"`` (embedded, continuous batches over a radix cache), ``"plain"``
+            (transformers alone, a fixed batch) or ``"sglang"`` (an SGLang server).
+        config: an ``EngineConfig`` for the local engine, an ``SGLangConfig`` for a server.
+        checkpoint: directory that an SGLang server is started on; it holds the weights of
+            ``model``.
+        cache: directory that keeps features of items for later runs.
+    Raises:
+        ValueError: arguments out of range, or a config of another engine.
     """
 
     def __init__(
@@ -101,8 +65,8 @@ class Reranker:
         processor: RetrvR1Processor,
         *,
         name: str = "",
-        window: int = 50,
-        batch_size: int = 16,
+        window: int = WINDOW,
+        batch_size: int = BATCH_SIZE,
         engine: EngineName = "local",
         config: EngineConfig | SGLangConfig | None = None,
         checkpoint: str | Path | None = None,
@@ -110,29 +74,14 @@ class Reranker:
     ) -> None:
         if not 2 <= window <= MAX_CANDIDATES:
             raise ValueError(f"window must be between 2 and {MAX_CANDIDATES}, got {window}")
-        if engine not in get_args(EngineName):
-            known = ", ".join(map(repr, get_args(EngineName)))
-            raise ValueError(f"engine must be one of {known}, got {engine!r}")
         self.model, self.processor, self.name, self.window = model.eval(), processor, name, window
         directory = None if cache is None else Path(cache)
         self.encoder = FeatureEncoder(model, processor, directory=directory)
         self.builder = RequestBuilder(model, processor, self.encoder)
-        vocabulary = vocabulary_of(processor.tokens)
-        self._weights = threading.RLock()  # held while they are read outside of the engine
-        self.engine: LocalEngine | PlainEngine | SGLangEngine
-        if engine == "sglang":
-            if isinstance(config, EngineConfig):
-                raise ValueError("the sglang engine takes a SGLangConfig")
-            self.engine = SGLangEngine(model, vocabulary, config, checkpoint=checkpoint)
-        elif isinstance(config, SGLangConfig):
-            raise ValueError(f'a SGLangConfig is for engine="sglang", not {engine!r}')
-        elif engine == "plain":
-            if config is not None and config.weights != "model":
-                raise ValueError("the plain engine rounds no weights: take the local one")
-            self.engine = PlainEngine(model, vocabulary, batch_size)
-        else:
-            config = config or EngineConfig(max_sequences=batch_size)
-            self.engine = LocalEngine(model, vocabulary, config)
+        self._weights = threading.RLock()  # held while weights are read outside the engine
+        self.engine = make_engine(
+            engine, model, processor.tokens, config, batch_size=batch_size, checkpoint=checkpoint
+        )
 
     @classmethod
     def from_pretrained(
@@ -141,31 +90,46 @@ class Reranker:
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        **options: Any,
-    ) -> Reranker:
-        """Loads ``"tiny"`` (shipped), a directory, or a hub id.
+        window: int = WINDOW,
+        batch_size: int = BATCH_SIZE,
+        engine: EngineName = "local",
+        config: EngineConfig | SGLangConfig | None = None,
+        cache: str | Path | None = None,
+    ) -> Self:
+        """Loads a checkpoint: ``"tiny"`` (shipped), a directory, or a hub id.
+
+        The other arguments are those of the class.
 
         Args:
-            device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; the first GPU if there is one when None.
-            dtype: of the weights. When None, float32 on a CPU, and on a GPU what the checkpoint's
-                config names: float32 for ``"tiny"``, bfloat16 for what was made of Qwen2.5-VL.
-            options: ``window``, ``batch_size``, ``engine``, ``config`` and ``cache``, as above.
+            device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; by default the first GPU, or the CPU
+                where there is none.
+            dtype: dtype of the weights. By default float32 on a CPU, and on a GPU the dtype that
+                the checkpoint's config names: float32 for ``"tiny"``, bfloat16 for models made from
+                Qwen2.5-VL.
         Raises:
             CheckpointError: nothing usable is there; the message says what to do.
             DeviceError: there is no such device, or it cannot do what ``config`` asks for.
         """
         place = device_of(device)
-        config = options.get("config")
         if isinstance(config, EngineConfig):
             check_weights(config.weights, place)
         model, processor = load_checkpoint(name, dtype_of(dtype, place))
-        options = {"name": str(name), "checkpoint": resolve(name)} | options
-        return cls(model.to(place), processor, **options)
+        return cls(
+            model.to(place),
+            processor,
+            name=str(name),
+            window=window,
+            batch_size=batch_size,
+            engine=engine,
+            config=config,
+            checkpoint=resolve(name),
+            cache=cache,
+        )
 
     def rank(
         self,
         query: ItemLike,
-        candidates: Sequence[ItemLike],
+        candidates: Iterable[ItemLike],
         *,
         top_k: int | None = None,
         mode: Mode = "reason",
@@ -177,226 +141,171 @@ class Reranker:
         """Ranks ``candidates`` for ``query``, best first.
 
         Args:
-            top_k: how many to return; all when None.
-            mode: ``"reason"`` thinks and inspects, ``"fast"`` reads the answer off the prompt.
-            instruction: how the task is put; the checkpoint's own wording when None.
-            reading: ``"full"`` reads every candidate at full length (the baseline without
-                compression), ``"pointwise"`` so and each in a prompt of its own (fast mode only;
-                a checkpoint must have been trained for the question).
-            sampling: by default greedy, with as many inspections as the checkpoint's config says.
-            votes: chains of thought that are sampled; the answer is what most of them say, scores
-                are means over them. They need a temperature, 0.7 by default.
+            top_k: number of candidates to return; all when None.
+            mode: ``"reason"`` thinks and inspects candidates, ``"fast"`` answers at once.
+            instruction: wording of the task; the checkpoint's own when None.
+            reading: how candidates are read. ``"compressed"``: two tokens each. ``"full"``: all
+                their rows (the baseline without compression). ``"pointwise"``: all their rows, each
+                candidate in a prompt of its own (fast mode only, and only for checkpoints that were
+                trained for that question).
+            sampling: sampling of the reasoning; by default greedy, with the number of inspections
+                that the checkpoint's config names.
+            votes: number of chains of thought to sample. The answer is the one that most of them
+                give, scores are means over them. Votes need a temperature, 0.7 by default.
         Raises:
-            ItemError: an item that cannot be used; the message names it.
+            ItemError: an item cannot be used; the message names it.
+            ValueError: options that are unknown or exclude each other.
         """
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
         request = RankRequest(query, candidates, instruction)
         (result,) = self.rank_batch(
-            [request], mode=mode, reading=reading, sampling=sampling, votes=votes
+            [request], top_k=top_k, mode=mode, reading=reading, sampling=sampling, votes=votes
         )
-        return result if top_k is None else replace(result, ranking=result.ranking[:top_k])
+        return result
 
     @torch.inference_mode()
     def rank_batch(
         self,
-        requests: Sequence[RankRequest],
+        requests: Iterable[RankRequest],
         *,
+        top_k: int | None = None,
         mode: Mode = "reason",
         reading: Reading = "compressed",
         sampling: Sampling | None = None,
         votes: int = 1,
     ) -> list[RankedResults]:
-        """Ranks several queries; those with lists of one window run in the engine together."""
-        plan = self._plan(mode, reading, sampling, votes)
-        window = MAX_CANDIDATES**2 if reading == "pointwise" else self.window
-        jobs = [self._encode(request, window) for request in requests]
-        while waiting := [job for job in jobs if job.windows.sliding]:
-            ranked = self._run(waiting, _Plan("fast", reading, Sampling()))
-            for job, one in zip(waiting, ranked, strict=True):
-                job.windows.slide(one.order)
-        jobs_with_items = [job for job in jobs if job.candidates]
-        last = self._run(jobs_with_items, plan)
-        outcome = dict(zip(map(id, jobs_with_items), last, strict=True))
-        return [self._result(job, outcome.get(id(job)), mode) for job in jobs]
+        """Ranks several requests; lists that fit one window run in the engine together.
+
+        Arguments and errors are those of :meth:`rank`; ``top_k`` applies to each result.
+        """
+        if sampling is None:
+            sampling = default_sampling(votes, self.model.config.max_inspections)
+        options = RankOptions(mode, reading, sampling, votes, top_k)
+        lists = [self._encode(request, reading) for request in requests]
+        while sliding := [one for one in lists if one.sliding]:
+            results = self._rank_windows(sliding, RankOptions("fast", reading))
+            for one, result in zip(sliding, results, strict=True):
+                one.slide(result.order)
+        last = iter(self._rank_windows([one for one in lists if one.candidates], options))
+        return [
+            self._results(one, next(last) if one.candidates else None, options) for one in lists
+        ]
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Puts new values into the model's parameters, and forgets what the old ones made.
+        """Replaces parameters of the model by name, and forgets all that the old ones made.
 
         Raises:
-            ValueError: a name or a shape that the model has not; nothing is changed then.
+            ValueError: the model has no parameter of that name or shape; nothing is changed then.
         """
         with self._weights:
             self.engine.load_weights(weights)
             self.encoder.clear()
 
     def warm(self, sampling: Sampling | None = None) -> None:
-        """Has the embedded engine compile and capture what queries launch on a GPU.
+        """Has the engine compile and capture what queries launch on a GPU.
 
         For servers, before the first query; on a CPU there is nothing to do. See
         :meth:`retrv_engine.local.LocalEngine.warm`.
         """
-        if isinstance(self.engine, LocalEngine):
-            self.engine.warm([Sampling() if sampling is None else sampling])
+        self.engine.warm([Sampling() if sampling is None else sampling])
 
-    def stats(self) -> tuple[Stats | None, FeatureStats]:
-        """What the engine has done, None for the plain one, and what the feature cache has."""
-        engine = None if isinstance(self.engine, PlainEngine) else self.engine.stats()
-        return engine, self.encoder.stats()
+    def stats(self) -> tuple[Stats, FeatureStats]:
+        """Counts of the engine and of the feature cache."""
+        return self.engine.stats(), self.encoder.stats()
 
     def close(self) -> None:
-        """Ends what the engine has started: its thread, its server."""
-        if not isinstance(self.engine, PlainEngine):
-            self.engine.close()
+        """Ends the threads and processes that the engine has started."""
+        self.engine.close()
 
-    def _plan(self, mode: Mode, reading: Reading, sampling: Sampling | None, votes: int) -> _Plan:
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be 'reason' or 'fast', got {mode!r}")
-        if reading not in get_args(Reading):
-            options = ", ".join(map(repr, get_args(Reading)))
-            raise ValueError(f"reading must be one of {options}, got {reading!r}")
-        if reading == "pointwise" and mode != "fast":
-            raise ValueError('pointwise reading has no reasoning: say mode="fast"')
-        if votes < 1:
-            raise ValueError(f"votes must be at least 1, got {votes}")
-        if votes > 1 and mode == "fast":
-            raise ValueError('fast mode has nothing to vote on: say mode="reason"')
-        if sampling is None:
-            temperature = VOTING_TEMPERATURE if votes > 1 else 0.0
-            limit = self.model.config.max_inspections
-            sampling = Sampling(temperature=temperature, max_inspections=limit)
-        elif votes > 1 and sampling.temperature < COLDEST:
-            raise ValueError("votes of greedy sampling are all the same: give a temperature")
-        return _Plan(mode, reading, sampling, votes)
+    def __enter__(self) -> Self:
+        return self
 
-    def _encode(self, request: RankRequest, window: int) -> _Job:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _encode(self, request: RankRequest, reading: Reading) -> CandidateList:
+        """Encodes a request's items; pointwise prompts need no window."""
         started = time.perf_counter()
-        items = _items(request)
+        items = request.items()
         with self._weights:
             features = self.encoder.encode(items)
         encoded = [ItemFeatures(*pair) for pair in zip(items, features, strict=True)]
-        job = _Job(request, encoded, window)
-        job.timings["features"] = time.perf_counter() - started
-        job.timings["compression"] = 0.0
-        return job
+        window = None if reading == "pointwise" else self.window
+        candidates = CandidateList(encoded, window, request.instruction)
+        candidates.timings["features"] = time.perf_counter() - started
+        candidates.timings["compression"] = 0.0
+        return candidates
 
-    def _run(self, jobs: Sequence[_Job], plan: _Plan) -> list[_Ranked]:
-        """Ranks the current window of every job."""
+    def _rank_windows(
+        self, lists: Sequence[CandidateList], options: RankOptions
+    ) -> list[WindowResult]:
+        """Ranks the current window of every list."""
         prepared = []
-        for job in jobs:
+        for one in lists:
             started = time.perf_counter()
             with self._weights:
-                prepared.append(self._prepare(job, plan))
-            job.timings["compression"] += time.perf_counter() - started
-        outputs = iter(self.engine.generate([p.request for many in prepared for p in many]))
-        combine = self._pointwise if plan.reading == "pointwise" else self._listwise
-        ranked = []
-        for job, many in zip(jobs, prepared, strict=True):
-            one = combine(many, [next(outputs) for _ in many])
-            current = job.windows.current
-            ranked.append(replace(one, order=[(current[k], score) for k, score in one.order]))
-        return ranked
+                prepared.append(self._prepare(one, options))
+            one.timings["compression"] += time.perf_counter() - started
+        outputs = iter(self.engine.generate([p.request for window in prepared for p in window]))
+        results = []
+        for window in prepared:
+            own = [next(outputs) for _ in window]
+            if options.reading == "pointwise":
+                results.append(WindowResult.pointwise(window, own))
+            else:
+                temperature = self.model.config.score_temperature
+                results.append(WindowResult.listwise(window, own, temperature))
+        return results
 
-    def _prepare(self, job: _Job, plan: _Plan) -> list[Prepared]:
-        """The requests of a job's current window."""
-        chosen = [job.candidates[number] for number in job.windows.current]
-        if plan.reading == "pointwise":
-            return self.builder.pointwise(job.query, chosen, instruction=job.instruction)
-        one = self.builder.listwise(
-            job.query,
+    def _prepare(self, one: CandidateList, options: RankOptions) -> list[Prepared]:
+        """The requests of a list's current window: one per vote, or one per candidate."""
+        chosen = [one.candidates[number] for number in one.current]
+        if options.reading == "pointwise":
+            return self.builder.pointwise(one.query, chosen, instruction=one.instruction)
+        prepared = self.builder.listwise(
+            one.query,
             chosen,
-            reason=plan.mode == "reason",
-            full_tokens=plan.reading == "full",
-            instruction=job.instruction,
-            sampling=plan.sampling,
+            reason=options.mode == "reason",
+            full_tokens=options.reading == "full",
+            instruction=one.instruction,
+            sampling=options.sampling,
         )
-        seeds = range(plan.sampling.seed, plan.sampling.seed + plan.votes)
-        samplings = [replace(plan.sampling, seed=seed) for seed in seeds]
-        return [replace(one, request=replace(one.request, sampling=own)) for own in samplings]
+        request, first = prepared.request, options.sampling.seed
+        return [
+            replace(
+                prepared,
+                request=replace(request, sampling=replace(options.sampling, seed=first + vote)),
+            )
+            for vote in range(options.votes)
+        ]
 
-    def _listwise(self, prepared: Sequence[Prepared], outputs: Sequence[Output]) -> _Ranked:
-        """The outcome of one prompt, or of the votes on it."""
-        winner, logits = vote(outputs)
-        order = rank_labels(logits, winner.answer, self.model.config.score_temperature)
-        one = prepared[0]
-        return _Ranked(order, winner, _tokens(outputs, one.prompt_rows, one.candidate_rows))
-
-    def _pointwise(self, prepared: Sequence[Prepared], outputs: Sequence[Output]) -> _Ranked:
-        """The outcome of a prompt for each candidate."""
-        order = rank_verdicts([output.label_logits for output in outputs])
-        best = replace(outputs[order[0][0]], answer=order[0][0])
-        rows = (sum(one.prompt_rows for one in prepared), sum(o.candidate_rows for o in prepared))
-        return _Ranked(order, best, _tokens(outputs, *rows))
-
-    def _result(self, job: _Job, last: _Ranked | None, mode: Mode) -> RankedResults:
-        query = job.query.item
-        dtype = str(self.model.dtype).removeprefix("torch.")
+    def _results(
+        self, one: CandidateList, last: WindowResult | None, options: RankOptions
+    ) -> RankedResults:
+        """The ranking of a list whose last window was ranked; ``last`` is None if it is empty."""
         nothing = RankedResults(
-            query, None, (), mode=mode, model=self.name, device=str(self.model.device), dtype=dtype
+            one.query.item,
+            None,
+            (),
+            mode=options.mode,
+            model=self.name,
+            device=str(self.model.device),
+            dtype=str(self.model.dtype).removeprefix("torch."),
         )
         if last is None:
             return nothing
-        output, current = last.output, job.windows.current
-        inspected = tuple(current[k] for k in output.inspected)
-        order = merge_windows(last.order, job.windows.tail)
+        output, current = last.output, one.current
+        inspected = tuple(current[place] for place in output.inspected)
+        order = merge_windows(one.numbered(last.order), one.tail)
         return replace(
             nothing,
             answer=current[output.answer],
             ranking=tuple(
-                RankedItem(number, score, job.candidates[number].item, number in inspected)
-                for number, score in order
+                RankedItem(number, score, one.candidates[number].item, number in inspected)
+                for number, score in order[: options.top_k]
             ),
             reasoning=reasoning_text(self.processor, output.tokens, current),
             inspected=inspected,
             well_formed=output.well_formed,
-            timings={**job.timings, **output.timings},
+            timings={**one.timings, **output.timings},
             tokens=last.tokens,
         )
-
-
-def _tokens(outputs: Sequence[Output], prompt: int, candidates: int) -> TokenCounts:
-    """What all outputs of a window took."""
-
-    def total(count: Callable[[Output], int]) -> int:
-        return sum(map(count, outputs))
-
-    return TokenCounts(
-        prompt=prompt,
-        candidates=candidates,
-        inspected=total(lambda output: output.inspected_rows),
-        generated=total(lambda output: len(output.tokens)),
-        cached=total(lambda output: output.cached_rows),
-    )
-
-
-def vocabulary_of(tokens: TokenIds) -> Vocabulary:
-    """The tokens that steer generation, as engines want to know them."""
-    return Vocabulary(
-        think_start=tokens.think_start,
-        think_end=tokens.think_end,
-        answer_start=tokens.answer_start,
-        answer_end=tokens.answer_end,
-        inspect_start=tokens.inspect_start,
-        inspect_end=tokens.inspect_end,
-        end=tokens.im_end,
-    )
-
-
-def _items(request: RankRequest) -> list[Item]:
-    """Query and candidates as items; an unusable one is named in the error."""
-    values = request.candidates
-    if isinstance(values, str | bytes | Mapping | Item | Image.Image) or not isinstance(
-        values, Iterable
-    ):
-        raise ItemError(
-            f"candidates must be a list of items, not {type(values).__name__}; "
-            "put a single one into a list"
-        )
-    items = []
-    for number, value in enumerate((request.query, *values), -1):
-        try:
-            items.append(Item.of(value))
-        except ItemError as error:
-            name = "the query" if number < 0 else f"candidate {number}"
-            raise ItemError(f"{name}: {error}") from error
-    return items

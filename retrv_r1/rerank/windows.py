@@ -1,27 +1,83 @@
-"""Lists longer than one prompt: a window that slides from the end of a list to its start."""
+"""Lists longer than one prompt, ranked by a window that slides from their end to their start."""
 
 from __future__ import annotations
 
-from retrv_r1.rerank.scoring import merge_windows
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from retrv_engine import Output
+from retrv_r1.rerank.ordering import merge_windows, rank_labels, rank_verdicts, vote
+from retrv_r1.rerank.requests import ItemFeatures, Prepared
+from retrv_r1.types import TokenCounts
 
 
-class Windows:
-    """A list on its way through a window that slides from its end to its start.
+@dataclass(frozen=True)
+class WindowResult:
+    """Outcome of one window.
 
-    Lists longer than a window are ranked window by window, each overlapping the one before by half,
-    so that the best reach the last window.
-
-    Attributes:
-        order: candidate numbers, the order so far.
-        start: where the current window begins.
-        tail: candidates behind the windows still to come, with scores.
+    Args:
+        order: candidates with scores, best first.
+        output: output that gives the answer and the reasoning.
+        tokens: tokens of all outputs of the window.
     """
 
-    def __init__(self, count: int, window: int) -> None:
-        self.window = window
-        self.order = list(range(count))
-        self.start = max(0, count - window)
+    order: list[tuple[int, float]]
+    output: Output
+    tokens: TokenCounts
+
+    @classmethod
+    def listwise(
+        cls, prepared: Sequence[Prepared], outputs: Sequence[Output], temperature: float
+    ) -> WindowResult:
+        """The result of one prompt, or of several votes on it."""
+        winner, logits = vote(outputs)
+        order = rank_labels(logits, winner.answer, temperature)
+        return cls(order, winner, _token_counts(prepared[:1], outputs))
+
+    @classmethod
+    def pointwise(cls, prepared: Sequence[Prepared], outputs: Sequence[Output]) -> WindowResult:
+        """The result of one prompt per candidate."""
+        order = rank_verdicts([output.label_logits for output in outputs])
+        best = order[0][0]
+        winner = replace(outputs[best], answer=best)
+        return cls(order, winner, _token_counts(prepared, outputs))
+
+
+def _token_counts(prepared: Sequence[Prepared], outputs: Sequence[Output]) -> TokenCounts:
+    return TokenCounts(
+        prompt=sum(one.prompt_rows for one in prepared),
+        candidates=sum(one.candidate_rows for one in prepared),
+        inspected=sum(output.inspected_rows for output in outputs),
+        generated=sum(len(output.tokens) for output in outputs),
+        cached=sum(output.cached_rows for output in outputs),
+    )
+
+
+class CandidateList:
+    """The candidates of one request, and a window that slides from their end to their start.
+
+    Each window overlaps the one before by half, so that the best candidates reach the last window.
+
+    Args:
+        items: the query, then the candidates.
+        window: candidates in one window; None for one window over the whole list.
+    Attributes:
+        order: candidate numbers in the order so far.
+        start: place in ``order`` where the current window begins.
+        tail: candidates behind all windows still to come, with scores.
+        timings: seconds per phase.
+    """
+
+    def __init__(
+        self, items: Sequence[ItemFeatures], window: int | None, instruction: str | None = None
+    ) -> None:
+        self.query, *self.candidates = items
+        self.instruction = instruction
+        self.window = len(self.candidates) if window is None else window
+        self.order = list(range(len(self.candidates)))
+        self.start = max(0, len(self.candidates) - self.window)
         self.tail: list[tuple[int, float]] = []
+        self.timings: dict[str, float] = {}
 
     @property
     def sliding(self) -> bool:
@@ -33,11 +89,21 @@ class Windows:
         """Candidate numbers of the current window."""
         return self.order[self.start : self.start + self.window]
 
-    def slide(self, ranked: list[tuple[int, float]]) -> None:
-        """Takes a window's ranking and moves half a window towards the start."""
+    def slide(self, ranked: Sequence[tuple[int, float]]) -> None:
+        """Records the ranking of the current window and moves it half its size towards the start.
+
+        Args:
+            ranked: places in the window with scores, best first.
+        """
+        found = self.numbered(ranked)
         stop = self.start + self.window
-        self.order[self.start : stop] = [candidate for candidate, _ in ranked]
+        self.order[self.start : stop] = [candidate for candidate, _ in found]
         following = max(0, self.start - self.window // 2)
         left_behind = following + self.window - self.start
-        self.tail = merge_windows(ranked[left_behind:], self.tail)
+        self.tail = merge_windows(found[left_behind:], self.tail)
         self.start = following
+
+    def numbered(self, ranked: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+        """The ranking of the current window with candidate numbers for places in the window."""
+        current = self.current
+        return [(current[place], score) for place, score in ranked]

@@ -10,11 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from retrv_r1.train.build import Settings
+    from retrv_r1.train.config import RunConfig
     from retrv_r1.train.machine import Machine
     from retrv_r1.train.schedule import Schedule
 
-STAGES = ("embed", "pretrain", "align", "sft")
+STAGES = {
+    "embed": "retrv_r1.train.embed:EmbedStage",
+    "pretrain": "retrv_r1.train.pretrain:PretrainStage",
+    "align": "retrv_r1.train.align:AlignStage",
+    "sft": "retrv_r1.train.sft:SFTStage",
+}
+"""Stages by name, in the order of training; a class is imported when its stage is used."""
 
 
 def run(
@@ -29,41 +35,46 @@ def run(
     workers: int | None = None,
     minutes: float | None = None,
 ) -> Path:
-    """Trains one stage; returns the directory of the result.
+    """Trains one stage; returns the folder of the result.
 
     Args:
-        stage: one of :data:`STAGES`.
-        config: YAML file of that stage.
-        out: where checkpoints, curves and the result go; the config's ``out`` by default.
-        resume: go on from the newest checkpoint in ``out``.
+        stage: name of the stage, one of :data:`STAGES`.
+        config: YAML file of the stage.
+        out: folder of checkpoints, curves and the result; the config's ``out`` by default.
+        resume: continue from the newest checkpoint in ``out``.
         data: folder or pack (``retrv-r1 data pack``) of the data set; the config's by default.
-        device, dtype, workers: see :meth:`retrv_r1.train.machine.Machine.of`.
-        minutes: time in which all is done, loading and saving included, whatever steps the
-            config plans; its schedule is stretched or pressed into that time.
+        device, dtype, workers: options of :meth:`retrv_r1.train.machine.Machine.of`.
+        minutes: time limit, loading and saving included. The schedule is stretched or compressed
+            to fit, whatever number of steps the config plans.
+    Raises:
+        RetrvError: options, data or an earlier stage's result that cannot be used; the message
+            says what to do.
+        OSError: ``out`` cannot be written.
     """
     from retrv_r1.data.pack import data_folder
-    from retrv_r1.train.build import read_config
+    from retrv_r1.train.config import read_config
     from retrv_r1.train.machine import Machine
     from retrv_r1.train.schedule import Schedule
 
     settings = read_config(stage, Path(config))
     schedule = Schedule(settings.loop.steps, minutes * 60) if minutes is not None else None
     target = Path(out) if out else settings.out
+    target.mkdir(parents=True, exist_ok=True)  # before anything is loaded, if it cannot be made
     source = data_folder(Path(data) if data else settings.data, target / "data")
     settings = replace(settings, out=target, data=source)
     return train_stage(settings, Machine.of(device, dtype, workers), schedule, resume=resume)
 
 
 def train_stage(
-    settings: Settings, machine: Machine, schedule: Schedule | None, *, resume: bool
+    config: RunConfig, machine: Machine, schedule: Schedule | None, *, resume: bool
 ) -> Path:
-    """Trains a stage as its settings say, by steps or by the clock, and writes its record."""
+    """Trains a stage by steps or by a schedule, and writes its record."""
     from retrv_r1.train.build import build_stage
     from retrv_r1.train.loop import fit
     from retrv_r1.train.record import write_record
 
-    stage = build_stage(settings, machine)
+    stage = build_stage(config, machine)
     stage.schedule = schedule
-    final = fit(stage, settings.loop, settings.out, resume, machine)
-    write_record(settings, settings.out, stage, machine)
+    final = fit(stage, config.loop, config.out, resume, machine)
+    write_record(config, stage, machine)
     return final

@@ -1,38 +1,41 @@
 """Stage ``align``: self-alignment of the compressor.
 
-Language model and tower are frozen. What the model says when it reads the two tokens must match
-what it says when it reads all rows: for the description of a candidate's content (from the
-content token alone) and for its relationship to the query (the choice from a list).
+Language model and tower are frozen. The model's output on the two tokens must match its output on
+all rows: for the description of a candidate (from its content token alone) and for the choice from
+a list.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.train.build import Setup
 from retrv_r1.train.chains import describe
-from retrv_r1.train.corpus import Corpus, used_pictures
-from retrv_r1.train.features import FeatureBank
+from retrv_r1.train.corpus import described_pictures, used_pictures
 from retrv_r1.train.lists import ListCollator
-from retrv_r1.train.loop import Stage
 from retrv_r1.train.losses import ListOutput, run_lists
-from retrv_r1.train.pretrain import described_pictures
-from retrv_r1.train.sampling import ListSampler, Vectors
+from retrv_r1.train.sampling import ListSampler
+from retrv_r1.train.stage import Stage
+from retrv_r1.train.vision_rows import RowBank
 
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """Args:
-    descriptions, lists, size: per step; ``share`` lists have the same candidates.
-    hard: how near negatives are (``sampling.py``).
-    views: augmented views of a picture that are kept.
+    """Options of the stage.
+
+    Args:
+        descriptions: pictures described per step.
+        lists: lists per step.
+        size: candidates of a list.
+        share: lists that have the same candidates.
+        hard: hardness of negatives, 0 to 1 (``sampling.py``).
+        views: views of a picture that are kept, all but the first augmented.
+        max_text: tokens to which an item's text is cut.
     """
 
     descriptions: int = 64
@@ -45,26 +48,22 @@ class AlignConfig:
 
 
 class AlignStage(Stage):
-    name = "align"
+    """KL divergence of reading compressed candidates from reading them in full."""
 
-    def __init__(
-        self,
-        model: RetrvR1ForConditionalGeneration,
-        processor: RetrvR1Processor,
-        corpus: Corpus,
-        vectors: dict[str, Vectors],
-        config: AlignConfig,
-        seed: int,
-    ) -> None:
-        self.model, self.processor, self.corpus = model, processor, corpus
-        self.sampler = ListSampler(corpus, vectors)
-        self.config, self.seed = config, seed
+    Config = AlignConfig
+    config: AlignConfig
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        corpus, config = setup.train, self.config
+        self.model, self.processor = model, processor = setup.reranker()
+        self.sampler = ListSampler(corpus, setup.vectors(corpus, processor))
         model.requires_grad_(False)
         model.icm.requires_grad_(True)
         self.collator = ListCollator(processor, config.max_text)
         self.pictures = described_pictures(corpus)
-        self.bank = FeatureBank.build(
-            model, processor, corpus.bank, used_pictures(corpus), config.views, seed
+        self.bank = RowBank.build(
+            model, processor, corpus.bank, used_pictures(corpus), config.views, self.seed
         )
 
     def batch(self, step: int) -> dict[str, Any]:
@@ -78,9 +77,10 @@ class AlignStage(Stage):
         label_seed = int(rng.integers(2**31))
         batch: dict[str, Any] = {}
         for reading in ("full", "compressed"):
-            batch[f"describe_{reading}"] = self.collator.describe(chosen, names, reading)
+            full = reading == "full"
+            batch[f"describe_{reading}"] = self.collator.describe(chosen, names, full_tokens=full)
             batch[f"lists_{reading}"] = self.collator.collate(
-                lists, np.random.default_rng(label_seed), reason=0.0, reading=reading
+                lists, np.random.default_rng(label_seed), reason=0.0, full_tokens=full
             )
         batch["describe_views"] = self.bank.draw(batch["describe_full"].pictures, rng)
         batch["lists_views"] = self.bank.draw(batch["lists_full"].pictures, rng)
@@ -113,10 +113,6 @@ class AlignStage(Stage):
             "tokens": sum(b.tokens for k, b in batch.items() if not k.endswith("_views")),
         }
 
-    def save(self, out: Path) -> None:
-        self.model.save_pretrained(out)
-        self.processor.save_pretrained(out)
-
 
 def target_logits(out: ListOutput) -> Tensor:
     """Logits at the target tokens, ``[targets, vocabulary]``."""
@@ -125,7 +121,7 @@ def target_logits(out: ListOutput) -> Tensor:
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher ‖ student), nats, mean over rows."""
+    """KL(teacher ‖ student) in nats, averaged over rows."""
     log_p = nn.functional.log_softmax(teacher.float(), -1)
     log_q = nn.functional.log_softmax(student.float(), -1)
     return nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")

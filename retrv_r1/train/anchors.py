@@ -1,10 +1,10 @@
-"""Anchors: one direction for each concept, to which all that shows or names it is drawn.
+"""Anchors: one direction for each concept, towards which everything that shows it is trained.
 
-A contrastive loss knows the negatives of its step; a softmax over anchors knows every concept at
-once, and a picture, a foreign name and a gloss meet where none of their pairs was ever drawn.
-Where the data does not say what an entry shows there is no anchor, and the contrastive losses are
-alone. Where the compressor has a memory, its prototypes are the anchors; otherwise nothing of them
-remains at inference.
+A contrastive loss compares with the negatives of its step. A softmax over anchors compares with
+every concept at once, and aligns a picture, a foreign name and a definition even if no pair of them
+was ever drawn. Entries whose concept the data does not name are trained by the contrastive losses
+alone. If the compressor has a memory, its prototypes are the anchors; otherwise anchors are not
+used at inference.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from torch import Tensor, nn
 
 from retrv_r1.model.icm import InformationCompressor
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.train.config import ConfigError
 from retrv_r1.train.corpus import Corpus, Key
 
 
 class Concepts:
-    """What entries stand for: numbers of concepts by what the model sees of an entry.
+    """Numbers of the concepts that entries show.
 
-    A candidate's concept is its metadata's ``code``, a query's are those of all that is relevant
-    to it ("the flag, in red" is the red flag).
+    A candidate's concept is the ``code`` in its metadata; a query's concepts are those of all
+    candidates that are relevant to it ("the flag, in red" is the red flag).
 
     Attributes:
-        of: concept numbers of every entry of which the data says them.
+        of: concept numbers by what the model sees of an entry, where the data names them.
         count: number of concepts.
     """
 
@@ -48,14 +49,14 @@ class Concepts:
         self.count = len(numbers)
 
     def goals(self, keys: Sequence[Key]) -> Tensor:
-        """Concept numbers of entries, padded with -1: ``[n, most]``."""
+        """Concept numbers of entries ``[n, most]``, padded with -1."""
         known = [self.of.get(key, ()) for key in keys]
         most = max([1, *map(len, known)])
         return torch.tensor([[*k, *[-1] * (most - len(k))] for k in known]).reshape(-1, most)
 
 
 class Anchors(nn.Module):
-    """The anchors ``[concepts, d]``, and a softmax over their cosines with states."""
+    """Anchors ``[concepts, d]``, and a softmax over their cosines with states."""
 
     def __init__(self, weight: nn.Parameter, temperature: float = 0.06) -> None:
         super().__init__()
@@ -66,28 +67,29 @@ class Anchors(nn.Module):
         """Anchors for ``count`` concepts: the prototypes of the model's memory, if it has one.
 
         Raises:
-            ValueError: the memory holds another number of prototypes.
+            ConfigError: the memory has another number of prototypes.
         """
         memory = model.icm.memory
         if memory is None or not count:
             start = torch.randn(count, model.config.hidden_size)
             return cls(nn.Parameter(start.to(model.icm.pool.embedding.device)))
         if len(memory.prototypes) != count:
-            raise ValueError(
+            raise ConfigError(
                 f"the compressor's memory has {len(memory.prototypes)} prototypes, the data names "
                 f"{count} concepts; set model.icm.memory_size to {count} and train from scratch"
             )
         return cls(memory.prototypes, memory.temperature)
 
     @torch.no_grad()
-    def start(self, icm: InformationCompressor, rows: Tensor, goals: Tensor) -> None:
-        """Puts every concept's anchor at the mean direction of its pictures' pooled tokens.
+    def initialize(self, icm: InformationCompressor, rows: Tensor, goals: Tensor) -> None:
+        """Sets each anchor to the mean direction of the pooled tokens of its concept's pictures.
 
-        Their size, which no cosine sees, is that of √d: steps of the optimiser turn them little.
+        Their norm is √d; cosines do not depend on it, and optimizer steps turn them less.
 
         Args:
+            icm: compressor that pools the rows.
             rows: tower rows of pictures, ``[n, r, d]``.
-            goals: their concepts, ``[n, g]``, padded with -1.
+            goals: concepts of the pictures, ``[n, g]``, padded with -1.
         """
         offsets = torch.arange(len(rows) + 1, device=rows.device) * rows.shape[1]
         content = icm.pooled(rows.flatten(0, 1), offsets)
@@ -99,10 +101,12 @@ class Anchors(nn.Module):
         self.weight[concept] = nn.functional.rms_norm(sums, sums.shape[-1:])[concept]
 
     def loss(self, states: Tensor, goals: Tensor, smoothing: float = 0.1) -> tuple[Tensor, float]:
-        """Cross-entropy of states' concepts, and the share whose nearest anchor is one of them.
+        """Cross-entropy of the concepts of states, and the share whose nearest anchor is right.
 
         Args:
-            states: ``[n, d]``; goals: ``[n, g]``, padded with -1; rows of -1 do not count.
+            states: states of entries, ``[n, d]``.
+            goals: concepts of the entries, ``[n, g]``, padded with -1; entries without any are
+                ignored.
         """
         known = goals >= 0
         kept = known.any(1)

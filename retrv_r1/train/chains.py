@@ -1,11 +1,11 @@
 """Chains of thought in the paper's four steps, made from the data's own metadata.
 
-Guess the ideal result, rule out the easy negatives, examine the hard candidates, answer with the
-label. The answer and one near candidate are named; where the two are truly close the first of them
-is inspected, what it shows is said, and which is better is decided at the end. One inspection, so
-that a small greedy model can tell when it is done: after more it asked for the first again
-(docs/LOG.md); a semicolon, which nothing else has, says that it is. Wording varies; the named come
-in random order, so that neither their order nor the prompt's says which one is right.
+A chain guesses the ideal result, rules out the easy negatives, examines the hard candidates, and
+answers with a label. It names the answer and one near candidate, in random order, so that the order
+does not reveal the answer. If the two are truly close, it inspects the first of them, says what it
+shows, and decides at the end. There is only one inspection, because after more of them a small
+greedy model asked for the first again (docs/LOG.md); a semicolon, which occurs nowhere else, marks
+its end. Wording varies.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _COMMON = {
     *("face", "flag", "sign", "button", "from"),
 }
 CHAIN_INSPECTIONS = 1
-"""Most inspections of a chain, which a model that learns from them is held to by default."""
+"""Most inspections of a chain, and the default limit of a model that learns from chains."""
 _NEAR = 6
-"""The candidate that is named beside the answer is one of so many nearest."""
+"""The candidate named beside the answer is one of this many nearest candidates."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A piece of a chain: words, a candidate's label, or an inspection of a candidate."""
+class ChainPart:
+    """A part of a chain: words, a candidate's label, or an inspection of a candidate."""
 
     kind: Literal["text", "label", "inspect"]
     text: str = ""
@@ -44,14 +44,14 @@ class Piece:
 
 
 def describe(entry: Entry) -> str:
-    """What a candidate shows, in a few words: its text, or the name of its picture."""
+    """A candidate in a few words: its text, or the name of its picture."""
     if entry.picture is None and entry.text:
         return entry.text
     return entry.meta.get("name") or entry.text or "a picture"
 
 
 def is_close(answer: Entry, other: Entry) -> bool:
-    """Whether two compressed tokens may not tell the candidates apart: one base, one subgroup."""
+    """Whether compressed tokens may not distinguish two candidates: same base, word or subgroup."""
     if answer.meta.get("base") and answer.meta.get("base") == other.meta.get("base"):
         return True
     shared = set(describe(answer).lower().split()) & set(describe(other).lower().split())
@@ -61,8 +61,8 @@ def is_close(answer: Entry, other: Entry) -> bool:
     return bool(subgroup) and subgroup == other.meta.get("subgroup")
 
 
-def chain(example: ListExample, rng: np.random.Generator) -> list[Piece]:
-    """The reasoning of one list, without the surrounding tags."""
+def chain(example: ListExample, rng: np.random.Generator) -> list[ChainPart]:
+    """The reasoning for one list, without the surrounding tags."""
 
     def one_of(choices: Sequence[str]) -> str:
         return choices[int(rng.integers(len(choices)))]
@@ -75,19 +75,19 @@ def chain(example: ListExample, rng: np.random.Generator) -> list[Piece]:
     rival = [rivals[int(rng.integers(len(rivals)))]] if rivals else []
     examined = [int(k) for k in rng.permutation([example.answer, *rival])]
 
-    pieces = [Piece("text", one_of(_IDEAL).format(describe(answer)))]
+    parts = [ChainPart("text", one_of(_IDEAL).format(describe(answer)))]
     if len(example.candidates) > len(examined) and (easy := one_of(_EASY)):
-        pieces.append(Piece("text", easy))
-    pieces.append(Piece("text", one_of(_HARD)))
-    pieces += [Piece("label", candidate=k) for k in examined]
-    pieces.append(Piece("text", "."))
+        parts.append(ChainPart("text", easy))
+    parts.append(ChainPart("text", one_of(_HARD)))
+    parts += [ChainPart("label", candidate=k) for k in examined]
+    parts.append(ChainPart("text", "."))
     for k in examined[:CHAIN_INSPECTIONS] if hard else ():
-        pieces.append(Piece("inspect", candidate=k))
-        pieces.append(Piece("text", one_of(_SHOWN).format(describe(example.candidates[k]))))
-    pieces += [Piece("text", one_of(_DONE)), Piece("label", candidate=example.answer)]
-    return pieces
+        parts.append(ChainPart("inspect", candidate=k))
+        parts.append(ChainPart("text", one_of(_SHOWN).format(describe(example.candidates[k]))))
+    parts += [ChainPart("text", one_of(_DONE)), ChainPart("label", candidate=example.answer)]
+    return parts
 
 
-def corpus_of_phrases() -> list[str]:
-    """Every fixed phrase, for the tokenizer."""
+def phrases() -> list[str]:
+    """All fixed phrases, for training a tokenizer."""
     return [p.format("") for p in (*_IDEAL, *_EASY, *_HARD, *_SHOWN, *_DONE)]

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from retrv_r1.data import mbeir
+from retrv_r1.train.config import ConfigError
 from retrv_r1.train.pictures import PictureBank
 
 Key = tuple[str | None, int | None]
-"""What a model sees of an entry: its text, its picture's row in the bank."""
+"""What a model sees of an entry: its text, and its picture's row in the bank."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A query or candidate: its text, its picture's row in the bank, what is known about it."""
+    """A query or candidate: its text, its picture's row in the bank, and its metadata."""
 
     text: str | None
     picture: int | None
@@ -32,12 +33,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Cell:
-    """One data set of one task shape.
+    """One data set of M-BEIR, with one task shape.
 
     Attributes:
-        queries, pool: entries.
-        positives: pool numbers per query.
-        instructions: phrasings of the task.
+        name: name of the data set.
+        queries: queries.
+        pool: candidates.
+        positives: pool numbers of the relevant candidates of each query.
+        instructions: wordings of the task.
     """
 
     name: str
@@ -49,12 +52,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class ListExample:
-    """A query with candidates, the answer among them, and how the task is put.
+    """A query with candidates, one of which is relevant.
 
     Attributes:
-        answer: number of the one relevant candidate.
-        closeness: rank of each candidate's closeness to the query, the answer itself 0.
-        relevant: keys of all that is known to be relevant, in this list or elsewhere.
+        cell: name of the cell.
+        instruction: wording of the task; empty for the checkpoint's own.
+        query: the query.
+        candidates: the candidates.
+        answer: number of the relevant candidate.
+        closeness: rank of each candidate's closeness to the query; the answer has 0.
+        relevant: keys of all entries known to be relevant, in this list or elsewhere.
     """
 
     cell: str
@@ -67,7 +74,15 @@ class ListExample:
 
 
 class Corpus:
-    """All cells of one split."""
+    """All cells of one split.
+
+    Args:
+        root: folder of the data set.
+        split: ``train`` or ``val``.
+        bank: all pictures of the data set.
+    Raises:
+        ConfigError: the split has no queries, or shows a picture that the bank lacks.
+    """
 
     def __init__(self, root: Path, split: str, bank: PictureBank) -> None:
         meta = read_metadata(root)
@@ -78,10 +93,15 @@ class Corpus:
             if cell.split == split
         }
         if not self.cells:
-            raise ValueError(f"{root} has no queries for split {split!r}")
+            raise ConfigError(
+                f"{root} has no queries for the split {split!r}: build the data set again with "
+                "`retrv-r1 data pictographs DIR`"
+            )
 
     def _cell(self, task: mbeir.Task, meta: dict[str, dict[str, Any]]) -> Cell:
         def entry(text: str | None, image: str | None, known: dict[str, Any]) -> Entry:
+            if image and image not in self.bank.row_of:
+                raise ConfigError(f"pictures.jsonl lacks {image}: build the data set again")
             return Entry(text or None, self.bank.row_of[image] if image else None, known)
 
         number = task.row_of
@@ -95,7 +115,7 @@ class Corpus:
 
 
 def read_metadata(root: Path) -> dict[str, dict[str, Any]]:
-    """What a built data set knows of its candidates, by did; empty where it says nothing."""
+    """Metadata of a data set's candidates by ``did``; empty if it has no ``metadata.jsonl``."""
     path = root / "metadata.jsonl"
     if not path.is_file():
         return {}
@@ -113,3 +133,60 @@ def used_pictures(corpus: Corpus) -> list[int]:
             if entry.picture is not None
         }
     )
+
+
+def described_pictures(corpus: Corpus) -> list[Entry]:
+    """All distinct pictures of the pools that have a name, as entries without text."""
+    seen: dict[int, Entry] = {}
+    for cell in corpus.cells.values():
+        for entry in cell.pool:
+            if entry.picture is not None and entry.meta.get("name"):
+                seen.setdefault(entry.picture, Entry(None, entry.picture, entry.meta))
+    return list(seen.values())
+
+
+def pictures_of(entries: Sequence[Entry]) -> list[int]:
+    """Bank rows of the entries' pictures, in order."""
+    return [entry.picture for entry in entries if entry.picture is not None]
+
+
+def distinct(
+    lists: Sequence[ListExample], more: Sequence[Entry] = ()
+) -> tuple[list[Entry], list[tuple[int, list[int]]]]:
+    """Distinct entries of lists, and the numbers of each list's query and candidates among them.
+
+    ``more`` entries follow if they are new.
+    """
+    entries: dict[Key, int] = {}
+    ordered: list[Entry] = []
+
+    def number(entry: Entry) -> int:
+        if entry.key not in entries:
+            entries[entry.key] = len(ordered)
+            ordered.append(entry)
+        return entries[entry.key]
+
+    numbers = [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
+    for entry in more:
+        number(entry)
+    return ordered, numbers
+
+
+def rivals(lists: Sequence[ListExample]) -> list[list[bool]]:
+    """Whether each candidate of all lists is a negative of a list's query, list by list.
+
+    Negatives are the other candidates of the same list, and candidates of other lists in the same
+    cell unless they are known to be relevant or are the query itself.
+    """
+    shown = [(b, x.cell, c.key) for b, x in enumerate(lists) for c in x.candidates]
+    out = []
+    for b, example in enumerate(lists):
+        answer = example.candidates[example.answer].key
+        barred = example.relevant | {answer, example.query.key}
+        out.append(
+            [
+                key != answer if owner == b else cell == example.cell and key not in barred
+                for owner, cell, key in shown
+            ]
+        )
+    return out

@@ -1,4 +1,4 @@
-"""Stage ``embed``: the first stage, contrastive over queries and their positives."""
+"""Stage ``embed``: trains the first stage, contrastively over queries and their positives."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1.model.embedder import RetrvEmbedder
-from retrv_r1.model.tokens import encode_text
-from retrv_r1.train.corpus import Cell, Corpus, Entry, used_pictures
-from retrv_r1.train.features import square_rows
-from retrv_r1.train.loop import Stage
-from retrv_r1.train.pictures import Augmentation, Mix, Shown, side_of
-from retrv_r1.train.tensors import to_device
+from retrv_r1.train.build import Setup
+from retrv_r1.train.config import checked
+from retrv_r1.train.corpus import Cell, Corpus, used_pictures
+from retrv_r1.train.entry_vectors import EntryEmbedder
+from retrv_r1.train.stage import Stage
+from retrv_r1.train.tiny import EmbedderShape, new_embedder, texts_of
 
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """Args:
-    batch: pairs a step, over ``cells_per_batch`` cells; negatives are the cell's other pairs.
-    max_text: tokens of a text that are read.
-    weights: how often a cell is drawn, by the last part of its name, 1 by default.
-    naming_weight: weight of a softmax over all concepts on every picture, where the data
-        says what a picture shows; a tower learns faster from it than from a batch's negatives.
+    """Options of the stage.
+
+    Args:
+        batch: pairs per step; the negatives of a pair are the other pairs of its cell.
+        cells_per_batch: cells that a step's pairs come from.
+        max_text: tokens to which a text is cut.
+        naming_weight: weight of a softmax over all concepts on every picture whose concept the
+            data names; a tower learns faster from it than from a batch's negatives.
+        weights: relative frequencies of cells by the last part of their names; 1 by default.
     """
 
     batch: int = 128
@@ -39,84 +40,6 @@ class EmbedConfig:
     weights: dict[str, float] = field(default_factory=dict)
 
 
-class EntryEmbedder:
-    """Embeds entries in batches, with or without augmentation."""
-
-    def __init__(
-        self,
-        model: RetrvEmbedder,
-        tokenizer: PreTrainedTokenizerBase,
-        processor: Qwen2VLImageProcessorPil,
-        corpus: Corpus,
-        max_text: int,
-    ) -> None:
-        self.model, self.tokenizer, self.processor = model, tokenizer, processor
-        self.corpus, self.max_text = corpus, max_text
-        self.side = side_of(processor)
-        self._ids: dict[str, list[int]] = {}
-
-    def text_ids(self, text: str) -> list[int]:
-        """Token ids, remembered."""
-        if text not in self._ids:
-            self._ids[text] = encode_text(self.tokenizer, text)[: self.max_text]
-        return self._ids[text]
-
-    def inputs(self, entries: Sequence[Entry], generator: torch.Generator | None) -> dict[str, Any]:
-        """Tensors of a batch of entries; augmented if a generator is given."""
-        pictures = [i for i, e in enumerate(entries) if e.picture is not None]
-        texts = [i for i, e in enumerate(entries) if e.text]
-        out: dict[str, Any] = {"size": len(entries)}
-        if pictures:
-            shown = [p for e in entries if (p := e.picture) is not None]
-            changes = Augmentation.draw(len(shown), generator) if generator else None
-            out |= {"pictures": torch.tensor(pictures), "shown": Shown(Mix.plain(shown), changes)}
-            out["concepts"] = [self.corpus.bank.concepts[picture] for picture in shown]
-        if texts:
-            ids = [torch.tensor(self.text_ids(e.text)) for e in entries if e.text]
-            padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
-            out |= {
-                "texts": torch.tensor(texts),
-                "input_ids": padded.clamp(min=0),
-                "attention_mask": (padded >= 0).long(),
-            }
-        return out
-
-    def embed(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Unit vectors ``[size, e]``, and the mean tower rows of the pictures ``[i, d]``."""
-        pictures = texts = pooled = None
-        if "pictures" in inputs:
-            image = inputs["shown"].paint(self.corpus.bank, self.side)
-            pooled = square_rows(self.model.visual, image, self.processor).mean(1)
-            pictures = (inputs["pictures"], self.model.project_pictures(pooled))
-        if "texts" in inputs:
-            vectors = self.model.embed_texts(inputs["input_ids"], inputs["attention_mask"])
-            texts = (inputs["texts"], vectors)
-        return self.model.fuse(inputs["size"], pictures, texts), pooled
-
-    @torch.no_grad()
-    def embed_all(self, entries: Sequence[Entry], batch: int = 256) -> Tensor:
-        """Unit vectors of many entries, without augmentation; each distinct part once."""
-
-        def part(keys: Sequence[Any], alone: Sequence[Entry]) -> tuple[Tensor, Tensor] | None:
-            """Rows that have a part, and its vectors; ``alone`` has the distinct parts."""
-            if not alone:
-                return None
-            chunks = [alone[i : i + batch] for i in range(0, len(alone), batch)]
-            inputs = (to_device(self.inputs(c, None), self.model.device) for c in chunks)
-            vectors = torch.cat([self.embed(one)[0] for one in inputs])
-            number = {e.picture if e.text is None else e.text: n for n, e in enumerate(alone)}
-            rows = [row for row, key in enumerate(keys) if key is not None]
-            places = torch.tensor(rows, device=vectors.device)
-            return places, vectors[[number[keys[row]] for row in rows]]
-
-        pictures, texts = [e.picture for e in entries], [e.text or None for e in entries]
-        return self.model.fuse(
-            len(entries),
-            part(pictures, [Entry(None, p, {}) for p in dict.fromkeys(pictures) if p is not None]),
-            part(texts, [Entry(t, None, {}) for t in dict.fromkeys(texts) if t is not None]),
-        )
-
-
 def recall_at(queries: Tensor, pool: Tensor, positives: Sequence[np.ndarray], k: int) -> float:
     """Share of queries with a positive among their k nearest."""
     top = (queries @ pool.T).topk(min(k, len(pool)), dim=1).indices.cpu().numpy()
@@ -124,34 +47,34 @@ def recall_at(queries: Tensor, pool: Tensor, positives: Sequence[np.ndarray], k:
 
 
 class EmbedStage(Stage):
-    """Symmetric InfoNCE; other known positives of a query are no negatives."""
+    """Symmetric InfoNCE; other known positives of a query are not negatives."""
 
-    name = "embed"
+    Config = EmbedConfig
+    config: EmbedConfig
+    model: RetrvEmbedder
 
-    def __init__(
-        self,
-        model: RetrvEmbedder,
-        tokenizer: PreTrainedTokenizerBase,
-        processor: Qwen2VLImageProcessorPil,
-        train: Corpus,
-        val: Corpus | None,
-        config: EmbedConfig,
-        seed: int,
-    ) -> None:
-        self.model, self.config, self.seed = model, config, seed
-        self.tokenizer, self.processor = tokenizer, processor
-        self.train = EntryEmbedder(model, tokenizer, processor, train, config.max_text)
-        self.val: EntryEmbedder | None = None
-        if val is not None:
-            self.val = EntryEmbedder(model, tokenizer, processor, val, config.max_text)
-        self.names = sorted(train.cells)
-        weights = np.array([config.weights.get(name.split("_")[-1], 1.0) for name in self.names])
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        shape = checked(EmbedderShape, setup.config.model, f"{setup.config.source}: model")
+        model, self.tokenizer, self.processor = new_embedder(shape, texts_of(setup.train))
+        setup.machine.prepare(model)
+        self.model = model
+
+        def embedder(corpus: Corpus) -> EntryEmbedder:
+            return EntryEmbedder(
+                model, self.tokenizer, self.processor, corpus, self.config.max_text
+            )
+
+        self.train, self.val = embedder(setup.train), embedder(setup.val)
+        self.names = sorted(setup.train.cells)
+        known = self.config.weights
+        weights = np.array([known.get(name.split("_")[-1], 1.0) for name in self.names])
         self.weights = weights / weights.sum()
-        shown = {name for row in used_pictures(train) if (name := train.bank.concepts[row])}
+        bank = setup.train.bank
+        shown = {name for row in used_pictures(setup.train) if (name := bank.concepts[row])}
         self.concepts = {name: number for number, name in enumerate(sorted(shown))}
-        # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
         naming = torch.nn.Linear(model.config.vision_config.out_hidden_size, len(shown))
-        model.naming = naming.to(model.device)
+        self.naming = self.add_auxiliary("naming", naming.to(model.device))
 
     def batch(self, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, step])
@@ -191,7 +114,7 @@ class EmbedStage(Stage):
             shown = [*batch["queries"].get("concepts", ()), *batch["targets"].get("concepts", ())]
             known = [self.concepts.get(name, -100) for name in shown]
             names = torch.tensor(known, device=logits.device)
-            named = self.model.naming(torch.cat(rows))
+            named = self.naming(torch.cat(rows))
             naming_loss = cross_entropy(named, names, label_smoothing=0.1)
             loss = loss + self.config.naming_weight * naming_loss
             metrics["naming_accuracy"] = float((named.argmax(1) == names).float().mean())
@@ -204,8 +127,6 @@ class EmbedStage(Stage):
         }
 
     def validate(self) -> dict[str, float]:
-        if self.val is None:
-            return {}
         metrics = {}
         for name, cell in self.val.corpus.cells.items():
             queries, pool = self.val.embed_all(cell.queries), self.val.embed_all(cell.pool)
@@ -215,7 +136,5 @@ class EmbedStage(Stage):
         return metrics
 
     def save(self, out: Path) -> None:
-        del self.model.naming
-        self.model.save_pretrained(out)
+        super().save(out)
         self.tokenizer.save_pretrained(out)
-        self.processor.save_pretrained(out)

@@ -1,4 +1,4 @@
-"""What a model makes of a batch of lists, and the losses on it."""
+"""The model's outputs on a batch of lists, and the losses on them."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ import torch
 from torch import Tensor, nn
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.train.lists import ListBatch, PairBatch
+from retrv_r1.train.lists import Candidates, ListBatch, PairBatch
 
 
 def contrast(
-    queries: Tensor,
-    candidates: Tensor,
-    owner: Tensor,
-    fits: Tensor,
-    rivals: Tensor,
-    temperature: float,
+    queries: Tensor, states: Tensor, candidates: Candidates, temperature: float
 ) -> tuple[Tensor, float]:
     """InfoNCE over cosine similarities, and the share of answers nearest within their own lists.
 
     Args:
-        queries: ``[b, d]``; candidates: of all lists, ``[c, d]``.
-        owner, fits: list of each candidate, and whether it is that list's answer, ``[c]``.
-        rivals: negatives of each list's query, ``[b, c]``.
+        queries: state of each list's query, ``[b, d]``.
+        states: state of each candidate, ``[c, d]``.
+        candidates: the candidates of all lists.
+        temperature: divisor of the similarities.
     """
     normalize, lists = nn.functional.normalize, torch.arange(len(queries), device=queries.device)
-    logits = normalize(queries, dim=-1) @ normalize(candidates, dim=-1).T / temperature
-    answers = fits.nonzero().squeeze(1)
-    known = rivals.clone()
+    logits = normalize(queries, dim=-1) @ normalize(states, dim=-1).T / temperature
+    answers = candidates.is_answer.nonzero().squeeze(1)
+    known = candidates.rivals.clone()
     known[lists, answers] = True
     logits = logits.float().masked_fill(~known, -1e4)
-    foreign = owner[None] != lists[:, None]
+    foreign = candidates.owner[None] != lists[:, None]
     hits = logits.masked_fill(foreign, -1e4).argmax(1) == answers
     return nn.functional.cross_entropy(logits, answers), float(hits.float().mean())
 
 
 @dataclass(frozen=True)
 class ListOutput:
-    """Hidden states ``[b, l, d]`` and the head.
+    """Hidden states of a batch, and the head.
 
     Attributes:
-        hidden: of the last layer, normed.
-        middle: half-way up; late: below the last layer, normed as the last one is.
-        content: content token of every item, ``[m, d]``; pooled: without what memory adds.
+        hidden: normed states after the last layer, ``[b, l, d]``.
+        middle: states after half of the layers, ``[b, l, d]``.
+        late: states before the last layer, with the final norm, ``[b, l, d]``.
+        content: content token of every item, ``[m, d]``.
+        pooled: content tokens without the memory's part, ``[m, d]``.
+        batch: the batch.
+        head: output embeddings.
     """
 
     hidden: Tensor
@@ -63,85 +63,79 @@ class ListOutput:
         return nn.functional.cross_entropy(logits.float(), targets[keep])
 
     def answer_logits(self) -> Tensor:
-        """Logits over the vocabulary where the answer's label is due, ``[b, vocabulary]``."""
-        return self.head(self.hidden[self._lists(), self.batch.answer_cols])
+        """Logits at the positions that predict the answers' labels, ``[b, vocabulary]``."""
+        return self.head(self.hidden[self._lists(), self.batch.answer_rows])
 
     def answer_loss(self) -> tuple[Tensor, float]:
-        """Cross-entropy of the answers' labels alone, and the share that is most likely."""
+        """Cross-entropy of the answers' labels, and the share that has the highest logit."""
         logits = self.answer_logits()
-        goal = self.batch.labels[self._lists(), self.batch.answer_cols + 1]
+        goal = self.batch.labels[self._lists(), self.batch.answer_rows + 1]
         hits = float((logits.argmax(-1) == goal).float().mean())
         return nn.functional.cross_entropy(logits.float(), goal), hits
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """The middle layer at the ends of queries ``[b, d]`` and of candidates ``[c, d]``."""
-        return self._states(self.middle, self.batch.query_cols)
+        """Middle states at the last rows of queries ``[b, d]`` and of candidates ``[c, d]``."""
+        return self._states(self.middle, self.batch.query_ends)
 
     def contents(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Of items' ``tokens [m, d]`` those of queries ``[b, d]`` and of candidates ``[c, d]``."""
-        batch = self.batch
-        own = batch.match_fits.nonzero().squeeze(1)
-        return tokens[batch.pair_query[own]], tokens[batch.pair_candidate]
+        """From tokens of items ``[m, d]`` those of queries ``[b, d]`` and candidates ``[c, d]``."""
+        candidates = self.batch.candidates
+        return tokens[candidates.queries], tokens[candidates.items]
 
     def pointer_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
         """InfoNCE in the middle layer: a query's last row against candidates' last rows.
 
-        Candidates of other lists are negatives too (:func:`rivals`). It puts queries and
-        candidates into one space half-way up, where the upper layers can look the answer up;
-        without it list reading stays at chance (docs/LOG.md). Nothing of it remains at inference.
-        Returns the loss and the share of answers nearest within their own lists.
+        Candidates of other lists are negatives too (``Candidates.rivals``). The loss puts queries
+        and candidates into one space, where the upper layers can look up the answer; without it
+        list reading stays at chance (docs/LOG.md). It adds nothing to inference. Returns what
+        :func:`contrast` does.
         """
         return self._contrast(*self.ends(), temperature)
 
     def lookup_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
-        """The same below the last layer, from the row that is to answer.
+        """The same before the last layer, from the row that predicts the answer.
 
-        The last layer then finds the answer among the candidates by likeness, and has only to copy
-        its label. Returns what :meth:`pointer_loss` does.
+        The last layer then finds the answer by similarity and has only to copy its label.
         """
-        return self._contrast(*self._states(self.late, self.batch.answer_cols), temperature)
+        return self._contrast(*self._states(self.late, self.batch.answer_rows), temperature)
 
-    def _states(self, states: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
-        """Of a layer: each list's row at ``cols [b]``, and every candidate's last row."""
-        queries = states[self._lists(), cols]
-        return queries, states[self.batch.match_rows, self.batch.match_cols]
+    def _states(self, states: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """States of each list at ``rows [b]``, and of every candidate's last row."""
+        queries = states[self._lists(), rows]
+        return queries, states[self.batch.candidates.owner, self.batch.candidate_ends]
 
     def _lists(self) -> Tensor:
         """Numbers of the lists, ``[b]``."""
         return torch.arange(len(self.hidden), device=self.hidden.device)
 
     def _contrast(
-        self, queries: Tensor, candidates: Tensor, temperature: float
+        self, queries: Tensor, states: Tensor, temperature: float
     ) -> tuple[Tensor, float]:
-        batch = self.batch
-        return contrast(
-            queries, candidates, batch.match_rows, batch.match_fits, batch.rivals, temperature
-        )
+        return contrast(queries, states, self.batch.candidates, temperature)
 
     def content_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
-        """InfoNCE between content tokens: a query's own against those of all candidates.
+        """InfoNCE between content tokens: a query's against those of all candidates.
 
-        Costs nothing beside the list itself, and makes token embeddings, tower rows and content
-        tokens comparable before the language model has learned to compare. Returns what
-        :meth:`pointer_loss` does.
+        It costs almost nothing, and makes token embeddings, tower rows and content tokens
+        comparable before the language model has learned to compare.
         """
         return self._contrast(*self.contents(self.content), temperature)
 
     def match_loss(self, token: int) -> tuple[Tensor, float]:
-        """Below the last layer, at every candidate's last row: does it match, what is its label?
+        """Loss on match and label of every candidate, from its last row before the last layer.
 
-        The logit of ``token`` is softmaxed over the list, the labels' logits must name the row's
-        own label. The last layer then has only to find the best match and copy its label. Dense
-        supervision; nothing of it remains at inference. Returns the loss and the share of lists
-        whose answer scores highest.
+        The logit of ``token``, softmaxed over the list, must choose the answer; the labels' logits
+        must name the row's own label. The last layer then has only to find the best match and copy
+        its label. It adds nothing to inference. Returns the loss and the share of lists whose
+        answer has the highest logit of ``token``.
         """
-        batch, weight = self.batch, self.head.weight
-        rows = self.late[batch.match_rows, batch.match_cols]
-        sizes = torch.bincount(batch.match_rows, minlength=len(self.hidden)).tolist()
+        candidates, weight = self.batch.candidates, self.head.weight
+        rows = self.late[candidates.owner, self.batch.candidate_ends]
+        sizes = torch.bincount(candidates.owner, minlength=len(self.hidden)).tolist()
         scores = nn.utils.rnn.pad_sequence((rows @ weight[token]).split(sizes), True, -1e4)
-        fits = nn.utils.rnn.pad_sequence(batch.match_fits.split(sizes), True, False)
+        fits = nn.utils.rnn.pad_sequence(candidates.is_answer.split(sizes), True, False)
         goal = fits.float().argmax(1)
-        known, own = batch.match_labels.unique(return_inverse=True)
+        known, own = self.batch.candidate_labels.unique(return_inverse=True)
         cross_entropy = nn.functional.cross_entropy
         loss = cross_entropy(scores.float(), goal) + cross_entropy(rows @ weight[known].T, own)
         return loss, float((scores.argmax(1) == goal).float().mean())
@@ -150,9 +144,15 @@ class ListOutput:
 def run_lists(
     model: RetrvR1ForConditionalGeneration, batch: ListBatch, vision_rows: Tensor | None
 ) -> ListOutput:
-    """Runs a batch through compressor and language model; ``vision_rows [v, d]``."""
-    items = replace(batch.items, vision_rows=vision_rows)
-    table = model.row_table(items, batch.pair_candidate, batch.pair_query)
+    """Runs compressor and language model on a batch.
+
+    Args:
+        model: model to run.
+        batch: lists or descriptions.
+        vision_rows: tower rows of the batch's pictures, ``[v, d]``.
+    """
+    items, candidates = replace(batch.items, vision_rows=vision_rows), batch.candidates
+    table = model.row_table(items, candidates.items, candidates.queries[candidates.owner])
     embeds = model.embed(batch.input_ids, batch.row_refs, table)
     out = model.language_model(
         inputs_embeds=embeds, position_ids=batch.position_ids, output_hidden_states=True
@@ -170,12 +170,12 @@ def run_lists(
 def pooled_tokens(
     model: RetrvR1ForConditionalGeneration, batch: PairBatch, vision_rows: Tensor | None
 ) -> Tensor:
-    """Content token of every item of a batch without what memory adds, ``[m, d]``."""
+    """Content token of every item of a batch without the memory's part, ``[m, d]``."""
     items = replace(batch.items, vision_rows=vision_rows)
     return model.icm.pooled(model.features(items), items.cu_seqlens)
 
 
 def pair_loss(batch: PairBatch, content: Tensor, temperature: float = 0.04) -> tuple[Tensor, float]:
-    """What :meth:`ListOutput.content_loss` is, without the language model."""
-    queries, candidates = content[batch.query], content[batch.candidate]
-    return contrast(queries, candidates, batch.owner, batch.fits, batch.rivals, temperature)
+    """The same as :meth:`ListOutput.content_loss`, without the language model."""
+    candidates = batch.candidates
+    return contrast(content[candidates.queries], content[candidates.items], candidates, temperature)

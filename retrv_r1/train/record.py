@@ -1,4 +1,4 @@
-"""The record of a training run: what is needed to say where a checkpoint comes from."""
+"""The record of a training run, which says where a checkpoint comes from."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ import yaml
 from retrv_r1.train.machine import Machine
 
 if TYPE_CHECKING:
-    from retrv_r1.train.build import Settings
-    from retrv_r1.train.loop import Stage
+    from retrv_r1.train.config import RunConfig
+    from retrv_r1.train.stage import Stage
+
+FOLDER = Path(__file__).parent
 
 
-def write_record(settings: Settings, out: Path, stage: Stage, machine: Machine) -> Path:
+def write_record(config: RunConfig, stage: Stage, machine: Machine) -> Path:
     """Writes ``record.json`` beside the curves: config, seed, data hash, time, versions."""
-    manifest = settings.data / "manifest.json"
-    rows = [
-        json.loads(line)
-        for line in (out / f"{settings.name}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    manifest = config.data / "manifest.json"
+    lines = (config.out / f"{config.name}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
     logged = [row for row in rows if "seconds" in row]
     record = {
-        "stage": settings.name,
-        "config": yaml.safe_load(settings.source.read_text(encoding="utf-8")),
-        "seed": settings.loop.seed,
+        "stage": config.name,
+        "config": yaml.safe_load(config.source.read_text(encoding="utf-8")),
+        "seed": config.loop.seed,
         "data_hash": json.loads(manifest.read_text(encoding="utf-8"))["hash"],
-        "steps": stage.spent.steps if stage.schedule and stage.spent else settings.loop.steps,
+        "steps": stage.stats.steps if stage.schedule and stage.stats else config.loop.steps,
         "minutes": stage.schedule.seconds / 60 if stage.schedule else None,
         "hours": round(sum(row["seconds"] for row in logged) / 3600, 3),
         "last": logged[-1] if logged else None,
-        "spent": _spent(stage),
-        "machine": describe(machine),
+        "spent": _speed(stage),
+        "machine": describe_machine(machine),
         "versions": versions(),
     }
-    path = out / "record.json"
+    path = config.out / "record.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
 
 
-def describe(machine: Machine) -> dict[str, Any]:
-    """The machine of a record."""
+def describe_machine(machine: Machine) -> dict[str, Any]:
+    """What a record says of the machine."""
     gpu = machine.device.type == "cuda"
     return {
         "processor": platform.processor() or platform.machine(),
@@ -58,23 +58,27 @@ def describe(machine: Machine) -> dict[str, Any]:
     }
 
 
-def commit_here() -> str | None:
-    """The commit of the checkout that this file is in, None elsewhere."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def git(*words: str) -> str | None:
+    """The output of a git command in this file's checkout; None without git or a checkout."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(["git", *words], cwd=FOLDER, capture_output=True, text=True)
+    except OSError:
         return None
-    return done.stdout.strip()
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def commit_here() -> str | None:
+    """Commit of the checkout that contains this file; None outside a checkout."""
+    return git("rev-parse", "HEAD")
 
 
 def slug(name: str) -> str:
-    """A card's name as a folder's: letters, digits and ``-``."""
+    """A folder name made of a card's name: letters, digits and ``-``."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unknown"
 
 
 def versions() -> dict[str, str]:
-    """The versions of a record."""
+    """Versions of Python, PyTorch and transformers."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -82,14 +86,14 @@ def versions() -> dict[str, str]:
     }
 
 
-def _spent(stage: Stage) -> dict[str, Any] | None:
-    """Speed over the whole run, validation included, and where its seconds went."""
-    spent = stage.spent
-    if spent is None:
+def _speed(stage: Stage) -> dict[str, Any] | None:
+    """Speed over the whole run, validation included, and the seconds of its parts."""
+    stats = stage.stats
+    if stats is None:
         return None
-    whole = spent.seconds["all"]
+    whole = stats.seconds["all"]
     return {
-        "steps_per_second": round(spent.steps / whole, 3),
-        "samples_per_second": round(spent.samples / whole, 1),
-        "seconds": {part: round(seconds, 2) for part, seconds in spent.seconds.items()},
+        "steps_per_second": round(stats.steps / whole, 3),
+        "samples_per_second": round(stats.samples / whole, 1),
+        "seconds": {part: round(seconds, 2) for part, seconds in stats.seconds.items()},
     }

@@ -1,40 +1,23 @@
-"""Training lists: queries that share a neighbourhood of the first stage's space."""
+"""Draws training lists: queries with candidates from a neighbourhood of first-stage vectors."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from retrv_r1.train.corpus import Cell, Corpus, ListExample
-from retrv_r1.train.embed import EntryEmbedder
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Unit vectors of a cell from the first stage: ``queries [q, e]`` and ``pool [p, e]``."""
-
-    queries: np.ndarray
-    pool: np.ndarray
-
-
-def embed_cells(embedder: EntryEmbedder, corpus: Corpus) -> dict[str, Vectors]:
-    """First-stage vectors of every cell, each distinct entry embedded once."""
-    cells = corpus.cells
-    entries = [e for cell in cells.values() for e in (*cell.queries, *cell.pool)]
-    sizes = [n for cell in cells.values() for n in (len(cell.queries), len(cell.pool))]
-    parts = iter(embedder.embed_all(entries).cpu().split(sizes))
-    return {name: Vectors(next(parts).numpy(), next(parts).numpy()) for name in cells}
+from retrv_r1.train.entry_vectors import Vectors
 
 
 class ListSampler:
     """Draws lists whose candidates are neighbours in the first stage's space.
 
-    The candidates of a list are of one style, as they are in a pool that someone searches, so that
-    only what they show tells them apart. Lists may share candidates: queries are many and cheap,
-    the rows of a candidate are not.
+    The candidates of a list are of one style, as in a pool that someone searches, so that they
+    differ only in what they show. Lists may share candidates, because a query costs little to
+    process and the rows of a candidate cost much.
     """
 
     def __init__(self, corpus: Corpus, vectors: dict[str, Vectors]) -> None:
@@ -51,12 +34,16 @@ class ListSampler:
         share: int = 1,
         cell: str | None = None,
     ) -> list[ListExample]:
-        """``count`` lists of ``size`` candidates, fewer where the pool ends or others are relevant.
+        """Draws lists; a list gets fewer candidates if the pool ends or others are relevant too.
 
         Args:
-            hard: from 0, negatives from the whole pool, to 1, the nearest of all; between, from
-                a neighbourhood whose size falls geometrically.
-            share: how many lists, at most, have the same candidates.
+            rng: source of randomness.
+            count: number of lists.
+            size: candidates of a list.
+            hard: hardness of negatives: 0 takes them from the whole pool, 1 takes the nearest;
+                between, the size of the neighbourhood falls geometrically.
+            share: most lists that have the same candidates.
+            cell: name of the cell to draw from; a random one for each group of lists when None.
         """
         lists: list[ListExample] = []
         while len(lists) < count:
@@ -68,12 +55,12 @@ class ListSampler:
 def with_default_instruction(
     lists: Sequence[ListExample], rng: np.random.Generator, share: float
 ) -> list[ListExample]:
-    """Gives a share of the lists the checkpoint's own instruction, the shortest there is."""
+    """Gives a share of the lists the checkpoint's own instruction, which is short."""
     return [replace(x, instruction="") if rng.random() < share else x for x in lists]
 
 
 def shortened(example: ListExample, size: int, rng: np.random.Generator) -> ListExample:
-    """The list with ``size`` of its candidates, in the same order."""
+    """The list with ``size`` of its candidates, the answer among them, in the same order."""
     others = [k for k in range(len(example.candidates)) if k != example.answer]
     kept = sorted([example.answer, *rng.permutation(others)[: size - 1].tolist()])
     ranks = np.argsort(np.argsort([example.closeness[k] for k in kept]))
@@ -99,7 +86,7 @@ class _CellSampler:
     def draw(
         self, rng: np.random.Generator, count: int, size: int, hard: float
     ) -> list[ListExample]:
-        """Up to ``count`` lists around one query's neighbourhood, that query's own first."""
+        """Up to ``count`` lists from the neighbourhood of one query, whose list comes first."""
         row = int(rng.integers(len(self.cell.queries)))
         answer = int(rng.choice(self.cell.positives[row]))
         members = self.members[self.group_of[answer]]

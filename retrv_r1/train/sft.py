@@ -1,7 +1,7 @@
-"""Stage ``sft``: activation on chains of thought with inspections, and on direct answers.
+"""Stage ``sft``: trains on chains of thought with inspections, and on direct answers.
 
-Compressor and language model learn together, the tower is frozen. Lists grow longer and harder;
-some are read at full tokens, so that the full-token baseline is the same model at its best.
+Compressor and language model learn together; the tower is frozen. Lists grow longer and harder.
+Some are read at full length, so that the full-token baseline is the same model, trained for it.
 """
 
 from __future__ import annotations
@@ -14,34 +14,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrv_r1.model.embedder import RetrvEmbedder
-from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.anchors import Anchors, Concepts
-from retrv_r1.train.corpus import Corpus, used_pictures
-from retrv_r1.train.features import FeatureBank
-from retrv_r1.train.lists import ListBatch, ListCollator, Reading
-from retrv_r1.train.loop import Stage
+from retrv_r1.train.build import Setup
+from retrv_r1.train.corpus import used_pictures
+from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
-from retrv_r1.train.sampling import ListSampler, Vectors, with_default_instruction
+from retrv_r1.train.sampling import ListSampler, with_default_instruction
+from retrv_r1.train.stage import Stage
 from retrv_r1.train.validation import ListValidation
+from retrv_r1.train.vision_rows import RowBank
 
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """Args:
-    rows: candidates a step, shared out over lists of the step's size.
-    sizes: sizes of the compressed lists; the longest are open from ``grow`` of training on.
-    full_sizes: sizes of the full-token lists; one step in ``full_every`` reads those.
-    share: lists that have the same candidates.
-    hard: how near negatives are in the end (``sampling.py``), growing from 0 as sizes do.
-    reason: share of lists with a chain of thought, in compressed and in full-token lists.
-    default_instruction: share of lists with the checkpoint's own, short instruction.
-    match_weight, pointer_weight: of the auxiliary losses (``losses.py``).
-    anchor_weight: of the losses to concepts' anchors (``anchors.py``).
-    views: views of a picture that are kept, all but the first augmented.
-    blend: share of augmented pictures blended with the same thing in another style.
-    max_text: tokens of an item's text that are read.
+    """Options of the stage.
+
+    Args:
+        rows: candidates per step, distributed over lists of the step's size.
+        sizes: sizes of compressed lists, drawn at random from the first few; the longer ones join
+            one by one during the share ``grow`` of training.
+        full_sizes: sizes of lists at full length.
+        full_every: period in steps of the lists at full length.
+        share: lists that have the same candidates.
+        grow: share of training in which lists grow longer and harder.
+        hard: final hardness of negatives, 0 to 1 (``sampling.py``), growing from 0.
+        reason: share of compressed lists with a chain of thought.
+        full_reason: share of lists at full length with a chain of thought.
+        default_instruction: share of lists with the checkpoint's own, short instruction.
+        match_weight: weight of the loss on matches (``losses.py``).
+        pointer_weight: weight of the contrastive losses (``losses.py``).
+        anchor_weight: weight of the losses towards concepts' anchors (``anchors.py``).
+        views: views of a picture that are kept, all but the first augmented.
+        blend: share of augmented pictures blended with the same thing in another style.
+        max_text: tokens to which an item's text is cut.
+        steps: steps in all; the loop's ``steps`` by default.
     """
 
     rows: int = 480
@@ -64,43 +70,38 @@ class SFTConfig:
 
 
 class SFTStage(Stage):
-    name = "sft"
+    """Cross-entropy of chains and answers, with the auxiliary losses of ``losses.py``."""
 
-    def __init__(
-        self,
-        model: RetrvR1ForConditionalGeneration,
-        processor: RetrvR1Processor,
-        embedder: RetrvEmbedder,
-        corpus: Corpus,
-        vectors: dict[str, Vectors],
-        validation: ListValidation,
-        config: SFTConfig,
-        seed: int,
-    ) -> None:
-        self.model, self.processor, self.corpus = model, processor, corpus
-        self.embedder, self.validation = embedder, validation
-        self.sampler = ListSampler(corpus, vectors)
-        self.config, self.seed = config, seed
+    Config = SFTConfig
+    config: SFTConfig
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        corpus, config = setup.train, self.config
+        self.model, self.processor = model, processor = setup.reranker()
+        self.embedder = setup.embedder
+        self.sampler = ListSampler(corpus, setup.vectors(corpus, processor))
         self.collator = ListCollator(processor, config.max_text)
+        known = setup.vectors(setup.val, processor)
+        self.validation = ListValidation(setup.val, known, self.collator)
         used = used_pictures(corpus)
-        self.bank = FeatureBank.build(
-            model, processor, corpus.bank, used, config.views, seed, config.blend
+        self.bank = RowBank.build(
+            model, processor, corpus.bank, used, config.views, self.seed, config.blend
         )
-        # Part of the model while it trains, so that checkpoints hold it; dropped at the end.
         self.concepts = Concepts(corpus)
-        model.anchors = Anchors.of(model, self.concepts.count)
+        self.anchors = self.add_auxiliary("anchors", Anchors.of(model, self.concepts.count))
         if model.icm.memory is None:
             rows = self.bank.rows[0, used].float()
-            model.anchors.start(model.icm, rows, self.concepts.goals([(None, n) for n in used]))
+            goals = self.concepts.goals([(None, n) for n in used])
+            self.anchors.initialize(model.icm, rows, goals)
         model.requires_grad_(True)
         model.visual.requires_grad_(False)
 
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config
         rng = np.random.default_rng([self.seed, step])
-        progress = min(1.0, self.place(step) / (config.grow * config.steps))
+        progress = min(1.0, self.position(step) / (config.grow * config.steps))
         full = step % config.full_every == config.full_every - 1
-        reading: Reading = "full" if full else "compressed"
         sizes = config.full_sizes if full else config.sizes
         size = sizes[int(rng.integers(1 + int(progress * (len(sizes) - 1))))]
         count = max(1, config.rows // (size * (4 if full else 1)))
@@ -109,12 +110,12 @@ class SFTStage(Stage):
         lists = with_default_instruction(lists, rng, config.default_instruction)
         # Chains or direct answers, not both, in one batch: less padding, and separate metrics.
         reasoned = bool(rng.random() < (config.full_reason if full else config.reason))
-        batch = self.collator.collate(lists, rng, reason=float(reasoned), reading=reading)
+        batch = self.collator.collate(lists, rng, reason=float(reasoned), full_tokens=full)
         kind = ("full_" if full else "") + ("reason_" if reasoned else "")
         return {
             "lists": batch,
             "views": self.bank.draw(batch.pictures, rng),
-            "goals": self.concepts.goals(batch.end_keys),
+            "goals": self.concepts.goals(batch.candidates.keys),
             "kind": kind,
         }
 
@@ -127,9 +128,9 @@ class SFTStage(Stage):
         pointer_loss, pointer_hits = out.pointer_loss()
         lookup_loss, lookup_hits = out.lookup_loss()
         content_loss, content_hits = out.content_loss()
-        goals, anchors = batch["goals"], self.model.anchors
-        meant_loss, meant_hits = anchors.loss(torch.cat(out.ends()), goals)
-        named_loss, named_hits = anchors.loss(torch.cat(out.contents(out.pooled)), goals)
+        goals = batch["goals"]
+        meant_loss, meant_hits = self.anchors.loss(torch.cat(out.ends()), goals)
+        named_loss, named_hits = self.anchors.loss(torch.cat(out.contents(out.pooled)), goals)
         loss = token_loss + answer_loss + self.config.match_weight * match_loss
         loss = loss + self.config.pointer_weight * (pointer_loss + lookup_loss + content_loss)
         loss = loss + self.config.anchor_weight * (meant_loss + named_loss)
@@ -151,7 +152,5 @@ class SFTStage(Stage):
         return self.validation.run(self.model)
 
     def save(self, out: Path) -> None:
-        del self.model.anchors
-        self.model.save_pretrained(out)
-        self.processor.save_pretrained(out)
+        super().save(out)
         self.embedder.save_pretrained(out / "embedder")

@@ -1,4 +1,4 @@
-"""Batches are trees of dicts and dataclasses around tensors; what is done to all their tensors."""
+"""Operations on all tensors of a batch, which is a tree of dicts and dataclasses."""
 
 from __future__ import annotations
 
@@ -15,46 +15,47 @@ from retrv_r1.model.modeling import PackedItems
 T = TypeVar("T")
 
 
-def mapped(value: T, change: Callable[[Any], Any], whole: tuple[type, ...] = ()) -> T:
-    """The same dicts and dataclasses with every tensor and array in them changed.
+def map_tensors(value: T, change: Callable[[Any], Any], whole: tuple[type, ...] = ()) -> T:
+    """A copy of a tree of dicts and dataclasses with every tensor and array replaced.
 
-    Lists and tuples are left as they are: those of a batch hold numbers and names.
+    Lists and tuples are left as they are: in a batch they hold numbers and names.
 
     Args:
-        whole: dataclasses that ``change`` is given as they are.
+        value: tree, tensor or array.
+        change: function that is called with each tensor and array.
+        whole: dataclasses that are given to ``change`` as a whole.
     """
     result: Any = value
     if isinstance(value, (Tensor, np.ndarray, *whole)):
         result = change(value)
     elif isinstance(value, dict):
-        result = {key: mapped(part, change, whole) for key, part in value.items()}
+        result = {key: map_tensors(part, change, whole) for key, part in value.items()}
     elif is_dataclass(value) and not isinstance(value, type):
         parts = {field.name: getattr(value, field.name) for field in fields(value)}
-        result = replace(value, **mapped(parts, change, whole))
+        result = replace(value, **map_tensors(parts, change, whole))
     return result
 
 
 def to_device(value: T, device: torch.device | str) -> T:
-    """The same on a device, as far as it is read there."""
+    """The same batch on a device; what is read on the CPU stays there."""
 
     def move(one: Tensor | PackedItems) -> Tensor | PackedItems:
         if isinstance(one, PackedItems):
             return one.to(device)
         return one.to(device, non_blocking=True)
 
-    return mapped(value, move, (PackedItems,))
+    return map_tensors(value, move, (PackedItems,))
 
 
 def to_arrays(value: T) -> T:
-    """The same with NumPy arrays for CPU tensors.
+    """The same batch with NumPy arrays instead of CPU tensors.
 
-    Between processes arrays travel as bytes; PyTorch would open a shared file for each tensor,
-    some sixty a batch, and sixteen workers with batches in reserve pass a system's usual limit of
-    1,024 open files.
+    Processes send arrays as bytes. For tensors PyTorch would open a shared file each, about sixty
+    per batch: sixteen workers with batches in reserve exceed the usual limit of 1,024 open files.
     """
-    return mapped(value, Tensor.numpy)
+    return map_tensors(value, Tensor.numpy)
 
 
 def to_tensors(value: T) -> T:
-    """What :func:`to_arrays` was given."""
-    return mapped(value, torch.from_numpy)
+    """The inverse of :func:`to_arrays`."""
+    return map_tensors(value, torch.from_numpy)

@@ -1,4 +1,4 @@
-"""Validation of a reranker in training: direct answers on the first stage's own lists."""
+"""Validation during training: direct answers on lists that the first stage retrieves."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ import torch
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.train.corpus import Corpus, ListExample, used_pictures
-from retrv_r1.train.features import clean_rows
+from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import run_lists
-from retrv_r1.train.sampling import Vectors
 from retrv_r1.train.tensors import to_device
+from retrv_r1.train.vision_rows import clean_rows
 
 
 class ListValidation:
-    """R@1 after reranking the first stage's best ``k``, per cell and on average.
+    """R@1 after reranking the first stage's best ``k`` candidates, per cell and on average.
 
-    A relevant candidate that is not among the ``k`` counts as missed, as it does in ``retrv-r1
-    eval``; answers are read off without reasoning.
+    A query whose relevant candidates are not among the ``k`` counts as missed, as in ``retrv-r1
+    eval``. Answers are read without reasoning.
 
     Args:
+        corpus: the split for validation.
+        vectors: first-stage vectors of its cells.
+        collator: collator that makes batches of lists.
+        k: candidates of a list.
         queries: queries of each cell.
     """
 
@@ -76,7 +80,13 @@ class ListValidation:
     def run(
         self, model: RetrvR1ForConditionalGeneration, row_scale: float = 1.0, batch: int = 10
     ) -> dict[str, float]:
-        """R@1 of the answers, and of the scores that the auxiliary losses train on the way."""
+        """R@1 of the answers, and of the scores that the auxiliary losses train.
+
+        Args:
+            model: model to validate.
+            row_scale: factor of tower rows.
+            batch: lists per batch.
+        """
         bank = self.corpus.bank
         used = used_pictures(self.corpus)
         rows = clean_rows(model, self.collator.processor, bank, used) * row_scale

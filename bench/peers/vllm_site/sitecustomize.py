@@ -1,15 +1,15 @@
 """Makes torchvision importable in every process of vLLM.
 
-The published torchvision has no operators beside the PyTorch that vLLM's CPU build wants, and asks
-for two of them at import; vLLM needs neither.
+With the PyTorch that vLLM's CPU build needs, the published torchvision cannot load its operators,
+and its import fails without two of them. vLLM uses neither.
 """
 
 import importlib.abc
 import sys
 
 
-class _Declares(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
+class _DeclareOperators(importlib.abc.MetaPathFinder):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "torchvision":
             sys.meta_path.remove(self)
             import torch
@@ -19,8 +19,8 @@ class _Declares(importlib.abc.MetaPathFinder):
                 self.library.define(
                     f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
                 )
-            # Or they would go with it.
+            # Kept, because the operators are removed with the library.
             sys.torchvision_operators = self.library  # type: ignore[attr-defined]
 
 
-sys.meta_path.insert(0, _Declares())
+sys.meta_path.insert(0, _DeclareOperators())

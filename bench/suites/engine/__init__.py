@@ -9,7 +9,7 @@ import torch
 
 from bench.harness import Entry, Prepared, Suite, Trial
 from bench.suites.engine.entries import local, peers, plain, sglang, token
-from bench.suites.engine.prompts import World
+from bench.suites.engine.workload import Workload
 from retrv_engine import Request
 
 TOKENS = 64
@@ -17,25 +17,26 @@ TOKENS = 64
 TOLERANCE = 5e-5
 _FULL = "transformers, full tokens"
 _NOTES = (
-    "Features are ready: encoding and compressing candidates is not timed here (bench.profile).",
-    "A call begins with empty caches, where its name does not say warm. Decoding is greedy; all "
-    "free tokens are compared, in fast mode the labels' logits: what differs has no speed.",
-    "transformers: our plain engine, the reference: the model's own modules with SDPA and a "
-    "contiguous cache. local: the embedded engine. Both write </think> and the answer besides, one "
-    "pass more than peers.",
-    "llama.cpp and vLLM get the same weights and the same rows of embeddings, in processes of "
-    "their own; full tokens stand in a line instead of a grid, which costs the same, so that all "
+    "Features are computed before: encoding and compressing candidates is not timed here (see "
+    "bench.profile).",
+    "Calls start with empty caches unless their name says warm. Decoding is greedy; all free "
+    "tokens are compared, in fast mode the labels' logits. An entry that differs is not timed.",
+    "transformers: our plain engine, the reference, which runs the model's own modules with SDPA "
+    "and a contiguous cache. local: the embedded engine. Both also write </think> and the answer, "
+    "one forward pass more than peers.",
+    "llama.cpp and vLLM run in separate processes on the same weights and rows of embeddings. Full "
+    "tokens are placed in a line instead of a grid, which costs the same, so that all engines "
     "agree. vLLM runs without compilation (enforce_eager).",
-    "On a GPU models are in bfloat16, in which two engines may choose differently: nothing is "
-    "compared there (pytest -m gpu does, in float32).",
+    "On a GPU models are in bfloat16, where engines may choose different tokens: nothing is "
+    "compared there (pytest -m gpu compares in float32).",
     "× a baseline: its time divided by the row's, median over rounds (quartiles); above 1 is "
     "faster.",
 )
 
 
-def rerank(device: str, rate: float, quick: bool) -> Suite:
+def rerank(device: str, quick: bool) -> Suite:
     """One query: K candidates, 64 tokens of reasoning, with and without inspections."""
-    tiny, small = _worlds(device, quick)
+    tiny, small = _workloads(device, quick)
     trials = [_listwise(tiny, 50, full=True), _listwise(tiny, 50, inspections=3)]
     if small is not None:
         trials += [
@@ -44,195 +45,198 @@ def rerank(device: str, rate: float, quick: bool) -> Suite:
             _listwise(small, 100),
             _listwise(small, 50, inspections=1),
             _listwise(small, 50, inspections=3),
-            _listwise(small, 50, full=True, asked=True),
+            _listwise(small, 50, full=True, full_peers=True),
         ]
-    notes = "K = 100 at full tokens is left out: 8,320 rows take minutes a call."
+    notes = "K = 100 with full tokens is left out: 8,320 rows take minutes per call."
     return Suite(trials, (*_NOTES, notes))
 
 
-def engines(device: str, rate: float, quick: bool) -> Suite:
-    """The engines beside each other, and what sharing prefixes is worth."""
-    tiny, small = _worlds(device, quick)
+def engines(device: str, quick: bool) -> Suite:
+    """The engines compared with each other, and the gain from shared prefixes."""
+    tiny, small = _workloads(device, quick)
     one = tiny.request(50, 50, tokens=TOKENS)
     looks = tiny.request(50, 50, tokens=TOKENS, inspections=1)
     trials = [
-        _beside(tiny, "50 candidates", [one]),
-        _beside(tiny, "50 candidates, an inspection", [looks]),
-        _beside(tiny, "50 candidates, answer at once", [tiny.request(50, 50)]),
-        _beside(tiny, "8 rollouts over 50 candidates", [one] * 8, unshared=True),
-        _beside(tiny, "50 pointwise prompts", tiny.pointwise(50, 50), unshared=True),
+        _engines(tiny, "50 candidates", [one]),
+        _engines(tiny, "50 candidates, an inspection", [looks]),
+        _engines(tiny, "50 candidates, answer at once", [tiny.request(50, 50)]),
+        _engines(tiny, "8 rollouts over 50 candidates", [one] * 8, unshared=True),
+        _engines(tiny, "50 pointwise prompts", tiny.pointwise(50, 50), unshared=True),
     ]
     if small is not None:
         few = small.request(50, 50, tokens=16)
         trials += [
-            _beside(small, "8 rollouts of 16 tokens over 50 candidates", [few] * 8, unshared=True),
-            _beside(small, "12 pointwise prompts", small.pointwise(12, 12), unshared=True),
+            _engines(small, "8 rollouts of 16 tokens over 50 candidates", [few] * 8, unshared=True),
+            _engines(small, "12 pointwise prompts", small.pointwise(12, 12), unshared=True),
         ]
     notes = (
-        "SGLang: a server of its own process, over HTTP; its cache is emptied before each call.",
-        "rows computed: those that went through the model, of prompts and of what was written.",
+        "SGLang: a server in a separate process, over HTTP; its cache is flushed before each call.",
+        "rows computed: rows of prompts and of generated tokens that went through the model.",
     )
     return Suite(trials, (*_NOTES[:3], *notes, _NOTES[-1]))
 
 
-def _beside(world: World, name: str, requests: Sequence[Request], unshared: bool = False) -> Trial:
-    """Three engines; with ``unshared`` two of them also without a radix cache."""
+def _engines(
+    work: Workload, name: str, requests: Sequence[Request], unshared: bool = False
+) -> Trial:
+    """Three engines; with ``unshared`` also local and SGLang without a radix cache."""
 
     def prepare() -> Prepared:
-        reference = plain(world, requests, 16)
+        reference = plain(work, requests, 16)
         entries = [Entry("transformers", reference, baseline=True)]
         for radix in (True, False) if unshared else (True,):
             how = "" if radix else ", nothing shared"
-            call = local(world, requests, radix=radix)
+            call = local(work, requests, radix=radix)
             entries.append(Entry(f"local{how}", call, counts=call.counts))
-            entries.append(sglang(world, requests, f"SGLang{how}", radix=radix))
+            entries.append(sglang(work, requests, f"SGLang{how}", radix=radix))
         return Prepared(reference, entries)
 
-    rounds = None if world.name == "tiny" else 2
-    return _trial("engines", world, name, prepare, {"requests": len(requests)}, rounds=rounds)
+    rounds = None if work.name == "tiny" else 2
+    return _trial("engines", work, name, prepare, {"requests": len(requests)}, rounds=rounds)
 
 
-def rollout(device: str, rate: float, quick: bool) -> Suite:
-    """Several sequences at once: chains of thought over one prompt, and different queries."""
-    tiny, small = _worlds(device, quick)
-    trials = [trial for world in (tiny, small) if world for trial in _several(world)]
-    note = "8 rollouts are greedy copies, so that they can be compared; each decodes on its own."
+def rollout(device: str, quick: bool) -> Suite:
+    """Several sequences at once: rollouts over one prompt, and different queries."""
+    tiny, small = _workloads(device, quick)
+    trials = [trial for work in (tiny, small) if work for trial in _rollouts(work)]
+    note = "8 rollouts are greedy copies, so that they can be compared; each is decoded separately."
     return Suite(trials, (*_NOTES, note))
 
 
-def decode(device: str, rate: float, quick: bool) -> Suite:
-    """Short prompts and 33 tokens: what a step costs, by sequences and by how weights are kept."""
-    tiny, small = _worlds(device, quick)
+def decode(device: str, quick: bool) -> Suite:
+    """Short prompts and 33 tokens: time of a step by number of sequences and dtype of weights."""
+    tiny, small = _workloads(device, quick)
     trials = [_decode(tiny, 1), _decode(tiny, 8)]
     if small is not None:
         trials += [_decode(small, count) for count in (1, 8)]
-    note = "float16 and int8: rows with rounded weights, which are not compared."
+    note = "float16 and int8: weights are rounded, so results are not compared."
     return Suite(trials, (*_NOTES, note))
 
 
-def prefill(device: str, rate: float, quick: bool) -> Suite:
-    """Prompts of words, read to the first token."""
-    tiny, small = _worlds(device, quick)
+def prefill(device: str, quick: bool) -> Suite:
+    """Text prompts, up to the first token."""
+    tiny, small = _workloads(device, quick)
     trials = [_prefill(tiny, 170)]
     if small is not None:
         trials += [_prefill(small, 170), _prefill(small, 1024)]
     return Suite(trials, _NOTES)
 
 
-def _worlds(device: str, quick: bool) -> tuple[World, World | None]:
-    """tiny, and unless the run is quick bench-small."""
-    return World.tiny(device), None if quick else World.small(device)
+def _workloads(device: str, quick: bool) -> tuple[Workload, Workload | None]:
+    """The models tiny and, unless ``quick``, bench-small."""
+    return Workload.tiny(device), None if quick else Workload.small(device)
 
 
 def _listwise(
-    world: World, k: int, *, full: bool = False, inspections: int = 0, asked: bool = False
+    work: Workload, k: int, *, full: bool = False, inspections: int = 0, full_peers: bool = False
 ) -> Trial:
     """A query over K candidates.
 
     Args:
-        full: with prompts of full tokens; ``asked``: also of peers.
+        full: whether prompts of full tokens are measured too.
+        full_peers: whether peers are given those prompts.
     """
 
     def prepare() -> Prepared:
-        short = [world.request(k, k, tokens=TOKENS, inspections=inspections)]
-        fast = [world.request(k, k)]
+        short = [work.request(k, k, tokens=TOKENS, inspections=inspections)]
+        fast = [work.request(k, k)]
         entries = []
         if full:
-            long = [world.request(k, k, full=True, tokens=TOKENS)]
-            entries.append(Entry(_FULL, plain(world, long), baseline=True, compared=False))
-            if asked:
-                entries += peers(world, long, TOKENS, suffix=", full tokens", like=_FULL)
-            entries.append(Entry("local, full tokens", local(world, long), like=_FULL))
-        reference = plain(world, short)
+            long = [work.request(k, k, full=True, tokens=TOKENS)]
+            entries.append(Entry(_FULL, plain(work, long), baseline=True, compared=False))
+            if full_peers:
+                entries += peers(work, long, TOKENS, suffix=", full tokens", like=_FULL)
+            entries.append(Entry("local, full tokens", local(work, long), like=_FULL))
+        reference = plain(work, short)
         entries.append(Entry("transformers, compressed", reference, baseline=True))
-        if world.name != "tiny" and not inspections:
-            entries += peers(world, short, TOKENS, suffix=", compressed")
-        entries.append(Entry("local, compressed", local(world, short)))
+        if work.name != "tiny" and not inspections:
+            entries += peers(work, short, TOKENS, suffix=", compressed")
+        entries.append(Entry("local, compressed", local(work, short)))
         if not inspections:
             name = "transformers, fast"
-            entries.append(Entry(name, plain(world, fast), compared=False))
-            entries.append(Entry("local, fast", local(world, fast), like=name))
+            entries.append(Entry(name, plain(work, fast), compared=False))
+            entries.append(Entry("local, fast", local(work, fast), like=name))
         return Prepared(reference, entries)
 
     seen = f", {inspections} inspections" if inspections else ""
     return _trial(
-        "rerank", world, f"K = {k}{seen}", prepare, {"K": k}, rounds=2 if full and k > 10 else None
+        "rerank", work, f"K = {k}{seen}", prepare, {"K": k}, rounds=2 if full and k > 10 else None
     )
 
 
-def _several(world: World) -> Iterator[Trial]:
+def _rollouts(work: Workload) -> Iterator[Trial]:
     count = 8
 
     def trial(name: str, requests: Sequence[Request], serial: bool) -> Trial:
         def prepare() -> Prepared:
-            batched = plain(world, requests, count)
+            batched = plain(work, requests, count)
             entries = [Entry("transformers, batched", batched, baseline=True)]
             if serial:
-                each = plain(world, requests)
+                each = plain(work, requests)
                 entries.append(Entry("transformers, one by one", each, baseline=True))
-            if world.name != "tiny":
-                entries += peers(world, requests, TOKENS)
-            entries.append(Entry("local", local(world, requests)))
+            if work.name != "tiny":
+                entries += peers(work, requests, TOKENS)
+            entries.append(Entry("local", local(work, requests)))
             return Prepared(batched, entries)
 
-        return _trial("rollout", world, name, prepare, {"sequences": count}, rounds=2)
+        return _trial("rollout", work, name, prepare, {"sequences": count}, rounds=2)
 
-    one = world.request(50, 50, tokens=TOKENS)
+    one = work.request(50, 50, tokens=TOKENS)
     yield trial("8 rollouts, K = 50", [one] * count, False)
-    different = [world.request(100 + i, 50, tokens=TOKENS) for i in range(count)]
+    different = [work.request(100 + i, 50, tokens=TOKENS) for i in range(count)]
     yield trial("8 queries, K = 50", different, True)
 
 
-def _decode(world: World, count: int) -> Trial:
+def _decode(work: Workload, count: int) -> Trial:
     tokens, rows = 33, 16
 
     def prepare() -> Prepared:
-        requests = [world.text(i, rows, tokens) for i in range(count)]
-        reference = plain(world, requests, count)
+        requests = [work.text(i, rows, tokens) for i in range(count)]
+        reference = plain(work, requests, count)
         entries = [Entry("transformers", reference, baseline=True)]
-        if world.name != "tiny":
+        if work.name != "tiny":
             stored = ("float32", "float16", "int8")
-            entries += peers(world, requests, tokens, weights=stored)
-        entries.append(Entry("local", local(world, requests)))
+            entries += peers(work, requests, tokens, weights=stored)
+        entries.append(Entry("local", local(work, requests)))
         for weights in ("float16", "int8"):
             title = f"local, {weights}"
-            if world.model.device.type == "cpu":
-                run = local(world, requests, weights)
+            if work.model.device.type == "cpu":
+                run = local(work, requests, weights)
                 entries.append(Entry(title, run, compared=False))
             else:
                 entries.append(Entry(title, list, because="weights are rounded on CPUs only"))
         return Prepared(reference, entries)
 
     name = f"{count} sequence{'s' if count > 1 else ''}"
-    flops = 2 * world.parameters * count * (rows + tokens)
-    moved = world.model.dtype.itemsize * world.parameters * tokens
-    return _trial("decode", world, name, prepare, {"sequences": count}, flops=flops, moved=moved)
+    flops = 2 * work.parameters * count * (rows + tokens)
+    moved = work.model.dtype.itemsize * work.parameters * tokens
+    return _trial("decode", work, name, prepare, {"sequences": count}, flops=flops, moved=moved)
 
 
-def _prefill(world: World, rows: int) -> Trial:
+def _prefill(work: Workload, rows: int) -> Trial:
     def prepare() -> Prepared:
-        requests = [world.text(rows, rows, 0)]
-        reference = plain(world, requests)
+        requests = [work.text(rows, rows, 0)]
+        reference = plain(work, requests)
         entries = [
             Entry("transformers", reference, baseline=True),
-            Entry("local", local(world, requests)),
-            Entry("local, warm", local(world, requests, warm=True)),
+            Entry("local", local(work, requests)),
+            Entry("local, warm", local(work, requests, warm=True)),
         ]
-        if world.name != "tiny":
-            asked = world.text(rows, rows, 1)  # the same words, read as far as <think>
+        if work.name != "tiny":
+            asked = work.text(rows, rows, 1)  # the same words, followed by <think>
             name = "transformers, to a token"
-            entries.append(Entry(name, token(world, asked), compared=False))
-            entries += peers(world, [asked], 1, like=name)
+            entries.append(Entry(name, token(work, asked), compared=False))
+            entries += peers(work, [asked], 1, like=name)
         return Prepared(reference, entries)
 
-    flops = 2 * world.parameters * rows
+    flops = 2 * work.parameters * rows
     name = f"{rows} rows"
-    return _trial("prefill", world, name, prepare, {"rows": rows}, flops=flops)
+    return _trial("prefill", work, name, prepare, {"rows": rows}, flops=flops)
 
 
 def _trial(
     op: str,
-    world: World,
+    work: Workload,
     name: str,
     prepare: Callable[[], Prepared],
     shape: dict[str, int],
@@ -241,7 +245,7 @@ def _trial(
     moved: int = 0,
     rounds: int | None = None,
 ) -> Trial:
-    exact = world.model.dtype == torch.float32
+    exact = work.model.dtype == torch.float32
 
     def made() -> Prepared:
         prepared = prepare()
@@ -252,8 +256,8 @@ def _trial(
 
     return Trial(
         op=op,
-        name=f"{world.name}, {name}",
-        dtype=str(world.model.dtype).removeprefix("torch."),
+        name=f"{work.name}, {name}",
+        dtype=str(work.model.dtype).removeprefix("torch."),
         shape=shape,
         flops=flops,
         bytes=moved,

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from retrv_kernels.ops import Span
 from retrv_kernels.ragged import dequantize, widen
-from retrv_r1.model import direct
-from retrv_r1.model.icm import Attention, Pool
+from retrv_r1.model import icm_reference
+from retrv_r1.model.icm_layers import Attention, Pool
 
 
 def content_token(pool: Pool, rows: Tensor, eps: float, fused: bool) -> Tensor:
     """``ATT₁(e, T_c, T_c)`` of RMS-normed rows ``[m, n, d]``, ``[m, d]``."""
-    return direct.pool(pool, nn.functional.rms_norm(rows, rows.shape[-1:], eps=eps), None, fused)
+    return icm_reference.pool(
+        pool, nn.functional.rms_norm(rows, rows.shape[-1:], eps=eps), None, fused
+    )
 
 
 def relation_token(
@@ -39,10 +41,10 @@ def relation_token(
         fused: whether attention is PyTorch's scaled_dot_product_attention.
     """
     keys, values = (x.expand(len(relation_keys), -1, -1) for x in (query_keys, query_values))
-    related = relate.o_proj(direct.weigh(relate, relation_keys, keys, values, None, fused))
+    related = relate.o_proj(icm_reference.weigh(relate, relation_keys, keys, values, None, fused))
     if eps is not None:
         related = nn.functional.rms_norm(related, related.shape[-1:], eps=eps)
-    return direct.pool(pool, related, None, fused)
+    return icm_reference.pool(pool, related, None, fused)
 
 
 def folded_pool(

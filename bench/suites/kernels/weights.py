@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.suites.kernels.entries import converted
 from bench.suites.kernels.sizes import Sizes
 from retrv_kernels.inputs import Case
-from retrv_r1.model.icm import Attention, Pool
+from retrv_r1.model.icm_layers import Attention, Pool
 
 EPS = 1e-6
 HEADS = (8, 4)  # of ATT₂ and ATT₁

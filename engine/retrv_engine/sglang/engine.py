@@ -1,205 +1,129 @@
-"""The scale-out engine: requests are written by a SGLang server, started here or found at a url.
+"""The engine for large machines: an SGLang server, started here or found at a URL, serves requests.
 
-A request is a coroutine that takes turns with the server (:mod:`retrv_engine.sglang.turns`). All of
-them run in one event loop, in a thread of the engine's own; batches, the radix cache and GPUs are
-SGLang's.
+A request is a coroutine that calls the server as often as it needs to
+(:mod:`retrv_engine.sglang.calls`). All coroutines run in one event loop, in a thread of the engine.
+Batching, the radix cache and GPUs are left to SGLang.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import threading
 import time
-import uuid
 from collections import Counter
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Coroutine,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
-from concurrent.futures import InvalidStateError
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from retrv_engine.base import DeadlineExceeded, Handle, Stats
+from retrv_engine.base import DeadlineExceeded, Engine, Handle, Stats
 from retrv_engine.config import SGLangConfig
 from retrv_engine.generation import Generation
-from retrv_engine.request import Output, Piece, Request, Vocabulary, check_pieces
-from retrv_engine.sglang import turns
-from retrv_engine.sglang.link import Link
-from retrv_engine.sglang.turns import Part
-from retrv_engine.sglang.waiting import Gate, Loader, Readers, Slots
-from retrv_engine.sglang.wire import Picture, Prompt
-from retrv_engine.weights import load_weights
-
-T = TypeVar("T")
-SECONDS_TO_CANCEL = 5.0
-
-
-class Served(Protocol):
-    """What the engine needs of a model that a server has a copy of."""
-
-    def get_input_embeddings(self) -> nn.Module: ...
-
-    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]: ...
+from retrv_engine.model import LanguageModel, load_weights
+from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, check_pieces
+from retrv_engine.sglang import calls
+from retrv_engine.sglang.active_request import ActiveRequest
+from retrv_engine.sglang.calls import Chunk
+from retrv_engine.sglang.concurrency import (
+    CandidateLoader,
+    LoopThread,
+    PrefillQueue,
+    PrioritySemaphore,
+)
+from retrv_engine.sglang.connection import Connection
+from retrv_engine.sglang.wire_format import WirePrompt
 
 
-@dataclass(eq=False)
-class Job:
-    """A request on its way.
+class SGLangEngine(Engine):
+    """Serves requests with an SGLang server; see :mod:`retrv_engine.base`.
 
-    Attributes:
-        prompt: all rows so far, as they are sent.
-        reported: tokens that were handed on.
-        found, computed: rows of the cache, and others.
-        read: set when the server has read the prompt; others may wait for it.
-    """
-
-    generation: Generation
-    prompt: Prompt
-    handle: Handle[Output]
-    number: int
-    priority: int
-    submitted: float
-    reported: int = 0
-    found: int | None = None
-    computed: int = 0
-    read: asyncio.Event | None = None
-    timings: dict[str, float] = field(default_factory=dict)
-
-
-@contextmanager
-def _timed(job: Job, phase: str) -> Iterator[None]:
-    """Adds to a phase of a job."""
-    began = time.perf_counter()
-    yield
-    job.timings[phase] = job.timings.get(phase, 0.0) + time.perf_counter() - began
-
-
-class SGLangEngine:
-    """Serves requests with a SGLang server; see :mod:`retrv_engine.base`.
-
-    It is made when the server answers: where one is started, most of a minute later.
+    The constructor returns once the server answers. Starting one takes most of a minute.
 
     Args:
-        model: what the server has a copy of; new weights are put into both.
-        checkpoint: a folder or the id of a hub, for the server that is started.
+        model: model of which the server runs a copy; ``load_weights`` changes both.
+        checkpoint: folder of a checkpoint or its id on a hub, to start a server on.
         generation_type: class of the running requests, as for the local engine.
     Raises:
-        EngineDied: the server does not start, or does not answer; the message has its last words.
-        EngineMissing: there is no SGLang to start; the message says how to install it.
+        EngineDied: the server does not start or does not answer; the message ends with its log.
+        EngineMissing: SGLang is not installed; the message says how to install it.
     """
 
     def __init__(
         self,
-        model: Served,
+        model: LanguageModel,
         vocabulary: Vocabulary,
         config: SGLangConfig | None = None,
         *,
         checkpoint: str | Path | None = None,
         generation_type: type[Generation] = Generation,
     ) -> None:
+        super().__init__()
         self.model, self.vocabulary, self.generation_type = model, vocabulary, generation_type
         self.config = config or SGLangConfig()
         self.table: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-        self._link = Link(self.config, checkpoint, model)
-        self._slots, self._gate = Slots(self.config.max_requests), Gate()
-        self._readers, self._loader = Readers(), Loader()
-        self._numbers = itertools.count()
-        self._jobs: set[Job] = set()
+        self._connection = Connection(self.config, checkpoint, model)
+        self._semaphore = PrioritySemaphore(self.config.max_requests)
+        self._prefills, self._loader = PrefillQueue(), CandidateLoader()
+        self._active: set[ActiveRequest] = set()
         self._counts: Counter[str] = Counter()
         self._closed = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="retrv-sglang")
-        self._thread.daemon = True
-        self._thread.start()
+        self._loop = LoopThread("retrv-sglang")
         try:
-            self._wait_for(self._link.ready())
+            self._loop.run(self._connection.connect())
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> SGLangEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # What callers do.
+    # The contract; callers are in any thread.
 
     def submit(
         self, request: Request, *, priority: int = 0, deadline: float | None = None
     ) -> Handle[Output]:
-        """See :meth:`retrv_engine.base.Engine.submit`; a piece may be a ``Picture`` as well."""
-        self._check([*request.prompt, *request.labels])
+        """See :meth:`retrv_engine.base.Engine.submit`."""
+        check_pieces([*request.prompt, *request.labels], self.table)
         generation = self.generation_type(request, self.vocabulary)
-        prompt = Prompt(generation.take_pending())
-        self._link.check_size(len(prompt.ids))
+        prompt = WirePrompt(generation.take_pending())
+        self._connection.check_size(len(prompt.ids))
         if self._closed:
-            raise RuntimeError("the engine is closed")
-        handle: Handle[Output] = Handle(self._drive, self.start)
-        job = Job(generation, prompt, handle, next(self._numbers), priority, time.perf_counter())
-        self._jobs.add(job)
-        task = asyncio.run_coroutine_threadsafe(self._serve(job, deadline), self._loop)
+            raise RuntimeError("the engine is closed: make another one")
+        handle: Handle[Output] = self._handle()
+        submitted = time.perf_counter()
+        active = ActiveRequest(generation, prompt, handle, priority, submitted)
+        self._active.add(active)
+        task = self._loop.submit(self._serve(active, deadline))
         handle.future.add_done_callback(lambda future: future.cancelled() and task.cancel())
         return handle
-
-    def generate(self, requests: Sequence[Request]) -> list[Output]:
-        """See :meth:`retrv_engine.base.Engine.generate`."""
-        handles: list[Handle[Output]] = []
-        try:
-            for request in requests:
-                handles.append(self.submit(request))
-            return [handle.result() for handle in handles]
-        finally:
-            for handle in handles:
-                handle.cancel()
 
     def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:
         """See :meth:`retrv_engine.base.Engine.score`."""
         if not prompt or not tokens:
             raise ValueError("scoring needs a prompt and at least one token")
-        self._check([*prompt, *tokens])
-        sent = Prompt([*prompt, *tokens])
-        self._link.check_size(len(sent.ids))
-        (part,) = self._wait_for(self._all(turns.ask_scores(sent, len(tokens))))
-        self._count(part, 1)
-        return list(part.forced)
+        pieces = [*prompt, *tokens]
+        check_pieces(pieces, self.table)
+        sent = WirePrompt(pieces)
+        self._connection.check_size(len(sent.ids))
+        return self._loop.run(self._score(sent, len(tokens)))
 
-    def step(self) -> bool:
-        """The server goes on by itself: waits a moment, and tells whether there is a reason."""
-        if self._jobs:
-            time.sleep(0.01)
-        return bool(self._jobs)
-
-    def start(self) -> None:
-        """Nothing to do: it goes on in a thread of its own anyway."""
+    def warm(self, samplings: Sequence[Sampling] = (Sampling(),)) -> None:
+        """Does nothing: the server compiles and captures when it starts."""
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """See :meth:`retrv_engine.base.Engine.load_weights`; turns that run are waited for."""
+        """See :meth:`retrv_engine.base.Engine.load_weights`; waits for running calls to end."""
         load_weights(self.model, weights)
-        self._wait_for(self._change(self._link.load_weights(weights)))
+        self._loop.run(self._connection.load_weights(weights))
 
     def flush(self) -> None:
-        """See :meth:`retrv_engine.base.Engine.flush`; turns that run are waited for."""
-        self._wait_for(self._change(self._link.flush()))
+        """See :meth:`retrv_engine.base.Engine.flush`; waits for running calls to end."""
+        self._loop.run(self._connection.flush())
 
     def stats(self) -> Stats:
-        """See :class:`retrv_engine.base.Stats`; pages are SGLang's, and none are counted here."""
-        jobs = list(self._jobs)
-        waiting = sum(not job.timings for job in jobs)
+        """See :class:`retrv_engine.base.Stats`; the server's pages are not counted."""
+        active = list(self._active)
+        waiting = sum(not one.timings for one in active)
         return Stats(
             **self._counts,  # type: ignore[arg-type]
-            running=len(jobs) - waiting,
+            running=len(active) - waiting,
             waiting=waiting,
             loaded=self._loader.loaded,
         )
@@ -209,171 +133,123 @@ class SGLangEngine:
         if self._closed:
             return
         self._closed = True
-        for job in list(self._jobs):
-            job.handle.cancel()
-        self._wait_for(self._finish())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        for active in list(self._active):
+            active.handle.cancel()
+        self._loop.close(self._connection.close())
 
-    async def _finish(self) -> None:
-        """Ends whatever runs in the loop, then the server."""
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        if others:
-            await asyncio.wait(others, timeout=SECONDS_TO_CANCEL)
-        await self._link.close()
+    # The rest runs in the event loop.
 
-    # A request.
+    async def _score(self, prompt: WirePrompt, tokens: int) -> list[float]:
+        call = calls.score_call(prompt, tokens)
+        (chunk,) = [chunk async for chunk in self._connection.generate(call)]
+        self._count(chunk, 1)
+        return list(chunk.prompt_logprobs)
 
-    async def _serve(self, job: Job, deadline: float | None) -> None:
-        """Brings a request to its end, and tells its handle."""
-        error: BaseException | None = None
+    async def _serve(self, active: ActiveRequest, deadline: float | None) -> None:
+        """Runs a request to its end, and gives the result to its handle."""
+        error: Exception | None = None
         limit = asyncio.timeout(deadline)
         try:
             async with (
                 limit,
-                self._slots.take(job.priority, job.number),
-                self._readers.read(job.prompt.keys) as job.read,
+                self._semaphore.hold(active.priority),
+                self._prefills.wait(active.prompt.keys) as active.prefilled,
             ):
-                job.timings["queue"] = time.perf_counter() - job.submitted
-                await self._write(job)
+                active.timings["queue"] = time.perf_counter() - active.submitted
+                await self._generate(active)
         except asyncio.CancelledError:
             self._counts["cancelled"] += 1
             return
-        except Exception as found:  # the request's own: others go on
-            late = limit.expired() and isinstance(found, TimeoutError)
-            error = DeadlineExceeded(f"not done in {deadline:.3g} s") if late else found
+        except Exception as raised:  # of this request alone: others go on
+            late = limit.expired() and isinstance(raised, TimeoutError)
+            error = (
+                DeadlineExceeded(f"not done in {deadline:.3g} s: give it a longer deadline")
+                if late
+                else raised
+            )
         finally:
-            self._jobs.discard(job)
-        self._end(job, error)
+            self._active.discard(active)
+        self._counts["failed" if error else "finished"] += 1
+        self._counts["written_tokens"] += len(active.generation.tokens)
+        active.handle.finish(error or active.output())
 
-    async def _write(self, job: Job) -> None:
-        """Turn after turn, as the sequence wants them."""
-        generation, phase = job.generation, "prefill"
+    async def _generate(self, active: ActiveRequest) -> None:
+        """Writes tokens, call by call, until the generation is done."""
+        generation, phase = active.generation, "prefill"
         while not generation.done:
-            if generation.wanted is not None:
+            if generation.inspecting is not None:
                 phase = "inspection"
-                with _timed(job, phase):
+                with active.timed(phase):
                     await self._inspect(generation)
             elif generation.choices is not None:
-                with _timed(job, phase):
-                    asked = turns.ask_label(generation, job.prompt)
-                    async with aclosing(self._turn(job, asked)) as parts:
-                        async for part in parts:
-                            turns.take_label(generation, part, len(self.table))
+                call = calls.label_call(generation, active.prompt)
+                await self._call(active, call, calls.take_label, phase, phase)
                 phase = "decode"
             else:
-                await self._reason(job, phase)
+                if generation.room:
+                    call = calls.reasoning_call(generation, active.prompt, self.config.stream_rows)
+                    await self._call(active, call, calls.take_reasoning, phase, "decode")
+                if generation.choices is None and not generation.room:
+                    generation.cut()
                 phase = "decode"
-            job.prompt.extend(generation.take_pending())
-            self._report(job)
+            active.prompt.extend(generation.take_pending())
+            self._report(active)
 
     async def _inspect(self, generation: Generation) -> None:
-        """Gives a sequence the candidate that it wants."""
-        assert generation.wanted is not None
+        """Splices in the candidate that a generation wants."""
+        assert generation.inspecting is not None
         self._counts["inspections"] += 1
-        pieces = await self._loader.load(generation.wanted)
-        self._check(pieces)
+        pieces = await self._loader.load(generation.inspecting)
+        check_pieces(pieces, self.table)
         generation.splice(pieces)
 
-    async def _reason(self, job: Job, phase: str) -> None:
-        """A chain of thought, up to what somebody else has to write.
+    async def _call(
+        self,
+        active: ActiveRequest,
+        call: Mapping[str, Any],
+        take: Callable[[Generation, Chunk], None],
+        phase: str,
+        next_phase: str,
+    ) -> None:
+        """Calls the server, and has ``take`` append each chunk of the answer.
 
         Args:
-            phase: in which the first tokens of it are.
+            phase, next_phase: phases that the time of the first chunk and of the rest belong to.
         """
-        generation, interval = job.generation, self.config.stream_rows
-        if generation.room:
-            asked = turns.ask_reasoning(generation, job.prompt, interval)
-            async with aclosing(self._turn(job, asked)) as parts:
-                while True:
-                    with _timed(job, phase):
-                        part = await anext(parts, None)
-                    if part is None:
-                        break
-                    turns.take_reasoning(generation, part)
-                    self._report(job)
-                    phase = "decode"
-        if generation.choices is None and not generation.room:
-            generation.cut()
-
-    async def _turn(self, job: Job, asked: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
-        """What the server says to one question."""
-        self._link.check_size(len(job.prompt.ids))
-        part: Part | None = None
+        self._connection.check_size(len(active.prompt.ids))
+        last: Chunk | None = None
         written = 0
-        async with aclosing(self._said(asked)) as parts:
-            async for part in parts:
-                written += len(part.tokens)
-                if job.read is not None:
-                    job.read.set()
-                yield part
-        assert part is not None
-        if job.found is None:
-            job.found = part.cached
-            self._counts["cached_rows"] += part.cached
-        job.computed += self._count(part, written)
+        async with aclosing(self._connection.generate(call)) as chunks:
+            while True:
+                with active.timed(phase):
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    break
+                last, phase = chunk, next_phase
+                written += len(chunk.tokens)
+                if active.prefilled is not None:
+                    active.prefilled.set()
+                take(active.generation, chunk)
+                self._report(active)
+        assert last is not None
+        if active.cached_rows is None:
+            active.cached_rows = last.cached_rows
+            self._counts["cached_rows"] += last.cached_rows
+        active.computed_rows += self._count(last, written)
 
-    async def _said(self, asked: Mapping[str, Any]) -> AsyncGenerator[Part, None]:
-        """Parts of an answer; given up at the server where nobody wants them any more."""
-        asked = {**asked, "rid": uuid.uuid4().hex}
-        async with self._gate.together(), aclosing(self._link.generate(asked)) as parts:
-            async for part in parts:
-                yield part
+    def _count(self, chunk: Chunk, written: int) -> int:
+        """Counts the rows that a call has computed, and returns their number.
 
-    async def _all(self, asked: Mapping[str, Any]) -> list[Part]:
-        return [part async for part in self._said(asked)]
-
-    async def _change(self, what: Coroutine[Any, Any, None]) -> None:
-        """Does something that no turn may run beside."""
-        async with self._gate.alone():
-            await what
-
-    def _count(self, part: Part, written: int) -> int:
-        """Rows that the server computed in a turn; a token's own row belongs to the next."""
-        rows = part.prompt - part.cached + max(0, written - 1)
+        The row of the last of the ``written`` tokens is computed by the next call.
+        """
+        rows = chunk.prompt_rows - chunk.cached_rows + max(0, written - 1)
         self._counts["steps"] += 1
         self._counts["computed_rows"] += rows
         return rows
 
-    def _report(self, job: Job) -> None:
-        """Hands on what was written."""
-        tokens = job.generation.tokens
-        if news := tokens[job.reported :]:
-            job.handle.add(news)
-        job.reported = len(tokens)
-
-    def _end(self, job: Job, error: BaseException | None) -> None:
-        """Tells a job's handle how it ended."""
-        self._counts["failed" if error else "finished"] += 1
-        self._counts["written_tokens"] += len(job.generation.tokens)
-        try:
-            if error is not None:
-                job.handle.future.set_exception(error)
-                return
-            output = job.generation.output()
-            found, timings = job.found or 0, dict(job.timings)
-            job.handle.future.set_result(
-                replace(output, cached_rows=found, computed_rows=job.computed, timings=timings)
-            )
-        except InvalidStateError:  # cancelled this moment
-            return
-
-    def _check(self, pieces: Sequence[Piece | Picture]) -> None:
-        check_pieces([one for one in pieces if not isinstance(one, Picture)], self.table)
-
-    # Threads.
-
-    def _wait_for(self, what: Coroutine[Any, Any, T]) -> T:
-        """What comes of a coroutine in the engine's loop."""
-        return asyncio.run_coroutine_threadsafe(what, self._loop).result()
-
-    def _drive(self, reached: Callable[[], bool], timeout: float | None) -> None:
-        """Waits until a condition holds; raises TimeoutError after ``timeout`` seconds."""
-        end = None if timeout is None else time.perf_counter() + timeout
-        while not reached():
-            if end is not None and time.perf_counter() > end:
-                raise TimeoutError(f"not done in {timeout:.3g} s; it goes on")
-            time.sleep(0.002)
+    def _report(self, active: ActiveRequest) -> None:
+        """Gives new tokens to the handle, and wakes those who wait for them."""
+        if tokens := active.generation.tokens[active.reported :]:
+            active.reported += len(tokens)
+            active.handle.add(tokens)
+            self._notify()

@@ -1,4 +1,4 @@
-"""A server of our own: started, watched, ended with whoever started it."""
+"""The server's process: started on a free port, watched, and ended with our process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from retrv_engine.base import EngineMissing
-from retrv_engine.sglang.worker.server import WATCH
+from retrv_engine.sglang.wire_format import STOP_WITH_STDIN
 
-MADE = Path(sys.prefix) / "sglang" / "bin" / "python"
-"""Where ``make sglang-cpu`` puts SGLang: its torchvision does not load beside a CPU's PyTorch, so
-that what we import ourselves would fail in the same environment."""
-LAST_LINES = 12
+CPU_PYTHON = Path(sys.prefix) / "sglang" / "bin" / "python"
+"""Interpreter of the environment that ``make sglang-cpu`` makes. SGLang has one of its own there,
+since the torchvision that it needs breaks the import of transformers beside a CPU's PyTorch."""
+LOG_LINES = 12
 SECONDS_TO_END = 10.0
 
 
@@ -27,12 +27,12 @@ class ServerProcess:
     """A server on a free port of this machine, with its workers.
 
     Args:
-        checkpoint: a folder, or the id of a hub.
-        dtype: of the weights, "float32".
-        arguments: of SGLang's server, by its names.
-        python: of the environment that SGLang is in, or None to look for it.
+        checkpoint: folder of a checkpoint, or its id on a hub.
+        dtype: dtype of the weights, such as "float32".
+        arguments: further arguments of SGLang's server, by name.
+        python: interpreter of an environment with SGLang, or None to look for one.
     Raises:
-        EngineMissing: SGLang is nowhere; the message says how to install it.
+        EngineMissing: SGLang is not installed; the message says how to install it.
     """
 
     def __init__(
@@ -42,24 +42,19 @@ class ServerProcess:
         arguments: Mapping[str, Any],
         python: Path | None,
     ) -> None:
-        self.port = _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        port = _free_port()
+        self.url = f"http://127.0.0.1:{port}"
         python = python or find_python()
         handle, log = tempfile.mkstemp(prefix="retrv-sglang-", suffix=".log")
         self.log = Path(log)
-        own = {"model_path": checkpoint, "dtype": dtype, "host": "127.0.0.1", "port": self.port}
-        with os.fdopen(handle, "wb") as written:
+        own = {"model_path": checkpoint, "dtype": dtype, "host": "127.0.0.1", "port": port}
+        words = [str(python), "-m", "retrv_engine.sglang.worker.server", STOP_WITH_STDIN]
+        with os.fdopen(handle, "wb") as output:
             self._process = subprocess.Popen(
-                [
-                    python,
-                    "-m",
-                    "retrv_engine.sglang.worker.server",
-                    WATCH,
-                    *_flags({**own, **arguments}),
-                ],
+                [*words, *_words({**own, **arguments})],
                 env=_environment(),
-                stdin=subprocess.PIPE,  # its end tells the server that we are gone
-                stdout=written,
+                stdin=subprocess.PIPE,  # closed when we end, which stops the server
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -68,14 +63,14 @@ class ServerProcess:
     def ended(self) -> bool:
         return self._process.poll() is not None
 
-    def obituary(self) -> str:
-        """How it ended, and the last lines of its log."""
+    def exit_report(self) -> str:
+        """Exit status and the last lines of the log."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = "\n".join(f"  {line}" for line in lines[-LAST_LINES:])
-        return f"exit status {self._process.poll()}; the end of {self.log}:\n{said}"
+        tail = "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
+        return f"exit status {self._process.poll()}; the end of {self.log}:\n{tail}"
 
     def end(self) -> None:
-        """Ends it with its workers; its log stays if it had ended by itself."""
+        """Ends the server and its workers; the log is kept if the server had ended by itself."""
         by_itself = self.ended
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -89,24 +84,24 @@ class ServerProcess:
 
 
 def find_python() -> Path:
-    """The interpreter of an environment with SGLang.
+    """Interpreter of an environment with SGLang.
 
     Raises:
-        EngineMissing: there is none; the message says what to do.
+        EngineMissing: there is none; the message says how to install it.
     """
-    if MADE.exists():
-        return MADE
+    if CPU_PYTHON.exists():
+        return CPU_PYTHON
     paths = [Path(entry) / "sglang" / "version.py" for entry in sys.path]
     if any(path.exists() for path in paths):
         return Path(sys.executable)
     how = "pip install 'retrv-r1[sglang]'" if torch.cuda.is_available() else "make sglang-cpu"
     raise EngineMissing(
-        f"SGLang is not installed: {how}, or name the python of an environment that has it "
-        "(SGLangConfig(python=…)), or a server that runs already (SGLangConfig(url=…))"
+        f"SGLang is not installed: {how}, or name the interpreter of an environment that has it "
+        "(SGLangConfig(python=…)), or a running server (SGLangConfig(url=…))"
     )
 
 
-def _flags(arguments: Mapping[str, Any]) -> list[str]:
+def _words(arguments: Mapping[str, Any]) -> list[str]:
     """``{"tp_size": 2, "enable_metrics": True}`` as words of a command line."""
     words: list[str] = []
     for name, value in arguments.items():
@@ -121,7 +116,7 @@ def _flags(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with this package where the other environment may not have it."""
+    """Our environment variables; the other interpreter finds our package by ``PYTHONPATH``."""
     here = str(Path(__file__).parents[2])
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,4 +1,4 @@
-"""The attribution file that the pictures' licences ask for."""
+"""The attribution file that the pictures' licences require."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from retrv_r1.data.pictographs.sources import Drawings
 
 
 def attribution(drawings: Sequence[Drawings], cldr: str, glosses: Mapping[str, str]) -> str:
-    """Markdown that names author, licence, version and address of every source in use."""
+    """Markdown with author, licence, version and address of every source in use."""
     lines = [
         "# Attribution",
         "",

@@ -1,10 +1,11 @@
-"""All queries and pools of a scene."""
+"""The queries and the pool of each cell of a scene."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from retrv_r1.data.pictographs.catalog import Catalog
 from retrv_r1.data.pictographs.cells_image import (
     both_to_both,
     both_to_image,
@@ -14,11 +15,10 @@ from retrv_r1.data.pictographs.cells_image import (
 )
 from retrv_r1.data.pictographs.cells_text import text_to_both, text_to_image, text_to_text
 from retrv_r1.data.pictographs.changes import Change
-from retrv_r1.data.pictographs.draft import Desk, Draft
+from retrv_r1.data.pictographs.draft import Draft, Picker
 from retrv_r1.data.pictographs.scenes import Scene
-from retrv_r1.data.pictographs.world import World
 
-# Queries of one cell in training; the evaluations have the same number in every cell.
+# Queries of each cell in training; an evaluation has the same number in every cell.
 TRAIN_QUERIES: Mapping[str, int] = {
     "t2i": 4500,
     "t2t": 5000,
@@ -39,7 +39,7 @@ EVALUATION_QUERIES: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class CellData:
-    """One cell of one scene: its queries and the dids of its local pool."""
+    """Queries of one cell in one scene, and the dids of its local pool."""
 
     key: str
     scene: Scene
@@ -47,11 +47,11 @@ class CellData:
     pool: Sequence[str]
 
 
-def build_cell(world: World, scene: Scene, key: str, changes: Sequence[Change]) -> CellData:
-    """Queries and pool of one cell; both depend on the world's seed alone."""
-    desk = Desk(world, scene, world.rng("cell", scene.name, key))
+def build_cell(catalog: Catalog, scene: Scene, key: str, changes: Sequence[Change]) -> CellData:
+    """Queries and pool of one cell; they depend on the catalog's seed only."""
+    picker = Picker(catalog, scene, catalog.rng("cell", scene.name, key))
     count = TRAIN_QUERIES[key] if scene.training else EVALUATION_QUERIES[scene.name]
-    makers: Mapping[str, Callable[[Desk, int], list[Draft]]] = {
+    makers: Mapping[str, Callable[[Picker, int], list[Draft]]] = {
         "t2i": text_to_image,
         "t2t": text_to_text,
         "t2it": text_to_both,
@@ -61,40 +61,40 @@ def build_cell(world: World, scene: Scene, key: str, changes: Sequence[Change]) 
         "it2i": lambda d, n: both_to_image(d, n, changes),
         "it2it": lambda d, n: both_to_both(d, n, changes),
     }
-    drafts = makers[key](desk, count)
+    drafts = makers[key](picker, count)
     used = dict.fromkeys(did for d in drafts for did in (*d.positives, *d.negatives))
-    whole = () if scene.training else whole_pool(desk, key)
+    whole = () if scene.training else whole_pool(picker, key)
     return CellData(key, scene, drafts, list(dict.fromkeys([*whole, *used])))
 
 
-def whole_pool(desk: Desk, key: str) -> list[str]:
-    """Everything an evaluation cell chooses among, asked for or not."""
-    world, scene = desk.world, desk.scene
+def whole_pool(picker: Picker, key: str) -> list[str]:
+    """All candidates of an evaluation cell, whether a query asks for them or not."""
+    catalog, scene = picker.catalog, picker.scene
     if key in ("t2i", "i2i", "it2i"):
-        return desk.pictures(scene.pool)
+        return picker.pictures(scene.pool)
     if key in ("t2it", "it2it"):
         kind = "picture+name" if key == "t2it" else "picture+role"
-        return [did for code in scene.pool for did in desk.named(code, kind)]
+        return [did for code in scene.pool for did in picker.captioned(code, kind)]
     names = scene.pool
     if key == "i2t":
-        return [desk.name_of(code) for code in names]
+        return [picker.name_of(code) for code in names]
     if key == "t2t":
-        plain = [c for c in names if scene.name == "composition" or not world.concepts[c].is_flag]
+        plain = [c for c in names if scene.name == "composition" or not catalog.concepts[c].is_flag]
         if scene.name in ("val", "test"):  # every known toneless name, drawn or not
             plain = [
                 c.code
-                for c in world.concepts.values()
-                if not c.tones and not c.is_flag and world.side(c.code) == "known"
+                for c in catalog.concepts.values()
+                if not c.tones and not c.is_flag and catalog.side(c.code) == "known"
             ]
-        glosses = [c for c in plain if c in world.glosses]
-        return [desk.name_of(c) for c in plain] + [
-            world.candidates.text(world.glosses[c], c, "gloss") for c in glosses
+        glosses = [c for c in plain if c in catalog.glosses]
+        return [picker.name_of(c) for c in plain] + [
+            catalog.candidates.text(catalog.glosses[c], c, "gloss") for c in glosses
         ]
-    held = world.splits.translations
+    held = catalog.splits.translations
     return [
-        world.candidates.text(world.name_in(code, lang), code, "foreign", lang)
+        catalog.candidates.text(catalog.name_in(code, lang), code, "foreign", lang)
         for code in names
-        for lang in world.languages(code)
+        for lang in catalog.languages(code)
         if (code, lang) not in held
-        and (scene.name == "composition" or not world.concepts[code].tones)
+        and (scene.name == "composition" or not catalog.concepts[code].tones)
     ]

@@ -1,4 +1,4 @@
-"""Changes that turn one concept into another: tone, gender, hair, direction, colour, time, face."""
+"""Changes of one concept into another: tone, gender, hair, direction, colour, time, face."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _POINTING = ("left", "right", "up", "down")
 
 @dataclass(frozen=True)
 class Change:
-    """Source, target and the ways to ask for it.
+    """A change and the wordings that ask for it.
 
     Args:
+        source, target: codes of the concepts.
         kind: `tone`, `gender`, `tone and gender`, `hair`, `direction`, `colour`, `time`, `face`
             or `animal`.
-        phrases: wordings that mean the same.
+        phrases: equivalent wordings.
     """
 
     kind: str
@@ -38,7 +39,7 @@ def _tone_phrases(tone: str) -> tuple[str, ...]:
 
 
 def _noun(target: Concept) -> str:
-    """What a gender is called: `man`, or `boy` for a child."""
+    """Noun for a gender: `man`, or `boy` for a child."""
     child = {"man": "boy", "woman": "girl", "person": "child"}
     return child[target.gender] if target.base == "1F9D2" else target.gender
 
@@ -48,7 +49,7 @@ def _gender_phrases(noun: str) -> tuple[str, ...]:
 
 
 def _variants(members: list[Concept]) -> Iterable[Change]:
-    """Changes inside one base: one attribute, or tone and gender together."""
+    """Changes within one base: one attribute, or tone and gender together."""
     for source in members:
         for target in members:
             if source is target or source.hair != target.hair:
@@ -88,7 +89,7 @@ def _hair(concepts: Iterable[Concept]) -> Iterable[Change]:
 
 
 def _substituted(concepts: Mapping[str, Concept]) -> Iterable[Change]:
-    """Pairs whose names differ in one colour or one direction."""
+    """Changes between concepts whose names differ in one colour or one direction."""
     slots: dict[tuple[str, str, str], list[tuple[str, Concept]]] = defaultdict(list)
     for concept in concepts.values():
         words = concept.name.split()
@@ -152,12 +153,12 @@ def _faces(concepts: Mapping[str, Concept]) -> Iterable[Change]:
 
 
 def changes(concepts: Mapping[str, Concept]) -> list[Change]:
-    """All changes between concepts of the table, in a fixed order; mixed couples are left out."""
+    """All changes between concepts of the table, in a fixed order, without mixed couples."""
     members: dict[str, list[Concept]] = defaultdict(list)
     for concept in concepts.values():
         if concept.tone != "mixed":
             members[concept.base].append(concept)
-    found = [change for base in members.values() for change in _one_of_each(base)]
+    found = [change for base in members.values() for change in _distinct_variants(base)]
     found += _hair(c for c in concepts.values() if c.tone != "mixed")
     found += _substituted(concepts)
     found += _clocks(concepts)
@@ -166,8 +167,9 @@ def changes(concepts: Mapping[str, Concept]) -> list[Change]:
     return list(unique.values())
 
 
-def _one_of_each(members: list[Concept]) -> Iterable[Change]:
-    """Variants of a base; couples and families have members that no attribute tells apart."""
+def _distinct_variants(members: list[Concept]) -> Iterable[Change]:
+    """Changes between the variants of a base that their attributes tell apart."""
+    # Couples and families have members with equal attributes.
     keys = [(c.tone, c.gender, c.hair, c.facing) for c in members]
     clear = [c for c, key in zip(members, keys, strict=True) if keys.count(key) == 1]
     return _variants(clear)

@@ -1,4 +1,4 @@
-"""Checks of a built directory: positives are in the pools, and nothing held out is in training."""
+"""Checks of a built directory: pools hold the positives, training shows nothing held out."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from retrv_r1.data.mbeir_lines import json_lines
 from retrv_r1.types import RetrvError
 
 
 class LeakError(RetrvError, ValueError):
-    """A built set whose training files mention what an evaluation holds out."""
+    """A built set with a query without positive, or with held-out things in its training files."""
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as handle:
-        for line in handle:
-            yield json.loads(line)
+    return (row for row, _ in json_lines(path))
 
 
 def check(root: Path) -> dict[str, int]:
-    """Reads the files that were written and asserts what the splits promise.
+    """Reads the files of a built directory and checks its splits.
 
-    Training queries, positives, negatives, pools and texts mention no unseen concept, no
-    held-out combination, no held-out translation and no picture of a val or test style; every
-    query has a positive in its local pool, and no positive is among its negatives.
+    Training queries, positives, negatives, pools and texts must have no unseen concept, no
+    held-out combination, no held-out translation and no picture of a val or test style. Every
+    query must have a positive in its local pool and none among its negatives.
 
     Returns:
-        How many queries, candidates and training texts were looked at.
+        Numbers of queries, candidates and training texts that were checked.
 
     Raises:
-        LeakError: naming the first query or candidate that breaks a promise.
+        LeakError: a check failed; the message names the query or candidate.
     """
     held = json.loads((root / "held_out.json").read_text(encoding="utf-8"))
     banned = {*held["texts"], *held["translation_texts"]}

@@ -1,4 +1,4 @@
-"""The concept table: one row per emoji sequence, with name, keywords, group, base, tone, gender.
+"""The concept table: a row for each emoji sequence: name, keywords, group, base, tone, gender.
 
 Sequences and names come from the `emoji` package (Unicode's names in English and 13 languages).
 Codes are upper-case hexadecimal code points joined by `-`, without the presentation selector FE0F.
@@ -18,7 +18,7 @@ LANGUAGES: Mapping[str, str] = {
     "fr": "French",
     "de": "German",
     "es": "Spanish",
-}  # more of the package's 13 would only add words: a tiny model has a small vocabulary
+}  # of the package's 13: more would only add words, and a tiny model has a small vocabulary
 TONES: Mapping[str, str] = {
     "1F3FB": "light",
     "1F3FC": "medium-light",
@@ -50,7 +50,7 @@ _GENDERED: Mapping[str, tuple[str, str]] = {
     "1F930": ("1FAC4", "woman"),
     "1FAC3": ("1FAC4", "man"),
 }
-# A joined sequence with this part shows several people and belongs to one base.
+# Bases of joined sequences that show several people, by a part of the sequence.
 _GROUPS_BY_PART: Mapping[str, str] = {
     "1F48B": "1F48F",
     "2764": "1F491",
@@ -60,20 +60,20 @@ _GROUPS_BY_PART: Mapping[str, str] = {
 }
 _HANDS = {"1F46B", "1F46C", "1F46D"}
 _PEOPLE = {"1F468", "1F469", "1F9D1", "1F466", "1F467", "1F9D2"}
-# Bases whose own name says a gender.
+# Names of roles whose base has a gendered name.
 _ROLES = {"1F483": "dancing", "1FAC4": "pregnant", "1FAC5": "person with crown"}
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One emoji sequence and what is known of it.
+    """An emoji sequence and its attributes.
 
     Args:
         code: hexadecimal code points joined by `-`, without FE0F.
         name: English name, lower case; unique in the table.
-        role: name of the base, that is the name without tone and gender.
-        names: language code -> name in that language.
-        base: code of the toneless, genderless parent; the concept's own code if it has none.
+        role: name of the base: the name without tone and gender.
+        names: name in each language, by language code.
+        base: code of the parent without tone and gender; the concept's own code if it has none.
         tones: skin tones in order of appearance; two different ones for mixed couples.
         gender: `man`, `woman`, `person` (neutral, but gendered forms exist) or empty.
     """
@@ -98,6 +98,7 @@ class Concept:
 
     @property
     def is_flag(self) -> bool:
+        """Whether it is a flag."""
         return self.subgroup == "flag"
 
 
@@ -106,13 +107,8 @@ def code_of(text: str) -> str:
     return "-".join(f"{ord(c):04X}" for c in text if c != "\ufe0f")
 
 
-def text_of(code: str) -> str:
-    """The characters of a code (without FE0F)."""
-    return "".join(chr(int(part, 16)) for part in code.split("-"))
-
-
 def clean_name(raw: str) -> str:
-    """A readable lower-case name of an `emoji` package name such as `:A_button_(blood_type):`."""
+    """Lower-case words of an `emoji` package name such as `:A_button_(blood_type):`."""
     name = unicodedata.normalize("NFC", raw.strip(":").replace("_", " ")).lower()
     name = name.replace("\u2019", "'").replace("\u2018", "'")
     name = re.sub(r"\([^)]*\)", " ", name)
@@ -122,7 +118,7 @@ def clean_name(raw: str) -> str:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a sequence is made of: the code of its base and its modifiers."""
+    """The code of a sequence's base, and its modifiers."""
 
     base: str
     tones: tuple[str, ...] = ()
@@ -193,9 +189,9 @@ def concept_table(
     """All fully qualified sequences of the `emoji` package, by code, in code-point order.
 
     Args:
-        keywords: code -> English keywords; a code that is absent gets the package's aliases.
-        groups: code -> group; completed by code-point ranges.
-        subgroups: code -> finer group; empty where unknown.
+        keywords: English keywords by code; a code without any gets the package's aliases.
+        groups: group by code; code-point ranges give those that are missing.
+        subgroups: finer group by code; may be incomplete.
 
     Raises:
         RetrvError: the `emoji` package is not installed.

@@ -1,4 +1,4 @@
-"""Queries before they are numbered, and the choice of positives and negatives."""
+"""Drafts of queries, and the choice of their positives and negatives."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
+from retrv_r1.data.pictographs.catalog import Catalog
 from retrv_r1.data.pictographs.scenes import Scene
-from retrv_r1.data.pictographs.world import World
 
 NEGATIVES = 30
-BOTH_POSITIVES = 4  # picture-and-text candidates of one concept that a training query names
+MAX_CAPTIONED = 4  # pictures with text of one concept that a query lists as positives
 KEYWORD_MATCHES = 10
 
 
@@ -22,10 +23,11 @@ class Draft:
     """A query without a number.
 
     Args:
-        image: (style, code) of the query picture, if any.
+        image: (style, code) of the query's picture, if it has one.
         target: code of the concept that is asked for.
-        kind: kind of phrase: `name`, `keywords`, `foreign`, `picture`, `question`, or a change.
-        details: what else the metadata should hold.
+        kind: kind of phrase: `name`, `keywords`, `foreign`, `picture`, `question`, or a change's.
+        positives, negatives: dids.
+        details: further fields of the metadata.
     """
 
     text: str | None
@@ -38,49 +40,45 @@ class Draft:
 
 
 @dataclass
-class Desk:
-    """One scene with what its cells share: who draws what, and which keywords find what."""
+class Picker:
+    """Picks queries, positives and negatives of one scene."""
 
-    world: World
+    catalog: Catalog
     scene: Scene
     rng: random.Random
-    pool: frozenset[str] = frozenset()
-    _keywords: list[tuple[tuple[str, ...], list[str]]] | None = None
 
-    def __post_init__(self) -> None:
-        self.pool = frozenset(self.scene.pool)
-
-    # pictures -----------------------------------------------------------------
+    @cached_property
+    def pool(self) -> frozenset[str]:
+        """Codes that candidates may show or name."""
+        return frozenset(self.scene.pool)
 
     def styles(self, code: str, among: Sequence[str]) -> list[str]:
-        """Styles of `among` that draw a code."""
-        return [s for s in among if code in self.world.pictures[s]]
+        """Those styles `among` the given that draw a code."""
+        return [s for s in among if code in self.catalog.pictures[s]]
 
     def queries(self, styles: Sequence[str]) -> list[tuple[str, str]]:
-        """All (style, code) of the targets in some styles."""
+        """(style, code) of all pictures of the targets in given styles."""
         return [(s, c) for c in self.scene.targets for s in self.styles(c, styles)]
 
     def pictures(self, codes: Iterable[str], first: str | None = None) -> list[str]:
-        """Candidate dids of all pool pictures of some codes; the style `first` comes first."""
+        """Dids of all pool pictures of some codes, those in the style `first` first."""
         styles = sorted(self.scene.pool_styles, key=lambda s: s != first)
-        add = self.world.candidates.picture
+        add = self.catalog.candidates.picture
         return [add(s, c) for c in codes for s in self.styles(c, styles)]
 
-    def named(self, code: str, kind: str, first: str | None = None) -> list[str]:
-        """Candidate dids of a code's pictures with its name or the name of its role."""
-        text = self.world.caption(code, kind)
+    def captioned(self, code: str, kind: str, first: str | None = None) -> list[str]:
+        """Dids of a code's pictures with its name or the name of its role, by `kind`."""
+        text = self.catalog.caption(code, kind)
         styles = self.styles(code, self.scene.pool_styles)
-        if len(styles) > BOTH_POSITIVES:
+        if len(styles) > MAX_CAPTIONED:
             rest = [s for s in styles if s != first]
-            keep = self.rng.sample(rest, BOTH_POSITIVES - (first in styles))
+            keep = self.rng.sample(rest, MAX_CAPTIONED - (first in styles))
             styles = ([first] if first in styles else []) + keep
-        return [self.world.candidates.both(s, code, text, kind) for s in styles]
-
-    # near concepts --------------------------------------------------------------
+        return [self.catalog.candidates.captioned(s, code, text, kind) for s in styles]
 
     def near(self, code: str, avoid: Collection[str] = ()) -> list[str]:
-        """Near concepts of the pool, filled up with random ones, most similar first."""
-        near = [c for c in self.world.near[code] if c in self.pool and c not in avoid]
+        """Near concepts of the pool, most similar first, then random ones."""
+        near = [c for c in self.catalog.near[code] if c in self.pool and c not in avoid]
         tries = 0
         while len(near) < NEGATIVES and tries < 200 and self.scene.pool:
             tries += 1
@@ -97,7 +95,12 @@ class Desk:
         avoid: Collection[str] = (),
         first: Sequence[str] = (),
     ) -> list[str]:
-        """Up to 30 hard negatives: `first`, then a candidate made of each near concept."""
+        """Dids of up to 30 hard negatives: `first`, then one of each near concept.
+
+        Args:
+            make: function of a code that gives the did of its candidate, None for none.
+            avoid: codes that get no negative.
+        """
         made = list(first)
         for other in self.near(code, {code, *avoid}):
             if did := make(other):
@@ -106,48 +109,42 @@ class Desk:
         return [d for d in dict.fromkeys(made) if d not in taken][:NEGATIVES]
 
     def picture_of(self, prefer: str | None = None) -> Callable[[str], str | None]:
-        """Makes a candidate picture of a near concept: half in the style `prefer`."""
+        """A function of a code that gives a picture of it, half of them in the style `prefer`."""
 
         def make(code: str) -> str | None:
-            styles = self.styles(code, self.scene.pool_styles)
-            if not styles:
-                return None
-            style = prefer if prefer in styles and self.rng.random() < 0.5 else None
-            return self.world.candidates.picture(style or self.rng.choice(styles), code)
+            style = self._style(code, prefer)
+            return style and self.catalog.candidates.picture(style, code)
 
         return make
 
-    def both_of(self, kind: str, prefer: str | None = None) -> Callable[[str], str | None]:
-        """Makes a candidate picture with text of a near concept."""
+    def captioned_of(self, kind: str, prefer: str | None = None) -> Callable[[str], str | None]:
+        """A function of a code that gives a picture of it with text, as above."""
 
         def make(code: str) -> str | None:
-            styles = self.styles(code, self.scene.pool_styles)
-            if not styles:
-                return None
-            style = prefer if prefer in styles and self.rng.random() < 0.5 else None
-            chosen = style or self.rng.choice(styles)
-            return self.world.candidates.both(chosen, code, self.world.caption(code, kind), kind)
+            style, text = self._style(code, prefer), self.catalog.caption(code, kind)
+            return style and self.catalog.candidates.captioned(style, code, text, kind)
 
         return make
+
+    def _style(self, code: str, prefer: str | None) -> str | None:
+        """A random style of the pool that draws a code; in half the cases `prefer` if it does."""
+        styles = self.styles(code, self.scene.pool_styles)
+        if prefer in styles and self.rng.random() < 0.5:
+            return prefer
+        return self.rng.choice(styles) if styles else None
 
     def name_of(self, code: str) -> str:
-        """Candidate text: the English name."""
-        return self.world.candidates.text(self.world.concepts[code].name, code, "name")
+        """Did of a code's English name."""
+        return self.catalog.candidates.text(self.catalog.concepts[code].name, code, "name")
 
-    # keywords -------------------------------------------------------------------
-
+    @cached_property
     def keyword_queries(self) -> list[tuple[tuple[str, ...], list[str]]]:
-        """(keywords, all codes of the pool that have them), at most ten codes each.
+        """(keywords, all codes of the pool that have them), with at most ten codes each.
 
-        Only things without skin tones: a keyword of a person fits every variant. Words that name
-        something held out are not used in training.
+        Concepts with skin tones are left out: a keyword of a person fits every variant. Training
+        uses no word that names something held out.
         """
-        if self._keywords is None:
-            self._keywords = self._find_keywords()
-        return self._keywords
-
-    def _find_keywords(self) -> list[tuple[tuple[str, ...], list[str]]]:
-        concepts, targets = self.world.concepts, set(self.scene.targets)
+        concepts, targets = self.catalog.concepts, set(self.scene.targets)
         toned = {c.base for c in concepts.values() if c.tones}
         holders: dict[str, set[str]] = defaultdict(set)
         for code in self.scene.pool:
@@ -155,9 +152,9 @@ class Desk:
             for word in concept.keywords:
                 if concept.base not in toned and not concept.is_flag and word != concept.name:
                     holders[word].add(code)
-        splits = self.world.splits
+        splits = self.catalog.splits
         banned = splits.banned if self.scene.name != "unseen" else frozenset()
-        banned = banned | splits.translated if self.scene.training else banned
+        banned = banned | splits.translation_texts if self.scene.training else banned
         found: dict[tuple[str, ...], list[str]] = {}
         for code in self.scene.targets:
             words = [w for w in concepts[code].keywords if code in holders[w] and w not in banned]

@@ -1,8 +1,8 @@
-"""Groups of emoji by code-point range, used where no source states the group."""
+"""Groups of emoji by code-point range, for codes whose group no source states."""
 
 from __future__ import annotations
 
-# (first, last, group), hexadecimal, searched in order; coarse on purpose.
+# (first, last, group), coarse, searched in this order.
 _RANGES: tuple[tuple[int, int, str], ...] = (
     (0x1F600, 0x1F644, "smileys"),
     (0x1F910, 0x1F917, "smileys"),
@@ -48,13 +48,13 @@ _RANGES: tuple[tuple[int, int, str], ...] = (
 
 
 def group_of(code: str) -> str:
-    """Group of a code by its first code point; `symbols` where no range holds it."""
+    """Group of a code by its first code point; `symbols` if no range holds it."""
     point = int(code.split("-")[0], 16)
     return next((g for lo, hi, g in _RANGES if lo <= point <= hi), "symbols")
 
 
-# Names of groups in the metadata of the icon sets -> ours.
-NAMED: dict[str, str] = {
+# Our groups by category name in the metadata of the icon sets.
+GROUP_OF_CATEGORY: dict[str, str] = {
     "Smileys & Emotion": "smileys",
     "People & Body": "people",
     "Animals & Nature": "animals",

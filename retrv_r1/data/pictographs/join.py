@@ -1,4 +1,4 @@
-"""Joining icon slugs to emoji codes; what cannot be joined with confidence is dropped."""
+"""Joins icon slugs to emoji codes; slugs without a certain code are dropped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from retrv_r1.data.pictographs.concepts import TONES, Concept, parse
-from retrv_r1.data.pictographs.groups import NAMED
+from retrv_r1.data.pictographs.groups import GROUP_OF_CATEGORY
 from retrv_r1.data.pictographs.synonyms import synonyms
 
 _TONE_SUFFIX = re.compile(r"-(light|medium-light|medium|medium-dark|dark)(-skin-tone)?$")
@@ -22,7 +22,7 @@ def normalise(name: str) -> str:
 
 
 def split_tone(slug: str) -> tuple[str, str]:
-    """Slug without its tone ending, and the tone (`light` … `dark`) or an empty string."""
+    """Slug without its tone suffix, and the tone (`light` … `dark`) or an empty string."""
     if match := _TONE_NUMBER.search(slug):
         return slug[: match.start()], list(TONES.values())[int(match.group(1)) - 1]
     if match := _TONE_SUFFIX.search(slug):
@@ -33,12 +33,12 @@ def split_tone(slug: str) -> tuple[str, str]:
 class Joiner:
     """Maps slugs to codes by the sets' own character tables, then by names.
 
-    Names are pooled: `emoji` names, the slugs and aliases of every set with a character table,
-    and a short table of synonyms. A name that two codes claim is not used.
+    Names come from the `emoji` package, from the slugs and aliases of every set with a character
+    table, and from a short table of synonyms. A name of two codes is not used.
 
     Args:
-        concepts: the concept table.
-        packs: icon set name -> its JSON files by stem.
+        concepts: concept table.
+        packs: JSON files of each icon set, by name of the set and stem of the file.
     """
 
     def __init__(self, concepts: Mapping[str, Concept], packs: Mapping[str, Mapping[str, Any]]):
@@ -47,28 +47,30 @@ class Joiner:
         self._synonyms = {name: synonyms(name) for name in packs}
         self._by_name: dict[str, str] = {}
         self._toned = {
-            (self._bare(c.code), c.tones[0]): c.code for c in concepts.values() if len(c.tones) == 1
+            (self._without_tone(c.code), c.tones[0]): c.code
+            for c in concepts.values()
+            if len(c.tones) == 1
         }
-        self._claim((normalise(c.name), c.code) for c in concepts.values())
-        self._claim((normalise(alias), code) for code, alias in _flag_names(concepts))
+        self._add_names((normalise(c.name), c.code) for c in concepts.values())
+        self._add_names((normalise(alias), code) for code, alias in _flag_names(concepts))
         for pack in packs.values():
-            self._claim(self._known_slugs(pack))
+            self._add_names(self._known_slugs(pack))
 
     @staticmethod
-    def _bare(code: str) -> str:
+    def _without_tone(code: str) -> str:
         return "-".join(p for p in code.split("-") if p not in TONES) or code
 
-    def _claim(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Adds names that nobody has yet; of one round's rivals for a name nobody gets it."""
-        round_: dict[str, set[str]] = {}
+    def _add_names(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Adds (name, code) pairs whose name is new and has one code only among the pairs."""
+        codes_of: dict[str, set[str]] = {}
         for name, code in pairs:
-            round_.setdefault(name, set()).add(code)
-        for name, codes in round_.items():
+            codes_of.setdefault(name, set()).add(code)
+        for name, codes in codes_of.items():
             if len(codes) == 1:
                 self._by_name.setdefault(name, codes.pop())
 
-    def _chars(self, pack: Mapping[str, Any]) -> dict[str, str]:
-        """Slug -> code of a set's own character table."""
+    def _character_table(self, pack: Mapping[str, Any]) -> dict[str, str]:
+        """Code of each slug in a set's own character table."""
         table: dict[str, str] = {}
         for key, slug in pack.get("chars", {}).items():
             code = "-".join(p for p in key.upper().split("-") if p != "FE0F")
@@ -77,7 +79,7 @@ class Joiner:
         return table
 
     def _known_slugs(self, pack: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-        chars = self._chars(pack)
+        chars = self._character_table(pack)
         for slug, code in chars.items():
             yield normalise(slug), code
         for alias, row in pack["icons"].get("aliases", {}).items():
@@ -87,7 +89,7 @@ class Joiner:
                 yield normalise(alias), chars[parent]
 
     def code(self, slug: str) -> str | None:
-        """The code of a slug by name, or None."""
+        """Code of a slug by its name, or None."""
         if exact := self._by_name.get(normalise(slug)):
             return exact
         bare, tone = split_tone(slug)
@@ -95,9 +97,9 @@ class Joiner:
         return self._toned.get((base, tone)) if base and tone else None
 
     def join(self, name: str) -> tuple[dict[str, str], list[str]]:
-        """Code -> slug for one set, and the slugs that could not be joined."""
+        """Slug of each code in one set, and the slugs that could not be joined."""
         pack = self._packs[name]
-        chars = self._chars(pack)
+        chars = self._character_table(pack)
         joined = {code: slug for slug, code in chars.items() if slug in pack["icons"]["icons"]}
         unjoined = []
         for slug in pack["icons"]["icons"]:
@@ -123,16 +125,16 @@ class Joiner:
         return self.code(slug)
 
     def groups(self) -> dict[str, str]:
-        """Code -> group as the sets' own metadata state it."""
+        """Group of each code in the sets' own metadata."""
         found: dict[str, str] = {}
         for name in ("noto", "twemoji", "fluent-emoji-flat"):
             if name not in self._packs:
                 continue
-            chars = self._chars(self._packs[name])
+            chars = self._character_table(self._packs[name])
             for label, slugs in self._packs[name]["metadata"].get("categories", {}).items():
                 for slug in slugs:
-                    if label in NAMED and slug in chars:
-                        found.setdefault(parse(chars[slug]).base, NAMED[label])
+                    if label in GROUP_OF_CATEGORY and slug in chars:
+                        found.setdefault(parse(chars[slug]).base, GROUP_OF_CATEGORY[label])
         return found
 
 

@@ -1,4 +1,4 @@
-"""Optional Debian sources: CLDR keywords and groups, WordNet glosses."""
+"""Optional Debian packages: keywords and groups of CLDR, glosses of WordNet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from retrv_r1.types import RetrvError
 
 CLDR = Path("/usr/share/unicode/cldr/common")
 WORDNET = Path("/usr/share/wordnet")
-# WordNet's lexicographer files whose nouns can be what an emoji of the group shows.
+# WordNet's lexicographer files with nouns that an emoji of a group can show.
 _LEX_FILES: Mapping[str, frozenset[int]] = {
     "animals": frozenset({5, 20}),
     "food": frozenset({13, 20}),
@@ -26,10 +26,10 @@ _GLOSS_WORDS = 9
 
 
 def cldr_keywords(root: Path = CLDR) -> dict[str, list[str]]:
-    """Code -> English keywords of CLDR's annotations; empty where the package is absent.
+    """English keywords by code, from CLDR's annotations; empty without the package.
 
     Raises:
-        RetrvError: a file is there and cannot be parsed.
+        RetrvError: a file exists and cannot be parsed.
     """
     found: dict[str, list[str]] = {}
     for folder in ("annotations", "annotationsDerived"):
@@ -39,7 +39,9 @@ def cldr_keywords(root: Path = CLDR) -> dict[str, list[str]]:
         try:
             rows = ElementTree.parse(path).iter("annotation")
         except ElementTree.ParseError as error:
-            raise RetrvError(f"{path} cannot be parsed: {error}") from error
+            raise RetrvError(
+                f"{path} cannot be parsed ({error}); reinstall unicode-cldr-core"
+            ) from error
         for row in rows:
             if row.get("type") is None and row.text:
                 words = [clean_name(word) for word in row.text.split("|")]
@@ -48,7 +50,7 @@ def cldr_keywords(root: Path = CLDR) -> dict[str, list[str]]:
 
 
 def cldr_version(root: Path = CLDR) -> str:
-    """The year in the header of CLDR's English annotations; empty where absent."""
+    """Year in the header of CLDR's English annotations; empty without the package."""
     path = root / "annotations" / "en.xml"
     if not path.exists():
         return ""
@@ -57,7 +59,7 @@ def cldr_version(root: Path = CLDR) -> str:
 
 
 def cldr_subgroups(root: Path = CLDR) -> dict[str, str]:
-    """Code -> label of CLDR's `labels.txt` (older emoji only); empty where absent."""
+    """Label by code, from CLDR's `labels.txt` (older emoji only); empty without the package."""
     path = root / "properties" / "labels.txt"
     found: dict[str, str] = {}
     if not path.exists():
@@ -71,7 +73,7 @@ def cldr_subgroups(root: Path = CLDR) -> dict[str, str]:
 
 
 def _expand(body: str) -> list[str]:
-    """The members of a UnicodeSet of characters, ranges and `{sequences}`."""
+    """Members of a UnicodeSet of characters, ranges and `{sequences}`."""
     members = [m.group(1) for m in re.finditer(r"\{([^}]*)\}", body)]
     body = re.sub(r"\{[^}]*\}|[\s\\]", "", body)
     for match in re.finditer(r"(.)-(.)|(.)", body):
@@ -84,14 +86,14 @@ def _expand(body: str) -> list[str]:
 
 
 def wordnet_glosses(concepts: Mapping[str, Concept], root: Path = WORDNET) -> dict[str, str]:
-    """Code -> short gloss of the name's first noun sense; empty where WordNet is absent.
+    """Short gloss by code: the first noun sense of the name; empty without WordNet.
 
-    Only base concepts whose whole name is a noun lemma, and whose first sense lies in a
-    lexicographer file that suits the group. A gloss is cut at its first clause and dropped when
-    it is longer than nine words or names the thing itself.
+    Only base concepts have one, if their whole name is a noun lemma whose first sense is in a
+    lexicographer file that suits the group. A gloss ends at its first clause; one of more than
+    nine words, or with the name in it, is dropped.
 
     Raises:
-        RetrvError: a file is there and is not WordNet's format.
+        RetrvError: a file exists and is not in WordNet's format.
     """
     index, data = root / "index.noun", root / "data.noun"
     if not (index.exists() and data.exists()):
@@ -118,7 +120,9 @@ def wordnet_glosses(concepts: Mapping[str, Concept], root: Path = WORDNET) -> di
             if lex in _LEX_FILES.get(concept.group, ()) and concept.name not in gloss:
                 glosses[code] = gloss
     except (IndexError, ValueError) as error:
-        raise RetrvError(f"{root} is not a WordNet database: {error}") from error
+        raise RetrvError(
+            f"{root} is not a WordNet database ({error}); reinstall wordnet-base"
+        ) from error
     shared = [g for g in glosses.values()]
     return {code: g for code, g in glosses.items() if g and shared.count(g) == 1}
 

@@ -1,4 +1,4 @@
-"""Icon sets from npm: fetching the pinned tarballs, reading them, making SVG of an icon."""
+"""Icon sets from npm: fetches pinned tarballs, reads them, makes an SVG of an icon."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from retrv_r1.types import RetrvError
 
 
 def tarball(style: Style, cache: Path) -> Path:
-    """Where the tarball of a style is kept."""
+    """Path of a style's tarball in the cache."""
     return cache / f"iconify-json-{style.name}-{style.version}.tgz"
 
 
 def fetch_sets(
     names: Sequence[str], cache: Path, *, download: bool, say: Callable[[str], None]
 ) -> tuple[dict[str, Path], dict[str, str]]:
-    """The tarballs of the npm styles in `names`, and for each that is missing the reason.
+    """Tarballs of the npm styles in `names`, and the reason for each that is missing.
 
-    After one failure nothing more is fetched, so that a machine without network waits once.
+    After a failure nothing more is fetched, so that a machine without network waits only once.
     """
     found: dict[str, Path] = {}
     missing: dict[str, str] = {}
@@ -51,7 +51,7 @@ def fetch_sets(
 
 
 def fetch_npm(style: Style, cache: Path) -> Path:
-    """The tarball of a style, taken from `cache` or fetched with `npm pack`.
+    """Tarball of a style, from `cache` or fetched with `npm pack`.
 
     Raises:
         RetrvError: the fetch failed.
@@ -60,18 +60,18 @@ def fetch_npm(style: Style, cache: Path) -> Path:
     if target.exists():
         return target
     cache.mkdir(parents=True, exist_ok=True)
-    spool = cache / f"tmp-{os.getpid()}"
-    spool.mkdir(exist_ok=True)
+    temporary = cache / f"tmp-{os.getpid()}"
+    temporary.mkdir(exist_ok=True)
     try:
         done = subprocess.run(
             ["npm", "pack", "--silent", "--fetch-retries=1", f"{style.package}@{style.version}"],
-            cwd=spool,
+            cwd=temporary,
             capture_output=True,
             text=True,
             timeout=600,
             check=False,
         )
-        packed = next(iter(spool.glob("*.tgz")), None)
+        packed = next(iter(temporary.glob("*.tgz")), None)
         if done.returncode or packed is None:
             lines = done.stderr.strip().splitlines()
             raise RetrvError(f"npm pack {style.package}@{style.version}: {' '.join(lines[-1:])}")
@@ -79,15 +79,15 @@ def fetch_npm(style: Style, cache: Path) -> Path:
     except subprocess.TimeoutExpired as error:
         raise RetrvError(f"npm pack {style.package} took more than 600 s") from error
     finally:
-        shutil.rmtree(spool, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
 def read_tarball(path: Path) -> dict[str, Any]:
-    """The JSON files of an icon set by stem (`icons`, `chars`, `metadata` …).
+    """JSON files of an icon set by stem (`icons`, `chars`, `metadata` …).
 
     Raises:
-        RetrvError: the file is damaged; delete it to fetch it again.
+        RetrvError: the file is damaged.
     """
     try:
         with tarfile.open(path) as tar:
@@ -101,7 +101,7 @@ def read_tarball(path: Path) -> dict[str, Any]:
 
 
 def icon_svg(icons: Mapping[str, Any], slug: str) -> str:
-    """A complete SVG document of one icon of a set."""
+    """SVG document of one icon of a set."""
     icon = icons["icons"][slug]
     width, height = (icon.get(k, icons.get(k, 16)) for k in ("width", "height"))
     left, top = icon.get("left", 0), icon.get("top", 0)

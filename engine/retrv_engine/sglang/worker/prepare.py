@@ -1,7 +1,7 @@
-"""What a SGLang process has to know before it reads one of our checkpoints.
+"""Prepares a process of SGLang for our checkpoints.
 
-SGLang finds the model and the processor by the packages that the environment names; the kind of
-checkpoint and the sampler have to be registered in each of its processes.
+SGLang finds the model and the processor by environment variables, which its workers inherit. The
+config of our checkpoints and the sampler have to be registered in each process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 ARCHITECTURE = "RetrvR1ForConditionalGeneration"
 SAMPLER = "pytorch"
-"""The name ours goes by: on a CPU SGLang takes no other."""
+"""Name of our sampler: on a CPU SGLang accepts no other."""
 ENVIRONMENT = {
     "SGLANG_EXTERNAL_MODEL_PACKAGE": "retrv_engine.sglang.worker.models",
     "SGLANG_EXTERNAL_MM_MODEL_ARCH": ARCHITECTURE,
@@ -20,7 +20,7 @@ ENVIRONMENT = {
 
 
 def prepare() -> None:
-    """Makes this process one that can serve our checkpoints; before anything of SGLang's."""
+    """Prepares this process; call it before anything of SGLang is imported."""
     from retrv_engine.sglang.worker import cpu_shim
 
     os.environ.update(ENVIRONMENT)
@@ -33,20 +33,20 @@ def _register_checkpoint() -> None:
     from sglang.srt.utils.hf_transformers import processor
     from transformers import AutoConfig, AutoTokenizer
 
-    from retrv_engine.sglang.worker.checkpoint import ServedConfig
+    from retrv_engine.sglang.worker.checkpoint import SGLangCheckpointConfig
 
-    AutoConfig.register(ServedConfig.model_type, ServedConfig)
-    # Pictures are prepared by who asks: the tokenizer is all that is left of a processor.
-    processor._CUSTOMIZED_MM_PROCESSOR[ServedConfig.model_type] = AutoTokenizer
+    AutoConfig.register(SGLangCheckpointConfig.model_type, SGLangCheckpointConfig)
+    # Our process encodes pictures, so the server needs nothing of a processor but its tokenizer.
+    processor._CUSTOMIZED_MM_PROCESSOR[SGLangCheckpointConfig.model_type] = AutoTokenizer
 
 
 def _register_sampler() -> None:
     from sglang.srt.layers.sampler import register_sampler_backend
 
     def make() -> Any:
-        from retrv_engine.sglang.worker.sampler import Sampler, use_seeds
+        from retrv_engine.sglang.worker.sampler import Sampler, pass_seeds
 
-        use_seeds()
+        pass_seeds()
         return Sampler()
 
     register_sampler_backend(SAMPLER, make)

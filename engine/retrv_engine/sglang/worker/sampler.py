@@ -1,7 +1,7 @@
-"""Sampling in the server, by the rules of :func:`retrv_engine.sampler.choose`.
+"""Sampling in the server, by the rules of :func:`retrv_engine.sampler.sample`.
 
-SGLang's own has a nucleus that its log-probabilities know nothing of, seeds in its deterministic
-mode only, and does not say what the model would have liked best.
+SGLang's own sampler leaves the nucleus out of its log-probabilities, takes seeds in its
+deterministic mode only, and does not report the likeliest token before bans.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from sglang.srt.layers.sampler import multinomial_with_seed
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 from torch import Tensor
 
-WISH = "wish"
+from retrv_engine.sglang.wire_format import LIKELIEST
 
 
 class Sampler(Base):
-    """Greedy, or seeded within a nucleus; ``top_k`` other than 1 and ``min_p`` are not known.
+    """Samples greedily, or with a seed within a nucleus.
 
-    A response's ``meta_info`` says for each token which one was the likeliest before any ban.
+    It supports no ``min_p``, and no ``top_k`` but 1. An answer's ``meta_info`` names, for each
+    token, the likeliest one before bans.
     """
 
     def forward(
@@ -32,16 +33,16 @@ class Sampler(Base):
         token_ids_logprobs: list[list[int]],
         positions: Tensor,
     ) -> Tensor:
-        """Tokens ``[b]``, of logits ``[b, vocabulary]`` from which bans are taken off already."""
+        """Tokens ``[b]`` from logits ``[b, vocabulary]``, to which bans are added already."""
         logits = self._preprocess_logits(logits_output.next_token_logits, sampling_info).float()
         bias = sampling_info.logit_bias
-        wish = (logits if bias is None else logits - bias).argmax(-1)
+        likeliest = (logits if bias is None else logits - bias).argmax(-1)
         tokens = logits.argmax(-1)
         logprobs = (logits / sampling_info.temperatures).log_softmax(-1)
         if not sampling_info.is_all_greedy:
             sampled = sampling_info.top_ks > 1
             if sampling_info.need_top_p_sampling:
-                logprobs = nucleus(logprobs, sampling_info.top_ps)
+                logprobs = apply_top_p(logprobs, sampling_info.top_ps)
             drawn = draw(logprobs, sampling_info.sampling_seed, positions)
             tokens = torch.where(sampled, drawn, tokens)
         if return_logprob:
@@ -49,17 +50,18 @@ class Sampler(Base):
                 logprobs, top_logprobs_nums, token_ids_logprobs, tokens
             ).write_output_to(logits_output)
             values = logits_output.next_token_token_ids_logprobs_val
-            # SGLang 0.5.20 dies of what it puts where a request beside another asks for none.
+            # Where one request asks for labels and another does not, SGLang 0.5.20 puts an empty
+            # list here, which ends its scheduler.
             logits_output.next_token_token_ids_logprobs_val = values and [
                 torch.empty(0) if isinstance(one, list) else one for one in values
             ]
         self._sync_token_ids_across_tp(tokens, sampling_info)
-        logits_output.customized_info = {WISH: _Later(wish)}
+        logits_output.customized_info = {LIKELIEST: _LazyList(likeliest)}
         return tokens
 
 
-class _Later:
-    """Numbers that are fetched from the device when the first is asked for."""
+class _LazyList:
+    """Numbers that are copied from the device when the first one is read."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
@@ -71,8 +73,8 @@ class _Later:
         return self._numbers[index]
 
 
-def nucleus(logprobs: Tensor, top_ps: Tensor) -> Tensor:
-    """``logprobs [b, vocabulary]`` within the smallest sets whose mass reaches ``top_ps [b]``."""
+def apply_top_p(logprobs: Tensor, top_ps: Tensor) -> Tensor:
+    """Limits ``logprobs [b, vocabulary]`` to the smallest sets with a mass of ``top_ps [b]``."""
     ordered, order = logprobs.sort(-1, descending=True)
     chances = ordered.exp()
     beyond = chances.cumsum(-1) - chances >= top_ps[:, None]
@@ -82,7 +84,7 @@ def nucleus(logprobs: Tensor, top_ps: Tensor) -> Tensor:
 
 
 def draw(logprobs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """A token for each row, by its seed and where it stands."""
+    """Samples a token from each row of log-probabilities, by its seed and position."""
     if logprobs.is_cuda:
         return multinomial_with_seed(logprobs, seeds, positions).view(-1)
     tokens = []
@@ -92,8 +94,8 @@ def draw(logprobs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     return torch.cat(tokens)
 
 
-def use_seeds() -> None:
-    """Lets seeds reach the sampler, in a place that SGLang leaves for such things."""
+def pass_seeds() -> None:
+    """Passes the requests' seeds to the sampler, through a hook of SGLang's."""
 
     def keep(info: SamplingBatchInfo, batch: Any, vocabulary: int) -> None:
         seeds = [request.sampling_params.sampling_seed or 0 for request in batch.reqs]

@@ -1,10 +1,10 @@
-"""SGLang's server for our checkpoints.
+"""Starts an SGLang server for our checkpoints.
 
     python -m retrv_engine.sglang.worker.server --model-path …
 
-It takes SGLang's own arguments (``--tp``, ``--dp``, ``--mem-fraction-static``, …) over the ones
-that our requests need; with ``--dry-run`` they are read as on a machine with GPUs, and printed.
-SGLang starts its workers anew from this module, so that they are prepared as well.
+SGLang's own arguments (``--tp``, ``--dp``, ``--mem-fraction-static``, …) override the defaults that
+our requests need. With ``--dry-run`` they are parsed as on a machine with GPUs, and printed. SGLang
+imports this module in each worker that it starts, which prepares the worker.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from retrv_engine.sglang.wire_format import STOP_WITH_STDIN
 from retrv_engine.sglang.worker.prepare import SAMPLER, prepare
 
-WATCH = "--stop-with-stdin"
-DRY = "--dry-run"
-
-SHOWN = (
+DRY_RUN = "--dry-run"
+DRY_RUN_ARGUMENTS = (
     "model_path",
     "tp_size",
     "dp_size",
@@ -39,40 +38,41 @@ if __name__ in ("__main__", "__mp_main__"):
     prepare()
 
 
-def defaults(cuda: bool) -> list[str]:
-    """Arguments that stand before the user's."""
+def default_arguments(cuda: bool) -> list[str]:
+    """Arguments that the user's override."""
     always = ["--skip-tokenizer-init", "--sampling-backend", SAMPLER, "--schedule-policy", "lpm"]
     always += ["--incremental-streaming-output", "--skip-server-warmup"]
     if cuda:
         return always
-    slow = ["--device", "cpu", "--attention-backend", "torch_native"]
-    slow += ["--mm-attention-backend", "sdpa", "--grammar-backend", "none"]
-    slow += ["--disable-cuda-graph", "--disable-overlap-schedule", "--mem-fraction-static", "0.5"]
-    # Half of all memory and a whole core for waiting, otherwise.
-    return [*always, *slow, "--max-total-tokens", "65536", "--sleep-on-idle"]
+    cpu = ["--device", "cpu", "--attention-backend", "torch_native"]
+    cpu += ["--mm-attention-backend", "sdpa", "--grammar-backend", "none"]
+    cpu += ["--disable-cuda-graph", "--disable-overlap-schedule", "--mem-fraction-static", "0.5"]
+    # Without these the cache takes half of all memory, and an idle server a whole core.
+    return [*always, *cpu, "--max-total-tokens", "65536", "--sleep-on-idle"]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serves until it is told to stop."""
+    """Serves until the server is stopped."""
     import torch
     from sglang.launch_server import prepare_server_args, run_server
     from sglang.srt.utils import kill_process_tree
 
-    asked = [one for one in arguments if one not in (WATCH, DRY)]
-    if DRY in arguments:
-        read = prepare_server_args([*defaults(cuda=True), *asked])
-        print(json.dumps({name: getattr(read, name) for name in SHOWN}))
+    given = [one for one in arguments if one not in (STOP_WITH_STDIN, DRY_RUN)]
+    if DRY_RUN in arguments:
+        parsed = prepare_server_args([*default_arguments(cuda=True), *given])
+        print(json.dumps({name: getattr(parsed, name) for name in DRY_RUN_ARGUMENTS}))
         return
-    if WATCH in arguments:
+    if STOP_WITH_STDIN in arguments:
         threading.Thread(target=_stop_with_stdin, daemon=True).start()
     try:
-        run_server(prepare_server_args([*defaults(torch.cuda.is_available()), *asked]))
+        defaults = default_arguments(torch.cuda.is_available())
+        run_server(prepare_server_args([*defaults, *given]))
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
 
 
 def _stop_with_stdin() -> None:
-    """Ends everything when whoever started this is gone."""
+    """Ends the server and its workers when the process that started it has ended."""
     from sglang.srt.utils import kill_process_tree
 
     sys.stdin.buffer.read()

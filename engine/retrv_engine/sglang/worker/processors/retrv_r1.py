@@ -1,7 +1,7 @@
-"""What a request's items become in SGLang: one multimodal item each, with the hash it came with.
+"""SGLang's multimodal processor for our requests: each item becomes a multimodal item.
 
-The hash is what SGLang's radix tree and its cache of embeddings go by. The tree keeps 30 bits of
-it.
+An item keeps the key that it was sent with as its hash, by which SGLang's radix tree and cache of
+embeddings find it. The tree keeps 30 bits of it.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from sglang.srt.managers.schedule_batch import (
 )
 from sglang.srt.multimodal.processors.base_processor import BaseMultimodalProcessor
 
-from retrv_engine.sglang.wire import Item, places, unpack
+from retrv_engine.sglang.wire_format import WireItem, mrope_positions, tensor_from_json
 from retrv_engine.sglang.worker.models.retrv_r1 import RetrvR1ForConditionalGeneration
 
 
 class RetrvR1Processor(BaseMultimodalProcessor):
-    """Any number of items a request: rows that are ready, and pictures as patches."""
+    """Takes requests with any number of items."""
 
     models: ClassVar = [RetrvR1ForConditionalGeneration]
 
     async def process_mm_data_async(
-        self, image_data: Sequence[Item], *_: Any, request_obj: Any, **__: Any
+        self, image_data: Sequence[WireItem], *_: Any, request_obj: Any, **__: Any
     ) -> MultimodalProcessorOutput:
-        """See :mod:`retrv_engine.sglang.wire` for what ``image_data`` holds."""
+        """See :class:`retrv_engine.sglang.wire_format.WirePrompt` for ``image_data``."""
         ids = list(request_obj.input_ids)
-        positions = places(image_data, len(ids))
-        items = [_item(one) for one in image_data]
+        positions = mrope_positions(image_data, len(ids))
+        items = [_multimodal_item(one) for one in image_data]
         token = self.hf_config.image_token_id
         for item in items:
             for first, last in item.offsets:
                 ids[first : last + 1] = [token] * (last + 1 - first)
-        behind = int(positions.max()) + 1
+        next_position = int(positions.max()) + 1
         return MultimodalProcessorOutput(
             input_ids=ids,
             padded_input_ids=MultimodalProcessorOutput.build_padded_input_ids(ids, items),
@@ -47,21 +47,16 @@ class RetrvR1Processor(BaseMultimodalProcessor):
             im_end_id=self.hf_config.vision_end_token_id,
             im_token_id=token,
             mrope_positions=positions,
-            mrope_position_delta=torch.tensor([[behind - len(ids)]]),
+            mrope_position_delta=torch.tensor([[next_position - len(ids)]]),
         )
 
 
-def _item(values: Item) -> MultimodalDataItem:
-    ready, first = "rows" in values, values["first"]
+def _multimodal_item(values: WireItem) -> MultimodalDataItem:
     item = MultimodalDataItem(
         modality=Modality.IMAGE,
-        feature=unpack(values["rows"] if ready else values["patches"]),
-        offsets=[(first, first + values["length"] - 1)],
-        format=MultimodalInputFormat.PRECOMPUTED_EMBEDDING
-        if ready
-        else MultimodalInputFormat.NORMAL,
+        feature=tensor_from_json(values["rows"]),
+        offsets=[(values["first"], values["first"] + values["length"] - 1)],
+        format=MultimodalInputFormat.PRECOMPUTED_EMBEDDING,
     )
-    if not ready:
-        item.image_grid_thw = torch.tensor([values["grid"]])
     item.set_hash(values["key"])
     return item

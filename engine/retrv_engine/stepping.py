@@ -1,0 +1,78 @@
+"""Who takes the steps of an engine: a thread of its own, or whoever waits for a result."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable
+
+from retrv_engine.base import Engine
+from retrv_engine.job import Job
+
+
+class SteppingEngine(Engine):
+    """Base class of an engine that computes in steps, one thread at a time.
+
+    A subclass holds ``_turn`` while it changes anything, and accepts the jobs in ``_inbox`` when it
+    takes a step.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inbox: deque[Job] = deque()
+        self._turn = threading.RLock()  # held while a step is taken
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @abstractmethod
+    def step(self) -> bool:
+        """Takes one step; False if there was nothing to do."""
+
+    def start(self) -> None:
+        """Starts a thread that takes the steps from now on."""
+        with self._news:
+            if self._thread is None and not self._closed:
+                self._thread = threading.Thread(target=self._serve, name="retrv-engine")
+                self._thread.daemon = True
+                self._thread.start()
+
+    def _stop(self) -> None:
+        """Accepts no more jobs, and ends the thread."""
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _post(self, job: Job) -> None:
+        """Puts a job into the inbox."""
+        with self._news:
+            if self._closed:
+                raise RuntimeError("the engine is closed")
+            self._inbox.append(job)
+            self._news.notify_all()
+
+    def _serve(self) -> None:
+        """Takes steps until the engine is closed: the body of its thread."""
+        while not self._closed:
+            if not self.step():
+                with self._news:
+                    self._news.wait_for(lambda: self._inbox or self._closed)
+
+    def _drive(self, reached: Callable[[], bool], timeout: float | None) -> bool:
+        """Waits as the base class does, and takes the steps if no other thread takes them."""
+        end = math.inf if timeout is None else time.perf_counter() + timeout
+        while self._thread is None and not reached() and time.perf_counter() < end:
+            if self._turn.acquire(blocking=False):
+                try:
+                    self.step()
+                finally:
+                    self._turn.release()
+            else:
+                with self._news:
+                    self._news.wait(0.05)  # bounded: whoever takes the steps may stop unheard
+        left = None if timeout is None else max(0.0, end - time.perf_counter())
+        return super()._drive(reached, left)

@@ -1,0 +1,30 @@
+"""Ranks texts, pictures and pictures with a text, for several queries in one batch.
+
+Run it: ``python examples/rank_batch.py``
+"""
+
+from pathlib import Path
+
+from retrv_r1 import Item, RankRequest, Reranker
+
+demo = Path(__file__).parent / "demo"
+candidates = [
+    "a taxi",
+    "a lion",
+    demo / "police-car.png",
+    demo / "red-apple.png",
+    Item(text="green apple", image=demo / "green-apple.png"),
+    Item(text="pizza", image=demo / "pizza.png", id="dinner"),
+]
+requests = [
+    RankRequest("police car", candidates),
+    RankRequest(demo / "lion-face.png", candidates, instruction="Find a name for the picture."),
+    RankRequest(Item(text="change it to green", image=demo / "red-apple.png"), candidates),
+]
+
+with Reranker.from_pretrained("tiny") as reranker:
+    batch = reranker.rank_batch(requests, mode="fast", top_k=3)
+
+for results in batch:
+    ranking = ", ".join(f"{item.name} {item.score:.2f}" for item in results)
+    print(f"{results.query.text or results.query.image.name}: {ranking}")

@@ -1,0 +1,41 @@
+"""Options that several commands share.
+
+Choices are spelled out here because the modules that define them import PyTorch; a test compares.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+
+Weights: TypeAlias = Literal["model", "float16", "int8"]
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+Split: TypeAlias = Literal["all", "style", "composition", "unseen", "test", "val"]
+
+ModelName = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help='"tiny" (shipped), a directory, or a hub id.'
+    ),
+]
+RoundedWeights = Annotated[
+    Weights,
+    typer.Option("--weights", help="Round the language model's weights; faster on a CPU."),
+]
+DeviceName = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Device of the model: cpu, cuda or cuda:N. Default: the first GPU, else the CPU.",
+    ),
+]
+WeightsDtype = Annotated[
+    Dtype | None,
+    typer.Option(
+        "--dtype",
+        help="Dtype of the weights. Default: float32 on a CPU, the checkpoint's own on a GPU.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -1,0 +1,130 @@
+"""First-stage vectors of training entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from retrv_r1.model.embedder import RetrvEmbedder
+from retrv_r1.model.tokens import encode_text
+from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMix
+from retrv_r1.train.corpus import Corpus, Entry
+from retrv_r1.train.pictures import side_of
+from retrv_r1.train.tensors import to_device
+from retrv_r1.train.vision_rows import square_rows
+
+
+class EntryEmbedder:
+    """Embeds entries in batches, with or without augmentation.
+
+    Args:
+        model: first stage that embeds.
+        tokenizer: tokenizer of the first stage.
+        processor: picture preprocessing of the first stage.
+        corpus: corpus that the entries come from.
+        max_text: tokens to which a text is cut.
+    """
+
+    def __init__(
+        self,
+        model: RetrvEmbedder,
+        tokenizer: PreTrainedTokenizerBase,
+        processor: Qwen2VLImageProcessorPil,
+        corpus: Corpus,
+        max_text: int,
+    ) -> None:
+        self.model, self.tokenizer, self.processor = model, tokenizer, processor
+        self.corpus, self.max_text = corpus, max_text
+        self.side = side_of(processor)
+        self._ids: dict[str, list[int]] = {}
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text, computed once."""
+        if text not in self._ids:
+            self._ids[text] = encode_text(self.tokenizer, text)[: self.max_text]
+        return self._ids[text]
+
+    def inputs(self, entries: Sequence[Entry], generator: torch.Generator | None) -> dict[str, Any]:
+        """Tensors of a batch of entries, augmented if a generator is given."""
+        pictures = [i for i, e in enumerate(entries) if e.picture is not None]
+        texts = [i for i, e in enumerate(entries) if e.text]
+        out: dict[str, Any] = {"size": len(entries)}
+        if pictures:
+            shown = [p for e in entries if (p := e.picture) is not None]
+            changes = Augmentation.draw(len(shown), generator) if generator else None
+            out |= {
+                "pictures": torch.tensor(pictures),
+                "plan": PicturePlan(StyleMix.plain(shown), changes),
+            }
+            out["concepts"] = [self.corpus.bank.concepts[picture] for picture in shown]
+        if texts:
+            ids = [torch.tensor(self.text_ids(e.text)) for e in entries if e.text]
+            padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
+            out |= {
+                "texts": torch.tensor(texts),
+                "input_ids": padded.clamp(min=0),
+                "attention_mask": (padded >= 0).long(),
+            }
+        return out
+
+    def embed(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Unit vectors ``[size, e]``, and the mean tower rows of the pictures ``[i, d]``."""
+        pictures = texts = pooled = None
+        if "pictures" in inputs:
+            image = inputs["plan"].render(self.corpus.bank, self.side)
+            pooled = square_rows(self.model.visual, image, self.processor).mean(1)
+            pictures = (inputs["pictures"], self.model.project_pictures(pooled))
+        if "texts" in inputs:
+            vectors = self.model.embed_texts(inputs["input_ids"], inputs["attention_mask"])
+            texts = (inputs["texts"], vectors)
+        return self.model.fuse(inputs["size"], pictures, texts), pooled
+
+    @torch.no_grad()
+    def embed_all(self, entries: Sequence[Entry], batch: int = 256) -> Tensor:
+        """Unit vectors of many entries, without augmentation.
+
+        Each distinct text and picture is embedded once.
+        """
+
+        def part(keys: Sequence[Any], alone: Sequence[Entry]) -> tuple[Tensor, Tensor] | None:
+            """Entries that have the part, and its vectors; ``alone`` has each part once."""
+            if not alone:
+                return None
+            chunks = [alone[i : i + batch] for i in range(0, len(alone), batch)]
+            inputs = (to_device(self.inputs(c, None), self.model.device) for c in chunks)
+            vectors = torch.cat([self.embed(one)[0] for one in inputs])
+            number = {e.picture if e.text is None else e.text: n for n, e in enumerate(alone)}
+            rows = [row for row, key in enumerate(keys) if key is not None]
+            places = torch.tensor(rows, device=vectors.device)
+            return places, vectors[[number[keys[row]] for row in rows]]
+
+        pictures, texts = [e.picture for e in entries], [e.text or None for e in entries]
+        return self.model.fuse(
+            len(entries),
+            part(pictures, [Entry(None, p, {}) for p in dict.fromkeys(pictures) if p is not None]),
+            part(texts, [Entry(t, None, {}) for t in dict.fromkeys(texts) if t is not None]),
+        )
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """First-stage unit vectors of a cell: ``queries [q, e]`` and ``pool [p, e]``."""
+
+    queries: np.ndarray
+    pool: np.ndarray
+
+
+def embed_cells(embedder: EntryEmbedder, corpus: Corpus) -> dict[str, Vectors]:
+    """First-stage vectors of every cell."""
+    cells = corpus.cells
+    entries = [e for cell in cells.values() for e in (*cell.queries, *cell.pool)]
+    sizes = [n for cell in cells.values() for n in (len(cell.queries), len(cell.pool))]
+    parts = iter(embedder.embed_all(entries).cpu().split(sizes))
+    return {name: Vectors(next(parts).numpy(), next(parts).numpy()) for name in cells}

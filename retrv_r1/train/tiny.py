@@ -1,0 +1,118 @@
+"""Tiny models from scratch, in the shapes that a YAML file gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerBase
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from retrv_r1.model.backbone import qwen_config
+from retrv_r1.model.config import RetrvR1Config
+from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.model.tokens import train_tokenizer
+from retrv_r1.train.chains import CHAIN_INSPECTIONS, phrases
+from retrv_r1.train.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class EmbedderShape:
+    """Shape of a first stage.
+
+    Args:
+        vocab_size: entries of the tokenizer.
+        side: side in pixels to which pictures are resized.
+        embedding_dim: width of the shared space.
+        vision: fields of ``Qwen2_5_VLVisionConfig``.
+        text: fields of ``BertConfig``.
+    """
+
+    vocab_size: int
+    side: int
+    embedding_dim: int
+    vision: dict[str, Any]
+    text: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RerankerShape:
+    """Shape of a reranker around a first stage's tower.
+
+    Args:
+        text: fields of the language model's config; its width is that of the tower's rows.
+        icm: fields of ``ICMConfig``; ``memory_size: concepts`` gives the memory a prototype for
+            every concept that the data names.
+        prompts: templates that differ from the default ones.
+    """
+
+    text: dict[str, Any]
+    icm: dict[str, Any] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def new_embedder(
+    shape: EmbedderShape, texts: Iterable[str]
+) -> tuple[RetrvEmbedder, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil]:
+    """An untrained first stage, with a tokenizer trained on ``texts``."""
+    tokenizer = train_tokenizer(texts, shape.vocab_size)
+    vision = Qwen2_5_VLVisionConfig(**shape.vision)
+    images = Qwen2VLImageProcessorPil(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        min_pixels=shape.side**2,
+        max_pixels=shape.side**2,
+    )
+    config = RetrvEmbedderConfig(
+        vision_config=vision,
+        text_config=BertConfig(vocab_size=len(tokenizer), **shape.text),
+        embedding_dim=shape.embedding_dim,
+    )
+    return RetrvEmbedder(config), tokenizer, images
+
+
+def new_reranker(
+    shape: RerankerShape, path: Path, embedder: RetrvEmbedder, concepts: int
+) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
+    """A reranker whose tower is the first stage's and whose other weights are untrained.
+
+    Args:
+        path: folder of the first stage, with its tokenizer and preprocessing.
+        embedder: the first stage itself.
+        concepts: number of concepts that the data names.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    icm = dict(shape.icm)
+    if icm.get("memory_size") == "concepts":
+        icm["memory_size"] = concepts
+    config = RetrvR1Config(
+        backbone_config=qwen_config(tokenizer, shape.text, embedder.config.vision_config.to_dict()),
+        icm=icm,
+        prompts=shape.prompts,
+        max_inspections=CHAIN_INSPECTIONS,
+        pad_to_square=True,
+    )
+    model = RetrvR1ForConditionalGeneration(config)
+    model.visual.load_state_dict(embedder.visual.state_dict())
+    images = Qwen2VLImageProcessorPil.from_pretrained(path)
+    return model, RetrvR1Processor(config, tokenizer, images)
+
+
+def texts_of(corpus: Corpus) -> Iterator[str]:
+    """Texts to train a tokenizer on: queries, candidates, instructions, phrases of chains."""
+    for cell in corpus.cells.values():
+        yield from cell.instructions
+        for entry in (*cell.queries, *cell.pool):
+            if entry.text:
+                yield entry.text
+                yield " " + entry.text
+            if name := entry.meta.get("name"):
+                yield " " + name
+    for phrase in phrases():
+        yield from [phrase] * 50
