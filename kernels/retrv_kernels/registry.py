@@ -78,34 +78,36 @@ def _everywhere(_: str) -> Availability:
     return Availability(True, "plain PyTorch")
 
 
-_FASTER: Mapping[str, tuple[str, ...]] = {
-    "pool_tokens": ("triton", "native"),
-    "relate_tokens": ("triton", "native"),
-    "splice_features": ("triton", "native"),
-    # xFormers comes after Triton until both have been measured on a GPU.
-    "paged_attention": ("triton", "xformers", "native"),
-    "shared_prefix_attention": ("triton", "native"),
-    # On a GPU PyTorch's product already reads the weights once, at the speed of the memory.
-    "linear": ("native",),
-    # On a CPU decoder_layers runs few rows through all layers in one call instead.
-    "add_rms_norm": ("triton",),
-    "rotate_to_pages": ("triton",),
-    "silu_product": ("triton",),
-}
 _KINDS: Mapping[str, tuple[Callable[[str], Availability], str]] = {
     "triton": (gpu.triton, "triton_impl"),
     "xformers": (gpu.xformers, "xformers_impl"),
     "native": (native.check, "native"),
     "reference": (_everywhere, "reference"),
 }
-OPS: Mapping[str, tuple[Implementation, ...]] = {
-    op: tuple(
+
+
+def _implementations(op: str, *names: str) -> tuple[Implementation, ...]:
+    """The named implementations of an op, best first, and its reference."""
+    return tuple(
         Implementation(op, name, *_KINDS[name], conditional=name == "xformers")
         for name in (*names, "reference")
     )
-    for op, names in _FASTER.items()
+
+
+OPS: Mapping[str, tuple[Implementation, ...]] = {
+    "pool_tokens": _implementations("pool_tokens", "triton", "native"),
+    "relate_tokens": _implementations("relate_tokens", "triton", "native"),
+    "splice_features": _implementations("splice_features", "triton", "native"),
+    # xFormers comes after Triton until both have been measured on a GPU.
+    "paged_attention": _implementations("paged_attention", "triton", "xformers", "native"),
+    "shared_prefix_attention": _implementations("shared_prefix_attention", "triton", "native"),
+    # On a GPU PyTorch's product already reads the weights once, at the speed of the memory.
+    "linear": _implementations("linear", "native"),
+    # On a CPU decoder_layers runs few rows through all layers in one call instead.
+    "add_rms_norm": _implementations("add_rms_norm", "triton"),
+    "rotate_to_pages": _implementations("rotate_to_pages", "triton"),
+    "silu_product": _implementations("silu_product", "triton"),
 }
-"""The implementations of each op, best first."""
 
 
 def choose(op: str, device: str, arguments: Sequence[Any] | None = None) -> Choice:
