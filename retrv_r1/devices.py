@@ -1,4 +1,4 @@
-"""Where a model runs, and in which numbers it is read."""
+"""Device of a model and dtype of its weights, from what a caller says."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DTYPES = {
 
 
 def device_of(device: str | torch.device | None = None) -> torch.device:
-    """A device by name: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; the first GPU or the CPU when None.
+    """A device by name (``"cpu"``, ``"cuda"``, ``"cuda:1"``); None: the first GPU, else the CPU.
 
     Raises:
-        DeviceError: there is no such device here; the message says what there is.
+        DeviceError: there is no such device here; the message says which there are.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device is None:
@@ -24,40 +24,40 @@ def device_of(device: str | torch.device | None = None) -> torch.device:
     try:
         asked = torch.device(device)
     except RuntimeError as error:
-        raise DeviceError(f"no device is called {device!r}; say cpu, cuda or cuda:N") from error
+        raise DeviceError(f"no device is called {device!r}; use cpu, cuda or cuda:N") from error
     if asked.type == "cpu":
         return torch.device("cpu")
     if asked.type != "cuda":
-        raise DeviceError(f"models run on cpu and cuda, not on {device}")
+        raise DeviceError(f"models run on cpu or cuda, not on {device}")
     number = asked.index or 0
     if number >= found:
         there = f"GPUs here: {found}" if found else "PyTorch can use no GPU here"
-        raise DeviceError(f"no device {device}: {there}; say cpu, or leave the device out")
+        raise DeviceError(f"no device {device}: {there}; use cpu, or leave the device out")
     return torch.device("cuda", number)
 
 
 def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
-    """The dtype that weights are read in; None for the one that the checkpoint's config names.
+    """The dtype to load weights in; None for the one that the checkpoint's config names.
 
-    The default of a CPU is float32: few have fast products of anything narrower. On a GPU a
-    checkpoint keeps its own: bfloat16 of Qwen2.5-VL, float32 of ``tiny``, whose file holds float16
-    to be small.
+    The default on a CPU is float32, because few CPUs multiply narrower numbers fast. On a GPU a
+    checkpoint keeps its own: bfloat16 for Qwen2.5-VL, float32 for ``tiny``, whose file holds
+    float16 to be small.
 
     Raises:
-        DeviceError: a dtype that models are not read in.
+        DeviceError: another dtype than those of ``DTYPES``.
     """
     if dtype is None:
         return torch.float32 if device.type == "cpu" else None
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
-        raise DeviceError(f"weights are read as {', '.join(DTYPES)}, not as {name}")
+        raise DeviceError(f"the dtype must be one of {', '.join(DTYPES)}, not {name}")
     return DTYPES[name]
 
 
 def check_weights(weights: str, device: torch.device) -> None:
-    """Raises :class:`DeviceError` for rounded weights on a device that has no kernels for them."""
+    """Raises :class:`DeviceError` for rounded weights on a device without kernels for them."""
     if weights != "model" and device.type != "cpu":
         raise DeviceError(
-            f"{weights} weights are for CPUs, not for {device}: choose the device cpu, or leave "
-            "the weights as they are"
+            f"{weights} weights need a CPU, not {device}: use the device cpu, or leave the weights "
+            "as they are"
         )

@@ -1,4 +1,4 @@
-"""Pictures from outside: decoded, upright, RGB, of bounded size; or an error that says the mend."""
+"""Loads pictures: upright, RGB, of bounded size; or raises an error that says the fix."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from retrv_r1.types import ImageSource, Item, ItemError
 
 MAX_PIXELS = 2**21
-"""Pixels of a loaded picture; a larger one is shrunk. No supported model reads more."""
+"""Most pixels of a loaded picture; larger ones are shrunk. No supported model reads more."""
 
 MAX_SOURCE_PIXELS = 89_478_485
-"""Pixels a file may decode to (a quarter GiB as RGB, Pillow's own warning bound)."""
+"""Most pixels that a file may decode to (a quarter GiB as RGB, where Pillow warns as well)."""
 
 MAX_ASPECT = 20
-"""Longest side over shortest; a longer strip is centred on a white canvas of this ratio, because
+"""Largest ratio of the sides. A longer strip is centred on a white canvas of this ratio, because
 vision towers refuse extreme ratios (Qwen's at 200) and squeezing would distort the content."""
 
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".ico", ".qoi"),
 )
-"""Suffixes by which a file counts as a picture; the content alone decides how it is decoded."""
+"""Suffixes of picture files. The decoder is chosen by content alone."""
 
-# Pillow's other decoders are left out: some start programs (EPS), none is needed.
+# Pillow's other decoders are left out: some start programs (EPS), and none is needed.
 _FORMATS = (
     *("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "PPM"),
     *("JPEG2000", "ICO", "QOI"),
@@ -37,20 +37,20 @@ _MIN_PIXELS = 1024
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Loads a picture as RGB the way a viewer would show it.
+    """Loads a picture as RGB, as a viewer would show it.
 
-    EXIF orientation is applied, of an animation the first frame is taken (of a PIL picture the
-    current one), transparency is laid on white, 16-bit grey is scaled to 8, float and 32-bit
-    pictures are stretched from their least to their greatest value. A picture of more than
-    ``max_pixels`` is shrunk, one longer than ``MAX_ASPECT`` is padded with white.
+    EXIF orientation is applied. An animation gives its first frame, a PIL picture its current one.
+    Transparent pixels are blended with white. 16-bit grey is scaled to 8 bits; float and 32-bit
+    pictures are stretched from their lowest to their highest value. Pictures of more than
+    ``max_pixels`` are shrunk, and strips longer than ``MAX_ASPECT`` are padded with white.
 
     Args:
-        source: a path, the encoded bytes, or a PIL picture (left as it is).
-        max_pixels: bound on the result's width times height, at least 1024.
+        source: path, encoded bytes, or PIL picture (which is not changed).
+        max_pixels: largest width times height of the result, at least 1024.
 
     Raises:
         ItemError: the file is missing, empty, damaged, not a picture, or decodes to more than
-            ``MAX_SOURCE_PIXELS``; the message names it and the mend.
+            ``MAX_SOURCE_PIXELS``; the message names the file and the fix.
     """
     if max_pixels < _MIN_PIXELS:
         raise ValueError(f"max_pixels must be at least {_MIN_PIXELS}, got {max_pixels}")
@@ -58,7 +58,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 
 def content_hash(item: Item) -> str:
-    """Hex SHA-256 of what an item says, whatever its id and its file's name.
+    """Hex SHA-256 of an item's content, whatever its id and its file's name.
 
     Covers the text and, of a picture, the encoded bytes (path, bytes) or the decoded pixels (PIL):
     the same picture as a file and as a PIL picture has two hashes, never the other way round.
@@ -78,7 +78,7 @@ def content_hash(item: Item) -> str:
 
 
 def describe(source: ImageSource) -> str:
-    """How messages name a picture: its path, or what it is."""
+    """Name of a picture in messages: its path, or its kind."""
     if isinstance(source, Image.Image):
         return str(getattr(source, "filename", "") or "the PIL picture")
     if isinstance(source, bytes):
@@ -88,7 +88,7 @@ def describe(source: ImageSource) -> str:
 
 
 def _check_file(source: str | Path) -> Path:
-    """The path of a non-empty regular file, or the error that says what it is instead."""
+    """Path of a non-empty regular file; any other path raises an error that says what it is."""
     name = describe(source)
     if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
         raise ItemError(f"{name} is a URL, not a file; fetch or decode it and pass the bytes")
@@ -121,7 +121,7 @@ def _encoded(source: str | Path | bytes) -> bytes:
 
 
 def _decode(source: ImageSource, target: int | None) -> Image.Image:
-    """Upright RGB pixels; may come back smaller than the file's, yet not below ``target``."""
+    """Upright RGB pixels, possibly fewer than in the file, but at least ``target`` of them."""
     name = describe(source)
     if isinstance(source, Image.Image):
         return _to_rgb(source, name)
@@ -147,12 +147,12 @@ def _decode(source: ImageSource, target: int | None) -> Image.Image:
         raise ItemError(f"{name} is too large; shrink it below {_bound()}") from error
     except PermissionError as error:
         raise ItemError(f"cannot read {name}: {error.strerror}; check its permissions") from error
-    except Exception as error:  # decoders meet damaged files with almost any exception
+    except Exception as error:  # decoders raise almost any exception for damaged files
         raise ItemError(f"{name} is damaged ({error}); copy or download it again") from error
 
 
 def _formats() -> tuple[str, ...]:
-    """The formats that this Pillow has a decoder for (AVIF came with 11.3)."""
+    """Formats that this Pillow can decode (AVIF since 11.3)."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -169,7 +169,7 @@ def _check_size(picture: Image.Image, name: str) -> None:
 
 
 def _draft(picture: Image.Image, target: int) -> None:
-    """Lets the JPEG decoder halve a far too large picture while it decodes."""
+    """Lets the JPEG decoder halve a picture that is much too large while it decodes."""
     scale = math.sqrt(target / (picture.width * picture.height))
     if scale < 1:
         picture.draft(None, (math.ceil(picture.width * scale), math.ceil(picture.height * scale)))
@@ -194,7 +194,7 @@ def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
 
 
 def _deep_grey(picture: Image.Image) -> Image.Image:
-    """8-bit RGB of a one-channel picture of 16 or 32 bits."""
+    """8-bit RGB from one channel of 16 or 32 bits."""
     values = np.asarray(picture).astype(np.float64)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -205,7 +205,7 @@ def _deep_grey(picture: Image.Image) -> Image.Image:
 
 
 def _fit(picture: Image.Image, max_pixels: int) -> Image.Image:
-    """Shrinks to ``max_pixels`` and pads to ``MAX_ASPECT``; a picture within both comes back."""
+    """Shrinks to ``max_pixels`` and pads to ``MAX_ASPECT``, where a picture exceeds them."""
     length, breadth = max(picture.size), min(picture.size)
     canvas_breadth = max(breadth, math.ceil(length / MAX_ASPECT))
     scale = min(1.0, math.sqrt(max_pixels / (length * canvas_breadth)))

@@ -1,4 +1,4 @@
-"""The values that cross the public interface: items in, ranked results out."""
+"""Values of the public interface: items in, ranked results out."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _NAME_LENGTH = 60
 
 
 class RetrvError(Exception):
-    """Base of the errors a caller can mend; the message says how."""
+    """Base of the errors that a caller can fix; the message says how."""
 
 
 class ItemError(RetrvError, ValueError):
-    """A query or candidate that cannot be used: empty, unreadable, of a wrong type."""
+    """A query or candidate that cannot be used: empty, unreadable, or of a wrong type."""
 
 
 class CheckpointError(RetrvError, ValueError):
-    """A model directory that is missing, of another format, or damaged."""
+    """A checkpoint that is missing, damaged, or of another format."""
 
 
 class DeviceError(RetrvError, ValueError):
-    """A device that is not there, or a dtype or weights that it has no use for."""
+    """A device that does not exist here, or a dtype or weights that it cannot use."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Item:
     """A query or a candidate: text, a picture, or both.
 
     Args:
-        text: plain text; never interpreted as special tokens.
-        image: a PIL picture, a path, or the encoded bytes of a picture file.
-        id: the caller's name for the item, echoed in results.
+        text: plain text; special tokens in it are read as ordinary characters.
+        image: PIL picture, path, or encoded bytes of a picture file.
+        id: the caller's name for the item, repeated in results.
     """
 
     text: str | None = None
@@ -53,9 +53,12 @@ class Item:
 
     @classmethod
     def of(cls, value: ItemLike) -> Item:
-        """Coerces what callers hold into an item: text, picture, path or ``{"text", "image"}``.
+        """Makes an item from a text, a picture, a path, or a mapping with ``text`` and ``image``.
 
-        A ``str`` is text; use ``Path`` (or ``{"image": …}``) for a picture file.
+        A ``str`` is a text; use ``Path`` (or ``{"image": …}``) for a picture file.
+
+        Raises:
+            ItemError: another type, or an unknown field of a mapping.
         """
         if isinstance(value, Item):
             return value
@@ -68,7 +71,9 @@ class Item:
             if unknown:
                 raise ItemError(f"unknown item fields {sorted(unknown)}; use text, image, id")
             return cls(text=value.get("text"), image=value.get("image"), id=value.get("id"))
-        raise ItemError(f"cannot make an item of {type(value).__name__}")
+        raise ItemError(
+            f"cannot make an item of {type(value).__name__}; pass text, a picture or a Path"
+        )
 
 
 ItemLike: TypeAlias = Item | str | Path | bytes | Image.Image | Mapping[str, Any]
@@ -114,7 +119,7 @@ class RankRequest:
 
 @dataclass(frozen=True)
 class RankedItem:
-    """One line of a ranking.
+    """A candidate with its place in a ranking.
 
     Args:
         index: position of the candidate in the caller's list, from 0.
@@ -146,14 +151,14 @@ class RankedItem:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Rows that a language model read, and tokens it wrote.
+    """Rows that the language model read, and tokens that it wrote.
 
     Args:
-        prompt: rows of the prompt; of all prompts together where each candidate has its own.
-        candidates: of them those of the candidates.
+        prompt: rows of the prompt, or of all prompts where each candidate has its own.
+        candidates: rows of the prompt that candidates take.
         inspected: rows of inspected candidates.
-        generated: tokens written.
-        cached: of all rows those that the engine had in its cache, and did not compute.
+        generated: written tokens.
+        cached: rows found in the engine's cache instead of computed.
     """
 
     prompt: int = 0
@@ -168,13 +173,20 @@ class RankedResults:
     """A ranking of candidates for one query, best first; the answer is always rank 1.
 
     Args:
-        answer: index of the chosen candidate in the caller's list; None for no candidates.
-        ranking: every candidate, or the ``top_k`` best.
-        reasoning: the model's text with candidate labels written as ``[k]``, k the index + 1;
-            empty in fast mode.
+        query: the query as an item.
+        answer: index of the chosen candidate in the caller's list; None without candidates.
+        ranking: all candidates, or the ``top_k`` best.
+        reasoning: text that the model wrote, where ``[k]`` is the candidate of index k - 1; empty
+            in fast mode.
         inspected: indices of the candidates that the model looked at in full, in order.
+        mode: mode of the ranking.
+        model: name of the model.
+        well_formed: whether the model produced the format of the answer unaided; the engine
+            enforces it in every case.
         timings: seconds per phase.
-        device, dtype: where the model ran, and in which numbers: ``"cpu"``, ``"float32"``.
+        tokens: rows read and tokens written.
+        device: device of the model, such as ``"cpu"``.
+        dtype: dtype of its weights, such as ``"float32"``.
     """
 
     query: Item

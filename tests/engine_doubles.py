@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +174,7 @@ class Ledger:
     """
 
     def __init__(self, pages: int, size: int) -> None:
-        self.pages, self.size, self.weights, self.single = pages, size, 0, False
+        self.pages, self.size, self.weights, self.fixed = pages, size, 0, False
         self.rows = torch.full((pages, size), -7, dtype=torch.long)
         self.steps: list[list[tuple[int, int]]] = []
         self.broken = False
@@ -251,3 +253,41 @@ def alone(request: Request) -> Output:
     """What a request gives in an engine of its own."""
     (output,) = ledger(radix=False).generate([request])
     return output
+
+
+def same(found: Sequence[Output], expected: Sequence[Output], *, constant: bool = False) -> None:
+    """Asserts that outputs agree: tokens exactly, log-probabilities and logits within 1e-4.
+
+    Args:
+        constant: whether logits may differ by a number that is the same for all labels.
+    """
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens == other.tokens
+        assert (one.answer, one.inspected, one.inspected_rows, one.well_formed) == (
+            other.answer,
+            other.inspected,
+            other.inspected_rows,
+            other.well_formed,
+        )
+        logits = [output.label_logits for output in (one, other)]
+        if constant:
+            logits = [values.log_softmax(-1) for values in logits]
+        torch.testing.assert_close(*logits, atol=1e-4, rtol=0 if constant else 1e-4)
+        logprobs = [torch.tensor(output.logprobs) for output in (one, other)]
+        torch.testing.assert_close(*logprobs, atol=1e-4, rtol=0)
+
+
+@contextmanager
+def recorded(engine: Any) -> Iterator[tuple[list[Request], list[Output]]]:
+    """Records the requests that an engine generates, and their outputs."""
+    requests: list[Request] = []
+    outputs: list[Output] = []
+    generate = engine.generate
+
+    def record(these: Sequence[Request]) -> list[Output]:
+        requests.extend(these)
+        outputs.extend(made := generate(these))
+        return made
+
+    with patch.object(engine, "generate", record):
+        yield requests, outputs

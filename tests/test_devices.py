@@ -1,4 +1,4 @@
-"""Where models run: by name, by default, and what is refused in words that say the mend."""
+"""Where models run: by name, by default, and what is refused with a message that says the fix."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from typer.testing import CliRunner
 
 from retrv_engine import EngineConfig
-from retrv_r1 import DeviceError, doctor
+from retrv_r1 import DeviceError
+from retrv_r1.command import doctor
 from retrv_r1.command.cli import app
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.model.checkpoint import saved_dtype
@@ -41,9 +42,9 @@ def test_the_first_gpu_is_the_default_where_there_is_one(gpus):
 @pytest.mark.parametrize(
     "count, name, message",
     [
-        (0, "cuda", "no device cuda: PyTorch can use no GPU here; say cpu"),
-        (1, "cuda:1", "no device cuda:1: GPUs here: 1; say cpu"),
-        (1, "mps", "cpu and cuda, not on mps"),
+        (0, "cuda", "no device cuda: PyTorch can use no GPU here; use cpu"),
+        (1, "cuda:1", "no device cuda:1: GPUs here: 1; use cpu"),
+        (1, "mps", "cpu or cuda, not on mps"),
         (1, "gpu", "no device is called 'gpu'"),
         (1, "", "no device is called ''"),
     ],
@@ -59,7 +60,7 @@ def test_weights_are_float32_on_a_cpu_and_the_checkpoints_own_on_a_gpu():
     for device in (CPU, GPU):
         assert dtype_of("float16", device) == dtype_of(torch.float16, device) == torch.float16
     for other in ("int8", "float", torch.float64):
-        with pytest.raises(DeviceError, match="read as float32, float16, bfloat16, not as"):
+        with pytest.raises(DeviceError, match="must be one of float32, float16, bfloat16, not"):
             dtype_of(other, CPU)
 
 
@@ -73,10 +74,10 @@ def test_a_checkpoint_says_how_it_is_read(make_model, tmp_path):
 def test_weights_are_rounded_for_cpus_alone(gpus):
     check_weights("int8", CPU)
     check_weights("model", GPU)
-    with pytest.raises(DeviceError, match="int8 weights are for CPUs, not for cuda:0: choose"):
+    with pytest.raises(DeviceError, match="int8 weights need a CPU, not cuda:0: use"):
         check_weights("int8", GPU)
     gpus(1)
-    with pytest.raises(DeviceError, match="float16 weights are for CPUs"):
+    with pytest.raises(DeviceError, match="float16 weights need a CPU"):
         Reranker.from_pretrained("tiny", config=EngineConfig(weights="float16"))
 
 

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from engine_doubles import LEANING, Source, names_of, real_requests
+from engine_doubles import same as same_logits
 
 from retrv_engine import (
     DeadlineExceeded,
@@ -88,19 +90,7 @@ def plain(checkpoint) -> Callable[..., list[Output]]:
     return generate
 
 
-def same(found: list[Output], expected: list[Output]) -> None:
-    """Token for token, log-probabilities within 1e-4, and logits but for a constant."""
-    for one, other in zip(found, expected, strict=True):
-        assert one.tokens == other.tokens
-        assert (one.answer, one.inspected, one.inspected_rows, one.well_formed) == (
-            other.answer,
-            other.inspected,
-            other.inspected_rows,
-            other.well_formed,
-        )
-        logits = [output.label_logits.log_softmax(-1) for output in (one, other)]
-        torch.testing.assert_close(*logits, atol=1e-4, rtol=0)
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+same = partial(same_logits, constant=True)  # SGLang gives log-probabilities
 
 
 # What is written.
@@ -230,7 +220,7 @@ def test_pointwise_prompts_share_their_query(engine):
 def test_what_cannot_be_run_is_refused_by_name(engine, requests):
     narrow = FeatureRows(torch.zeros(3, 7), 0, 3, 5)
     for pieces, message in (
-        ([10**6], "token 1000000 of a vocabulary"),
+        ([10**6], "token 1000000 is not in a vocabulary"),
         ([5, narrow], r"width 64, not \[3, 7\]"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The decode step: fixed shapes, padding, what a replay sees, and which sequences share pages."""
+"""The decode step: fixed shapes, padding, and what a replay sees."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engine_doubles import Steered, names_of, real_requests
-from test_engine_local import same
+from engine_doubles import Steered, names_of, real_requests, same
 
 from retrv_engine import (
     EngineConfig,
@@ -24,9 +23,7 @@ from retrv_engine import (
 )
 from retrv_engine.decode import BUCKETS, DecodeStep, DecodeSteps
 from retrv_engine.graphs import Graphs
-from retrv_engine.pages import pages_of
 from retrv_engine.sampler import Level
-from retrv_engine.sharing import Sharing
 
 FIXED = EngineConfig(cache_bytes=2**22, graphs=True, max_sequences=6)
 
@@ -130,42 +127,13 @@ def test_few_steps_are_kept(steered, monkeypatch):
     steps.step(two)
     assert steps.step(one) is kept
     steps.step(three)
-    assert list(steps._steps) == [one, three]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_sharing_is_found_once_and_grows_with_its_sequences(seed):
-    """Nodes cover each sequence's pages in order, as looking at all of them again would."""
-    rng, size = random.Random(seed), 4
-    numbers = iter(rng.sample(range(1000), 1000))
-    trunk = [next(numbers) for _ in range(rng.randint(0, 5))]
-    pages = []
-    for _ in range(rng.randint(1, 6)):
-        shared = trunk[: rng.randint(0, len(trunk))] if trunk else []
-        pages.append([*shared, *(next(numbers) for _ in range(rng.randint(1, 3)))])
-    lengths = [size * len(own) - rng.randint(0, size - 1) for own in pages]
-    sharing = Sharing.of(pages, lengths, size)
-    for _ in range(9):
-        ordered = [lengths[i] for i in sharing.order]
-        nodes = sharing.nodes(ordered, size)
-        for place, i in enumerate(sharing.order):
-            over = [node for node in nodes if node.first <= place < node.stop]
-            assert sum(node.length for node in over) == lengths[i]
-            assert [p for node in over for p in node.pages] == pages[i]
-        assert sharing.nodes(ordered, size) == Sharing.of(pages, lengths, size).nodes(ordered, size)
-        grows = rng.randrange(len(pages))
-        lengths[grows] += 1
-        if pages_of(lengths[grows], size) > len(pages[grows]):
-            pages[grows].append(next(numbers))
-        assert sharing.holds(pages)
-    assert not sharing.holds([*pages[:-1], list(pages[-1])]), "an equal list is another's"
-    assert not sharing.holds(pages[:-1])
+    assert list(steps.kept) == [one, three]
 
 
 def test_an_error_drops_what_was_kept(steered, requests, expected, monkeypatch):
     engine = LocalEngine(steered, steered.vocabulary, FIXED)
     engine.generate(requests[:2])
-    assert engine.runner.steps._steps
+    assert engine.runner.steps.kept
 
     def broken(self, model):
         raise MemoryError("no room")
@@ -174,7 +142,7 @@ def test_an_error_drops_what_was_kept(steered, requests, expected, monkeypatch):
         patch.setattr(DecodeStep, "compute", broken)
         with pytest.raises(MemoryError, match="no room"):
             engine.generate(requests[:1])
-    assert not engine.runner.steps._steps
+    assert not engine.runner.steps.kept
     same(engine.generate(requests[:3]), expected[:3])
 
 
@@ -185,11 +153,11 @@ def test_parameters_that_moved_drop_what_was_kept(make_model, processor, request
     engine.generate(requests[:1])
     weights = {name: p.data.clone() for name, p in model.named_parameters()}
     engine.load_weights(weights)
-    assert engine.runner.steps._steps, "copied in place: nothing moved"
+    assert engine.runner.steps.kept, "copied in place: nothing moved"
     layer = model.language_model.layers[0].mlp.down_proj.weight
     layer.data = layer.data.clone()
     engine.load_weights(weights)
-    assert not engine.runner.steps._steps
+    assert not engine.runner.steps.kept
 
 
 def test_warming_leaves_no_trace(steered, requests, expected, shapes):

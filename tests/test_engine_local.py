@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_doubles import NAMES, Steered, names_of, real_requests
+from engine_doubles import NAMES, Steered, names_of, real_requests, same
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from retrv_engine import (
@@ -42,20 +42,6 @@ def expected(steered, requests) -> list[Output]:
     outputs = [PlainEngine(steered, steered.vocabulary).generate([one])[0] for one in requests]
     assert sum(len(output.inspected) for output in outputs) >= 8
     return outputs
-
-
-def same(found: list[Output], expected: list[Output]) -> None:
-    """Token for token, and log-probabilities within 1e-4."""
-    for one, other in zip(found, expected, strict=True):
-        assert one.tokens == other.tokens
-        assert (one.answer, one.inspected, one.inspected_rows, one.well_formed) == (
-            other.answer,
-            other.inspected,
-            other.inspected_rows,
-            other.well_formed,
-        )
-        torch.testing.assert_close(one.label_logits, other.label_logits, atol=1e-4, rtol=1e-4)
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 SETTINGS = {
@@ -139,7 +125,7 @@ def test_what_no_model_can_run_is_refused_by_name(steered, requests):
     engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22))
     rows = FeatureRows(torch.zeros(3, 7), 0, 3, 5)
     for pieces, message in (
-        ([10**6], "token 1000000 of a vocabulary"),
+        ([10**6], "token 1000000 is not in a vocabulary"),
         ([5, rows], r"width 64, not \[3, 7\]"),
         ([FeatureRows(torch.zeros(3, 64, dtype=torch.int8), 0, 3, 5)], "torch.int8"),
     ):

@@ -184,7 +184,7 @@ def test_a_page_that_others_have_already_is_given_back():
 
 @pytest.mark.parametrize("count, size", [(0, 1), (1, 0), (-3, 4)])
 def test_pools_without_pages_are_refused(count, size):
-    with pytest.raises(ValueError, match="no cache"):
+    with pytest.raises(ValueError, match="a cache needs pages"):
         PagePool(count, size)
 
 

@@ -3,39 +3,25 @@
 from __future__ import annotations
 
 import random
-import time
-from concurrent.futures import CancelledError
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 from engine_doubles import (
     CANDIDATES,
     LABELS,
-    LOOK,
-    NAMES,
-    SIZE,
-    Ledger,
     Source,
     alone,
     ledger,
     made,
 )
-from torch import Tensor
 
 from retrv_engine import (
-    DeadlineExceeded,
-    EngineConfig,
     FeatureRows,
-    LocalEngine,
     Output,
     Request,
-    RequestTooLarge,
     Sampling,
 )
-from retrv_engine.context import Context
-from retrv_engine.generation import Generation
 
 
 def test_soak():
@@ -133,7 +119,7 @@ def test_an_inspection_computes_its_rows_and_nothing_again():
     )
 
 
-def test_wanted_candidates_are_loaded_together_and_once():
+def test_inspected_candidates_are_loaded_together_and_once():
     source = Source(CANDIDATES.pieces)
     engine = ledger(max_sequences=8)
     looks = (replace(made(n), source=source, inspections=range(4)) for n in range(40))
@@ -181,121 +167,6 @@ def test_higher_priorities_go_first_and_push_others_out():
         handle.result()
 
 
-def test_a_prompt_that_cannot_fit_is_refused_and_one_that_fits_alone_is_served():
-    engine = ledger(10)
-    with pytest.raises(RequestTooLarge, match="cache of 40 rows; raise the engine's cache_bytes"):
-        engine.submit(Request([11] * 40, LABELS, reason=False))
-    fits = [Request([n] * 39, LABELS, reason=False) for n in (11, 12, 13)]
-    assert len(engine.generate(fits)) == 3
-    engine.check()
-
-
-class Looking(Ledger):
-    """Inspects as long as it may."""
-
-    @staticmethod
-    def _of(keys: list[int]) -> Tensor:
-        return torch.arange(SIZE).eq(LOOK).float()
-
-
-def test_what_outgrows_the_cache_fails_alone():
-    engine = LocalEngine(None, NAMES, EngineConfig(page_size=4), runner=Looking(10, 4))
-    source = Source({k: [FeatureRows(torch.zeros(60, 1), 0, 60, k)] for k in range(4)})
-    big = engine.submit(Request([11] * 9, LABELS, range(4), source))
-    small = [engine.submit(Request([12 + n] * 9, LABELS, reason=False)) for n in range(3)]
-    assert len([handle.result() for handle in small]) == 3
-    with pytest.raises(RequestTooLarge, match="73 rows does not fit"):
-        big.result()
-    engine.check()
-    engine.flush()
-    assert engine.stats().free_pages == 10
-
-
-def test_cancelled_requests_give_their_pages_back_at_the_next_step():
-    engine = ledger(radix=False)
-    handle = engine.submit(Request([11] * 50, LABELS, range(4), CANDIDATES))
-    engine.step()
-    assert engine.stats().free_pages < 1000
-    assert handle.cancel() and not engine.step()
-    assert engine.stats().free_pages == 1000 and engine.stats().cancelled == 1
-    with pytest.raises(CancelledError):
-        handle.result()
-    assert not handle.cancel() or handle.future.cancelled()
-
-
-def test_deadlines():
-    engine = ledger()
-    late = engine.submit(made(3), deadline=0.0)
-    kept = engine.submit(made(4), deadline=60.0)
-    time.sleep(0.01)
-    with pytest.raises(DeadlineExceeded, match="not done in"):
-        late.result()
-    assert kept.result().tokens == alone(made(4)).tokens
-    assert engine.stats().failed == 1
-
-
-def test_an_error_of_a_source_fails_only_who_asked():
-    bad = Source(CANDIDATES.pieces, bad={0, 1, 2, 3})
-    engine = ledger(max_sequences=8)
-    looks = [n for n in range(40) if alone(made(n)).inspected][:3]
-    broken = engine.submit(replace(made(looks[0]), source=bad, inspections=range(4)))
-    fine = [engine.submit(made(n)) for n in looks[1:]]
-    assert [h.result().tokens for h in fine] == [alone(made(n)).tokens for n in looks[1:]]
-    with pytest.raises(OSError, match="cannot read"):
-        broken.result()
-    engine.check()
-
-
-def test_a_source_that_gives_too_little_fails_only_who_asked():
-    class Short(Source):
-        def load(self, names):
-            return super().load(names)[:-1]
-
-    engine = ledger(max_sequences=8)
-    looks = [n for n in range(40) if alone(made(n)).inspected][:2]
-    broken = engine.submit(replace(made(looks[0]), source=Short(CANDIDATES.pieces)))
-    fine = engine.submit(made(looks[1]))
-    assert fine.result().tokens == alone(made(looks[1])).tokens
-    with pytest.raises(ValueError, match="not enough values to unpack"):
-        broken.result()
-    engine.check()
-
-
-@pytest.mark.parametrize("thread", [False, True])
-def test_a_sequence_that_fails_touches_no_other(thread):
-    class Picky(Generation):
-        def think(self, token, logprob, likeliest):
-            if self.request.sampling.seed == 99:
-                raise ArithmeticError("cannot choose")
-            super().think(token, logprob, likeliest)
-
-    engine = LocalEngine(
-        None, NAMES, EngineConfig(page_size=4), runner=Ledger(99, 4), generation_type=Picky
-    )
-    if thread:
-        engine.start()
-    broken = engine.submit(replace(made(4), reason=True, sampling=Sampling(seed=99)))
-    fine = engine.submit(made(3))
-    with pytest.raises(ArithmeticError, match="cannot choose"):
-        broken.result(timeout=20)
-    assert fine.result(timeout=20).tokens == alone(made(3)).tokens
-    engine.check()
-    engine.close()
-
-
-def test_an_error_of_the_model_fails_what_runs_and_leaves_a_usable_engine():
-    engine = ledger()
-    first = engine.submit(made(3))
-    engine.step()
-    engine.runner.broken = True
-    with pytest.raises(MemoryError, match="the model broke"):
-        first.result()
-    engine.runner.broken = False
-    engine.check()
-    assert engine.stats().free_pages == engine.stats().pages
-    assert engine.generate([made(3)])[0].tokens == alone(made(3)).tokens
-
-
 def test_new_weights_leave_nothing_of_the_old_ones():
     engine = ledger(max_sequences=4)
     running = engine.submit(made(3))
@@ -308,39 +179,3 @@ def test_new_weights_leave_nothing_of_the_old_ones():
     fresh = ledger(radix=False)
     fresh.load_weights({"version": 5})
     assert engine.generate([made(4)])[0].tokens == fresh.generate([made(4)])[0].tokens
-
-
-def test_rows_in_a_grid_are_not_those_in_a_line():
-    """Their positions differ, so that their keys and values do."""
-    contexts = [Context() for _ in range(2)]
-    for context, width in zip(contexts, (0, 4), strict=True):
-        context.extend([FeatureRows(torch.zeros(12, 1), 0, 12, 77, width)])
-    assert not set(contexts[0].keys) & set(contexts[1].keys)
-
-
-def test_stretches_cut_pieces_anywhere():
-    context, table = Context(), torch.zeros(20, 1)
-    context.extend([5, FeatureRows(table, 3, 12, 99, 4), 6, FeatureRows(table, 15, 3, 7)])
-    assert len(context) == 17 and context.position == 1 + 4 + 1 + 3
-    for first in range(17):
-        for stop in range(first + 1, 18):
-            rows = []
-            for piece in context.placed(first, stop):
-                at = piece.row if piece.table is None else 100 + piece.row
-                rows += [at] * piece.length if piece.table is None else range(at, at + piece.length)
-            assert rows == [5, *range(103, 115), 6, *range(115, 118)][first:stop]
-    assert len(set(context.keys)) == 17 and context.keys[0] == 5 and context.keys[13] == 6
-    assert all(key < 0 for key in context.keys[1:13])
-
-
-@pytest.mark.parametrize(
-    "values", [{"page_size": 0}, {"max_sequences": 0}, {"chunk_rows": 0}, {"cache_bytes": 0}]
-)
-def test_settings_that_cannot_be_are_refused(values):
-    with pytest.raises(ValueError, match=next(iter(values))):
-        EngineConfig(**values)
-
-
-def test_an_engine_needs_a_model():
-    with pytest.raises(ValueError, match="needs a model"):
-        LocalEngine(None, NAMES)

@@ -92,16 +92,16 @@ def test_rows_are_not_kept_if_the_weights_change_meanwhile(
     assert counts(encoder) == (0, 0, 6), "neither in memory nor on disk"
 
 
-def test_a_damaged_entry_is_encoded_again_and_mended(model, processor, items, tmp_path):
+def test_a_damaged_entry_is_encoded_again_and_stored(model, processor, items, tmp_path):
     encoder = FeatureEncoder(model, processor, directory=tmp_path)
     expected = encoder.encode(items)
     with diskcache.Cache(str(tmp_path)) as cache:
         for name, damage in zip(list(cache), (b"", b"nonsense" * 9, None), strict=True):
             cache[name] = damage if damage is not None else cache[name][:-5]
-    mended = FeatureEncoder(model, processor, directory=tmp_path)
+    fixed = FeatureEncoder(model, processor, directory=tmp_path)
     with pytest.warns(UserWarning, match="cannot read from the feature cache"):
-        same(mended.encode(items), expected)
-    assert counts(mended) == (0, 0, 3)
+        same(fixed.encode(items), expected)
+    assert counts(fixed) == (0, 0, 3)
     again = FeatureEncoder(model, processor, directory=tmp_path)
     same(again.encode(items), expected)
     assert counts(again) == (0, 3, 0)
@@ -120,11 +120,11 @@ def test_a_full_disk_costs_a_warning(model, processor, items, tmp_path, monkeypa
 
 def test_a_folder_that_cannot_be_is_refused(model, processor, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RetrvError, match="name a folder that can be written to"):
+    with pytest.raises(RetrvError, match="name a writable folder"):
         FeatureEncoder(model, processor, directory=tmp_path / "file")
 
 
-def test_without_the_library_the_mend_is_named(model, processor, tmp_path, monkeypatch):
+def test_without_the_library_the_fix_is_named(model, processor, tmp_path, monkeypatch):
     load = builtins.__import__
 
     def without(name, *args, **kwargs):

@@ -195,7 +195,7 @@ def broken_files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("expected", list(broken_files(Path())))
-def test_broken_files_name_themselves_and_the_mend(tmp_path, expected):
+def test_broken_files_name_themselves_and_the_fix(tmp_path, expected):
     data = broken_files(tmp_path)[expected]
     path = tmp_path / "broken.png"
     path.write_bytes(data)

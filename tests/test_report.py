@@ -15,7 +15,7 @@ from rich.console import Console
 
 from retrv_r1.report import print_ranking, render_html, to_response, write_html
 from retrv_r1.report.html import data_uri
-from retrv_r1.report.view import Part, name_of, printable, reasoning_steps, token_shares
+from retrv_r1.report.view import Fragment, display_name, printable, reasoning_steps, token_shares
 from retrv_r1.types import Item, RankedItem, RankedResults, RetrvError, TokenCounts
 
 HOSTILE = "<script>alert(1)</script> \"'& </style><img src=x onerror=alert(2)>"
@@ -179,15 +179,15 @@ def test_write_html_replaces_in_one_step(tmp_path, monkeypatch):
 def test_reasoning_steps():
     steps = reasoning_steps("ideal: x [9]. close: [1] [2].\ninspect [2] y, no. Hm. so [1]", 2)
     assert [step.inspected for step in steps] == [None, 1, None]
-    assert steps[0].parts == (
-        Part("ideal: x [9]. close: "),
-        Part("[1]", 0),
-        Part(" "),
-        Part("[2]", 1),
-        Part("."),
+    assert steps[0].fragments == (
+        Fragment("ideal: x [9]. close: "),
+        Fragment("[1]", 0),
+        Fragment(" "),
+        Fragment("[2]", 1),
+        Fragment("."),
     )
-    assert steps[1].parts == (Part("y, no."),)
-    assert steps[2].parts == (Part("Hm. so "), Part("[1]", 0))
+    assert steps[1].fragments == (Fragment("y, no."),)
+    assert steps[2].fragments == (Fragment("Hm. so "), Fragment("[1]", 0))
     assert reasoning_steps("", 3) == [] and reasoning_steps("\n \n", 3) == []
     assert [s.inspected for s in reasoning_steps("inspect [1] inspect [2]", 2)] == [0, 1]
     assert reasoning_steps("inspect [0] inspect [3]", 2)[0].inspected is None
@@ -200,9 +200,9 @@ def test_printable_keeps_scripts_and_joins_but_no_steering():
 
 
 def test_names():
-    assert name_of(Item(image="a/b.png")) == "b.png"
-    assert name_of(Item(image=b"..."), 4) == "picture 5"
-    assert name_of(Item(text="x", id="")) == "x"
+    assert display_name(Item(image="a/b.png")) == "b.png"
+    assert display_name(Item(image=b"..."), 4) == "picture 5"
+    assert display_name(Item(text="x", id="")) == "x"
 
 
 def test_token_shares_add_up(items):

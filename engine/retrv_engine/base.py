@@ -1,26 +1,29 @@
-"""The contract of an engine; every backend keeps it and passes the same tests.
+"""The contract of an engine. Every backend keeps it and passes the same tests.
+
+**Determinism.** A greedy request yields the same tokens alone, in a batch, with a cold or warm
+cache, and after preemption. Only where float32 cannot tell the logits of two tokens apart may
+either be taken. A sampled request depends on its own seed and not on the requests beside it.
+
+**Errors.** ``submit`` raises ValueError for an invalid request and :class:`RequestTooLarge` for a
+prompt that cannot fit into the cache. All later errors are raised by the handle: those of a feature
+source, :class:`RequestTooLarge`, :class:`DeadlineExceeded`, and
+``concurrent.futures.CancelledError`` after ``cancel``. An error of one request does not affect the
+others. An error of the model fails all running requests and leaves an empty, usable engine. If the
+model runs in another process, that error is :class:`EngineDied`, and the next request restarts the
+process.
+
+**Cache.** A request locks the pages that it reads and writes; they cannot be evicted while it runs.
+When it ends, its pages stay cached, unlocked, until their space is needed: then the least recently
+used are evicted first. If that is not enough, the running request of the lowest rank is preempted:
+it gives up its pages, waits, and later computes the rows that it no longer finds in the cache.
+Pages of a cancelled request are unlocked before the next step computes anything. ``flush`` evicts
+all unlocked pages, ``load_weights`` all pages.
+
+**Threads.** Every method may be called from any thread. One thread at a time computes: the engine's
+own, or, in a ``LocalEngine`` that was not started, whoever waits for a result.
 
 ``PlainEngine`` defines the expected output. It is not a backend: it runs a list of requests to its
 end and has ``generate``, ``load_weights``, ``warm``, ``stats`` and ``close`` only.
-
-*Deterministic.* A greedy request gives the same tokens alone, batched with strangers, with a cold
-and with a warm cache, and after preemption, up to rounding: where the logits of two tokens are
-closer than float32 can tell, either may be taken. A sampled request follows its own seed, whatever
-runs beside it.
-
-*Raised.* ``submit`` raises ValueError for a request that is wrong in itself and
-:class:`RequestTooLarge` for a prompt that cannot fit. Everything later is raised by the handle:
-what a feature source raised, :class:`RequestTooLarge`, :class:`DeadlineExceeded`, and
-``concurrent.futures.CancelledError`` after ``cancel``. One request's error touches no other. An
-error of the model itself fails all that run, and leaves an empty, usable engine; where the model
-is in another process that is :class:`EngineDied`, and the next request starts it anew.
-
-*Freed.* A request's pages stay cached when it ends, held by nobody, until their space is needed;
-those of a cancelled one are let go before the next step computes anything. ``flush`` forgets what
-nobody holds, ``load_weights`` everything.
-
-*Threads.* All methods may be called from any thread. Steps are taken by one thread at a time: by
-the engine's own after ``start`` (or the first ``await``), else by whoever waits for a result.
 """
 
 from __future__ import annotations
@@ -42,35 +45,39 @@ T = TypeVar("T")
 
 
 class RequestTooLarge(ValueError):
-    """A request that would not fit if it had the whole cache for itself."""
+    """The request does not fit, even with the whole cache to itself."""
 
 
 class DeadlineExceeded(TimeoutError):
-    """A request that was not done in time."""
+    """The request was not done before its deadline."""
 
 
 class EngineMissing(ImportError):
-    """What an engine runs on is not installed; the message says how to install it."""
+    """A package that the engine needs is not installed; the message says how to install it."""
 
 
 class EngineDied(RuntimeError):
-    """The process that computes has ended, or does not answer; the next request starts it anew."""
+    """The process that computes has ended or does not answer; the next request restarts it."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What an engine has done since it was made, and what it holds.
+    """Counts since the engine was made, and its present state.
 
     Attributes:
-        finished, cancelled, failed: requests that ended so; ``running`` and ``waiting`` do not yet.
-        computed_rows: rows that went through the model; ``cached_rows`` were found instead, of
-            requests that have ended.
-        written_tokens: tokens of all requests, forced ones too.
-        inspections: candidates spliced in; ``loaded`` of them were asked of a feature source.
-        preempted: times that a request gave its pages up.
-        evicted_pages: pages that were forgotten for want of space.
-        pages, free_pages, cached_pages: of the key-value cache; the rest belongs to requests alone.
-        seconds: by phase of a step: ``schedule``, ``run``, ``sample``, ``inspect``.
+        finished, cancelled, failed: requests that ended in this way.
+        running, waiting: requests that have not ended.
+        steps: steps that computed something.
+        computed_rows: rows that went through the model.
+        cached_rows: rows of ended requests that were found in the cache instead.
+        written_tokens: tokens of ended requests, forced ones included.
+        inspections: candidates that were spliced into a request.
+        loaded: candidates that were loaded from a feature source.
+        preempted: number of times that a request lost its pages to another.
+        evicted_pages: cached pages that were evicted because space was needed.
+        pages, free_pages, cached_pages: pages of the key-value cache; those that are neither free
+            nor cached belong to one request each.
+        seconds: seconds by phase of a step: ``schedule``, ``run``, ``sample``, ``inspect``.
     """
 
     finished: int = 0
@@ -93,17 +100,17 @@ class Stats:
 
     @property
     def hit_rate(self) -> float:
-        """Share of rows that were found in the cache."""
+        """Share of the rows that were found in the cache."""
         return self.cached_rows / max(1, self.cached_rows + self.computed_rows)
 
 
 class Handle(Generic[T]):
-    """A request that was submitted: wait for it, follow it, await it, cancel it.
+    """A submitted request: wait for its result, stream its tokens, await it, or cancel it.
 
     Args:
-        drive: function that returns True once a condition holds, and False after a number of
-            seconds; it may compute meanwhile.
-        start: function to call before the handle is awaited, or None.
+        drive: function that waits until a condition holds, and computes meanwhile if the engine
+            needs that. It returns False if the condition does not hold after a number of seconds.
+        start: function that is called before the handle is awaited, or None.
     """
 
     def __init__(
@@ -116,25 +123,25 @@ class Handle(Generic[T]):
         self._news: SimpleQueue[Sequence[int]] = SimpleQueue()
 
     def done(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether the request has ended: with a result, with an error or cancelled."""
         return self.future.done()
 
     def result(self, timeout: float | None = None) -> T:
-        """What came of it.
+        """Waits for the result.
 
         Raises:
-            TimeoutError: it takes longer than ``timeout`` seconds; it goes on.
+            TimeoutError: the request needs more than ``timeout`` seconds; it goes on.
         """
         if not self._drive(self.future.done, timeout):
             raise TimeoutError(f"not done in {timeout:.3g} s; it goes on")
         return self.future.result(timeout=0)
 
     def cancel(self) -> bool:
-        """Ends it; False if it had ended already."""
+        """Cancels the request; False if it has already ended."""
         return self.future.cancel()
 
     def tokens(self) -> Iterator[int]:
-        """Its tokens as they are written, once; raises what ``result`` would."""
+        """Yields the tokens as they are written, each once; raises what ``result`` would."""
         while True:
             self._drive(lambda: not self._news.empty() or self.future.done(), None)
             while not self._news.empty():
@@ -150,7 +157,7 @@ class Handle(Generic[T]):
         try:
             while (token := await asyncio.to_thread(next, tokens, None)) is not None:
                 yield token
-        finally:  # who stops listening wants no more of it
+        finally:  # a client that stops listening needs no more tokens
             self.cancel()
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -159,11 +166,11 @@ class Handle(Generic[T]):
         return asyncio.wrap_future(self.future).__await__()
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Hands on new tokens; for engines."""
+        """Adds new tokens; for engines."""
         self._news.put(tokens)
 
     def finish(self, outcome: T | Exception) -> None:
-        """Ends it with a result or an error, unless it was cancelled; for engines."""
+        """Ends the request with a result or an error, unless it was cancelled; for engines."""
         try:
             if isinstance(outcome, Exception):
                 self.future.set_exception(outcome)
@@ -174,7 +181,7 @@ class Handle(Generic[T]):
 
 
 class Engine(ABC):
-    """Base class of the engines; the module's docstring says what its methods have in common.
+    """Base class of the engines. The module's docstring says what holds for all methods.
 
     A subclass calls ``_notify`` when a request has new tokens.
     """
@@ -195,13 +202,12 @@ class Engine(ABC):
         """Queues a request.
 
         Args:
-            priority: higher ones are served first, and give their pages up last.
-            deadline: seconds from now after which it is given up.
+            priority: rank among requests; higher ones run first and are preempted last.
+            deadline: seconds from now after which the request fails, or None.
         """
-        ...
 
     def generate(self, requests: Sequence[Request]) -> list[Output]:
-        """Outputs of ``requests``, in their order; where one fails the rest is cancelled."""
+        """Returns the outputs of ``requests``, in order; if one fails, the others are cancelled."""
         handles: list[Handle[Output]] = []
         try:
             for request in requests:
@@ -213,7 +219,7 @@ class Engine(ABC):
 
     @abstractmethod
     def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:
-        """Log-probability of each of ``tokens`` behind the prompt and those before it."""
+        """Log-probability of each of ``tokens``, given the prompt and the tokens before it."""
 
     @abstractmethod
     def warm(self, samplings: Sequence[Sampling] = (Sampling(),)) -> None:
@@ -221,22 +227,22 @@ class Engine(ABC):
 
     @abstractmethod
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Puts new values into the model's parameters, by name, and forgets all cached rows.
+        """Copies new values into the model's parameters, by name, and evicts all cached rows.
 
-        Requests that run keep what they have written and go on under the new weights; feature rows
-        that were made under the old ones stay as they are in them.
+        Running requests keep the tokens and feature rows that they have, and go on under the new
+        weights.
 
         Raises:
-            ValueError: a name or a shape that the model has not; nothing is changed then.
+            ValueError: the model has no parameter of a name or shape; nothing is changed then.
         """
 
     @abstractmethod
     def flush(self) -> None:
-        """Forgets all cached rows that no request holds."""
+        """Evicts all cached rows that no request holds."""
 
     @abstractmethod
     def stats(self) -> Stats:
-        """Counts since the engine was made."""
+        """Counts since the engine was made, and its present state."""
 
     @abstractmethod
     def close(self) -> None:
@@ -249,7 +255,7 @@ class Engine(ABC):
         return handle
 
     def _notify(self) -> None:
-        """Wakes all who wait for a request."""
+        """Wakes all threads that wait for a request."""
         with self._news:
             self._news.notify_all()
 

@@ -1,8 +1,8 @@
-"""Our attention behind transformers' attention interface.
+"""The rows of a step as attention takes them, over the paged cache.
 
-transformers hands a layer's queries, keys and values to a function that was registered under a
-name. This one writes keys and values into the layer's pages, and lets the new rows attend to what
-their sequences have there: those that decode read a prefix that they share once for all of them.
+transformers passes a layer's queries, keys and values to an attention function that is registered
+by name. Ours writes the keys and values into the layer's pages, and the new rows attend to all rows
+of their sequences there. Decoding sequences read a shared prefix once for all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PagedCache:
 
     @property
     def page_size(self) -> int:
-        """Rows of a page."""
+        """Number of rows of a page."""
         return self.values.shape[4]
 
     def layer(self, number: int) -> tuple[Tensor, Tensor]:
@@ -49,9 +49,10 @@ class Batch:
     """The rows of a step, as attention takes them.
 
     Attributes:
-        parts: who attends how, one for rows that share prefixes and one for all others.
-        slots: place of each row in the cache, page times page size plus offset, ``[n]``.
-        places: the same as pages and offsets.
+        parts: arguments of the attention kernels: one part for rows that share prefixes, one for
+            the others.
+        slots: slot of each row in the cache, page times page size plus offset, ``[n]``.
+        places: pages and offsets of the slots.
     """
 
     parts: Sequence[AttentionPart]
@@ -60,14 +61,14 @@ class Batch:
     places: tuple[Tensor, Tensor]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Keeps new rows ``[n, H_kv, d_h]`` of a layer and lets ``query [n, H, d_h]`` attend."""
+        """Writes new keys and values ``[n, H_kv, d_h]``, and attends to them; see :meth:`read`."""
         keys, values = self.cache.layer(layer)
         keys[self.places] = key
         values[self.places] = value
         return self.read(layer, query, scale)
 
     def read(self, layer: int, query: Tensor, scale: float) -> Tensor:
-        """Lets ``query [n, H, d_h]`` attend to what a layer has kept, the new rows included."""
+        """Attention of ``query [n, H, d_h]`` over a layer's cache, new rows included."""
         keys, values = self.cache.layer(layer)
         device = query.device.type
         out = []
@@ -82,19 +83,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows of a step in packed order: first those of sequences with a single row.
+    """The rows of a step in packed order: first those of sequences with a single row.
 
     Attributes:
-        order: which of the planned extends comes where.
-        page_table: of all sequences.
-        parts: as of :class:`Batch`.
-        wanted: rows from which tokens are taken, in the order in which the extends were planned.
+        order: index of the extend at each place.
+        page_table: pages of each sequence, in ``order``.
+        parts: see :class:`Batch`.
+        due: rows from whose logits tokens are taken, in the order of the extends.
     """
 
     order: Sequence[int]
     page_table: Tensor
     parts: Sequence[AttentionPart]
-    wanted: Tensor
+    due: Tensor
 
     @classmethod
     def of(cls, extends: Sequence[Extend], page_size: int, device: torch.device) -> Plan:
@@ -126,17 +127,16 @@ class Plan:
             rest = slice(first, None)
             parts.append(AttentionPart(False, rest, page_table[first:], offsets, sizes))
         last = [row for i in number for row in due[i]]
-        wanted = torch.tensor(last, dtype=torch.long, device=device)
-        return cls(order, page_table, parts, wanted)
+        return cls(order, page_table, parts, torch.tensor(last, dtype=torch.long, device=device))
 
     def place(self, cache: PagedCache, slots: Tensor) -> Batch:
-        """The batch, whose rows go to ``slots [n]`` of a cache."""
+        """The batch whose rows are written to ``slots [n]`` of a cache."""
         size = cache.page_size
         return Batch(self.parts, cache, slots, (slots // size, slots % size))
 
 
 def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Rows of unequal length as one tensor; what is added is never read."""
+    """Rows of unequal length as one tensor; the padding is never read."""
     most = max(map(len, rows), default=0)
     return torch.tensor([[*row, *[0] * (most - len(row))] for row in rows], device=device)
 
@@ -158,5 +158,5 @@ def _attention(
 
 
 def register() -> None:
-    """Makes the attention known to transformers."""
+    """Registers the attention function with transformers."""
     ALL_ATTENTION_FUNCTIONS.register(NAME, _attention)

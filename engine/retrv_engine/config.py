@@ -1,4 +1,4 @@
-"""Settings of the engines, each default written once."""
+"""Settings of the engines."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Weights = Literal["model", "float16", "int8"]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """How much the local engine keeps and does at once.
+    """Settings of :class:`LocalEngine`.
 
     Args:
-        cache_bytes: of the key-value cache; None for 1 GiB on a CPU, where memory is taken as it
-            is needed, and on a GPU for four fifths of what is free, less where that leaves the rest
-            under 4 GiB.
-        page_size: rows of a page.
-        max_sequences: requests that decode together.
-        chunk_rows: rows of prompts that are prefilled in one step; what decodes waits so long. None
-            for 512 on a CPU, and 4,096 on a GPU, an estimate that nothing has measured.
-        graphs: whether decode steps have few fixed shapes, which a GPU replays as CUDA graphs; None
-            for yes on a GPU. On a CPU the same shapes run eagerly, padding rows and all.
-        radix: whether rows are kept and found again; without, every request computes its own.
-        weights: how the linear layers' weights are read: the model's own, or copies rounded to
-            float16, or to int8 with a scale for each output, which a CPU reads faster (CPUs only).
+        cache_bytes: size of the key-value cache. None means 1 GiB on a CPU, where memory is taken
+            as it is needed. On a GPU it means four fifths of the free memory, or less (down to one
+            half) where that would leave under 4 GiB.
+        page_size: number of rows of a page.
+        max_sequences: number of requests that run together.
+        chunk_rows: number of prompt rows prefilled in one step; requests that decode wait for them.
+            None means 512 on a CPU, and 4,096 on a GPU, which is an estimate and not measured.
+        graphs: whether decode steps have a few fixed shapes, which a GPU replays as CUDA graphs.
+            None means yes on a GPU. On a CPU the same shapes run eagerly, padding included.
+        radix: whether requests find rows of others in the cache.
+        weights: weights that the linear layers read: the model's own, or copies rounded to float16,
+            or to int8 with a scale for each output. A CPU reads copies faster; a GPU has none.
     """
 
     cache_bytes: int | None = None
@@ -48,9 +48,9 @@ class EngineConfig:
             raise ValueError(f"cache_bytes must be positive or None, not {self.cache_bytes}")
 
     def on(self, device: str) -> EngineConfig:
-        """The same with the defaults of a device type ("cpu", "cuda") in the place of None.
+        """A copy in which the defaults of a device type ("cpu", "cuda") replace None.
 
-        ``cache_bytes`` depends on what is free, and stays.
+        ``cache_bytes`` depends on the free memory and is kept.
         """
         gpu = device == "cuda"
         rows = (4096 if gpu else 512) if self.chunk_rows is None else self.chunk_rows
@@ -59,18 +59,18 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class SGLangConfig:
-    """Which SGLang server is used, and how.
+    """Settings of :class:`SGLangEngine`.
 
     Args:
-        url: address of a running server (``python -m retrv_engine.sglang.worker.server``);
-            None starts one here, which ends with the engine.
-        arguments: of the server that is started, by SGLang's names: ``{"tp_size": 2}``.
-        python: of the environment that SGLang is installed in. None looks for it in the one that
-            ``make sglang-cpu`` makes, then in this one.
-        max_requests: sent to the server at once; the others wait here, by priority.
-        stream_rows: tokens after which a server says what it has written so far.
-        start_seconds: that a server may take until it answers.
-        silent_seconds: without a word after which a server counts as dead.
+        url: address of a running server (``python -m retrv_engine.sglang.worker.server``); None
+            starts one that ends with the engine.
+        arguments: arguments of the server to start, by SGLang's names: ``{"tp_size": 2}``.
+        python: interpreter of an environment with SGLang; by default the one that
+            ``make sglang-cpu`` makes, then this one.
+        max_requests: number of requests sent to the server at once; others wait, by priority.
+        stream_rows: number of tokens after which the server reports what it has written.
+        start_seconds: time limit for the server to answer after its start.
+        silent_seconds: time without an answer after which the server counts as dead.
     """
 
     url: str | None = None
@@ -88,4 +88,4 @@ class SGLangConfig:
         if self.url is not None and not self.url.startswith(("http://", "https://")):
             raise ValueError(f"url must begin with http:// or https://, not {self.url!r}")
         if self.url is not None and self.arguments:
-            raise ValueError("arguments are of a server that is started here, not of one at a url")
+            raise ValueError("arguments are for a server to start: leave out either them or url")

@@ -1,4 +1,4 @@
-"""All rows of a sequence, fed or still to feed: what each holds and where it stands."""
+"""All rows of a request, computed or still to compute: their content and their positions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ MASK = 2**63 - 1
 
 
 class PlacedPiece(NamedTuple):
-    """Rows of one piece.
+    """A piece in a context, or consecutive rows of one.
 
     Attributes:
-        table: where feature rows are; None for a token, whose row is in the embeddings' table.
-        row: the first of them there.
-        start: number of the first row within the piece.
-        position: of the piece's first row.
-        width: of the grid, 0 for text positions.
+        table: table of the rows; None for a token, whose row is in the table of embeddings.
+        row: index of the first row in the table.
+        length: number of rows.
+        start: index of the first row within the piece.
+        position: position of the piece's first row.
+        width: width of the piece's grid, or 0 for text positions.
     """
 
     table: Tensor | None
@@ -34,10 +35,14 @@ class PlacedPiece(NamedTuple):
 
 
 class Context:
-    """Rows in order, with their keys for the radix tree.
+    """The rows of a request in order, with their keys for the radix tree.
 
-    A token's key is its id; that of row i of feature rows is a negative number, of their key, their
-    width (which decides where they and what follows stand) and i.
+    The key of a token is its id. The key of row i of feature rows is a negative hash of their key,
+    their width (which decides the positions of these and later rows) and i.
+
+    Attributes:
+        keys: keys of the rows.
+        position: position after the last row.
     """
 
     def __init__(self) -> None:
@@ -50,7 +55,7 @@ class Context:
         return len(self.keys)
 
     def extend(self, pieces: Sequence[Piece]) -> None:
-        """Appends pieces behind the rows there are."""
+        """Appends pieces."""
         for piece in pieces:
             self._starts.append(len(self.keys))
             if isinstance(piece, int):

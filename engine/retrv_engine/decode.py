@@ -1,11 +1,11 @@
-"""The decode step: every running sequence feeds one token.
+"""The decode step: every running sequence computes one token.
 
     fill → compute → take
 
-``fill`` writes what the step reads into one buffer and copies it to the device at once, ``compute``
-runs model and sampler over tensors whose addresses stay, and ``take`` waits once, for all results.
-``compute`` reads nothing from the host and allocates nothing that outlives it but its results. So a
-CUDA graph can replay it, which takes Python out of the step; on a CPU the same code runs eagerly.
+``fill`` writes the inputs of the step into one buffer and copies it to the device at once.
+``compute`` runs model and sampler over tensors with fixed addresses. ``take`` waits once, for all
+results. ``compute`` reads nothing from the host, and only its results outlive it. So a CUDA graph
+can replay it, which removes Python from the step. On a CPU the same code runs eagerly.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from retrv_engine.sharing import PrefixNode, Sharing, is_worth_a_tree
 from retrv_kernels.decoder_layers import AttentionPart
 
 BUCKETS = (1, 2, 4, 8, 16, 24)
-"""Numbers of sequences that a fixed step is made for, besides the most that run at once."""
+"""Numbers of sequences of a fixed step, besides ``max_sequences``."""
 TIER = 512
-"""Rows of the shortest context that a step is made for; each tier is four times the one before."""
+"""Rows of the shortest context of a fixed step; each tier is four times the one before."""
 KEPT = 96
-"""Steps of different shapes that are kept, the least recently used being dropped."""
+"""Number of steps of different shapes that are kept; the least recently used are dropped."""
 Model = Callable[[Tensor, Tensor, Batch], Tensor]
-"""Tokens ``[b]``, their positions ``[b]`` and the batch → float32 logits ``[b, vocabulary]``."""
+"""Maps tokens ``[b]``, positions ``[b]`` and the batch to float32 logits ``[b, vocabulary]``."""
 
 
 class Shape(NamedTuple):
-    """What a step is made for.
+    """Shape of a decode step.
 
     Attributes:
-        rows: sequences, padding included.
-        pages: columns of the page table.
-        nodes: of the tree of shared prefixes, padding included; 0 where nothing is shared.
-        level: how tokens are taken.
+        rows: number of sequences, padding included.
+        pages: number of columns of the page table.
+        nodes: number of nodes of the tree of shared prefixes, padding included; 0 without a tree.
+        level: level of the sampler.
     """
 
     rows: int
@@ -53,13 +53,14 @@ class Shape(NamedTuple):
 
 
 class Inputs:
-    """What a step reads, as views of one buffer of int64.
+    """Inputs of a step, as views of one buffer of int64.
 
     Attributes:
-        rows: of each sequence token, position, slot, page, offset in the page, length: ``[6, b]``.
-        columns: what :func:`retrv_engine.sampler.sample` needs, ``[5, b]``.
+        rows: token, position, slot, page, offset in the page and length of each sequence,
+            ``[6, b]``.
+        columns: values for :func:`retrv_engine.sampler.sample`, ``[5, b]``.
         table: pages of sequences, or of nodes, ``[b or nodes, pages]``.
-        node_lens, node_rows: as shared_prefix_attention takes them, ``[nodes]``, ``[nodes, 2]``.
+        node_lens, node_rows: arguments of shared_prefix_attention, ``[nodes]``, ``[nodes, 2]``.
     """
 
     def __init__(self, shape: Shape, device: torch.device, pinned: bool = False) -> None:
@@ -77,8 +78,8 @@ class DecodeStep:
     """A decode step of one shape.
 
     Args:
-        spare: number of a page that belongs to nobody: what padding rows write to.
-        graphs: captures the step the second time, to be replayed from then on; None for never.
+        spare: number of a page that belongs to nobody, which padding rows write to.
+        graphs: graphs that capture the step on its second run and replay it later, or None.
     """
 
     def __init__(self, shape: Shape, cache: PagedCache, spare: int, graphs: Graphs | None) -> None:
@@ -93,7 +94,7 @@ class DecodeStep:
         )
         self._found = torch.empty(3, shape.rows, dtype=torch.float64, pin_memory=cuda)
         self._written: list[tuple[list[int], int]] = [([], 0)] * shape.rows
-        self._counted = shape.rows  # rows that have to be padded again when fewer are filled
+        self._filled = shape.rows  # rows filled by the last call; the others are padding
         self._ran = False
         self._graph: torch.cuda.CUDAGraph | None = None
         self.batch = self._batch()
@@ -105,11 +106,12 @@ class DecodeStep:
         choices: Sequence[Choice],
         masks: Masks,
     ) -> None:
-        """Says what the sequences feed and how their tokens are taken.
+        """Writes the inputs of a step.
 
         Args:
-            extends: of a row each.
-            nodes: of their tree, where the step reads shared prefixes once.
+            extends: extends of one row each.
+            nodes: nodes of the tree that their sequences form, if the shape has any.
+            choices: how the token of each row is taken.
         """
         size, count = self.cache.page_size, len(extends)
         rows = []
@@ -120,9 +122,9 @@ class DecodeStep:
             rows.append((token.row, token.position, at, page, offset, first + 1))
         self._rows[:, :count] = np.array(rows).T
         fill_columns(self._columns[:, :count], choices, masks)
-        if self._counted > count:
+        if self._filled > count:
             self._pad(count)
-        self._counted = count
+        self._filled = count
         if self.shape.nodes:
             self._fill_nodes(nodes)
         else:
@@ -131,7 +133,7 @@ class DecodeStep:
         self._masks = masks.table
 
     def compute(self, model: Model) -> None:
-        """Runs the model, and takes tokens."""
+        """Runs the model and the sampler."""
         graphs = self._graphs
         if self._graph is None and self._ran and graphs is not None and not graphs.refused:
             self._graph = graphs.capture(lambda: self._compute(model))
@@ -142,7 +144,7 @@ class DecodeStep:
         self._ran = True
 
     def take(self, choices: Sequence[Choice]) -> list[Picked]:
-        """What came of the rows that were filled; waits for the device."""
+        """Tokens of the filled rows; waits for the device."""
         found = self._sampled
         if found.device.type == "cuda":
             self._found.copy_(found, non_blocking=True)
@@ -171,21 +173,21 @@ class DecodeStep:
         return Batch([part], self.cache, slots, (pages, places))
 
     def _pad(self, count: int) -> None:
-        """Lets the rows behind the first ``count`` compute what nobody reads."""
+        """Fills the rows after the first ``count`` with padding, whose results nobody reads."""
         at = self.spare * self.cache.page_size
         self._rows[:, count:] = np.array([[0, 0, at, self.spare, 0, 1]]).T
-        self._columns[:, count:] = 0  # greedy, and nothing is forbidden
+        self._columns[:, count:] = 0  # greedy, all tokens permitted
         self._columns[1, count:] = -1
         self._written[count:] = [([], 0)] * (self.shape.rows - count)
         if not self.shape.nodes:
             self._table[count:, 0] = self.spare
 
     def _fill_table(self, extends: Sequence[Extend]) -> None:
-        """Writes the pages that the table has not yet."""
+        """Writes the pages that the table does not have yet."""
         for i, (job, _, stop) in enumerate(extends):
             pages, known = self._written[i]
             need = pages_of(stop, self.cache.page_size)
-            if pages is not job.pages:  # another sequence, or its pages were given up meanwhile
+            if pages is not job.pages:  # another job, or this one was preempted meanwhile
                 known = 0
             if need > known:
                 self._table[i, known:need] = job.pages[known:need]
@@ -205,8 +207,9 @@ class DecodeSteps:
     """The decode steps of an engine, by shape.
 
     Args:
-        fixed: few shapes, with padding, which a GPU replays; else a shape for each step.
-        most: sequences of a step.
+        fixed: whether steps have a few shapes, with padding, which a GPU replays; else each step
+            has its own.
+        most: largest number of sequences of a step.
     """
 
     def __init__(self, cache: PagedCache, spare: int, fixed: bool, most: int) -> None:
@@ -215,16 +218,16 @@ class DecodeSteps:
         self.device = cache.values.device
         replayed = fixed and self.device.type == "cuda"
         self.graphs = Graphs(self.device) if replayed else None
-        self._steps: OrderedDict[Shape, DecodeStep] = OrderedDict()
+        self.kept: OrderedDict[Shape, DecodeStep] = OrderedDict()
         self._sharing = Sharing([], [], [], [])
 
     def run(
         self, model: Model, extends: Sequence[Extend], choices: Sequence[Choice], masks: Masks
     ) -> list[Picked]:
-        """Computes a row of each sequence; what is picked is in the order of ``extends``.
+        """Computes a row of each sequence; returns their tokens, in the order of ``extends``.
 
         Args:
-            model: the same in every call; it must not wait for the device.
+            model: model, the same in every call; it must not wait for the device.
         """
         size, pages = self.cache.page_size, [extend.job.pages for extend in extends]
         if not self._sharing.holds(pages):
@@ -241,7 +244,7 @@ class DecodeSteps:
         return [found[i] for i in range(len(extends))]
 
     def shape(self, rows: int, longest: int, nodes: int, level: Level) -> Shape:
-        """The shape that a step of so many rows and nodes gets."""
+        """Shape of a step of so many rows and nodes."""
         *_, tier = tiers(longest)
         if self.fixed:
             rows = next(bucket for bucket in self.buckets if bucket >= rows)
@@ -250,22 +253,22 @@ class DecodeSteps:
 
     def step(self, shape: Shape) -> DecodeStep:
         """The step of a shape."""
-        if shape not in self._steps:
-            if len(self._steps) == KEPT:
-                self._steps.popitem(last=False)
-            self._steps[shape] = DecodeStep(shape, self.cache, self.spare, self.graphs)
-        self._steps.move_to_end(shape)
-        return self._steps[shape]
+        if shape not in self.kept:
+            if len(self.kept) == KEPT:
+                self.kept.popitem(last=False)
+            self.kept[shape] = DecodeStep(shape, self.cache, self.spare, self.graphs)
+        self.kept.move_to_end(shape)
+        return self.kept[shape]
 
     def clear(self) -> None:
-        """Forgets all steps: for a model whose parameters are elsewhere, or after an error."""
-        self._steps.clear()
+        """Drops all steps: after an error, or when the model's parameters have moved."""
+        self.kept.clear()
         if self.graphs is not None:
             self.graphs.forget()
 
 
 def tiers(rows: int) -> list[int]:
-    """Lengths of context that steps are made for, up to the first that has so many rows."""
+    """Context lengths of fixed steps, up to the first of at least ``rows`` rows."""
     found = [TIER]
     while found[-1] < rows:
         found.append(4 * found[-1])

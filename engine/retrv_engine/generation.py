@@ -1,12 +1,13 @@
-"""One request while it runs: what it may write next, and which rows go in next.
+"""A running request: which tokens it may write next, and which rows it computes next.
 
-The protocol of a reasoning request:
+The form of a reasoning request:
 
     <think> … [<inspection-index-start> label <inspection-index-end> rows] … </think>
     <answer> label </answer>
 
-Opening tags and everything that can have only one form are forced and cost no pass of their own;
-labels are constrained to the request's candidates; a candidate is inspected at most once.
+Tokens that are fully determined (tags) are forced: they are appended without sampling and share a
+forward pass with the next choice. Labels are limited to the request's candidates. A candidate is
+inspected at most once.
 """
 
 from __future__ import annotations
@@ -33,9 +34,15 @@ class Generation:
     """State of a running request.
 
     Attributes:
-        pending: the pieces that it wants to feed next.
-        due: from how many of the last rows it wants a token then.
-        inspecting: the candidate whose rows must be spliced in before anything else, or None.
+        tokens: tokens written so far, forced ones included.
+        logprobs: log-probability of each token; 0.0 for a forced one.
+        inspected: numbers of the inspected candidates, in order.
+        inspected_rows: number of rows spliced in.
+        well_formed: see :class:`Output`.
+        label_logits: logits of the labels at the answer, once it is written.
+        pending: pieces to compute next.
+        due: number of their last rows from whose logits a token is taken.
+        inspecting: candidate whose rows must be spliced in before anything else, or None.
     """
 
     request: Request
@@ -71,13 +78,13 @@ class Generation:
         self._take(token, 0.0)
 
     def take_pending(self) -> list[Piece]:
-        """The pieces to feed; ``pending`` is empty afterwards."""
+        """Returns the pieces to compute next, and empties ``pending``."""
         pieces, self.pending = self.pending, []
         return pieces
 
     @property
     def choices(self) -> list[int] | None:
-        """The labels of which one is due; None where the model reasons."""
+        """Labels of which one must be written next; None while the model reasons."""
         labels = self.request.labels
         if self.tokens[-1] == self.vocabulary.answer_start:
             return list(labels)
@@ -87,23 +94,23 @@ class Generation:
 
     @property
     def banned(self) -> list[int]:
-        """Tokens that may not be written where the model reasons."""
+        """Tokens that may not be written while the model reasons."""
         limit = min(self.request.sampling.max_inspections, len(self.request.labels))
         spent = len(self.inspected) >= limit
         return [*self._never, self.vocabulary.inspect_start] if spent else self._never
 
     @property
     def room(self) -> int:
-        """Tokens of reasoning that may be written before one is forced."""
+        """Number of reasoning tokens that may still be written before ``</think>`` is forced."""
         return max(0, self.request.sampling.max_reasoning_tokens - len(self.tokens))
 
     def choice(self, number: int) -> Choice:
-        """How a token is to be taken from row ``number`` of those that are due.
+        """How a token is taken from row ``number`` of those that are due.
 
-        Engines ask once for each row, when it is computed: a random number is drawn.
+        To be called once for each row, when it is computed: it draws a random number.
         """
         if number < self.due - 1:
-            return Choice()  # what the model would have liked is all that is wanted of it
+            return Choice()  # only the likeliest token is read, for ``well_formed``
         if (choices := self.choices) is not None:
             answer = self.tokens[-1] == self.vocabulary.answer_start
             return self._choose(Permitted(tuple(choices), False), tuple(choices) if answer else ())
@@ -132,20 +139,20 @@ class Generation:
         return self.inspecting
 
     def think(self, token: int, logprob: float, likeliest: int) -> None:
-        """Takes a token of reasoning; ``likeliest`` is the one that the model would have liked."""
+        """Takes a token of reasoning; ``likeliest`` is the best one if all were permitted."""
         self.well_formed &= likeliest not in self._never
         self._take(token, logprob)
         if token == self.vocabulary.think_end:
             self._conclude()
 
     def cut(self) -> None:
-        """Goes on where there is no room left."""
+        """Ends the reasoning, for which there is no room left."""
         self.well_formed = False
         self._force(self.vocabulary.think_end)
         self._conclude()
 
     def splice(self, pieces: Sequence[Piece]) -> None:
-        """Takes the rows of the wanted candidate."""
+        """Takes the rows of the inspected candidate."""
         self.inspecting = None
         self.inspected_rows += length_of(pieces)
         self.pending += pieces
@@ -155,7 +162,7 @@ class Generation:
         self.due = 2
 
     def _label(self, pick: Picked) -> None:
-        """Takes a label, to inspect its candidate or as the answer."""
+        """Takes a label: the answer, or the candidate to inspect."""
         inspects = self.tokens[-1] == self.vocabulary.inspect_start
         self._take(pick.token, pick.logprob)
         self._force(self.vocabulary.inspect_end if inspects else self.vocabulary.answer_end)
@@ -174,7 +181,7 @@ class Generation:
         return Choice(permitted, sampling.temperature, sampling.top_p, uniform, labels=labels)
 
     def output(self) -> Output:
-        """The result of a finished request."""
+        """Result of a finished request."""
         assert self.label_logits is not None
         return Output(
             tokens=tuple(self.tokens),

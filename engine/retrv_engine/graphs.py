@@ -1,4 +1,4 @@
-"""CUDA graphs: a captured call is replayed without Python."""
+"""CUDA graphs: captured calls that are replayed without Python."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _CAPTURING = threading.Lock()
 
 
 class Graphs:
-    """Captures calls on one device, as long as CUDA lets it.
+    """Captures calls on one device, until a capture fails.
 
     Attributes:
-        refused: why a capture failed; nothing is captured any more then.
+        refused: reason of the failure, or empty; after it nothing is captured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,16 +27,16 @@ class Graphs:
         self._stream: Any = None
 
     def capture(self, call: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """The graph of a call, which is not run; None where the capture is refused.
+        """Captures a call without running it; None if the capture fails.
 
         The call must have run before in this process, so that its kernels are compiled. Other
-        threads may use the device meanwhile, but not wait for all of it.
+        threads may use the device meanwhile, but must not synchronize all of it.
         """
         with _CAPTURING, torch.cuda.device(self.device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
                 self._stream = torch.cuda.Stream(self.device)
-            torch.cuda.current_blas_handle()  # this thread's: not to be made in a capture
+            torch.cuda.current_blas_handle()  # one a thread, which cannot be made in a capture
             graph = torch.cuda.CUDAGraph()
             before = torch.cuda.current_stream()
             how = dict(pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
@@ -44,7 +44,7 @@ class Graphs:
                 with torch.cuda.graph(graph, **how):
                     call()
             except RuntimeError as error:
-                torch.cuda.set_stream(before)  # PyTorch leaves this thread on the other one
+                torch.cuda.set_stream(before)  # PyTorch leaves this thread on the capture's stream
                 self.refused = f"{type(error).__name__}: {error}"
                 logger.error("decode steps run without CUDA graphs, slowly: %s", self.refused)
                 self.forget()
@@ -52,5 +52,5 @@ class Graphs:
             return graph
 
     def forget(self) -> None:
-        """Takes a new pool for later graphs: one whose graphs are all gone takes no others."""
+        """Uses a new memory pool for later graphs: a pool whose graphs are all gone takes none."""
         self._pool = None

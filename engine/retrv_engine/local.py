@@ -70,7 +70,7 @@ class LocalEngine(SteppingEngine):
         self.vocabulary, self.config = vocabulary, config.on("cpu")
         self.runner, self.generation_type = runner, generation_type
         pool = PagePool(runner.pages, self.config.page_size)
-        self.scheduler = Scheduler(pool, self.config, runner.copy, runner.single)
+        self.scheduler = Scheduler(pool, self.config, runner.copy, runner.fixed)
         self._numbers = itertools.count()
         self._reset_counts()
 
@@ -106,7 +106,7 @@ class LocalEngine(SteppingEngine):
         Raises:
             RuntimeError: the engine has requests, or its thread runs.
         """
-        if not self.runner.single:
+        if not self.runner.fixed:
             return
         with self._turn:
             if self._jobs or self._thread is not None:
@@ -170,18 +170,18 @@ class LocalEngine(SteppingEngine):
         with self._turn:
             self._collect()
             began = time.perf_counter()
-            with self._timed("schedule"):
+            with self.timed("schedule"):
                 extends = self.scheduler.schedule()
             self._reject()
             if not extends:
                 return bool(self.scheduler.waiting)
             phases = [job.phase for job, _, _ in extends]
             try:
-                with self._timed("run"):
+                with self.timed("run"):
                     picks = self.runner.run(extends)
-                with self._timed("sample"):
+                with self.timed("sample"):
                     inspected = self._take(extends, picks)
-                with self._timed("inspect"):
+                with self.timed("inspect"):
                     self._splice(inspected)
                 self._count(extends, phases, began)
             except Exception as error:
@@ -190,8 +190,8 @@ class LocalEngine(SteppingEngine):
         return True
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        """Adds the time inside to a phase of the statistics."""
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the time inside to a phase of the statistics; a profiler may replace this method."""
         began = time.perf_counter()
         yield
         self._seconds[phase] += time.perf_counter() - began
@@ -262,8 +262,10 @@ class LocalEngine(SteppingEngine):
         self._counts["written_tokens"] += len(job.work.tokens)
         result = error or job.work.output()
         if isinstance(result, Output):
-            rows = dict(cached_rows=job.found, computed_rows=job.computed)
-            result = replace(result, timings=dict(job.timings), **rows)
+            timings = dict(job.timings)
+            result = replace(
+                result, cached_rows=job.found, computed_rows=job.computed, timings=timings
+            )
         job.handle.finish(result)
 
     def _reject(self) -> None:

@@ -1,8 +1,9 @@
-"""The reference engine: straight through transformers, a fixed batch, a contiguous cache.
+"""The reference engine: plain transformers, a fixed batch, a contiguous cache.
 
-Every other engine is compared with this one, token for token. Sequences of a batch move in step:
-each feeds the rows it has (a token, or an inspected candidate's rows), shorter ones are padded on
-the left, and padded columns stay masked for good. Positions are explicit, so padding moves none.
+Every other engine is compared with this one, token for token. All requests of a batch take each
+step together: each computes the rows it has (a token, or the rows of an inspected candidate). Fewer
+rows are padded on the left, and padded columns stay masked. Positions are given explicitly, so
+padding does not shift them.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from retrv_engine.sampler import Masks, pick
 
 
 class PlainEngine:
-    """Runs requests to their end, ``batch_size`` at a time.
+    """Runs requests to their end, ``batch_size`` at a time; not thread-safe.
 
-    Not safe to call from several threads at once. ``generation_type`` is as for the local engine.
+    Args:
+        generation_type: class of the running requests, as for :class:`LocalEngine`.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class PlainEngine:
         generation_type: type[Generation] = Generation,
     ) -> None:
         if batch_size < 1:
-            raise ValueError("batch_size must be at least 1")
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.model, self.vocabulary, self.batch_size = model, vocabulary, batch_size
         self.generation_type = generation_type
         self._masks: Masks | None = None
@@ -57,30 +59,30 @@ class PlainEngine:
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Output]:
-        """Outputs of ``requests``, in their order."""
+        """Returns the outputs of ``requests``, in order."""
         outputs: list[Output] = []
         for start in range(0, len(requests), self.batch_size):
             outputs += self._batch(requests[start : start + self.batch_size])
         return outputs
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Puts new values into the model's parameters, by name; ValueError as of other engines."""
+        """See :meth:`retrv_engine.base.Engine.load_weights`; there is no cache to evict."""
         load_weights(self.model, weights)
 
     def warm(self, samplings: Sequence[Sampling] = (Sampling(),)) -> None:
         """Does nothing: nothing is compiled or captured."""
 
     def stats(self) -> Stats:
-        """Counts since the engine was made; there are no pages, and no row is found in a cache."""
-        return Stats(**self._counts)
+        """Counts since the engine was made; it has no pages and no cache to find rows in."""
+        return Stats(**self._counts, seconds={})
 
     def close(self) -> None:
         """Does nothing: there is no thread and no process to end."""
 
     def _batch(self, requests: Sequence[Request]) -> list[Output]:
-        sequences = [self.generation_type(request, self.vocabulary) for request in requests]
-        cursors, computed = [0] * len(sequences), [0] * len(sequences)
-        active = list(range(len(sequences)))
+        generations = [self.generation_type(request, self.vocabulary) for request in requests]
+        cursors, computed = [0] * len(generations), [0] * len(generations)
+        active = list(range(len(generations)))
         cache = DynamicCache()
         mask: Tensor | None = None
         started = time.perf_counter()
@@ -88,27 +90,27 @@ class PlainEngine:
         while active:
             chunks = []
             for i in active:
-                pieces = sequences[i].take_pending()
+                pieces = generations[i].take_pending()
                 embeds, positions, cursors[i] = embed_pieces(self.model, pieces, cursors[i])
                 chunks.append((embeds, positions))
                 computed[i] += len(embeds)
             embeds, positions, present = _pad_left(chunks)
             mask = present if mask is None else torch.cat([mask, present], 1)
-            due = [sequences[i].due for i in active]
+            due = [generations[i].due for i in active]
             logits = decode(self.model, embeds, positions, mask, cache, max(due))
-            wanted = torch.cat([rows[-n:] for rows, n in zip(logits, due, strict=True)])
-            counted = [(sequences[i], n) for i, n in zip(active, due, strict=True)]
+            due_logits = torch.cat([rows[-n:] for rows, n in zip(logits, due, strict=True)])
+            counted = [(generations[i], n) for i, n in zip(active, due, strict=True)]
             if self._masks is None:
                 rows = 2 * self.batch_size + 2
-                self._masks = Masks(rows, wanted.shape[-1], wanted.device)
+                self._masks = Masks(rows, due_logits.shape[-1], due_logits.device)
             choices = [one.choice(k) for one, n in counted for k in range(n)]
-            picks = iter(pick(wanted, choices, self._masks))
+            picks = iter(pick(due_logits, choices, self._masks))
             first = first or time.perf_counter() - started
             self._counts["steps"] += 1
             for one, n in counted:
                 one.advance(list(itertools.islice(picks, n)))
-            _splice([sequences[i] for i in active])
-            keep = [n for n, i in enumerate(active) if not sequences[i].done]
+            _splice([generations[i] for i in active])
+            keep = [n for n, i in enumerate(active) if not generations[i].done]
             if len(keep) < len(active) and keep:
                 left = torch.tensor(keep, device=mask.device)
                 cache.batch_select_indices(left)
@@ -116,13 +118,13 @@ class PlainEngine:
             active = [active[n] for n in keep]
         total = time.perf_counter() - started
         timings = {"prefill": first, "decode": total - first}
-        self._counts["finished"] += len(sequences)
+        self._counts["finished"] += len(generations)
         self._counts["computed_rows"] += sum(computed)
-        self._counts["written_tokens"] += sum(len(one.tokens) for one in sequences)
-        self._counts["inspections"] += sum(len(one.inspected) for one in sequences)
+        self._counts["written_tokens"] += sum(len(one.tokens) for one in generations)
+        self._counts["inspections"] += sum(len(one.inspected) for one in generations)
         return [
             replace(generation.output(), timings=timings, computed_rows=rows)
-            for generation, rows in zip(sequences, computed, strict=True)
+            for generation, rows in zip(generations, computed, strict=True)
         ]
 
 
@@ -134,13 +136,13 @@ def decode(
     cache: Cache,
     last: int,
 ) -> Tensor:
-    """Float32 logits ``[b, last, vocabulary]`` behind the last of some new rows.
+    """Computes new rows; returns float32 logits ``[b, last, vocabulary]`` of the last of them.
 
     Args:
-        embeds: ``[b, l, d]``.
+        embeds: embeddings of the new rows, ``[b, l, d]``.
         positions: M-RoPE positions, ``[3, b, l]``.
-        attention_mask: which columns of the cache and the new rows exist, ``[b, past + l]``.
-        cache: keys and values, extended in place.
+        attention_mask: 1 for columns of the cache and new rows that exist, ``[b, past + l]``.
+        cache: keys and values; the new ones are appended.
     """
     out = model.language_model(
         inputs_embeds=embeds,
@@ -157,10 +159,10 @@ def decode(
 def embed_pieces(
     model: LanguageModel, pieces: Sequence[Piece], cursor: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Rows of pieces that stand from position ``cursor`` on.
+    """Rows of pieces, the first at position ``cursor``.
 
     Returns:
-        Embeddings ``[l, d]``, absolute positions ``[3, l]``, and the position behind.
+        Embeddings ``[l, d]``, absolute positions ``[3, l]``, and the position after them.
     """
     table: Any = model.get_input_embeddings()
     embeds, positions = [], []
@@ -179,10 +181,10 @@ def embed_pieces(
     return torch.cat(embeds), torch.cat(positions, 1), cursor
 
 
-def _splice(sequences: Sequence[Generation]) -> None:
-    """Gives every sequence the candidate that it wants."""
-    pieces = load_distinct([s.inspecting for s in sequences if s.inspecting is not None])
-    for generation in sequences:
+def _splice(generations: Sequence[Generation]) -> None:
+    """Splices in the candidates that requests inspect."""
+    pieces = load_distinct([one.inspecting for one in generations if one.inspecting is not None])
+    for generation in generations:
         if generation.inspecting is not None:
             found = pieces[generation.inspecting]
             if isinstance(found, Exception):
@@ -191,7 +193,7 @@ def _splice(sequences: Sequence[Generation]) -> None:
 
 
 def _pad_left(chunks: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """``embeds [b, l, d]``, ``positions [3, b, l]`` and the mask of real rows ``[b, l]``."""
+    """``embeds [b, l, d]``, ``positions [3, b, l]``, and 1 for rows that are real, ``[b, l]``."""
     longest = max(len(embeds) for embeds, _ in chunks)
     first = chunks[0][0]
     embeds = first.new_zeros(len(chunks), longest, first.shape[-1])

@@ -1,9 +1,9 @@
-"""Decoder layers of the Qwen family without what they need not do.
+"""Fused decoder layers of the Qwen family.
 
-Where one row goes through a layer, what lies between its products takes a quarter of the time on
-two cores: Python, and about ninety small operations. On a CPU few rows go through all layers in one
-call; others, and all on a GPU, go through layers of ten launches. What is computed is the same.
-Layers of another make stay as they are.
+When one row goes through a layer of transformers, Python and about ninety small operations between
+the matrix products take a quarter of the time on two cores. Here, few rows on a CPU go through all
+layers in one native call. Many rows, and all rows on a GPU, go through layers of ten launches. The
+result is the same. Layers of other families are not replaced.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from retrv_kernels.ops import unchecked
 
 
 class Rotary(nn.Module):
-    """Cosines and sines ``[n, 1, d_h]``, the first half of the sines negated, for all layers."""
+    """Cosines and sines for all layers, ``[n, 1, d_h]``; the first half of the sines is negated."""
 
     def __init__(self, rotary: Any, section: list[int] | None) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Rotary(nn.Module):
         return cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
 
     def _of_rows(self, values: Tensor) -> Tensor:
-        if values.ndim == 4:  # for each of M-RoPE's axes, of which a row takes one in each section
+        if values.ndim == 4:  # one for each axis of M-RoPE; a section of the width has one axis
             assert self.section is not None
             parts = values.split(self.section * 2, dim=-1)
             values = torch.cat([part[i % 3] for i, part in enumerate(parts)], -1)
@@ -47,9 +47,9 @@ class Layer(nn.Module):
     """A decoder layer over packed rows.
 
     Args:
-        layer: of transformers; its parameters are shared.
-        number: of the layer in the cache.
-        stored: how the weights of linear layers are read; see :class:`PreparedLinear`.
+        layer: layer of transformers, whose parameters are shared.
+        number: number of the layer in the cache.
+        stored: dtype of the linear layers' weights; see :class:`PreparedLinear`.
     """
 
     def __init__(self, layer: Any, number: int, stored: torch.dtype | None) -> None:
@@ -82,7 +82,7 @@ class Layer(nn.Module):
     def forward(
         self, hidden: Tensor, delta: Tensor | None, rotation: tuple[Tensor, Tensor], batch: Batch
     ) -> tuple[Tensor, Tensor]:
-        """Rows ``[n, d]``, and what is still to be added to them, ``[n, d]``; the same behind."""
+        """Maps rows ``[n, d]`` and a delta yet to be added to them, ``[n, d]``, to the same."""
         add_norm, rotate, gated = (
             unchecked(op, hidden.device.type)
             for op in ("add_rms_norm", "rotate_to_pages", "silu_product")
@@ -100,7 +100,7 @@ class Layer(nn.Module):
 
 
 class Layers(nn.Module):
-    """All layers of a decoder, in the place of transformers' first."""
+    """All layers of a decoder in one module, which takes the place of transformers' layers."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Layers(nn.Module):
         retrv_batch: Batch,
         **_: object,
     ) -> Tensor:
-        """``hidden [1, n, d]`` → the same shape."""
+        """Maps ``hidden [1, n, d]`` to the same shape."""
         if hidden.dtype is torch.float32 and hidden.shape[1] <= ROWS and self.fused.usable:
             cos, sin = position_embeddings
             cache, places = retrv_batch.cache.values, retrv_batch.places
@@ -148,7 +148,7 @@ class Norm(nn.Module):
 
 def fuse_layers(decoder: Any, stored: torch.dtype | None) -> bool:
     """Replaces a text model's layers by :class:`Layers`; False if they are of another family."""
-    if not all(map(_known, decoder.layers)):
+    if not all(map(_is_qwen, decoder.layers)):
         return False
     section = (decoder.config.rope_parameters or {}).get("mrope_section")
     decoder.rotary_emb = Rotary(decoder.rotary_emb, section)
@@ -164,8 +164,8 @@ _LINEARS = {
 }
 
 
-def _known(layer: Any) -> bool:
-    """Whether a layer consists of what :class:`Layer` computes, and of nothing else."""
+def _is_qwen(layer: Any) -> bool:
+    """Whether a layer has exactly the parts that :class:`Layer` computes."""
     children = {name for name, _ in layer.named_children()}
     if children != {*_LINEARS, "input_layernorm", "post_attention_layernorm"}:
         return False

@@ -1,9 +1,9 @@
 """The radix tree: which rows are in the cache, and in which pages.
 
-A node is one page. Its keys say what its rows hold: a token's id, or a hash of feature rows. The
-path from the root is everything that stands before, so equal paths mean equal keys and values. Only
-full pages have children; a page that is not full yet can be matched row by row all the same, and
-its rows are then copied.
+A node is one page. Its keys describe its rows: the id of a token, or a hash of a feature row. The
+path from the root holds all rows before them, so equal paths mean equal keys and values in the
+cache. Only full pages have children. A page that is not full is matched row by row, and the rows
+that match are copied.
 
     root ─ [system, instruction, query …] ─ [… query, candidates] ─ [… candidates, task]
                                           └ [… query, other candidates] …
@@ -27,9 +27,10 @@ class Node:
     """A page of rows.
 
     Attributes:
-        keys: of its rows, in order; at most a page's.
-        users: sequences that read the page and so hold it.
-        used: time of the last match or release, a counter.
+        keys: keys of its rows, in order.
+        page: number of the page.
+        users: number of jobs that lock the page.
+        used: time of the last match or unlock, as a count.
     """
 
     __slots__ = ("children", "keys", "listed", "order", "page", "parent", "used", "users")
@@ -51,7 +52,7 @@ class Node:
         del self.order[bisect_left(self.order, child.keys)]
 
     def nearest(self, keys: Keys) -> tuple[Node | None, int]:
-        """The child that begins most like ``keys``, and how many rows they share."""
+        """The child that shares the longest prefix with ``keys``, and its length."""
         place = bisect_left(self.order, keys)
         best, most = None, 0
         for other in self.order[max(0, place - 1) : place + 1]:
@@ -63,12 +64,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Match:
-    """The longest cached beginning of a sequence.
+    """The longest cached prefix of a job's rows.
 
     Attributes:
-        nodes: whole pages, in order.
-        partial: the page that holds the ``rest`` rows behind them, to be copied; None without any.
-        rows: all in all.
+        nodes: nodes of whole pages, in order.
+        partial: node whose first ``rest`` rows come next, to be copied; None if there are none.
+        rows: number of rows in all.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -78,10 +79,15 @@ class Match:
 
 
 class RadixTree:
-    """Cached pages by what they hold. Not safe to call from several threads at once.
+    """Cached pages by their content; not thread-safe.
 
     Args:
-        page_size: rows of a page.
+        page_size: number of rows of a page.
+
+    Attributes:
+        size: number of pages.
+        evictable: number of pages that nobody locks.
+        evicted: number of pages that were evicted so far.
     """
 
     def __init__(self, page_size: int) -> None:
@@ -92,16 +98,16 @@ class RadixTree:
         self.evicted = 0
         self._clock = count(1)
         self._ticket = count()
-        # A heap by time of use. An entry may be out of date, which is found out when it comes up.
+        # A heap by time of use. Entries may be out of date, which ``evict`` notices.
         self._leaves: list[tuple[int, int, Node]] = []
 
     def match(self, keys: Sequence[int], limit: int) -> Match:
-        """The longest cached beginning of ``keys``, at most ``limit`` rows of it."""
+        """The longest cached prefix of ``keys``, at most ``limit`` rows."""
         nodes: list[Node] = []
         node, start, now = self.root, 0, next(self._clock)
         while start < limit:
-            wanted = tuple(keys[start : min(start + self.page_size, limit)])
-            child, shared = node.nearest(wanted)
+            chunk = tuple(keys[start : min(start + self.page_size, limit)])
+            child, shared = node.nearest(chunk)
             if child is None:
                 break
             child.used = now
@@ -112,13 +118,13 @@ class RadixTree:
         return Match(nodes, None, 0, start)
 
     def lock(self, nodes: Sequence[Node]) -> None:
-        """Holds pages: they are not evicted until they are unlocked as often."""
+        """Locks pages: they are not evicted until they were unlocked as often."""
         for node in nodes:
             self.evictable -= node.users == 0
             node.users += 1
 
     def unlock(self, nodes: Sequence[Node]) -> None:
-        """Lets pages go. They stay cached until their space is needed."""
+        """Unlocks pages. They stay cached until their space is needed."""
         now = next(self._clock)
         for node in nodes:
             assert node.users > 0
@@ -128,15 +134,15 @@ class RadixTree:
             self._list(node)
 
     def insert(self, keys: Sequence[int], pages: list[int], nodes: list[Node]) -> list[int]:
-        """Makes a sequence's pages known, and holds them for it.
+        """Adds a job's pages to the tree, and locks them for the job.
 
         Args:
-            keys: of all its rows that are in the cache.
-            pages: its pages. Where another page holds the same rows already, it is put in the
-                place of the sequence's own, which is returned.
-            nodes: the nodes of its first pages, which it holds; those of further pages are added.
-                The last page becomes one too when it is not full: its sequence goes on writing
-                behind the rows that are known, others copy those.
+            keys: keys of all rows of the job that are in the cache.
+            pages: pages of the job, changed in place. If another page holds the same rows already,
+                it replaces the job's own, which is returned.
+            nodes: locked nodes of the first pages; those of further pages are appended. A last page
+                that is not full gets a node too: its job goes on writing behind the rows that the
+                node has, and other jobs copy those.
 
         Returns:
             Pages that are no longer needed.
@@ -152,14 +158,14 @@ class RadixTree:
             if twin is not None and twin is own:
                 break
             if len(chunk) < size and parent.nearest(chunk)[1] == len(chunk):
-                break  # known, and the page that holds them is another's to write to
+                break  # another page has these rows, and another job writes to it
             if own is not None:
                 parent.remove(own)
                 if twin is None:
                     own.keys = chunk
                     parent.add(own)
                     continue
-                self.size -= 1  # only its own sequence holds a page that is not full
+                self.size -= 1  # a page that is not full is locked by its own job only
                 nodes.pop()
             if twin is not None:
                 spare.append(pages[i])
@@ -174,7 +180,7 @@ class RadixTree:
         return spare
 
     def evict(self, pages: int) -> list[int]:
-        """Forgets so many pages that nobody holds, or all of them, least recently used first."""
+        """Evicts so many unlocked pages, or all of them, least recently used first."""
         freed: list[int] = []
         while len(freed) < pages and self._leaves:
             used, _, node = heapq.heappop(self._leaves)
@@ -192,8 +198,8 @@ class RadixTree:
         return freed
 
     def flush(self) -> list[int]:
-        """Forgets everything; nobody may hold a page."""
-        assert self.evictable == self.size, "a page is held"
+        """Evicts all pages; none may be locked."""
+        assert self.evictable == self.size, "a page is locked"
         pages = [node.page for node in self]
         for node in list(self):
             node.parent = None
@@ -228,7 +234,7 @@ class RadixTree:
             assert node.users or node.children or node.listed, "a leaf cannot be evicted"
 
     def _list(self, node: Node) -> None:
-        """Lists a node for eviction if it is a leaf that nobody holds."""
+        """Lists a node for eviction if it is an unlocked leaf."""
         if node.parent is None or node.users or node.children or node.listed:
             return
         node.listed = True

@@ -1,4 +1,4 @@
-"""What an engine takes and gives back."""
+"""Requests and outputs of an engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of the tokens that steer generation."""
+    """Ids of the tokens that structure a generation."""
 
     think_start: int
     think_end: int
@@ -26,15 +26,15 @@ class Vocabulary:
 
 @dataclass(frozen=True, eq=False)
 class FeatureRows:
-    """Consecutive rows of a table that stand in a sequence: a picture's, or compressed tokens.
+    """Consecutive rows of a table that enter the language model: a picture, or compressed tokens.
 
     Args:
-        table: ``[n, d]``, in the dtype of the embeddings.
-        first: the first of the rows there.
-        length: how many.
-        key: hash of what they hold, 63 bits: rows of one key are the same rows. It covers what they
-            were made of and the version of the weights that made them.
-        width: of the grid, for Qwen-VL's M-RoPE positions; 0 for text positions.
+        table: rows ``[n, d]``, in the dtype of the embeddings.
+        first: index of the first row in the table.
+        length: number of rows.
+        key: 63-bit hash of the rows' content; equal keys mean equal rows. It must cover the source
+            of the rows and the version of the weights that made them.
+        width: width of the picture's grid, for Qwen-VL's M-RoPE positions; 0 for text positions.
     """
 
     table: Tensor
@@ -46,35 +46,37 @@ class FeatureRows:
     def __post_init__(self) -> None:
         if self.length < 1 or not 0 <= self.first <= len(self.table) - self.length:
             raise ValueError(
-                f"rows {self.first} to {self.first + self.length} of a table of {len(self.table)}"
+                f"rows {self.first} to {self.first + self.length} are not in a table of "
+                f"{len(self.table)} rows"
             )
         if self.width and self.length % self.width:
-            raise ValueError(f"{self.length} rows are no grid of width {self.width}")
+            raise ValueError(f"{self.length} rows do not fill a grid of width {self.width}")
         if not 0 <= self.key < 2**63:
-            raise ValueError("a key has 63 bits")
+            raise ValueError(f"a key must be in [0, 2**63), not {self.key}")
 
     @property
     def rows(self) -> Tensor:
-        """``[length, d]``."""
+        """The rows, ``[length, d]``."""
         return self.table[self.first : self.first + self.length]
 
     @property
     def advance(self) -> int:
-        """How far the position moves on behind the rows."""
+        """Number of positions that the rows take up."""
         return advance_of(self.length, self.width)
 
 
 Piece: TypeAlias = int | FeatureRows
-"""What sequences are made of: a token, or rows that stand where a token's embedding would."""
+"""An element of a prompt: a token id, or rows that stand in the place of token embeddings."""
 
 
 class FeatureSource(Protocol):
-    """Where the full rows of inspected candidates come from."""
+    """Source of the full rows of inspected candidates."""
 
     def load(self, names: Sequence[Hashable]) -> Sequence[Sequence[Piece]]:
-        """The pieces that each named candidate is spliced in as, encoded together if need be.
+        """Returns the pieces to splice in for each named candidate.
 
-        Engines call it once a step with the distinct candidates that any sequence asked for.
+        An engine calls this once a step, with the distinct names that its requests inspect, so that
+        a source can encode them together.
         """
         ...
 
@@ -85,14 +87,14 @@ Candidate: TypeAlias = tuple[FeatureSource, Hashable]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen and how long the model may think.
+    """How tokens are chosen and how long the model may reason.
 
     Args:
-        temperature: 0 is greedy, and so is anything below 1e-5.
-        top_p: nucleus of the distribution that is sampled from.
-        max_reasoning_tokens: after so many, ``</think>`` is forced.
-        max_inspections: candidates that may be looked at in full.
-        seed: of this request's own random stream.
+        temperature: temperature of the distribution; below 1e-5, the likeliest token is taken.
+        top_p: probability mass of the nucleus that tokens are sampled from.
+        max_reasoning_tokens: number of tokens after which ``</think>`` is forced.
+        max_inspections: number of candidates that may be inspected.
+        seed: seed of this request's own random stream.
     """
 
     temperature: float = 0.0
@@ -113,13 +115,14 @@ class Request:
     """One prompt over labelled candidates.
 
     Args:
-        prompt: all pieces of the prompt; positions start at 0.
+        prompt: pieces of the prompt; positions start at 0.
         labels: label token of each candidate, in order.
-        inspections: name of each candidate at ``source``, for when it is inspected.
-        source: gives the candidates' full rows.
-        reason: think first, or answer at once (fast mode).
-        banned: tokens that have no place in this request's reasoning: what prompts are built of,
-            labels that stand for none of its candidates.
+        inspections: name of each candidate in ``source``.
+        source: source of the candidates' full rows.
+        reason: whether to reason before the answer; False answers at once (fast mode).
+        sampling: limits and randomness of the reasoning.
+        banned: tokens that the reasoning must not contain: those that prompts are built of, and
+            labels of no candidate of this request.
     """
 
     prompt: Sequence[Piece]
@@ -135,32 +138,31 @@ class Request:
             raise ValueError("a request needs at least one candidate")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("every candidate needs a label of its own")
-        hash(tuple(self.inspections))  # or a step would fail on them
+        hash(tuple(self.inspections))  # raises here rather than in a step
         if self.reason and (len(self.inspections) != len(self.labels) or self.source is None):
             raise ValueError("a reasoning request needs the full rows of every candidate")
 
 
 @dataclass(frozen=True)
 class Output:
-    """What came of a request.
+    """Result of a request.
 
     Attributes:
-        tokens: every token written, forced ones too; spliced rows are not in it.
+        tokens: all written tokens, forced ones included; spliced rows are not tokens.
         answer: number of the chosen candidate.
-        label_logits: logits of the labels where the answer is due, ``[k]``; of some engines less a
-            number that is the same for all.
-        inspected: candidates looked at, in order.
-        inspected_rows: rows spliced in.
-        well_formed: the model closed its reasoning itself, and wherever it had a choice, its
-            likeliest token was a permitted one. Closing tags behind a label are always forced.
-        logprobs: log-probability of each token under the distribution it was taken from; 0.0
-            where it was forced.
-        prompt_rows: rows of the prompt.
-        cached_rows: rows that were found in the cache instead of being computed, at the start and
-            again after each preemption.
-        computed_rows: rows that went through the model.
-        timings: seconds of a phase in which the request took part: ``queue``, ``prefill``,
-            ``decode``, ``inspection``.
+        label_logits: logits of the labels at the answer, ``[k]``; some engines give them up to a
+            constant.
+        inspected: numbers of the inspected candidates, in order.
+        inspected_rows: number of rows spliced in.
+        well_formed: whether the model closed its reasoning itself, and its likeliest token was a
+            permitted one wherever it had a choice. Closing tags behind a label are always forced.
+        logprobs: log-probability of each token under the distribution that it was taken from; 0.0
+            for a forced token.
+        prompt_rows: number of rows of the prompt.
+        cached_rows: number of rows found in the cache, at the start and after each preemption.
+        computed_rows: number of rows that went through the model.
+        timings: seconds that the request spent in each phase: ``queue``, ``prefill``, ``decode``,
+            ``inspection``. A step counts in full for every request that took part in it.
     """
 
     tokens: Sequence[int]
@@ -177,14 +179,14 @@ class Output:
 
 
 def advance_of(length: int, width: int) -> int:
-    """How far the position moves on behind rows, in a grid of some width or, if 0, in a line."""
+    """Number of positions that rows take up in a grid of ``width``, or in a line if it is 0."""
     return max(width, length // width) if width else length
 
 
 def positions_of(first: int, length: int, width: int = 0) -> Tensor:
-    """M-RoPE positions ``[3, length]`` of rows, in a grid of some width or, if 0, in a line.
+    """M-RoPE positions ``[3, length]`` of rows in a grid of ``width``, or in a line if it is 0.
 
-    All engines count so. A position depends on what stands before it alone.
+    All engines use this function. A position depends only on the rows before it.
     """
     k = torch.arange(length)
     grid = [0 * k, k // width, k % width] if width else [k, k, k]
@@ -192,17 +194,17 @@ def positions_of(first: int, length: int, width: int = 0) -> Tensor:
 
 
 def length_of(pieces: Sequence[Piece]) -> int:
-    """Rows of ``pieces``."""
+    """Number of rows of ``pieces``."""
     return sum(1 if isinstance(piece, int) else piece.length for piece in pieces)
 
 
 def check_pieces(pieces: Sequence[Piece], table: Tensor) -> None:
-    """Raises ValueError unless pieces go with a table of embeddings, ``[vocabulary, d]``."""
+    """Raises ValueError unless pieces fit a table of embeddings, ``[vocabulary, d]``."""
     words, width = table.shape
     for piece in pieces:
         if isinstance(piece, int):
             if not 0 <= piece < words:
-                raise ValueError(f"token {piece} of a vocabulary of {words}")
+                raise ValueError(f"token {piece} is not in a vocabulary of {words} tokens")
             continue
         rows = piece.table
         if rows.shape[1:] != (width,) or not rows.is_floating_point():
@@ -225,7 +227,9 @@ def load_distinct(
         try:
             loaded: Sequence[Sequence[Piece] | Exception] = source.load(names)
             if len(loaded) != len(names):
-                raise ValueError(f"a feature source gave {len(loaded)} candidates of {len(names)}")
+                raise ValueError(
+                    f"a feature source returned {len(loaded)} candidates for {len(names)} names"
+                )
         except Exception:
             loaded = [_load_one(source, name) for name in names]
         found |= {(source, name): one for name, one in zip(names, loaded, strict=True)}

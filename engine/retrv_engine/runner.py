@@ -1,7 +1,7 @@
 """Runs the model: a packed batch of rows through a Hugging Face decoder, over the paged cache.
 
-The decoder is a twin of the model's own: the same parameters in modules of their own, so that its
-attention and its linear layers can be ours while the model stays as it is for everybody else.
+The decoder is a twin of the model's own: other modules with the same parameters. So the engine can
+replace its attention and its linear layers without changing the model for other users.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from retrv_kernels.ops import Span, splice_features
 
 CPU_CACHE_BYTES = 2**30
 REST_BYTES = 4 * 2**30
-"""What the cache leaves of a GPU's memory to features, the tower and logits, if it has as much."""
+"""Memory of a GPU that the cache leaves to features, the tower and logits, if there is as much."""
 MOST_PAGES = 2**20
-STORES = 16  # of splice_features
+STORES = 16  # tables that splice_features accepts in one call
 PICKED_ROWS = 256
-"""Rows whose logits are held at once: 256 of a vocabulary of 152,000 are 156 MB."""
+"""Rows whose logits are held at once: for a vocabulary of 152,000 tokens, 156 MB."""
 ROUNDED = {"model": None, "float16": torch.float16, "int8": torch.int8}
 
 
 class Runner(Protocol):
-    """What computes a step; pages are numbers below ``pages``.
+    """What computes a step, in pages with numbers below ``pages``.
 
     Attributes:
-        single: as of :class:`retrv_engine.scheduler.Scheduler`.
-        sizes: numbers of sequences that a step is made for, where ``single``.
+        fixed: whether decode steps have fixed shapes, one row a job.
+        sizes: numbers of jobs in such a step.
     """
 
     pages: int
-    single: bool
+    fixed: bool
     sizes: Sequence[int]
 
     def run(self, extends: Sequence[Extend]) -> list[list[Picked]]:
-        """Computes rows, keeps what later ones need of them, and takes the tokens that are due.
+        """Computes rows, caches their keys and values, and takes the tokens that are due.
 
         Returns:
-            What each of ``extends`` wants.
+            Tokens of each of ``extends``.
         """
         ...
 
@@ -65,23 +65,23 @@ class Runner(Protocol):
         ...
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copies values into the model's parameters, or raises ValueError and changes nothing."""
+        """Copies values into the model's parameters; ValueError if they do not fit (no change)."""
         ...
 
     def reset(self) -> None:
-        """Forgets what is kept between steps, after an error in one."""
+        """Drops what is kept between steps, after an error in one."""
         ...
 
     def warm(self) -> None:
-        """Compiles what requests of other makes will launch; asked for where ``single``."""
+        """Compiles kernels that made-up requests do not launch."""
         ...
 
 
 class ModelRunner:
-    """Computes logits of planned rows.
+    """Runs steps through a language model.
 
     Args:
-        model: shared with its other users; only ``load_weights`` changes it.
+        model: model whose parameters are shared; only ``load_weights`` changes them.
     """
 
     def __init__(self, model: LanguageModel, config: EngineConfig) -> None:
@@ -92,7 +92,9 @@ class ModelRunner:
         self.decoder.config._attn_implementation = NAME  # type: ignore[union-attr]
         stored = ROUNDED[config.weights]
         if stored is not None and self.table.device.type != "cpu":
-            raise ValueError(f"weights are rounded on CPUs only, not on {self.table.device}")
+            raise ValueError(
+                f"weights are rounded on CPUs only, not on {self.table.device}: use weights='model'"
+            )
         if not fuse_layers(self.decoder, stored):
             prepare_linears(self.decoder, stored)
         self.head: Any = model.get_output_embeddings()
@@ -107,11 +109,11 @@ class ModelRunner:
         row = 2 * text.num_hidden_layers * heads * width * self.table.element_size()
         size = config.page_size
         self.pages = min(MOST_PAGES, max(1, self._budget() // (row * size)))
-        # One more, which padding rows of a decode step write to.
+        # One more page, which padding rows of a decode step write to.
         shape = text.num_hidden_layers, 2, self.pages + 1, heads, size, width
         self.cache = PagedCache(self.table.new_empty(shape))
-        self.single = bool(config.graphs)
-        self.steps = DecodeSteps(self.cache, self.pages, self.single, config.max_sequences)
+        self.fixed = bool(config.graphs)
+        self.steps = DecodeSteps(self.cache, self.pages, self.fixed, config.max_sequences)
         self.sizes: Sequence[int] = self.steps.buckets
         self._masks: Masks | None = None
         self._places = self._parameters()
@@ -130,7 +132,7 @@ class ModelRunner:
         if self._masks is None:
             rows = 2 * self.config.max_sequences + 2
             self._masks = Masks(rows, self.words, self.table.device)
-        if all(map(_writes, extends)):
+        if all(map(_decodes, extends)):
             single = [one[0] if one else Choice() for one in choices]
             found = self.steps.run(self._logits, extends, single, self._masks)
             return [[pick] if one else [] for one, pick in zip(choices, found, strict=True)]
@@ -138,14 +140,14 @@ class ModelRunner:
         return [list(itertools.islice(picks, len(one))) for one in choices]
 
     def _run(self, extends: Sequence[Extend], choices: Sequence[Choice]) -> list[Picked]:
-        """A step in which some read: rows of any number and kind."""
+        """A step with rows of any number and kind."""
         plan = Plan.of(extends, self.config.page_size, self.table.device)
         pieces = self._pieces([extends[i] for i in plan.order])
         spliced = splice_features(
             *pieces, plan.page_table, self.config.page_size, dtype=self.table.dtype
         )
         batch = plan.place(self.cache, spliced.slots)
-        hidden = self._hidden(spliced.embeds, spliced.positions, batch)[plan.wanted]
+        hidden = self._hidden(spliced.embeds, spliced.positions, batch)[plan.due]
         parts = [slice(first, first + PICKED_ROWS) for first in range(0, len(choices), PICKED_ROWS)]
         return [
             one
@@ -154,12 +156,12 @@ class ModelRunner:
         ]
 
     def _logits(self, tokens: Tensor, positions: Tensor, batch: Batch) -> Tensor:
-        """Float32 logits ``[b, vocabulary]`` behind tokens ``[b]``."""
+        """Float32 logits ``[b, vocabulary]`` of tokens ``[b]``."""
         embeds = nn.functional.embedding(tokens, self.table)
         return logits_of(self.head, self._hidden(embeds, positions.expand(3, -1), batch))
 
     def _hidden(self, embeds: Tensor, positions: Tensor, batch: Batch) -> Tensor:
-        """``embeds [n, d]`` at ``positions [3, n]`` behind the last layer and norm, ``[n, d]``."""
+        """Hidden states ``[n, d]`` of ``embeds [n, d]`` at ``positions [3, n]``, after the norm."""
         return self.decoder(
             inputs_embeds=embeds[None],
             position_ids=positions[:, None],
@@ -168,7 +170,7 @@ class ModelRunner:
         ).last_hidden_state[0]
 
     def _pieces(self, extends: Sequence[Extend]) -> tuple[list[Tensor], list[Span]]:
-        """Stores and spans of the rows to feed; the first store is the table of embeddings."""
+        """Tables and spans of the rows to compute; the first table is that of embeddings."""
         stores: dict[int, tuple[int, Tensor]] = {id(self.table): (0, self.table)}
         spans = []
         for sequence, (job, first, stop) in enumerate(extends):
@@ -182,7 +184,7 @@ class ModelRunner:
         tables = [table for _, table in stores.values()]
         if len(tables) <= STORES:
             return tables, spans
-        # More tables than the operator takes: those beyond are put behind one another.
+        # More tables than the op accepts: the last are concatenated.
         kept, rest = tables[: STORES - 1], tables[STORES - 1 :]
         starts = [0, *itertools.accumulate(map(len, rest))]
         for i, span in enumerate(spans):
@@ -196,12 +198,12 @@ class ModelRunner:
         for module in (*self.decoder.modules(), self.head):
             if isinstance(module, PreparedLinear):
                 module.refresh()
-        if (places := self._parameters()) != self._places:  # what graphs replay reads elsewhere
+        if (places := self._parameters()) != self._places:  # captured graphs read the old places
             self._places = places
             self.steps.clear()
 
     def warm(self) -> None:
-        """See :meth:`Runner.warm`: rows from any number of stores."""
+        """See :meth:`Runner.warm`: compiles splice_features for each number of tables."""
         table = self.table.new_zeros(1, self.table.shape[1])
         pages = torch.full((1, 1), self.pages, device=table.device)
         for count in (1, 2, 4, 8, STORES):
@@ -214,29 +216,29 @@ class ModelRunner:
         self._masks = None
 
     def _parameters(self) -> list[int]:
-        """Where the parameters are."""
+        """Addresses of the parameters."""
         return [parameter.data_ptr() for _, parameter in self.model.named_parameters()]
 
     def _budget(self) -> int:
-        """Bytes of the cache."""
+        """Size of the cache in bytes."""
         if self.config.cache_bytes is not None:
             return self.config.cache_bytes
         device = self.table.device
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # weights that were laid side by side have left their places
+            torch.cuda.empty_cache()  # memory that weights left when they were laid side by side
             free = torch.cuda.mem_get_info(device)[0]
             return max(free // 2, min(free * 4 // 5, free - REST_BYTES))
         return CPU_CACHE_BYTES
 
 
-def _writes(extend: Extend) -> bool:
+def _decodes(extend: Extend) -> bool:
     """Whether a job that decodes feeds one token."""
     job, first, stop = extend
     return job.phase == "decode" and stop - first == 1
 
 
 def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Puts a :class:`PreparedLinear` in the place of every linear layer inside a module."""
+    """Replaces every linear layer inside a module by a :class:`PreparedLinear`."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
@@ -244,6 +246,6 @@ def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def twin(module: nn.Module) -> nn.Module:
-    """A copy of a module whose parameters and buffers are the module's own."""
+    """A copy of a module that shares its parameters and buffers."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)

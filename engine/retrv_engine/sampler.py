@@ -1,7 +1,7 @@
-"""Choosing next tokens, for all rows of a step at once and where their logits are.
+"""Takes the next tokens of all rows of a step at once, on the device that holds their logits.
 
-A row is sampled by inverse distribution function from one number of its request's own random
-stream. So its token depends on its logits and its seed, and not on who is sampled beside it.
+A row is sampled by its inverse distribution function from one number of its request's own random
+stream. So its token depends on its logits and its seed, and not on the rows beside it.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 COLDEST = 1e-5
-"""Temperatures below are greedy: dividing by them overflows."""
+"""Lowest temperature that is sampled; lower ones are greedy, since dividing by them overflows."""
 
 
 class Permitted(NamedTuple):
     """Which tokens may be taken.
 
     Attributes:
-        tokens: the only ones, or with ``banned`` all but these.
+        tokens: tokens of the set.
+        banned: whether all tokens but these are permitted; else only these are.
     """
 
     tokens: tuple[int, ...] = ()
@@ -37,10 +38,11 @@ class Choice(NamedTuple):
     """How a token is taken from a row of logits.
 
     Attributes:
-        temperature, top_p: as of :class:`retrv_engine.request.Sampling`.
-        uniform: a random number in [0, 1), which decides.
-        target: the token to take whatever its logit is, or -1.
-        labels: tokens whose logits are asked for as well.
+        permitted: tokens that may be taken.
+        temperature, top_p: see :class:`retrv_engine.request.Sampling`.
+        uniform: random number in [0, 1) that decides.
+        target: token that is taken whatever its logit is, or -1.
+        labels: tokens whose logits are returned as well.
     """
 
     permitted: Permitted = ALL
@@ -52,12 +54,12 @@ class Choice(NamedTuple):
 
 
 class Picked(NamedTuple):
-    """What came of a row.
+    """The token taken from a row.
 
     Attributes:
-        logprob: of the token under the :func:`distribution` it was taken from.
-        likeliest: the token that would be best if all were permitted.
-        labels: logits of the labels that were asked for, float32 ``[k]`` on the CPU, or None.
+        logprob: log-probability of the token under the :func:`distribution` it was taken from.
+        likeliest: token that would be the best if all were permitted.
+        labels: logits of ``Choice.labels``, float32 ``[k]`` on the CPU, or None.
     """
 
     token: int
@@ -67,20 +69,20 @@ class Picked(NamedTuple):
 
 
 def check_numbers(picks: Sequence[Picked]) -> None:
-    """Raises FloatingPointError where logits were NaN: float16 overflows in some models."""
+    """Raises FloatingPointError if logits were NaN: float16 overflows in some models."""
     if any(math.isnan(pick.logprob) for pick in picks):
         raise FloatingPointError(
-            "the model's logits are not numbers (NaN): try bfloat16 or float32, or other weights"
+            "the model's logits are NaN: load the model in bfloat16 or float32, or other weights"
         )
 
 
 class Masks:
-    """What is added to logits: minus infinity to those of tokens that may not be taken.
+    """Masks that are added to logits: minus infinity for tokens that may not be taken.
 
-    Rows of one table on the device, of which row 0 forbids nothing.
+    They are rows of one table on the device. Row 0 forbids nothing.
 
     Args:
-        capacity: rows at most; the least recently used are replaced. No step may need more.
+        capacity: number of rows; the least recently used are replaced. No step may need more.
     """
 
     def __init__(self, capacity: int, vocabulary: int, device: torch.device | str) -> None:
@@ -88,14 +90,14 @@ class Masks:
         self._rows: OrderedDict[Permitted, int] = OrderedDict()
 
     def row(self, permitted: Permitted) -> int:
-        """The row of a choice; it is written if there is none yet."""
+        """Number of the row for a set of tokens; the row is written if there is none yet."""
         if permitted == ALL:
             return 0
         if (row := self._rows.get(permitted)) is None:
             row = len(self._rows) + 1
             if row == len(self.table):
                 _, row = self._rows.popitem(last=False)
-            # Few numbers go to the device, from pinned memory: nobody waits for them.
+            # Few numbers are copied to the device, from pinned memory, so nothing waits for them.
             pinned = self.table.is_cuda
             tokens = torch.tensor(permitted.tokens, dtype=torch.long, pin_memory=pinned)
             tokens = tokens.to(self.table.device, non_blocking=True)
@@ -107,7 +109,7 @@ class Masks:
 
 
 class Level(NamedTuple):
-    """What sampling a step needs: whether any row is drawn, from a nucleus, or given."""
+    """What a step needs of the sampler: whether any row is drawn, from a nucleus, or given."""
 
     drawn: bool
     nucleus: bool
@@ -115,23 +117,23 @@ class Level(NamedTuple):
 
     @classmethod
     def of(cls, choices: Sequence[Choice]) -> Level:
-        """What these need."""
+        """The level that these choices need."""
         drawn = [choice for choice in choices if choice.temperature >= COLDEST]
         nucleus = any(choice.top_p < 1 for choice in drawn)
         return cls(bool(drawn), nucleus, any(choice.target >= 0 for choice in choices))
 
 
 FIRST = 128, 4096
-"""Tokens among which a nucleus is looked for first, on a CPU."""
+"""Numbers of likeliest tokens that are searched for the nucleus first, on a CPU."""
 COLUMNS = 5
-"""Numbers that :func:`sample` needs of a row, as int64."""
+"""Number of values that :func:`sample` needs for a row, as int64."""
 
 
 def pick(logits: Tensor, choices: Sequence[Choice], masks: Masks | None = None) -> list[Picked]:
     """Takes a token from each row of ``logits [m, vocabulary]``.
 
     Args:
-        masks: of the logits' device, kept between steps; made for this call if None.
+        masks: masks on the logits' device, kept between steps; made for this call if None.
     """
     if masks is None:
         masks = Masks(len(choices) + 1, logits.shape[-1], logits.device)
@@ -145,9 +147,9 @@ def pick(logits: Tensor, choices: Sequence[Choice], masks: Masks | None = None) 
 
 
 def fill_columns(columns: np.ndarray, choices: Sequence[Choice], masks: Masks) -> None:
-    """Writes what :func:`sample` needs of each row into ``[5, m]``.
+    """Writes what :func:`sample` needs for each row into ``[5, m]``.
 
-    Mask and target, and as the bits of float64 temperature, top_p and uniform number.
+    Mask and target, then temperature, top_p and uniform number as the bits of float64.
     """
     columns[0] = [masks.row(choice.permitted) for choice in choices]
     columns[1] = [choice.target for choice in choices]
@@ -161,7 +163,7 @@ def fill_columns(columns: np.ndarray, choices: Sequence[Choice], masks: Masks) -
 def picked(
     found: Sequence[Sequence[float]], choices: Sequence[Choice], logits: Tensor
 ) -> list[Picked]:
-    """The result of :func:`sample`, and the labels' logits, which are read where they are due."""
+    """Picks from the result of :func:`sample`, with the labels' logits where they are due."""
     rows = [(i, choice.labels) for i, choice in enumerate(choices) if choice.labels]
     labels = {}
     if rows:
@@ -176,19 +178,19 @@ def picked(
 
 
 def sample(logits: Tensor, masks: Tensor, columns: Tensor, level: Level) -> Tensor:
-    """Takes a token from each row; on a GPU without waiting for it.
+    """Takes a token from each row; on a GPU without waiting for the device.
 
     Args:
-        logits: float32 ``[m, vocabulary]``.
-        masks: what is added to logits, ``[rows, vocabulary]``.
-        columns: as :func:`fill_columns` writes them, int64 ``[5, m]``.
-        level: what the rows need; a greedy row comes out the same whatever it is.
+        logits: logits in float32, ``[m, vocabulary]``.
+        masks: table of masks, ``[rows, vocabulary]``.
+        columns: values from :func:`fill_columns`, int64 ``[5, m]``.
+        level: level that the rows need; the result of a greedy row does not depend on it.
     Returns:
-        float64 ``[3, m]``: tokens, their log-probabilities, and the likeliest tokens of all.
+        float64 ``[3, m]``: tokens, their log-probabilities, and the likeliest of all tokens.
     """
     mask, target = columns[:2]
     temperature, top_p, uniform = columns[2:].view(torch.float64)
-    here = logits.device.type == "cpu"  # where looking at a number costs nothing
+    here = logits.device.type == "cpu"  # where reading a value costs nothing
     alike = here and bool((mask == mask[0]).all())
     scores = logits + (masks[int(mask[0])] if alike else masks[mask])
     given = target if level.given else None
@@ -198,7 +200,7 @@ def sample(logits: Tensor, masks: Tensor, columns: Tensor, level: Level) -> Tens
         token, chosen = _best(scores, given)
     elif here and bool(drawn.all()):
         token, chosen = _draw(scores, *numbers, given, level.nucleus)
-    elif here:  # a row that is not drawn does not pay for those that are
+    elif here:  # only the rows that are drawn cost a draw
         rows = drawn.nonzero()[:, 0]
         token, chosen = _best(scores, given)
         own = None if given is None else given[rows]
@@ -215,13 +217,13 @@ def sample(logits: Tensor, masks: Tensor, columns: Tensor, level: Level) -> Tens
 
 
 def _best(scores: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Greedy tokens ``[m]``, where none is given, and their log-probabilities."""
-    # Of logits: their logarithms round more of them to the same.
+    """Greedy tokens ``[m]``, or the given ones, and their log-probabilities."""
+    # The argmax is of logits, since log_softmax rounds more of them to equal values.
     return _scored(scores.log_softmax(-1), _argmax(scores), given)
 
 
 def _argmax(scores: Tensor) -> Tensor:
-    """``[m]``; on a CPU by NumPy, which takes a tenth of the time."""
+    """``[m]``; on a CPU by NumPy, in a tenth of PyTorch's time."""
     if scores.device.type == "cpu":
         return torch.from_numpy(scores.numpy().argmax(-1))
     return scores.argmax(-1)
@@ -235,21 +237,21 @@ def _draw(
     given: Tensor | None,
     nucleus: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Tokens ``[m]`` by inverse distribution function, where none is given, and log-probabilities.
+    """Tokens ``[m]`` by inverse distribution function, or the given ones, and log-probabilities.
 
-    The token is the first whose mass and those before it exceed ``uniform`` of all mass.
+    The token is the first at which the cumulative mass exceeds ``uniform`` of all mass.
     """
     logprobs = distribution(scores, temperature, top_p, nucleus)
     mass = logprobs.exp().cumsum(-1, dtype=torch.float64)
     total = mass[:, -1:].contiguous()
     token = torch.searchsorted(mass, uniform[:, None] * total, right=True)
-    # Not beyond the last that has any: a product may be rounded up to the total.
+    # Not beyond the last token that has mass: the product may be rounded up to the total.
     token = token.minimum(torch.searchsorted(mass, total))[:, 0]
     return _scored(logprobs, token, given)
 
 
 def _scored(logprobs: Tensor, token: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Tokens, or those that are given, and their log-probabilities."""
+    """Tokens, or the given ones, and their log-probabilities."""
     if given is not None:
         token = torch.where(given < 0, token, given)
     return token, logprobs.gather(1, token[:, None])[:, 0]
@@ -260,9 +262,9 @@ def distribution(scores: Tensor, temperature: Tensor, top_p: Tensor, nucleus: bo
 
     Args:
         scores: float32 logits, minus infinity where a token may not be taken.
-        temperature: ``[m]``, ``COLDEST`` or more.
-        top_p: ``[m]``.
-        nucleus: whether any row is cut.
+        temperature: temperatures ``[m]``, ``COLDEST`` or more.
+        top_p: masses of the nuclei, ``[m]``.
+        nucleus: whether any row has a nucleus.
     """
     logprobs = (scores / temperature.float()[:, None]).log_softmax(-1)
     if not nucleus:
@@ -274,9 +276,9 @@ def distribution(scores: Tensor, temperature: Tensor, top_p: Tensor, nucleus: bo
 
 
 def _cut(logprobs: Tensor, top_p: Tensor) -> Tensor:
-    """Keeps the smallest set whose mass reaches top_p.
+    """Keeps the smallest set whose mass reaches top_p, and all tokens as likely as its last.
 
-    And what is as likely as the least likely of them, so that no order of equals matters.
+    So the order of equally likely tokens does not matter.
     """
     ordered = _likeliest(logprobs, top_p)
     mass = ordered.exp().cumsum(-1, dtype=torch.float64)
@@ -286,8 +288,8 @@ def _cut(logprobs: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _likeliest(logprobs: Tensor, top_p: Tensor) -> Tensor:
-    """Log-probabilities in falling order, at least as many as a nucleus needs."""
-    if logprobs.device.type == "cpu":  # where sorting all of them takes longer
+    """Log-probabilities in descending order, at least as many as a nucleus needs."""
+    if logprobs.device.type == "cpu":  # where sorting all takes longer
         for first in FIRST:
             ordered = logprobs.topk(min(first, logprobs.shape[-1])).values
             if bool((ordered.exp().sum(-1, dtype=torch.float64) >= top_p).all()):

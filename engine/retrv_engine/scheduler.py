@@ -1,12 +1,12 @@
-"""Who computes what in the next step, and in which pages.
+"""Decides which rows the next step computes, and in which pages.
 
-Sequences that write go first, with all they have to feed: a token, or the rows of an inspected
-candidate. Prompts share what `chunk_rows` allows: the oldest gets at least half of it, the rest
-goes to those that need least, so that a short prompt does not wait for a long one to be read.
+Jobs past their prompt go first, with all rows that they have left: a token, or an inspected
+candidate. Prompts share a budget of ``chunk_rows``: the first in rank gets at least half of it, and
+the rest goes to those that need least, so that a short prompt does not wait for a long one.
 
-When pages run out, cached ones that nobody holds are forgotten, least recently used first. Then the
-last in rank gives its pages up and waits; what it had computed is cached, so that it may find it
-again. The first in rank can therefore always go on, unless it does not fit at all.
+When pages run out, unlocked cached pages are evicted, least recently used first. Then the running
+job that is last in rank is preempted; its rows stay cached, so that it may find them again. So the
+first in rank can always go on, unless it does not fit at all.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from retrv_engine.sampler import Picked
 
 
 class Scheduler:
-    """Plans steps. Not safe to call from several threads at once.
+    """Plans steps, and owns the state of all jobs; not thread-safe.
 
     Args:
-        copy: copies the first rows of a page to another: source, target, rows.
-        single: whether steps in which each sequence feeds one token are replayed, others not:
-            ``</think>`` and ``<answer>`` are fed one after the other then.
+        copy: function that copies the first rows of a page to another: source, target, rows.
+        fixed: whether decode steps have fixed shapes, one row a job. Then ``</think>`` and
+            ``<answer>`` are computed one after the other.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class Scheduler:
         pool: PagePool,
         config: EngineConfig,
         copy: Callable[[int, int, int], None],
-        single: bool = False,
+        fixed: bool = False,
     ) -> None:
-        self.pool, self.config, self._copy, self._single = pool, config, copy, single
+        self.pool, self.config, self._copy, self._fixed = pool, config, copy, fixed
         self.tree = RadixTree(pool.size)
         self.waiting: list[Job] = []
         self.running: list[Job] = []
@@ -46,17 +46,17 @@ class Scheduler:
         self.preempted = 0
 
     def check_size(self, job: Job) -> None:
-        """Raises RequestTooLarge for a prompt longer than the cache; any thread may ask."""
+        """Raises RequestTooLarge for a prompt longer than the cache; thread-safe."""
         if pages_of(len(job.context), self.pool.size) > self.pool.count:
             raise self._too_large(job)
 
     def schedule(self) -> list[Extend]:
-        """The next step, empty if there is nothing to do."""
+        """Plans the next step; empty if there is nothing to do."""
         self._admit()
         plan: dict[Job, int] = {}
         for job in sorted(self.running, key=lambda job: job.rank):
             if job.phase != "prefill" and job in self.running:
-                rows = 1 if self._single and job.left == 2 else job.left
+                rows = 1 if self._fixed and job.left == 2 else job.left
                 self._plan(job, rows, plan)
         for job, rows in self._prefill_rows():
             if job in self.running:
@@ -64,7 +64,7 @@ class Scheduler:
         return [Extend(job, job.cached, stop) for job, stop in plan.items()]
 
     def computed(self, extend: Extend, picks: Sequence[Picked]) -> bool:
-        """Moves a job on whose rows were computed; True if that were all its rows.
+        """Moves a job on after a step; True if no rows are left to compute.
 
         Args:
             picks: tokens taken from those rows.
@@ -81,7 +81,7 @@ class Scheduler:
         return True
 
     def remove(self, job: Job, *, keep: bool = True) -> None:
-        """Takes a job out, if it is not out already."""
+        """Removes a job, if it is still there; ``keep`` leaves its rows cached."""
         if job in self.running:
             self._release(job, keep=keep)
             self.running.remove(job)
@@ -89,7 +89,7 @@ class Scheduler:
             self.waiting.remove(job)
 
     def preempt(self, job: Job, *, keep: bool = True) -> None:
-        """Makes a running job wait again and give its pages up."""
+        """Takes a running job's pages and makes it wait; ``keep`` leaves its rows cached."""
         self._release(job, keep=keep)
         self.running.remove(job)
         self.waiting.append(job)
@@ -100,7 +100,7 @@ class Scheduler:
         self.pool.give(self.tree.evict(self.tree.evictable))
 
     def clear(self) -> None:
-        """Evicts all pages; running jobs wait and will compute their rows again."""
+        """Evicts all pages; running jobs wait and compute their rows again."""
         for job in list(self.running):
             self.preempt(job, keep=False)
         self.pool.give(self.tree.flush())
@@ -142,7 +142,7 @@ class Scheduler:
             plan[job] = stop
 
     def _allocate(self, job: Job, rows: int, plan: dict[Job, int]) -> bool:
-        """Gets the pages for a job's first ``rows`` rows; False if it has to wait."""
+        """Allocates the pages for a job's first ``rows`` rows; False if the job has to wait."""
         need = pages_of(rows, self.pool.size) - len(job.pages)
         while not self._make_free(need):
             last = max(self.running, key=lambda job: job.rank)
@@ -158,13 +158,13 @@ class Scheduler:
         return True
 
     def _make_free(self, pages: int) -> bool:
-        """Whether so many pages are free, after forgetting cached ones."""
+        """Evicts pages until so many are free; False if there are too few."""
         if len(self.pool) < pages:
             self.pool.give(self.tree.evict(pages - len(self.pool)))
         return len(self.pool) >= pages
 
     def _admit(self) -> None:
-        """Lets waiting jobs run, as many as there is room for."""
+        """Starts waiting jobs, as many as there is room for."""
         for job in sorted(self.waiting, key=lambda job: job.rank):
             match = self.tree.match(job.context.keys, job.logits_from)
             if self._being_computed(job, match.rows):
@@ -178,22 +178,22 @@ class Scheduler:
                 continue
             self.tree.unlock(match.nodes)
             if self.running:
-                break  # the next in rank would overtake it for ever
+                break  # or those behind it could overtake it forever
             self.waiting.remove(job)
             self.rejected.append((job, self._too_large(job)))
 
     def _has_room(self, job: Job, found: int) -> bool:
-        """Whether a job with ``found`` pages could be read to the end beside those that run."""
+        """Whether the prompt of a job with ``found`` pages fits beside the running jobs."""
         if len(self.running) >= self.config.max_sequences:
             return False
         size = self.pool.size
         need = pages_of(len(job.context), size) - found
-        for other in self.running:  # what it still has to get, and one to go on writing in
+        for other in self.running:  # the pages it still needs, and one for its next tokens
             need += pages_of(len(other.context), size) - len(other.pages) + 1
         return need <= len(self.pool) + self.tree.evictable
 
     def _preempt_lower(self, job: Job) -> bool:
-        """Preempts the last in rank if its priority is lower than the job's."""
+        """Preempts the running job last in rank, if its priority is lower than the job's."""
         last = max(self.running, key=lambda job: job.rank, default=None)
         if last is None or last.priority >= job.priority:
             return False
@@ -201,11 +201,11 @@ class Scheduler:
         return True
 
     def _start(self, job: Job, match: Match) -> None:
-        """Gives a waiting job the cached rows, whose nodes it holds already, and lets it run."""
+        """Runs a waiting job from its cached rows, whose nodes are locked already."""
         job.nodes, job.cached = list(match.nodes), len(match.nodes) * self.pool.size
         job.pages = [node.page for node in match.nodes]
         if match.partial is not None:
-            self.tree.lock([match.partial])  # so that it is not forgotten to make room for its copy
+            self.tree.lock([match.partial])  # so that its copy does not evict it
             if self._make_free(1):
                 job.pages.append(self.pool.take())
                 self._copy(match.partial.page, job.pages[-1], match.rest)
@@ -216,7 +216,7 @@ class Scheduler:
         self.running.append(job)
 
     def _being_computed(self, job: Job, found: int) -> bool:
-        """Whether a page or more of what the job needs is being computed for another."""
+        """Whether a page or more of the rows that a job needs is being computed for another."""
         return self.config.radix and any(
             min(shared_prefix_length(job.context.keys, other.context.keys), job.logits_from) - found
             >= self.pool.size
@@ -231,7 +231,7 @@ class Scheduler:
             return []
         oldest, *others = sorted(prompts, key=lambda job: job.rank)
         budget = self.config.chunk_rows
-        assert budget is not None, "EngineConfig.on has put a number there"
+        assert budget is not None, "EngineConfig.on sets it"
         least = min(oldest.left, -(-budget // 2))
         budget -= least
         rows = {}

@@ -1,4 +1,4 @@
-"""Which pages the sequences of a step share, so that each is read once for all of them."""
+"""Which pages the sequences of a step share, so that attention reads each of them once."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from retrv_engine.pages import pages_of
 from retrv_engine.prefix import shared_prefix_length
 
 SHARED_ROWS = {"cpu": 1, "cuda": 2**17}
-"""Cached rows that reading shared prefixes once must save, by device, to be worth a tree. On a GPU
-that is an estimate and nothing measured: what fits its cache is read from memory once either way.
+"""Fewest cached rows that a step must save by reading shared prefixes once, by device. The number
+for GPUs is an estimate, not measured: rows that fit a GPU's cache are read from memory once anyway.
 """
 
 
 class PrefixNode(NamedTuple):
-    """A stretch of pages that the sequences ``first`` to ``stop`` share."""
+    """Consecutive pages, ``length`` rows in all, that sequences ``first`` to ``stop`` share."""
 
     pages: Sequence[int]
     length: int
@@ -30,7 +30,7 @@ class PrefixNode(NamedTuple):
 def tree_of(
     pages: Sequence[Sequence[int]], lengths: Sequence[int], page_size: int
 ) -> list[PrefixNode]:
-    """The tree that sorted page lists form; every sequence ends in a page of its own."""
+    """Nodes of the tree that sorted page lists form; each sequence ends in a page of its own."""
     nodes: list[PrefixNode] = []
 
     def divide(first: int, stop: int, depth: int) -> None:
@@ -38,7 +38,7 @@ def tree_of(
             length = lengths[first] - depth * page_size
             nodes.append(PrefixNode(pages[first][depth:], length, first, stop))
             return
-        # Sorted: what the first and the last share, all share.
+        # Sorted: pages that the first and the last share, all share.
         shared = shared_prefix_length(pages[first], pages[stop - 1])
         if shared > depth:
             length = (shared - depth) * page_size
@@ -62,15 +62,15 @@ def is_worth_a_tree(nodes: Sequence[PrefixNode], device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Sharing:
-    """How sequences that write share their pages, until another comes or one goes.
+    """How decoding sequences share their pages; valid until one joins or leaves.
 
-    While a sequence writes, its list of pages only grows, by pages of its own.
+    While a sequence decodes, its list of pages only grows, by pages of its own.
 
     Attributes:
-        pages: the lists themselves, in the order of the step.
-        order: of the sequences, so that those that share stand next to one another.
-        inner: nodes of several sequences.
-        depths: pages of each sequence that are in inner nodes, in ``order``.
+        pages: lists of pages themselves, in the order of the step.
+        order: order of the sequences in which those that share pages are neighbours.
+        inner: nodes that several sequences share.
+        depths: number of pages of each sequence in inner nodes, in ``order``.
     """
 
     pages: Sequence[list[int]]
@@ -80,7 +80,7 @@ class Sharing:
 
     @classmethod
     def of(cls, pages: Sequence[list[int]], lengths: Sequence[int], page_size: int) -> Sharing:
-        """Looks at all pages."""
+        """Compares the pages of all sequences."""
         order = sorted(range(len(pages)), key=pages.__getitem__)
         stops = [lengths[i] for i in order]
         used = [pages[i][: pages_of(lengths[i], page_size)] for i in order]
@@ -91,11 +91,11 @@ class Sharing:
         return cls(pages, order, inner, depths)
 
     def holds(self, pages: Sequence[list[int]]) -> bool:
-        """Whether these are still the lists."""
+        """Whether these are the same lists."""
         return len(pages) == len(self.pages) and all(map(operator.is_, pages, self.pages))
 
     def nodes(self, lengths: Sequence[int], page_size: int) -> list[PrefixNode]:
-        """All nodes, of sequences of so many rows, in ``order``."""
+        """All nodes, for sequences of ``lengths`` rows, in ``order``."""
         own = [
             PrefixNode(
                 self.pages[i][depth : pages_of(length, page_size)],

@@ -65,7 +65,7 @@ def _message(error: Exception) -> str | None:
         module = (error.name or "").partition(".")[0]
         extra = EXTRA_OF.get(module)
         return extra and f"this needs the package {module}: pip install 'retrv-r1[{extra}]'"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, RetrvError):
         place = f"cannot use {error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}; name a path that can be read and written"
     return str(error)

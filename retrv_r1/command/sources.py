@@ -18,16 +18,16 @@ def read_candidates(arguments: Iterable[str], stdin: BinaryIO | None = None) -> 
     ======================  ====================================================================
     a picture file          one candidate; its id is the path
     a folder                its pictures at any depth, by suffix, sorted by path; hidden files and
-                            folders are passed over, links to folders are not followed
-    ``NAME.txt``            one text candidate a line, blank lines skipped; id ``NAME.txt:LINE``
-    ``NAME.jsonl``          one item a line: a string, or ``{"id"?, "text"?, "image"?}`` with the
+                            folders are skipped, links to folders are not followed
+    ``NAME.txt``            one text per line, blank lines skipped; id ``NAME.txt:LINE``
+    ``NAME.jsonl``          one item per line: a string, or ``{"id"?, "text"?, "image"?}`` with the
                             picture's path relative to the file's folder; id ``NAME.jsonl:LINE``
     ``-``                   lines of ``stdin``: text, or such an object; id ``stdin:LINE``
     ======================  ====================================================================
 
     Raises:
-        ItemError: an argument that is none of these, an empty source, or a malformed line; the
-            message names the argument or ``file:line``, and the mend.
+        ItemError: an argument of another kind, an empty source, or a malformed line; the message
+            names the argument or ``file:line``, and the fix.
     """
     used_stdin = False
     for argument in arguments:
@@ -64,7 +64,7 @@ def _exists(path: Path) -> bool:
 
 
 def _printable(path: Path) -> str:
-    """A path as text that any UTF-8 output takes, whatever bytes its name has."""
+    """A path as valid UTF-8, whatever bytes its name has."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 

@@ -1,4 +1,4 @@
-"""What a ranking looks like: in the terminal, as a page, and as the HTTP response form."""
+"""A ranking as text for a terminal, as a web page, and in the form of HTTP responses."""
 
 from retrv_r1.report.html import render_html, write_html
 from retrv_r1.report.response import to_response

@@ -1,4 +1,4 @@
-"""A ranking as one self-contained page: no scripts, no outside files."""
+"""A ranking as one self-contained page: no scripts, no other files."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _CARD, _LARGE, _CHIP = 192, 448, 56
 
 @dataclass(frozen=True)
 class Card:
-    """A candidate as the page shows it.
+    """A candidate on the page.
 
     Args:
-        picture: CSS class of its picture; empty without one.
-        rank: from 1; None for a candidate that the reasoning names and the ranking leaves out.
+        picture: CSS class of the picture; empty without one.
+        rank: rank from 1; None for a candidate that the reasoning names but the ranking omits.
     """
 
     index: int
@@ -58,9 +58,9 @@ def render_html(
     """Renders a ranking as a page.
 
     Args:
-        candidates: the caller's whole list; needed only where the ranking was cut by ``top_k``,
-            to show the other candidates that the reasoning names.
-        title: the page's title; made from the query by default.
+        candidates: the caller's whole list. It is needed only where ``top_k`` cut the ranking, to
+            show other candidates that the reasoning names.
+        title: title of the page; by default the query.
     Raises:
         ItemError: a picture can no longer be read.
     """
@@ -70,7 +70,7 @@ def render_html(
     query_picture = _add_picture(pictures, "q", results.query, _LARGE)
     cards = [_card(results, rank, pictures) for rank in range(1, len(results) + 1)]
     by_index = {card.index: card for card in cards}
-    named = {part.candidate for step in steps for part in step.parts} | set(results.inspected)
+    named = {one.candidate for step in steps for one in step.fragments} | set(results.inspected)
     for index in sorted(k for k in named if k is not None and k not in by_index):
         item = Item.of(candidates[index]) if candidates is not None else None
         by_index[index] = _unranked(index, item, pictures)
@@ -101,7 +101,7 @@ def render_html(
 
 
 def write_html(page: str, path: Path) -> None:
-    """Writes a page in one step: a reader sees the old file or the new one, never half of one.
+    """Writes a page atomically: a reader sees the old file or the new one, never a part.
 
     Raises:
         RetrvError: the folder cannot be written to.
@@ -121,7 +121,7 @@ def write_html(page: str, path: Path) -> None:
             with contextlib.suppress(OSError):
                 os.unlink(scratch)
         raise RetrvError(
-            f"cannot write {path}: {error.strerror}; name a file in a folder that you may write to"
+            f"cannot write {path}: {error.strerror}; name a file in a writable folder"
         ) from error
 
 
@@ -132,7 +132,7 @@ def _umask() -> int:
 
 
 def _least_count(results: RankedResults) -> int:
-    """How many candidates there were at least, from what the results name."""
+    """Fewest candidates that there can have been, from what the results name."""
     return 1 + max([row.index for row in results] + list(results.inspected), default=-1)
 
 
@@ -161,7 +161,7 @@ def _unranked(index: int, item: Item | None, pictures: dict[str, str]) -> Card:
 
 
 def _add_picture(pictures: dict[str, str], key: str, item: Item, side: int) -> str:
-    """Puts an item's thumbnail among the page's pictures; returns its key, empty without one."""
+    """Adds an item's thumbnail to the page's pictures; returns its key, empty without one."""
     if item.image is None:
         return ""
     pictures[key] = data_uri(load_image(item.image), side)

@@ -1,4 +1,4 @@
-"""The response form that rerank clients read (Cohere, Jina), with our own part under ``retrv``."""
+"""The response form of rerank services (Cohere, Jina), with our own fields under ``retrv``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def to_response(
 ) -> dict[str, Any]:
     """A ranking as JSON values.
 
-    ``usage`` counts rows that the language model read (the prompt, candidates included, and what
-    was inspected) as prompt tokens and what it wrote as completion tokens; timings are seconds.
+    ``usage`` counts rows that the language model read (prompt with candidates, and inspected
+    candidates) as prompt tokens, and written tokens as completion tokens. Timings are seconds.
 
     Args:
-        request_id: the response's id; a new random one by default.
+        request_id: id of the response; random by default.
         created: Unix time; now by default.
     """
     tokens = results.tokens

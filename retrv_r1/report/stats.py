@@ -1,4 +1,4 @@
-"""What a ranking took: seconds by phase, rows computed and found, what the caches hold."""
+"""Costs of a ranking: seconds per phase, computed rows, cache hits."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from retrv_r1.rerank.feature_encoder import FeatureStats
 from retrv_r1.types import RankedResults
 
 
-def to_stats(
-    results: RankedResults, engine: Stats | None, features: FeatureStats
-) -> dict[str, Any]:
-    """As JSON values: ``timings`` and ``tokens`` of the ranking, ``engine`` and ``features``."""
+def to_stats(results: RankedResults, engine: Stats, features: FeatureStats) -> dict[str, Any]:
+    """Costs as JSON values: ``timings`` and ``tokens`` of the ranking, ``engine``, ``features``."""
     return {
         "timings": dict(results.timings),
         "tokens": asdict(results.tokens),
-        "engine": None if engine is None else asdict(engine) | {"hit_rate": engine.hit_rate},
+        "engine": asdict(engine) | {"hit_rate": engine.hit_rate},
         "features": asdict(features) | {"hit_rate": features.hit_rate},
     }
 
 
 def print_stats(results: RankedResults, stats: dict[str, Any], console: Console) -> None:
-    """Prints what :func:`to_stats` gives."""
+    """Prints the values of :func:`to_stats` as a table."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
@@ -36,11 +34,10 @@ def print_stats(results: RankedResults, stats: dict[str, Any], console: Console)
         bar = "#" * round(share.percent / 4)
         table.add_row(share.name, seconds(share.value), f"{share.percent:3.0f} % {bar}")
     engine, features = stats["engine"], stats["features"]
-    if engine is not None:
-        found, computed = engine["cached_rows"], engine["computed_rows"]
-        table.add_row("rows computed", str(computed), f"in {engine['steps']} steps")
-        table.add_row("rows found cached", str(found), f"{100 * engine['hit_rate']:.0f} %")
-    if engine is not None and engine["pages"]:  # a server's are not known
+    table.add_row("rows computed", str(engine["computed_rows"]), f"in {engine['steps']} steps")
+    hit_rate = f"{100 * engine['hit_rate']:.0f} %"
+    table.add_row("rows found cached", str(engine["cached_rows"]), hit_rate)
+    if engine["pages"]:  # unknown for a server
         table.add_row(
             "pages",
             str(engine["pages"] - engine["free_pages"]),

@@ -1,4 +1,4 @@
-"""A ranking for a reader at a terminal, or of a pipe."""
+"""A ranking as text, for a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from retrv_r1.report.view import (
     Step,
-    name_of,
+    display_name,
     printable,
     reasoning_steps,
     seconds,
@@ -21,17 +21,17 @@ _BAR = 10
 
 
 def print_ranking(results: RankedResults, console: Console, *, candidates: int) -> None:
-    """Prints the ranking, then the reasoning, then what it took.
+    """Prints the ranking, the reasoning, and the costs.
 
     Args:
-        candidates: how many there were, which may be more than the ranking shows.
+        candidates: number of candidates, which may be more than the ranking shows.
     """
     plain = not console.encoding.lower().startswith("utf")
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
     marks = [_mark(row, results.answer) for row in results]
     table.add_column("#", justify="right", style="bold", no_wrap=True)
     table.add_column("score", no_wrap=True)
-    table.add_column("candidate")  # the one that gives way on a narrow terminal
+    table.add_column("candidate")  # shortened on a narrow terminal
     table.add_column("", no_wrap=True)
     for rank, (row, mark) in enumerate(zip(results, marks, strict=True), start=1):
         answer = row.index == results.answer
@@ -57,7 +57,7 @@ def _bar(score: float, plain: bool) -> str:
 
 
 def _name(row: RankedItem, style: str) -> Text:
-    name = name_of(row.item, row.index).replace("\n", " ")
+    name = display_name(row.item, row.index).replace("\n", " ")
     text = printable(row.item.text or "").replace("\n", " ")
     rest = f"  {text}" if text and text != name else ""
     label = f"[{row.index + 1}] "
@@ -76,8 +76,8 @@ def _step(step: Step, plain: bool) -> Text:
     if step.inspected is not None:
         line.append("> inspects " if plain else "▸ inspects ", "magenta")
         line.append(f"[{step.inspected + 1}] ", "bold")
-    for part in step.parts:
-        line.append(part.text, "" if part.candidate is None else "bold")
+    for fragment in step.fragments:
+        line.append(fragment.text, "" if fragment.candidate is None else "bold")
     return line
 
 

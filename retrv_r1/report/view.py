@@ -1,4 +1,4 @@
-"""What terminal and page show alike: names of items, the reasoning in steps, token counts."""
+"""Parts that terminal and page share: names of items, steps of reasoning, token counts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SENTENCE = re.compile(r"[.!?](?=\s)")
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stretch of reasoning: words, or a reference to a candidate (its index)."""
+class Fragment:
+    """A fragment of reasoning: words, or a label; ``candidate`` is the index that it names."""
 
     text: str
     candidate: int | None = None
@@ -26,15 +26,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Step:
-    """A line of reasoning; ``inspected`` is the candidate that it looks at in full, if any."""
+    """A line of reasoning; ``inspected`` is the index of the candidate it inspects, if any."""
 
-    parts: tuple[Part, ...]
+    fragments: tuple[Fragment, ...]
     inspected: int | None = None
 
 
 @dataclass(frozen=True)
 class Share:
-    """One piece of a whole: a phase's seconds, a kind of row's count."""
+    """A share of a total, such as the seconds of a phase or the rows of a kind."""
 
     name: str
     value: float
@@ -42,8 +42,8 @@ class Share:
     percent: float
 
 
-def name_of(item: Item, index: int | None = None) -> str:
-    """A printable name: the id, else the picture's file name, else the text."""
+def display_name(item: Item, index: int | None = None) -> str:
+    """Printable name of an item: its id, else the picture's file name, else the whole text."""
     if item.id:
         name = item.id
     elif isinstance(item.image, str | Path):
@@ -54,8 +54,8 @@ def name_of(item: Item, index: int | None = None) -> str:
 
 
 def short_name(item: Item, index: int | None = None) -> str:
-    """The name; of a picture file, without folders and suffix."""
-    name = name_of(item, index)
+    """The display name; that of a picture file without folders and suffix."""
+    name = display_name(item, index)
     return Path(name).stem or name if isinstance(item.image, str | Path) else name
 
 
@@ -77,35 +77,39 @@ def reasoning_steps(text: str, count: int) -> list[Step]:
     """Splits reasoning at line ends, before each inspection, and after its first sentence.
 
     Args:
-        text: reasoning with ``[k]`` for candidate ``k - 1`` and ``inspect [k]`` for a look at it.
-        count: how many candidates there were; a ``[k]`` beyond them stays text.
+        text: reasoning, with ``[k]`` for the candidate of index ``k - 1`` and ``inspect [k]`` for
+            an inspection of it.
+        count: number of candidates; a ``[k]`` beyond it stays text.
     """
     steps = []
     for line in printable(text).split("\n"):
         looks = [m for m in _INSPECT.finditer(line) if 0 < int(m[1]) <= count]
         ends = [look.start() for look in looks[1:]] + [len(line)]
-        steps.append(Step(_parts(line[: looks[0].start() if looks else len(line)], count)))
+        steps.append(Step(_fragments(line[: looks[0].start() if looks else len(line)], count)))
         for look, end in zip(looks, ends, strict=False):
             verdict = line[look.end() : end]
             stop = _SENTENCE.search(verdict)
             cut = stop.end() if stop else len(verdict)
-            steps.append(Step(_parts(verdict[:cut], count), int(look[1]) - 1))
-            steps.append(Step(_parts(verdict[cut:], count)))
-    return [step for step in steps if step.parts or step.inspected is not None]
+            steps.append(Step(_fragments(verdict[:cut], count), int(look[1]) - 1))
+            steps.append(Step(_fragments(verdict[cut:], count)))
+    return [step for step in steps if step.fragments or step.inspected is not None]
 
 
-def _parts(text: str, count: int) -> tuple[Part, ...]:
-    parts, last = [], 0
+def _fragments(text: str, count: int) -> tuple[Fragment, ...]:
+    fragments, last = [], 0
     text = text.strip()
     for match in _LABEL.finditer(text):
         if 0 < int(match[1]) <= count:
-            parts += [Part(text[last : match.start()]), Part(match[0], int(match[1]) - 1)]
+            fragments += [
+                Fragment(text[last : match.start()]),
+                Fragment(match[0], int(match[1]) - 1),
+            ]
             last = match.end()
-    return tuple(part for part in (*parts, Part(text[last:])) if part.text)
+    return tuple(one for one in (*fragments, Fragment(text[last:])) if one.text)
 
 
 def token_shares(results: RankedResults) -> list[Share]:
-    """The rows of a request by kind; the prompt without its candidates."""
+    """Rows of a request by kind; the prompt is counted without its candidates."""
     tokens = results.tokens
     return _shares(
         {
@@ -119,12 +123,12 @@ def token_shares(results: RankedResults) -> list[Share]:
 
 
 def timing_shares(results: RankedResults) -> list[Share]:
-    """The seconds of a request by phase."""
+    """Seconds of a request by phase."""
     return _shares(results.timings, seconds)
 
 
 def seconds(value: float) -> str:
-    """A duration with a unit that keeps it short."""
+    """A duration as short text."""
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
 
 

@@ -1,15 +1,16 @@
-"""Feature rows of items, encoded once: kept in memory, then on disk, by what an item says."""
+"""Feature rows of items, encoded once and kept in memory and on disk by content."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -22,17 +23,21 @@ from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.rerank.feature_store import FeatureStore, fingerprint
 from retrv_r1.types import Item, ItemError
 
+T = TypeVar("T")
+
 LARGE_BYTES, LARGE_PIXELS = 2**14, 2**16
-"""Of a picture that a thread of its own reads: as a file, and decoded."""
+"""Sizes (as a file, decoded) from which a thread of its own reads a picture."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """An encoded item without its patches, and its rows ``[n, d]``.
+    """Features of one item.
 
     Attributes:
-        key: hash of its content.
-        version: of the weights that made the rows: the encoder's, when it was asked.
+        item: the encoded item without its patches.
+        rows: feature rows ``[n, d]``.
+        key: hash of the item's content.
+        version: version of the weights that made the rows; see :class:`FeatureEncoder`.
     """
 
     item: EncodedItem
@@ -43,12 +48,13 @@ class Features:
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """Where items came from so far.
+    """Counts of a feature encoder.
 
     Args:
-        ram_hits, disk_hits: items that were found.
+        ram_hits: items found in memory.
+        disk_hits: items found on disk.
         encoded: distinct items that the model encoded.
-        bytes: of rows in memory now.
+        bytes: size of the rows in memory now.
     """
 
     ram_hits: int = 0
@@ -58,26 +64,27 @@ class FeatureStats:
 
     @property
     def hit_rate(self) -> float:
-        """Share of items that were found."""
+        """Share of items that were found instead of encoded."""
         found = self.ram_hits + self.disk_hits
         return found / max(1, found + self.encoded)
 
 
 class FeatureEncoder:
-    """Encodes items, each distinct one once, the missing ones in packed batches.
+    """Encodes each distinct item once; items that are not cached are encoded in packed batches.
 
     May be called from several threads; two that miss the same item at once both encode it.
 
     Args:
-        capacity_bytes: rows kept in memory; the least recently used go first. When None, by the
-            device, at the first request: see :mod:`retrv_r1.memory`.
-        batch_rows: rows after which a batch is run, None as above. It bounds what the tower holds
-            at once: 500 large pictures in one batch would need tens of GB at Qwen2.5-VL-3B's sizes.
-        directory: where rows are kept on disk as well, for this and later processes.
-        disk_bytes: rows kept there.
-        workers: threads that read pictures; as many as there are processors when None.
+        capacity_bytes: bytes of rows to keep in memory; the least recently used are evicted. None:
+            chosen by the device at the first request, see :mod:`retrv_r1.memory`.
+        batch_rows: rows after which a batch is run; None as above. It bounds the memory of the
+            vision tower: 500 large pictures in one batch would need tens of GB at the sizes of
+            Qwen2.5-VL-3B.
+        directory: directory that keeps rows for later processes as well.
+        disk_bytes: bytes of rows to keep there.
+        workers: threads that read pictures; the number of processors when None.
     Attributes:
-        version: of the weights: how often :meth:`clear` was called.
+        version: version of the weights: the number of calls of :meth:`clear`.
     """
 
     def __init__(
@@ -114,7 +121,11 @@ class FeatureEncoder:
 
     @torch.no_grad()
     def encode(self, items: Sequence[Item]) -> list[Features]:
-        """Features of ``items``, in order; an unusable item is named by its place or id."""
+        """Features of ``items``, in their order.
+
+        Raises:
+            ItemError: an item cannot be used; the message names it by its id or place.
+        """
         keys = [self._checked(i, item, content_hash) for i, item in enumerate(items)]
         with self._lock:
             version, folder = self.version, self._folder()
@@ -134,7 +145,7 @@ class FeatureEncoder:
                 batch = {}
         if batch:
             encoded |= self._run(batch, version)
-        if version == self.version:  # else the weights have changed meanwhile: nobody knows whose
+        if version == self.version:  # else the weights have changed, and rows of both would mix
             for key, features in encoded.items():
                 if self._store is not None:
                     self._store.put(f"{folder}-{key}", features.item, features.rows)
@@ -143,7 +154,7 @@ class FeatureEncoder:
         return [found[key] for key in keys]
 
     def clear(self) -> None:
-        """Forgets every item: for a model whose weights have changed."""
+        """Forgets all items, after the model's weights have changed."""
         with self._lock:
             self.model.icm.forget()
             self._kept.clear()
@@ -152,7 +163,7 @@ class FeatureEncoder:
             self.version += 1
 
     def stats(self) -> FeatureStats:
-        """Where items came from so far."""
+        """Counts since the encoder was made."""
         return self._stats
 
     def _in_memory(self, keys: Sequence[str]) -> dict[str, Features]:
@@ -175,7 +186,7 @@ class FeatureEncoder:
         }
 
     def _folder(self) -> str:
-        """The model whose rows are on disk, by its weights; "" without a disk."""
+        """Prefix of names on disk: a hash of the model; "" without a disk."""
         if self._store is None:
             return ""
         if self._fingerprint is None:
@@ -183,10 +194,10 @@ class FeatureEncoder:
         return self._fingerprint
 
     def _read(self, wanted: Sequence[tuple[int, Item]]) -> Iterator[EncodedItem]:
-        """Reads items in order, by threads where several have large pictures, ahead of the tower.
+        """Reads items in order; threads read ahead where several items have large pictures.
 
-        Decoding and resizing leave the interpreter to others. Ahead only so far that patches of a
-        long list do not pile up.
+        Decoding and resizing release the GIL. Reading ahead is limited, so that patches of a long
+        list do not pile up.
         """
         if sum(_is_large(item) for _, item in wanted) < 2:
             yield from (self._read_one(*one) for one in wanted)
@@ -208,7 +219,7 @@ class FeatureEncoder:
         return ThreadPoolExecutor(self.workers, "retrv-pictures")
 
     def _read_one(self, index: int, item: Item) -> EncodedItem:
-        """An encoded item, its patches in half precision where the tower takes them so."""
+        """Encodes an item, with patches in the dtype of the vision tower."""
         encoded = self._checked(index, item, self.processor.encode)
         if encoded.patches is None:
             return encoded
@@ -216,7 +227,7 @@ class FeatureEncoder:
 
     def _run(self, batch: dict[str, EncodedItem], version: int) -> dict[str, Features]:
         device = self.model.device
-        pin = device.type == "cuda" and torch.cuda.is_available()  # not where a GPU is emulated
+        pin = device.type == "cuda" and torch.cuda.is_available()  # an emulated GPU cannot
         packed = self.processor.pack(list(batch.values()), pin=pin).to(device)
         rows = self.model.features(packed).split([len(item) for item in batch.values()])
         return {
@@ -225,7 +236,8 @@ class FeatureEncoder:
         }
 
     @staticmethod
-    def _checked(index, item, function):
+    def _checked(index: int, item: Item, function: Callable[[Item], T]) -> T:
+        """``function(item)``, with errors that name the item."""
         try:
             return function(item)
         except ItemError as error:
@@ -258,7 +270,7 @@ class FeatureEncoder:
 def _is_large(item: Item) -> bool:
     """Whether reading an item's picture is worth a thread.
 
-    Reading icons of 3 KB, 1 ms each, 50 took a sixth longer by threads than without.
+    50 icons of 3 KB, 1 ms each, took a sixth longer to read with threads than without.
     """
     if isinstance(item.image, Image.Image):
         return item.image.width * item.image.height >= LARGE_PIXELS
@@ -266,11 +278,11 @@ def _is_large(item: Item) -> bool:
         return len(item.image) >= LARGE_BYTES
     try:
         return item.image is not None and os.path.getsize(item.image) >= LARGE_BYTES
-    except OSError:  # gone since it was hashed; who reads it will say so
+    except OSError:  # gone since it was hashed; reading it will raise
         return False
 
 
 def pack_features(features: Sequence[Features]) -> tuple[Tensor, Tensor]:
-    """Rows ``[n, d]`` and offsets ``[m + 1]`` of encoded items."""
+    """Rows ``[n, d]`` and offsets ``[m + 1]`` of several items."""
     lengths = [0, *(len(f.rows) for f in features)]
     return torch.cat([f.rows for f in features]), torch.tensor(lengths).cumsum(0)

@@ -1,4 +1,4 @@
-"""Feature rows on disk, for later processes: an optional part over the diskcache library."""
+"""Feature rows on disk, for later runs; needs the diskcache library."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ CHUNK = 2**24
 
 
 class FeatureStore:
-    """Rows by name in a directory that processes may share; the least recently used go first.
+    """Feature rows by name in a directory that processes may share.
 
-    What cannot be read is as good as absent, and what cannot be written is not kept: a damaged
-    entry or a full disk costs time, never a request.
+    An entry that cannot be read counts as absent, and one that cannot be written is not kept: a
+    damaged entry or a full disk costs time, but never a request.
 
     Args:
-        size: bytes that are kept.
+        directory: the directory; made if it is missing.
+        size: largest size in bytes; the least recently used entries are evicted.
     Raises:
         RetrvError: the library is not installed, or the directory cannot be used.
     """
@@ -41,15 +42,14 @@ class FeatureStore:
             self._cache = diskcache.Cache(
                 str(directory), size_limit=size, eviction_policy="least-recently-used"
             )
-        except Exception as error:  # SQLite's and the system's own
+        except Exception as error:  # errors of SQLite and of the system
             raise RetrvError(
-                f"cannot use {directory} as a feature cache ({error}); name a folder that can be "
-                "written to"
+                f"cannot use {directory} as a feature cache ({error}); name a writable folder"
             ) from error
         self._warned = False
 
     def get(self, name: str) -> tuple[EncodedItem, Tensor] | None:
-        """What was put there, None if there is nothing sound."""
+        """The stored item and its rows ``[n, d]``; None if they are absent or damaged."""
         try:
             value = self._cache.get(name)
             if value is None:
@@ -63,18 +63,18 @@ class FeatureStore:
                 rows=None if item["rows"] is None else tuple(item["rows"]),
             )
             return (encoded, rows) if len(encoded) == len(rows) else None
-        except Exception as error:  # whatever a damaged entry or disk brings about
+        except Exception as error:  # a damaged entry or disk can cause any
             self._warn(f"cannot read from the feature cache: {error}")
             return None
 
     def put(self, name: str, item: EncodedItem, rows: Tensor) -> None:
-        """Keeps an item's rows."""
+        """Stores the rows of an item."""
         values = {"text_ids": item.text_ids, "grid": item.grid, "rows": item.rows}
         header = torch.tensor(list(json.dumps(values).encode()), dtype=torch.uint8)
         try:
             self._cache.set(name, save({"item": header, "rows": rows.cpu().contiguous()}))
         except Exception as error:  # a full disk, a lost directory
-            self._warn(f"cannot write to the feature cache, going on without: {error}")
+            self._warn(f"cannot write to the feature cache: {error}; rows are not kept")
 
     def _warn(self, message: str) -> None:
         if not self._warned:
@@ -83,7 +83,7 @@ class FeatureStore:
 
 
 def fingerprint(model: RetrvR1ForConditionalGeneration, processor: RetrvR1Processor) -> str:
-    """Hash of all that features depend on: tower, token embeddings, preprocessing, vocabulary."""
+    """Hash of all that features depend on: vision tower, embeddings, preprocessing, vocabulary."""
     digest = hashlib.blake2b(digest_size=16)
     settings = [
         processor.image_processor.to_json_string(),

@@ -1,4 +1,4 @@
-"""From label logits to a ranking: the score policy."""
+"""From label logits to candidates in order, with scores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from retrv_engine import Output
 def rank_labels(logits: Tensor, answer: int, temperature: float) -> list[tuple[int, float]]:
     """Candidates with scores, best first.
 
-    Scores are ``softmax(logits / temperature)`` over the labels. The answer comes first whatever
-    its logit is (sampling may choose another one than the likeliest), with the largest score, so
-    that scores never rise down the ranking.
+    Scores are ``softmax(logits / temperature)`` over the labels. The answer comes first, with the
+    largest score, even where sampling did not choose the likeliest label; so scores never increase
+    down the ranking.
 
     Args:
-        logits: of the labels where the answer is due, ``[k]``.
-        answer: the chosen candidate.
+        logits: logits of the labels at the place of the answer, ``[k]``.
+        answer: number of the chosen candidate.
+        temperature: the checkpoint's calibrated temperature.
     """
     scores = torch.softmax(logits.double() / temperature, -1)
     order = torch.argsort(scores, descending=True, stable=True).tolist()
@@ -30,14 +31,14 @@ def rank_labels(logits: Tensor, answer: int, temperature: float) -> list[tuple[i
 
 
 def vote(outputs: Sequence[Output]) -> tuple[Output, Tensor]:
-    """The output that wins among samples of one request, and label logits of all together.
+    """The winner among several samples of one request, and label logits of all of them.
 
-    The answer is what most of them say; of equally many, the one with the largest mean probability.
-    The winner is the first output that says it.
+    Most outputs give the winner's answer; of answers given equally often, it has the largest mean
+    probability. The winner is the first output with that answer.
 
     Returns:
-        The winner, and the logarithms of the labels' mean probabilities, ``[k]``; of a single
-        output its logits as they are.
+        The winner, and the logarithms of the labels' mean probabilities ``[k]``; for a single
+        output, its own logits.
     """
     if len(outputs) == 1:
         return outputs[0], outputs[0].label_logits
@@ -49,10 +50,10 @@ def vote(outputs: Sequence[Output]) -> tuple[Output, Tensor]:
 
 
 def rank_verdicts(logits: Sequence[Tensor]) -> list[tuple[int, float]]:
-    """Candidates with scores, best first, by the chance of "yes" against "no".
+    """Candidates with scores, best first, by the probability of "yes" against "no".
 
     Args:
-        logits: of the two, for each candidate, ``[2]``.
+        logits: logits of "yes" and "no" of each candidate, ``[2]``.
     """
     margins = torch.stack([yes_no[0] - yes_no[1] for yes_no in logits]).double()
     order = torch.argsort(margins, descending=True, stable=True).tolist()
@@ -62,7 +63,7 @@ def rank_verdicts(logits: Sequence[Tensor]) -> list[tuple[int, float]]:
 def merge_windows(
     head: Sequence[tuple[int, float]], tail: Sequence[tuple[int, float]]
 ) -> list[tuple[int, float]]:
-    """A window's ranking, then candidates that earlier windows placed lower, capped below it."""
+    """A window's ranking, then the candidates of earlier windows, with scores capped by it."""
     floor = head[-1][1] if head else 1.0
     merged = list(head)
     for candidate, score in tail:

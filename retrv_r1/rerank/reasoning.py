@@ -11,11 +11,11 @@ from retrv_r1.model.processing import RetrvR1Processor
 def reasoning_text(
     processor: RetrvR1Processor, written: Sequence[int], numbers: Sequence[int]
 ) -> str:
-    """The text between the think tags, labels as ``[index + 1]`` of the caller's list.
+    """The text between the think tags, where ``[index + 1]`` stands for a label.
 
     Args:
         written: tokens of an output.
-        numbers: index in the caller's list of each label's candidate.
+        numbers: index in the caller's list, for each label of the prompt.
     """
     tokens = processor.tokens
     if tokens.think_end not in written:

@@ -1,0 +1,162 @@
+"""What goes wrong with one request, and leaves the others and the engine as they were."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import CancelledError
+from dataclasses import replace
+
+import pytest
+import torch
+from engine_doubles import (
+    CANDIDATES,
+    LABELS,
+    LOOK,
+    NAMES,
+    SIZE,
+    Ledger,
+    Source,
+    alone,
+    ledger,
+    made,
+)
+from torch import Tensor
+
+from retrv_engine import (
+    DeadlineExceeded,
+    EngineConfig,
+    FeatureRows,
+    LocalEngine,
+    Request,
+    RequestTooLarge,
+    Sampling,
+)
+from retrv_engine.generation import Generation
+
+
+def test_a_prompt_that_cannot_fit_is_refused_and_one_that_fits_alone_is_served():
+    engine = ledger(10)
+    with pytest.raises(RequestTooLarge, match="cache of 40 rows; raise the engine's cache_bytes"):
+        engine.submit(Request([11] * 40, LABELS, reason=False))
+    fits = [Request([n] * 39, LABELS, reason=False) for n in (11, 12, 13)]
+    assert len(engine.generate(fits)) == 3
+    engine.check()
+
+
+class Looking(Ledger):
+    """Inspects as long as it may."""
+
+    @staticmethod
+    def _of(keys: list[int]) -> Tensor:
+        return torch.arange(SIZE).eq(LOOK).float()
+
+
+def test_what_outgrows_the_cache_fails_alone():
+    engine = LocalEngine(None, NAMES, EngineConfig(page_size=4), runner=Looking(10, 4))
+    source = Source({k: [FeatureRows(torch.zeros(60, 1), 0, 60, k)] for k in range(4)})
+    big = engine.submit(Request([11] * 9, LABELS, range(4), source))
+    small = [engine.submit(Request([12 + n] * 9, LABELS, reason=False)) for n in range(3)]
+    assert len([handle.result() for handle in small]) == 3
+    with pytest.raises(RequestTooLarge, match="73 rows does not fit"):
+        big.result()
+    engine.check()
+    engine.flush()
+    assert engine.stats().free_pages == 10
+
+
+def test_cancelled_requests_give_their_pages_back_at_the_next_step():
+    engine = ledger(radix=False)
+    handle = engine.submit(Request([11] * 50, LABELS, range(4), CANDIDATES))
+    engine.step()
+    assert engine.stats().free_pages < 1000
+    assert handle.cancel() and not engine.step()
+    assert engine.stats().free_pages == 1000 and engine.stats().cancelled == 1
+    with pytest.raises(CancelledError):
+        handle.result()
+    assert not handle.cancel() or handle.future.cancelled()
+
+
+def test_deadlines():
+    engine = ledger()
+    late = engine.submit(made(3), deadline=0.0)
+    kept = engine.submit(made(4), deadline=60.0)
+    time.sleep(0.01)
+    with pytest.raises(DeadlineExceeded, match="not done in"):
+        late.result()
+    assert kept.result().tokens == alone(made(4)).tokens
+    assert engine.stats().failed == 1
+
+
+def test_an_error_of_a_source_fails_only_who_asked():
+    bad = Source(CANDIDATES.pieces, bad={0, 1, 2, 3})
+    engine = ledger(max_sequences=8)
+    looks = [n for n in range(40) if alone(made(n)).inspected][:3]
+    broken = engine.submit(replace(made(looks[0]), source=bad, inspections=range(4)))
+    fine = [engine.submit(made(n)) for n in looks[1:]]
+    assert [h.result().tokens for h in fine] == [alone(made(n)).tokens for n in looks[1:]]
+    with pytest.raises(OSError, match="cannot read"):
+        broken.result()
+    engine.check()
+
+
+def test_a_source_that_gives_too_little_fails_only_who_asked():
+    class Short(Source):
+        def load(self, names):
+            return super().load(names)[:-1]
+
+    engine = ledger(max_sequences=8)
+    looks = [n for n in range(40) if alone(made(n)).inspected][:2]
+    broken = engine.submit(replace(made(looks[0]), source=Short(CANDIDATES.pieces)))
+    fine = engine.submit(made(looks[1]))
+    assert fine.result().tokens == alone(made(looks[1])).tokens
+    with pytest.raises(ValueError, match="not enough values to unpack"):
+        broken.result()
+    engine.check()
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_a_sequence_that_fails_touches_no_other(thread):
+    class Picky(Generation):
+        def think(self, token, logprob, likeliest):
+            if self.request.sampling.seed == 99:
+                raise ArithmeticError("cannot choose")
+            super().think(token, logprob, likeliest)
+
+    engine = LocalEngine(
+        None, NAMES, EngineConfig(page_size=4), runner=Ledger(99, 4), generation_type=Picky
+    )
+    if thread:
+        engine.start()
+    broken = engine.submit(replace(made(4), reason=True, sampling=Sampling(seed=99)))
+    fine = engine.submit(made(3))
+    with pytest.raises(ArithmeticError, match="cannot choose"):
+        broken.result(timeout=20)
+    assert fine.result(timeout=20).tokens == alone(made(3)).tokens
+    engine.check()
+    engine.close()
+
+
+def test_an_error_of_the_model_fails_what_runs_and_leaves_a_usable_engine():
+    engine = ledger()
+    first = engine.submit(made(3))
+    engine.step()
+    engine.runner.broken = True
+    with pytest.raises(MemoryError, match="the model broke"):
+        first.result()
+    engine.runner.broken = False
+    engine.check()
+    assert engine.stats().free_pages == engine.stats().pages
+    assert engine.generate([made(3)])[0].tokens == alone(made(3)).tokens
+
+
+@pytest.mark.parametrize(
+    "values", [{"page_size": 0}, {"max_sequences": 0}, {"chunk_rows": 0}, {"cache_bytes": 0}]
+)
+def test_settings_that_cannot_be_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        EngineConfig(**values)
+
+
+def test_an_engine_needs_a_model():
+    with pytest.raises(ValueError, match="needs a model"):
+        LocalEngine(None, NAMES)
