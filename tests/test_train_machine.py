@@ -337,6 +337,6 @@ def test_without_git_there_is_no_commit(monkeypatch):
 
 
 def test_a_quick_recipe_needs_a_pack(pictographs, tmp_path):
-    with pytest.raises(RetrvError, match="takes a pack, not the folder"):
+    with pytest.raises(RetrvError, match="needs a pack, not the folder"):
         options = {"minutes": 1, "machine": Machine(), "quick": True}
         train_all(pictographs, tmp_path / "out", tmp_path / "work", **options)
