@@ -6,7 +6,7 @@ pairs. A trainer describes a sequence by integers: token ids, and row references
 makes three calls: :meth:`~RetrvR1ForConditionalGeneration.row_table` makes the table, ``embed`` the
 sequence's embeddings, and ``language_model`` reads them; gradients reach tower and compressor. An
 engine gets its rows from :meth:`~RetrvR1ForConditionalGeneration.features` and ``icm``, and uses
-the model's embeddings, ``language_model`` and head.
+the model's embeddings, ``language_model`` and head (``retrv_engine.LanguageModel``).
 """
 
 from __future__ import annotations
@@ -16,12 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from retrv_r1.model.config import ICMConfig, RetrvR1Config

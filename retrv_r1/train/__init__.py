@@ -49,6 +49,7 @@ def run(
     Raises:
         RetrvError: options, data or an earlier stage's result that cannot be used; the message
             says what to do.
+        OSError: ``out`` cannot be written.
     """
     from retrv_r1.data.pack import data_folder
     from retrv_r1.train.config import read_config
@@ -58,6 +59,7 @@ def run(
     settings = read_config(stage, Path(config))
     schedule = Schedule(settings.loop.steps, minutes * 60) if minutes is not None else None
     target = Path(out) if out else settings.out
+    target.mkdir(parents=True, exist_ok=True)  # before anything is loaded, if it cannot be made
     source = data_folder(Path(data) if data else settings.data, target / "data")
     settings = replace(settings, out=target, data=source)
     return train_stage(settings, Machine.of(device, dtype, workers), schedule, resume=resume)
