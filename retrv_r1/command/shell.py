@@ -51,9 +51,10 @@ def clean_ending() -> Iterator[None]:
 def _message(error: Exception) -> str | None:
     """What is wrong and how to fix it; None if the caller cannot."""
     if isinstance(error, ModuleNotFoundError):
-        if error.name not in TRAINING_PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        if package not in TRAINING_PACKAGES:
             return None
-        return f"training needs the package {error.name}: pip install 'retrv-r1[train]'"
+        return f"training needs the package {package}: pip install 'retrv-r1[train]'"
     if isinstance(error, OSError) and not isinstance(error, RetrvError):
         place = f"cannot use {error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}; name a path that can be read and written"
