@@ -5,10 +5,10 @@ Run it: ``python examples/rank_batch.py``
 
 from pathlib import Path
 
-from retrv_r1 import Item, RankRequest, Reranker
+from retrv_r1 import Item, ItemLike, RankRequest, Reranker
 
 demo = Path(__file__).parent / "demo"
-candidates = [
+candidates: list[ItemLike] = [
     "a taxi",
     "a lion",
     demo / "police-car.png",
