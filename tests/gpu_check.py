@@ -1,7 +1,7 @@
-"""Everything that a GPU must prove, in minutes: ``make gpu-check``; see docs/gpu.md.
+"""Checks of kernels, engine and memory accesses on a GPU: ``make gpu-check``; see docs/gpu.md.
 
-Each part is a process of its own with a time limit, on a GPU all at once. Ends with a line for
-each op and with 1 if anything failed, or did not run. Whoever stops this stops its parts.
+Each part is a separate process with a time limit; on a GPU all run at once. Prints a line for each
+op, and exits with 1 if anything failed or did not run. Stopping this process stops its parts.
 """
 
 from __future__ import annotations
@@ -29,25 +29,22 @@ ROOT = Path(__file__).resolve().parents[1]
 KERNELS = "tests/test_kernels_gpu.py"
 ON_CPU = "tests/test_kernels_ops.py"
 NEEDED = {"xdist": "pytest-xdist", "pytest_timeout": "pytest-timeout"}
-SHOWN = 30  # failures, in the summary
+SHOWN = 30  # failures in the summary
 CHECKER = "compute-sanitizer"
-TOOLKIT = "/usr/local/cuda/bin"  # where it is if it is not on PATH
-FOUND = 86  # its exit code for an access that was wrong, which the checked program never has
-# What it says where the machine does not let it at the card.
+TOOLKIT = "/usr/local/cuda/bin"  # searched after PATH
+FOUND = 86  # its exit code for a wrong access; the checked program never exits with it
+# Its messages where the machine does not allow it to use the card.
 REFUSED = ("Device not supported", "not supported on this device")
 # Processes of parts, killed when this one is stopped.
 _RUNNING: set[subprocess.Popen[bytes]] = set()
 
-_SHOWN = ("lines", "problem", "folder")  # of a machine's description, not part of its record
+_SHOWN = ("lines", "problem", "folder")  # parts of a machine's description that are not saved
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command, what it proves, and after how many seconds it is stopped.
-
-    ``checked`` fails it where no memory checker watched.
-    """
+    """A command with a limit of ``seconds``; ``checked`` if it needs a memory checker to pass."""
 
     name: str
     command: Sequence[str]
@@ -58,7 +55,7 @@ class Part:
 
 @dataclass
 class Outcome:
-    """How a part ended; ``tests`` as :mod:`outcomes` writes them."""
+    """The end of a part; ``tests`` are lines of :mod:`outcomes`."""
 
     part: str
     code: int | None
@@ -75,15 +72,13 @@ class Outcome:
 def main(
     device: Annotated[str, typer.Option(help="cuda, or cpu for a rehearsal.")] = "cuda",
     quick: Annotated[bool, typer.Option("--quick", help="A few cases of each op.")] = False,
-    minutes: Annotated[
-        float, typer.Option(min=0.1, help="After which what runs is stopped.")
-    ] = 3.0,
-    workers: Annotated[int, typer.Option(help="Processes for the tests of kernels.")] = 0,
-    memcheck: Annotated[bool, typer.Option(help="Fail without a memory checker.")] = True,
-    commit: Annotated[str, typer.Option(help="Of the code; git's answer by default.")] = "",
-    out: Annotated[Path, typer.Option(help="Here a folder is made for the card.")] = Path(
-        "bench/results/gpu"
-    ),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time limit of all parts.")] = 3.0,
+    workers: Annotated[int, typer.Option(help="Number of processes for the tests of kernels.")] = 0,
+    memcheck: Annotated[bool, typer.Option(help="Fail if there is no memory checker.")] = True,
+    commit: Annotated[str, typer.Option(help="Commit of the code; from git by default.")] = "",
+    out: Annotated[
+        Path, typer.Option(help="Folder for results; each card gets a folder in it.")
+    ] = Path("bench/results/gpu"),
 ) -> None:
     """Checks kernels, engine, training and memory accesses on a GPU."""
     missing = [name for module, name in NEEDED.items() if not importlib.util.find_spec(module)]
@@ -102,7 +97,7 @@ def main(
     machine["commit"] = commit or machine["commit"]
     out = out / machine["folder"] / "check"
     _empty(out)
-    # On a CPU parts run one after another, each in the whole time.
+    # On a CPU parts run one after another, each with the full limit.
     left = 60 * minutes - (time.monotonic() - began if device == "cuda" else 0.0)
     workers = workers or min(8, os.cpu_count() or 1)
     parts = parts_of(device, quick, left, workers, memcheck=memcheck)
@@ -119,7 +114,7 @@ def main(
 def parts_of(
     device: str, quick: bool, seconds: float, workers: int, *, memcheck: bool = True
 ) -> list[Part]:
-    """What is run, the longest first."""
+    """The parts, longest first."""
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "outcomes", "-p", "no:cacheprovider"]
     pytest += ["--timeout", "120", "--color", "no"]
     spread = ["-n", str(workers), "--maxfail", "30"]
@@ -132,13 +127,13 @@ def parts_of(
         commands = {"kernels": kernels, "engine": engine, "memory": smoke}
         return [Part(name, command, seconds) for name, command in commands.items()]
     kernels = [*pytest, *spread, "-m", "gpu", KERNELS, *few]
-    # Each engine takes a part of the card's memory: one after another.
+    # One after another: each engine takes a large part of the card's memory.
     engine = [*pytest, "-m", "gpu", *others]
     checker = shutil.which(CHECKER) or shutil.which(CHECKER, path=TOOLKIT) if memcheck else None
-    # Memory that PyTorch keeps would hide accesses behind the end of a tensor.
+    # PyTorch's memory cache would hide accesses past the end of a tensor.
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if checker else {}
     if checker:
-        # PyTorch and Triton try calls that may fail: these are no errors.
+        # PyTorch and Triton make calls that are allowed to fail.
         options = ["--tool", "memcheck", "--report-api-errors", "no"]
         smoke = [checker, *options, "--error-exitcode", str(FOUND), *smoke]
     return [
@@ -149,11 +144,11 @@ def parts_of(
 
 
 def run(part: Part, out: Path) -> Outcome:
-    """Runs a part, at most so long; what it prints goes to ``NAME.log``."""
+    """Runs a part within its limit; its output goes to ``NAME.log``."""
     began = time.monotonic()
     lines, log = out / f"{part.name}.jsonl", out / f"{part.name}.log"
     paths = [str(ROOT / name) for name in ("", "engine", "kernels", "tests")]
-    # Parts run beside one another: with a thread for each core they would wait for each other.
+    # Parts run at the same time: with a thread for each core they would slow each other down.
     environment = {"OMP_NUM_THREADS": "2", **os.environ, **part.environment}
     environment["GPU_CHECK_OUTCOMES"] = str(lines.resolve())
     environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
@@ -182,7 +177,7 @@ def run(part: Part, out: Path) -> Outcome:
 
 
 def summary(outcomes: Iterable[Outcome]) -> list[str]:
-    """A line for each op or file, then the failures."""
+    """A line for each op or file, then failures and reasons of skips."""
     tests = [test for outcome in outcomes for test in outcome.tests]
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for test in tests:
@@ -203,7 +198,7 @@ def summary(outcomes: Iterable[Outcome]) -> list[str]:
 
 
 def _worst(tests: Sequence[dict[str, Any]]) -> str:
-    """The largest error of each dtype, as a part of what is allowed."""
+    """The largest error of each dtype relative to its bound."""
     found: dict[str, tuple[float, float]] = {}
     for test in tests:
         if "error" in test:
@@ -214,7 +209,7 @@ def _worst(tests: Sequence[dict[str, Any]]) -> str:
 
 
 def _group(test: dict[str, Any]) -> str:
-    """The op that a test is about, or its file."""
+    """The op that a test checks, or the test's file."""
     if "op" in test:
         return test["op"]
     file, _, rest = test["test"].partition("::")
@@ -230,7 +225,7 @@ def _line(outcome: Outcome) -> str:
 
 
 def _note(part: Part, outcome: Outcome, log: str) -> str:
-    """What has to be said of a part besides its tests."""
+    """A remark about a part, besides its tests; marks parts as failed that proved nothing."""
     if outcome.code is None:
         return (
             f"stopped after {part.seconds:.0f} s: give more MINUTES, or see its log for what hangs"
@@ -266,7 +261,7 @@ def _gpu_files() -> list[str]:
 
 
 def _stop(number: int, _: Any) -> None:
-    """Takes the parts along when this process is told to end."""
+    """Kills the parts when this process is stopped."""
     for process in list(_RUNNING):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -274,14 +269,14 @@ def _stop(number: int, _: Any) -> None:
 
 
 def _empty(out: Path) -> None:
-    """Takes an earlier run's results out of a folder, and nothing else."""
+    """Removes the results of an earlier run from a folder, and nothing else."""
     out.mkdir(parents=True, exist_ok=True)
     for path in [*out.glob("*.log"), *out.glob("*.jsonl"), *out.glob("check.json")]:
         path.unlink()
 
 
 def _machine(device: str, seconds: float) -> dict[str, Any]:
-    """Versions, card, what would run for each op; asked in a process that may hang."""
+    """Versions, card and chosen implementations, from a separate process because it may hang."""
     code = f"import gpu_check, json; print(json.dumps(gpu_check.describe({device!r})))"
     paths = os.pathsep.join(str(ROOT / name) for name in ("", "engine", "kernels", "tests"))
     environment = {**os.environ, "PYTHONPATH": paths}
@@ -298,7 +293,7 @@ def _machine(device: str, seconds: float) -> dict[str, Any]:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """What a result depends on, in words and as values."""
+    """Everything that a result depends on, as values and as lines to print."""
     import platform
 
     import torch
@@ -326,7 +321,7 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def _save(out: Path, machine: dict[str, Any], outcomes: Sequence[Outcome]) -> None:
-    """Everything so far, for a run that is cut off."""
+    """Saves the results so far, in case the run is stopped."""
     parts = [
         {"part": one.part, "ok": one.fine, "seconds": one.seconds, "note": one.note}
         for one in outcomes

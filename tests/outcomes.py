@@ -1,6 +1,6 @@
-"""A pytest plugin, ``-p outcomes``: a line of JSON for each test as it ends.
+"""A pytest plugin, ``-p outcomes``, that writes a line of JSON when a test ends.
 
-What has been written stays when the process is killed. The file is named by GPU_CHECK_OUTCOMES.
+Lines stay when the process is killed. The environment variable GPU_CHECK_OUTCOMES names the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _WEIGHT = {"passed": 0, "skipped": 1, "failed": 2}
 
 
 class Outcomes:
-    """Adds up what setup, call and teardown of a test report."""
+    """Combines the reports of a test's setup, call and teardown."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._seen = path, {}
@@ -31,7 +31,7 @@ class Outcomes:
                 out.write(json.dumps(line) + "\n")
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that cannot be read is a failure of its own."""
+        """Records a test file that cannot be collected as a failure."""
         if report.failed:
             line = {"test": report.nodeid, "outcome": "failed", "why": _why(report)}
             with self.path.open("a", encoding="utf-8") as out:
@@ -39,12 +39,12 @@ class Outcomes:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # of xdist: its controller hears of all tests
+    if not hasattr(config, "workerinput"):  # xdist's controller receives the reports of all workers
         config.pluginmanager.register(Outcomes(Path(os.environ["GPU_CHECK_OUTCOMES"])))
 
 
 def _why(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """The line that says what went wrong, or why a test was left out."""
+    """The line that tells the error, or the reason of a skip."""
     told = report.longrepr
     if isinstance(told, tuple):
         return str(told[2])

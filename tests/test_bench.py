@@ -1,4 +1,4 @@
-"""The benchmark harness: what it may print as a speed, and that peers compute the same."""
+"""The benchmark harness: what it times, what it reports, and that peers compute the same."""
 
 from __future__ import annotations
 

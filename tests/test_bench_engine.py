@@ -1,4 +1,4 @@
-"""The benchmark of engines: all of them write the same, and what is timed is what it says."""
+"""The benchmark of engines: all engines write the same tokens, and requests are as described."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_absent_peer_says_how_to_build_it(tmp_path, monkeypatch):
 
 
 def test_the_exported_weights_are_the_language_model(tmp_path):
-    """As another engine reads them, from rows whose positions are those of text."""
+    """Loaded as another engine does, with rows at text positions."""
     work = Workload.tiny("cpu")
     client.export(work.model, tmp_path)
     other = Qwen2ForCausalLM.from_pretrained(tmp_path).eval()

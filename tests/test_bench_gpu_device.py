@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("unfrozen")
 
 
 class TestGpu:
-    """The paths of a GPU, with stand-ins for what CUDA gives; none of it has run on one."""
+    """The GPU's code with stand-ins for CUDA."""
 
     @pytest.fixture
     def cuda(self, monkeypatch):
@@ -93,7 +93,7 @@ class TestGpu:
             Gpu().sampler([broken])
 
     def test_rounded_weights_lose_no_run(self, monkeypatch):
-        """A suite on a GPU says that it rounds none; everything else of the trial is there."""
+        """On a GPU a trial notes that weights are not rounded, and runs everything else."""
         model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
         work = SimpleNamespace(name="tiny", model=model, parameters=1, text=lambda *a: None)
         monkeypatch.setattr(suites, "plain", lambda *a: lambda: torch.ones(1))
@@ -119,7 +119,7 @@ class OnEmulated(Gpu):
 class TestEmulated:
     @pytest.fixture
     def context(self, monkeypatch):
-        """Parts on tensors that say they are on a GPU, with no generator of its own."""
+        """A context on an emulated GPU, which has no random generator of its own."""
         pytest.importorskip("triton", reason="an emulated GPU needs Triton")
         from emulated_cuda import emulate
 

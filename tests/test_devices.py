@@ -60,7 +60,9 @@ def test_weights_are_float32_on_a_cpu_and_the_checkpoints_own_on_a_gpu():
     for device in (CPU, GPU):
         assert dtype_of("float16", device) == dtype_of(torch.float16, device) == torch.float16
     for other in ("int8", "float", torch.float64):
-        with pytest.raises(DeviceError, match="must be one of float32, float16, bfloat16, not"):
+        with pytest.raises(
+            DeviceError, match="dtype must be one of float32, float16, bfloat16, not"
+        ):
             dtype_of(other, CPU)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_requests_of_a_batch_do_not_touch_each_other():
         PROMPT + 4: [THINK, WORD, LOOK, LABELS[0], END_LOOK, END_THINK, ANSWER, LABELS[0]],
     }
     requests = [request(n, length=2 + 5 * n % 7, reason=n != 3) for n in range(5)]
-    alone = {}
+    alone: dict[int, Any] = {}
     for number, one in enumerate(requests):
         model = Scripted(plans)
         (alone[number],) = PlainEngine(model, NAMES).generate([one])

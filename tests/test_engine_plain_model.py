@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -148,7 +148,7 @@ def test_padding_rows_are_never_read(model, names, requests, monkeypatch):
 def test_sampling_follows_its_seed_alone(model, names, requests):
     eager = Steered(model, names)
 
-    def tokens(seeds: list[int]) -> list[tuple[int, ...]]:
+    def tokens(seeds: list[int]) -> list[Sequence[int]]:
         chosen = [
             replace(requests[0], sampling=replace(requests[0].sampling, temperature=1.5, seed=s))
             for s in seeds

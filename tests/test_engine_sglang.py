@@ -267,7 +267,7 @@ def test_arguments_become_a_command_line():
     ("values", "message"),
     [
         (dict(url="localhost:3"), "must begin with http"),
-        (dict(url="http://x", arguments={"tp_size": 2}), "started here"),
+        (dict(url="http://x", arguments={"tp_size": 2}), "for a server to start"),
         (dict(max_requests=0), "max_requests must be positive"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Evaluation with stand-in stages: hand-computed recalls, resumption, files, errors."""
+"""Evaluation with stand-ins for both stages: recalls by hand, resuming, files, errors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def dataset(tmp_path):
 
 @pytest.fixture
 def model_files(tmp_path):
-    """Files that look like a checkpoint's to whoever does not load it."""
+    """Files of a checkpoint that is never loaded."""
     root = tmp_path / "model"
     for folder in (root, root / "embedder"):
         folder.mkdir()
@@ -75,7 +75,7 @@ def model_files(tmp_path):
 
 
 class Stage:
-    """Finds a query's candidates in the order that its text says."""
+    """Finds a query's candidates in the order that its text gives."""
 
     def embed(self, items, what=""):
         rows = torch.zeros(len(items), 6)
@@ -93,7 +93,7 @@ class Stage:
 
 
 class Ranker:
-    """Sorts candidates by text, downwards where it reasons; keeps what it was asked."""
+    """Sorts candidates by text, in reverse when it reasons; records its requests."""
 
     window = 50
 

@@ -1,4 +1,4 @@
-"""Evaluation with an untrained model: the whole path, from pictures to a report."""
+"""Evaluation with an untrained model, from pictures to a report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POOL, QUERIES = 5, 3
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """Pictures asked for by a picture with a text, in M-BEIR's layout."""
+    """A data set in M-BEIR's layout, with image-and-text queries for images."""
     root = tmp_path_factory.mktemp("set")
     pixels = np.random.default_rng(0).integers(0, 256, (POOL, 40, 32, 3), dtype=np.uint8)
     (root / "pictures").mkdir()
@@ -95,7 +95,7 @@ def test_relation_keys_are_rounded_where_that_is_asked_for(
 
 
 def test_calibration_reads_logits_off_scores(two_stages, dataset, monkeypatch):
-    """The temperature that the checkpoint has does not matter to the one that is fitted."""
+    """The fitted temperature does not depend on the checkpoint's earlier one."""
     seen = []
 
     def fit(lists):

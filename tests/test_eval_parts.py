@@ -1,4 +1,4 @@
-"""Parts of evaluation alone: the journal, checks, intervals, the temperature."""
+"""Parts of the evaluation: journal, checks, intervals, temperature."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ NOUNS = ("red apple", "blue bird", "high sky", "green tree", "old house")
 
 @pytest.fixture(scope="session")
 def pictographs(tmp_path_factory) -> Path:
-    """A data set of twenty pictures in the layout of the built one: two styles of ten concepts."""
+    """A data set of twenty pictures in the built one's layout: two styles of ten concepts."""
     root = tmp_path_factory.mktemp("pictographs")
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (len(STYLES) * CONCEPTS, SIDE, SIDE, 4), np.uint8)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from concurrent.futures import InvalidStateError
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from retrv_engine.base import Handle
@@ -46,16 +45,11 @@ class ActiveRequest:
         yield
         self.timings[phase] = self.timings.get(phase, 0.0) + time.perf_counter() - began
 
-    def end(self, error: BaseException | None) -> None:
-        """Gives the output or the error to the handle."""
-        with suppress(InvalidStateError):  # it was cancelled meanwhile
-            if error is not None:
-                self.handle.future.set_exception(error)
-                return
-            output = replace(
-                self.generation.output(),
-                cached_rows=self.cached_rows or 0,
-                computed_rows=self.computed_rows,
-                timings=dict(self.timings),
-            )
-            self.handle.future.set_result(output)
+    def output(self) -> Output:
+        """The generation's output, with counted rows and timings."""
+        return replace(
+            self.generation.output(),
+            cached_rows=self.cached_rows or 0,
+            computed_rows=self.computed_rows,
+            timings=self.timings,
+        )

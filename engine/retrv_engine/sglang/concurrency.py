@@ -6,16 +6,15 @@ import asyncio
 import heapq
 import itertools
 import threading
-from collections.abc import AsyncIterator, Coroutine, Hashable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from retrv_engine.prefix import shared_prefix_length
-from retrv_engine.request import FeatureSource, Piece, load_distinct
+from retrv_engine.request import Candidate, Piece, load_distinct
 
 T = TypeVar("T")
-Candidate: TypeAlias = tuple[FeatureSource, Hashable]
 MIN_SHARED_ROWS = 32
 """Length from which a shared prefix is worth waiting for."""
 SECONDS_TO_CANCEL = 5.0

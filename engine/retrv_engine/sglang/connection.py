@@ -21,8 +21,7 @@ from retrv_engine.sglang.concurrency import SharedLock
 from retrv_engine.sglang.process import ServerProcess
 
 SECONDS_TO_DIE = 10.0
-"""Time in which a server ends itself after one of its workers has failed: SGLang waits for five
-seconds of them."""
+"""How long a server may take to end after a worker has failed; SGLang itself waits 5 s of it."""
 
 
 class Connection:

@@ -171,7 +171,7 @@ class SGLangEngine(Engine):
             self._active.discard(active)
         self._counts["failed" if error else "finished"] += 1
         self._counts["written_tokens"] += len(active.generation.tokens)
-        active.end(error)
+        active.handle.finish(error or active.output())
 
     async def _generate(self, active: ActiveRequest) -> None:
         """Writes tokens, call by call, until the generation is done."""
