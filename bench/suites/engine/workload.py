@@ -46,7 +46,7 @@ class PacedGeneration(Generation):
         if self._pause is None:
             super().cut()
         else:
-            self._force(self.tokens.inspect_start)
+            self._force(self.vocabulary.inspect_start)
 
     @property
     def _pause(self) -> int | None:
@@ -191,12 +191,5 @@ class Workload:
         sampling = Sampling(max_reasoning_tokens=max(1, tokens), max_inspections=0)
         banned = [self.tokens.think_end, self.tokens.inspect_start]
         source = Pictures(torch.empty(0, 1), 0, 0, 0)
-        return Request(
-            ids,
-            self.tokens.labels,
-            range(len(self.tokens.labels)),
-            source,
-            tokens > 0,
-            sampling,
-            banned,
-        )
+        labels = self.tokens.labels
+        return Request(ids, labels, range(len(labels)), source, tokens > 0, sampling, banned)
