@@ -142,6 +142,7 @@ def _ids(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
 
 
 def parse_candidate(row: Mapping[str, Any], where: str) -> Candidate:
+    """A candidate from a line of a pool; ``where`` is named by MBEIRError."""
     text, image = _text(row, "txt", where), _image(row, "img_path", where)
     modality = _modality(row, "modality", where, text, image)
     return Candidate(_identity(row, "did", where), text, image, modality)
@@ -153,6 +154,7 @@ def parse_query(
     judged: Mapping[str, list[str]],
     prompts: Mapping[tuple[str, str, str], tuple[str, ...]],
 ) -> Query:
+    """A query from a line, with relevant dids by qid and instructions; MBEIRError as above."""
     qid = _identity(row, "qid", where)
     text, image = _text(row, "query_txt", where), _image(row, "query_img_path", where)
     modality = _modality(row, "query_modality", where, text, image)

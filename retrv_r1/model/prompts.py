@@ -103,13 +103,12 @@ class Prompt:
     def positions(self) -> Tensor:
         """M-RoPE positions ``[3, l]``."""
         parts, row, position = [], 0, 0
-        pictures = [(slot.start, slot.length, slot.width) for slot in self.slots if slot.width]
-        for start, length, width in [*pictures, (len(self), 0, 0)]:
-            parts.append(positions_of(position, start - row))
-            position += start - row
-            parts.append(positions_of(position, length, width))
-            position += advance_of(length, width)
-            row = start + length
+        pictures = [slot for slot in self.slots if slot.width]
+        for slot in [*pictures, Slot("picture", -1, start=len(self), length=0)]:
+            for length, width in ((slot.start - row, 0), (slot.length, slot.width)):
+                parts.append(positions_of(position, length, width))
+                position += advance_of(length, width)
+            row = slot.start + slot.length
         return torch.cat(parts, 1)
 
 

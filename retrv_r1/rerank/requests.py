@@ -36,6 +36,7 @@ class Prepared:
 
     @classmethod
     def of(cls, request: Request, prompt: Prompt) -> Prepared:
+        """A request with the row counts of its prompt."""
         return cls(request, len(prompt), sum(map(len, prompt.candidates)))
 
 

@@ -6,11 +6,8 @@ Each stage reads a YAML file, starts from another stage's result, and writes ``O
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from retrv_r1.types import RetrvError
 
 if TYPE_CHECKING:
     from retrv_r1.train.config import RunConfig
@@ -52,17 +49,17 @@ def run(
     Raises:
         RetrvError: options, data or an earlier stage's result that cannot be used; the message
             says what to do.
+        OSError: ``out`` cannot be written.
     """
-    if missing := [name for name in ("accelerate", "matplotlib", "yaml") if not find_spec(name)]:
-        raise RetrvError(f"training needs {', '.join(missing)}: pip install 'retrv-r1[train]'")
     from retrv_r1.data.pack import data_folder
-    from retrv_r1.train.config import read_config, writable
+    from retrv_r1.train.config import read_config
     from retrv_r1.train.machine import Machine
     from retrv_r1.train.schedule import Schedule
 
     settings = read_config(stage, Path(config))
     schedule = Schedule(settings.loop.steps, minutes * 60) if minutes is not None else None
-    target = writable(Path(out) if out else settings.out)
+    target = Path(out) if out else settings.out
+    target.mkdir(parents=True, exist_ok=True)  # before anything is loaded, if it cannot be made
     source = data_folder(Path(data) if data else settings.data, target / "data")
     settings = replace(settings, out=target, data=source)
     return train_stage(settings, Machine.of(device, dtype, workers), schedule, resume=resume)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from pkgutil import resolve_name
@@ -123,19 +122,6 @@ def read_config(stage: str, path: Path) -> RunConfig:
         loop=loop,
         stage=checked(options_class, options, f"{path}: stage"),
     )
-
-
-def writable(folder: Path) -> Path:
-    """The folder, which is made if it is missing; :class:`ConfigError` if it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the folder {folder}: {error}; name another --out"
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"cannot write to the folder {folder}; name another --out")
-    return folder
 
 
 def checked(kind: type[T], values: Any, where: str) -> T:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from transformers.trainer_callback import ProgressCallback
 
 from retrv_r1.train.stage import Stage
@@ -91,20 +93,13 @@ def draw_curves(path: Path, title: str) -> Path:
 
     Sixteen colours take a quarter of the bytes, and checkpoints carry their curves.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from PIL import Image
-
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     skip = {"step", "lr", "seconds"}
     names = sorted({name for row in rows for name in row} - skip)
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(3.6 * columns, 2.6 * lines), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(3.6 * columns, 2.6 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
@@ -117,7 +112,6 @@ def draw_curves(path: Path, title: str) -> Path:
     target = path.with_suffix(".png")
     drawn = BytesIO()
     figure.savefig(drawn, dpi=110)
-    plt.close(figure)
     few = Image.open(drawn).convert("RGB").quantize(16, dither=Image.Dither.NONE)
     few.save(target, optimize=True, dpi=(110, 110))
     return target

@@ -85,6 +85,7 @@ class ListBatch:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens, padding included."""
         return self.input_ids.numel()
 
 

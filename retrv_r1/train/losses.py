@@ -85,10 +85,10 @@ class ListOutput:
     def pointer_loss(self, temperature: float = 0.05) -> tuple[Tensor, float]:
         """InfoNCE in the middle layer: a query's last row against candidates' last rows.
 
-        Candidates of other lists are negatives too (:func:`~retrv_r1.train.lists.rivals`). The loss
-        puts queries and candidates into one space, where the upper layers can look up the answer;
-        without it list reading stays at chance (docs/LOG.md). It adds nothing to inference. Returns
-        what :func:`contrast` does.
+        Candidates of other lists are negatives too (``Candidates.rivals``). The loss puts queries
+        and candidates into one space, where the upper layers can look up the answer; without it
+        list reading stays at chance (docs/LOG.md). It adds nothing to inference. Returns what
+        :func:`contrast` does.
         """
         return self._contrast(*self.ends(), temperature)
 

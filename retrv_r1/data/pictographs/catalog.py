@@ -6,6 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from retrv_r1.data.pictographs.concepts import LANGUAGES, Concept
@@ -35,6 +36,7 @@ class Candidate:
 
     @property
     def img_path(self) -> str | None:
+        """Path of its picture relative to the data root."""
         return image_path(self.style, self.code) if self.style else None
 
 
@@ -57,13 +59,15 @@ class CandidateTable:
         return self._by_key[key].did
 
     def picture(self, style: str, code: str) -> str:
+        """Did of a picture."""
         return self._add((style, code), text=None, style=style, code=code, kind="picture")
 
     def text(self, text: str, code: str, kind: str, language: str | None = None) -> str:
-        """A text that several concepts or languages share is one candidate."""
+        """Did of a text; one that several concepts or languages share is one candidate."""
         return self._add(text, text=text, style=None, code=code, kind=kind, language=language)
 
     def captioned(self, style: str, code: str, text: str, kind: str) -> str:
+        """Did of a picture with text."""
         return self._add((style, code, text), text=text, style=style, code=code, kind=kind)
 
 
@@ -110,17 +114,17 @@ class Catalog:
     glosses: Mapping[str, str]
     seed: int
     candidates: CandidateTable = field(default_factory=CandidateTable)
-    _codes_by_name: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    _toned: list[frozenset[str]] = field(default_factory=list)
 
     def rng(self, *parts: str) -> random.Random:
         """A random generator that depends on the seed and `parts` only."""
         return random.Random(hashed(self.seed, *parts))
 
     def base(self, code: str) -> str:
+        """Code of a concept's base."""
         return self.concepts[code].base
 
     def side(self, code: str) -> str:
+        """Side of the split that a concept is on."""
         return self.splits.side(self.concepts[code])
 
     def name_in(self, code: str, language: str) -> str:
@@ -138,23 +142,26 @@ class Catalog:
         if kind == "picture+name":
             return concept.name
         varied = concept.tones or concept.gender or concept.base != code
-        return concept.role if varied or code in self._toned_bases() else concept.group
+        return concept.role if varied or code in self._toned_bases else concept.group
 
+    @cached_property
     def _toned_bases(self) -> frozenset[str]:
-        if not self._toned:
-            self._toned.append(frozenset(c.base for c in self.concepts.values() if c.tones))
-        return self._toned[0]
+        return frozenset(c.base for c in self.concepts.values() if c.tones)
 
     def codes_named(self, name: str, language: str) -> list[str]:
         """Codes that have this name in a language."""
-        if not self._codes_by_name:
-            for code in self.concepts:
-                for lang in LANGUAGES:
-                    if own := self.name_in(code, lang):
-                        self._codes_by_name.setdefault((own, lang), []).append(code)
         return self._codes_by_name.get((name, language), [])
 
+    @cached_property
+    def _codes_by_name(self) -> Mapping[tuple[str, str], list[str]]:
+        found: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for code in self.concepts:
+            for lang in self.languages(code):
+                found[self.name_in(code, lang), lang].append(code)
+        return found
+
     def languages(self, code: str) -> list[str]:
+        """Languages in which a concept has a name."""
         return [lang for lang in LANGUAGES if self.name_in(code, lang)]
 
 

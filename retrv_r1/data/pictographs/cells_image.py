@@ -77,6 +77,17 @@ def both_to_text(picker: Picker, count: int) -> list[Draft]:
     return drafts
 
 
+def _askable_changes(picker: Picker, changes: Sequence[Change]) -> list[tuple[str, Change]]:
+    """(style of the query, change) for all changes that a scene may ask for."""
+    catalog, scene, targets = picker.catalog, picker.scene, set(picker.scene.targets)
+    usable = [c for c in changes if c.target in targets and c.target in picker.pool]
+    if scene.name == "composition":
+        usable = [c for c in usable if catalog.side(c.source) == "known"]
+    else:
+        usable = [c for c in usable if c.source in targets]
+    return [(style, c) for c in usable for style in picker.styles(c.source, scene.query_styles)]
+
+
 def _change_queries(
     picker: Picker,
     count: int,
@@ -90,18 +101,7 @@ def _change_queries(
         answer: function of (code, style of the query) that gives the positives.
         wrong: function of the query's style that gives a maker of negatives.
     """
-    catalog, scene = picker.catalog, picker.scene
-    targets, pool = set(scene.targets), picker.pool
-    if scene.name == "composition":
-        usable = [c for c in changes if c.target in targets and catalog.side(c.source) == "known"]
-    else:
-        usable = [c for c in changes if c.target in targets and c.source in targets]
-    usable = [c for c in usable if c.target in pool]
-    asked = [
-        (style, change)
-        for change in usable
-        for style in picker.styles(change.source, scene.query_styles)
-    ]
+    catalog, asked = picker.catalog, _askable_changes(picker, changes)
     # Kinds take turns; otherwise skin tones would crowd out colours and clocks.
     drafts: list[Draft] = []
     kinds = sorted({change.kind for _, change in asked})
@@ -122,7 +122,7 @@ def _change_queries(
         positives = answer(change.target, style)
         if not positives:
             continue
-        unchanged = wrong(style)(change.source) if change.source in pool else None
+        unchanged = wrong(style)(change.source) if change.source in picker.pool else None
         negatives = picker.negatives(
             change.target, wrong(style), positives, first=[unchanged] if unchanged else []
         )

@@ -14,7 +14,7 @@ def text_to_image(picker: Picker, count: int) -> list[Draft]:
     catalog, concepts = picker.catalog, picker.catalog.concepts
     drafts = []
     asked = spread(
-        picker.keyword_queries(), lambda q: q[1][0], int(count * KEYWORD_SHARE), picker.rng
+        picker.keyword_queries, lambda q: q[1][0], int(count * KEYWORD_SHARE), picker.rng
     )
     for words, codes in asked:
         positives = picker.pictures(codes)
@@ -65,7 +65,7 @@ def _glosses(picker: Picker, count: int) -> list[Draft]:
     catalog, scene = picker.catalog, picker.scene
     codes = [c for c in scene.targets if c in catalog.glosses]
     drafts = []
-    by_keywords = {c[0]: words for words, c in picker.keyword_queries() if len(c) == 1}
+    by_keywords = {c[0]: words for words, c in picker.keyword_queries if len(c) == 1}
     for code in spread(codes, catalog.base, count, picker.rng):
         asks: list[tuple[str, str]] = []
         if scene.name not in ("val", "test"):
@@ -89,7 +89,7 @@ def text_to_both(picker: Picker, count: int) -> list[Draft]:
     """Foreign name or keywords → picture with its English name."""
     catalog, kind = picker.catalog, "picture+name"
     drafts = []
-    asked = [q for q in picker.keyword_queries() if len(q[1]) <= 3]
+    asked = [q for q in picker.keyword_queries if len(q[1]) <= 3]
     for words, codes in spread(asked, lambda q: q[1][0], int(count * KEYWORD_SHARE), picker.rng):
         positives = [did for c in codes for did in picker.captioned(c, kind)]
         negatives = picker.negatives(codes[0], picker.captioned_of(kind), positives, codes)

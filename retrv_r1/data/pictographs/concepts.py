@@ -98,6 +98,7 @@ class Concept:
 
     @property
     def is_flag(self) -> bool:
+        """Whether it is a flag."""
         return self.subgroup == "flag"
 
 

@@ -6,6 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -45,13 +46,11 @@ class Picker:
     catalog: Catalog
     scene: Scene
     rng: random.Random
-    pool: frozenset[str] = frozenset()
-    _keywords: list[tuple[tuple[str, ...], list[str]]] | None = None
 
-    def __post_init__(self) -> None:
-        self.pool = frozenset(self.scene.pool)
-
-    # pictures -----------------------------------------------------------------
+    @cached_property
+    def pool(self) -> frozenset[str]:
+        """Codes that candidates may show or name."""
+        return frozenset(self.scene.pool)
 
     def styles(self, code: str, among: Sequence[str]) -> list[str]:
         """Those styles `among` the given that draw a code."""
@@ -76,8 +75,6 @@ class Picker:
             keep = self.rng.sample(rest, MAX_CAPTIONED - (first in styles))
             styles = ([first] if first in styles else []) + keep
         return [self.catalog.candidates.captioned(s, code, text, kind) for s in styles]
-
-    # near concepts --------------------------------------------------------------
 
     def near(self, code: str, avoid: Collection[str] = ()) -> list[str]:
         """Near concepts of the pool, most similar first, then random ones."""
@@ -140,19 +137,13 @@ class Picker:
         """Did of a code's English name."""
         return self.catalog.candidates.text(self.catalog.concepts[code].name, code, "name")
 
-    # keywords -------------------------------------------------------------------
-
+    @cached_property
     def keyword_queries(self) -> list[tuple[tuple[str, ...], list[str]]]:
         """(keywords, all codes of the pool that have them), with at most ten codes each.
 
         Concepts with skin tones are left out: a keyword of a person fits every variant. Training
         uses no word that names something held out.
         """
-        if self._keywords is None:
-            self._keywords = self._find_keywords()
-        return self._keywords
-
-    def _find_keywords(self) -> list[tuple[tuple[str, ...], list[str]]]:
         concepts, targets = self.catalog.concepts, set(self.scene.targets)
         toned = {c.base for c in concepts.values() if c.tones}
         holders: dict[str, set[str]] = defaultdict(set)

@@ -35,10 +35,12 @@ class Scene:
 
     @property
     def split(self) -> str:
+        """M-BEIR split: `train`, `val` or `test`."""
         return self.name if self.name in ("train", "val") else "test"
 
     @property
     def training(self) -> bool:
+        """Whether it is the training scene."""
         return self.name == "train"
 
 

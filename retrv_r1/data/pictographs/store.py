@@ -40,6 +40,7 @@ class Picture:
 
     @property
     def img_path(self) -> str:
+        """Path relative to the data root."""
         return image_path(self.style, self.code)
 
 
