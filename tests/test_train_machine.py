@@ -210,7 +210,7 @@ def test_the_rate_is_that_of_transformers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "mps"}, "cpu and cuda"),
+        ({"device": "mps"}, "cpu or cuda"),
         ({"dtype": "float16"}, "float32, bfloat16"),
         ({"workers": -1}, "at least 0"),
     ],

@@ -20,7 +20,7 @@ Pages of a cancelled request are unlocked before the next step computes anything
 all unlocked pages, ``load_weights`` all pages.
 
 **Threads.** Every method may be called from any thread. One thread at a time computes: the engine's
-own, or, in a ``LocalEngine`` that was not started, whoever waits for a result.
+own, or, in a ``LocalEngine`` that was not started, one that waits for a result.
 
 ``PlainEngine`` defines the expected output. It is not a backend: it runs a list of requests to its
 end and has ``generate``, ``load_weights``, ``warm``, ``stats`` and ``close`` only.
@@ -110,13 +110,13 @@ class Handle(Generic[T]):
     Args:
         drive: function that waits until a condition holds, and computes meanwhile if the engine
             needs that. It returns False if the condition does not hold after a number of seconds.
-        start: function that is called before the handle is awaited, or None.
+        start: function that is called before the handle is awaited.
     """
 
     def __init__(
         self,
         drive: Callable[[Callable[[], bool], float | None], bool],
-        start: Callable[[], object] | None = None,
+        start: Callable[[], object] = lambda: None,
     ) -> None:
         self.future: Future[T] = Future()
         self._drive, self._start = drive, start
@@ -151,8 +151,7 @@ class Handle(Generic[T]):
                 return
 
     async def __aiter__(self) -> AsyncIterator[int]:
-        if self._start is not None:
-            self._start()
+        self._start()
         tokens = self.tokens()
         try:
             while (token := await asyncio.to_thread(next, tokens, None)) is not None:
@@ -161,8 +160,7 @@ class Handle(Generic[T]):
             self.cancel()
 
     def __await__(self) -> Generator[Any, None, T]:
-        if self._start is not None:
-            self._start()
+        self._start()
         return asyncio.wrap_future(self.future).__await__()
 
     def add(self, tokens: Sequence[int]) -> None:
@@ -248,7 +246,7 @@ class Engine(ABC):
     def close(self) -> None:
         """Cancels all requests and ends the engine's threads and processes."""
 
-    def _handle(self, start: Callable[[], object] | None = None) -> Handle:
+    def _handle(self, start: Callable[[], object] = lambda: None) -> Handle:
         """A handle for a new request."""
         handle: Handle = Handle(self._drive, start)
         handle.future.add_done_callback(lambda _: self._notify())
