@@ -12,15 +12,7 @@ import pytest
 import torch
 from engine_doubles import Steered, names_of, real_requests, same
 
-from retrv_engine import (
-    EngineConfig,
-    LocalEngine,
-    PlainEngine,
-    Request,
-    Sampling,
-    decode,
-    sharing,
-)
+from retrv_engine import EngineConfig, LocalEngine, PlainEngine, Request, Sampling, decode, sharing
 from retrv_engine.decode import BUCKETS, DecodeStep, DecodeSteps
 from retrv_engine.graphs import Graphs
 from retrv_engine.sampler import Level

@@ -7,21 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from engine_doubles import (
-    CANDIDATES,
-    LABELS,
-    Source,
-    alone,
-    ledger,
-    made,
-)
+from engine_doubles import CANDIDATES, LABELS, Source, alone, ledger, made
 
-from retrv_engine import (
-    FeatureRows,
-    Output,
-    Request,
-    Sampling,
-)
+from retrv_engine import FeatureRows, Output, Request, Sampling
 
 
 def test_soak():

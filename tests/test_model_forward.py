@@ -54,8 +54,7 @@ def test_text_alone_runs_exactly_as_the_backbone_does(model, plain):
     ours = model(input_ids=ids, attention_mask=mask)
     assert torch.equal(ours.logits, plain(input_ids=ids, attention_mask=mask).logits)
     assert torch.equal(
-        model(input_ids=ids, logits_to_keep=2).logits,
-        plain(input_ids=ids, logits_to_keep=2).logits,
+        model(input_ids=ids, logits_to_keep=2).logits, plain(input_ids=ids, logits_to_keep=2).logits
     )
 
 

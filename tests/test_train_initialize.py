@@ -8,12 +8,7 @@ from torch import nn
 
 from retrv_r1.model.config import ICMConfig
 from retrv_r1.model.icm import InformationCompressor
-from retrv_r1.train.initialize import (
-    fit_rows,
-    fit_tokens,
-    initialize_compressor,
-    initialize_layers,
-)
+from retrv_r1.train.initialize import fit_rows, fit_tokens, initialize_compressor, initialize_layers
 
 D, E = 16, 6
 

@@ -27,12 +27,7 @@ from retrv_r1.train.chains import describe
 from retrv_r1.train.config import ConfigError, checked
 from retrv_r1.train.corpus import Corpus, Entry, Key, described_pictures, used_pictures
 from retrv_r1.train.entry_vectors import Vectors
-from retrv_r1.train.initialize import (
-    fit_rows,
-    fit_tokens,
-    initialize_compressor,
-    initialize_layers,
-)
+from retrv_r1.train.initialize import fit_rows, fit_tokens, initialize_compressor, initialize_layers
 from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch
 from retrv_r1.train.losses import pair_loss, pooled_tokens, run_lists
 from retrv_r1.train.pictures import side_of
