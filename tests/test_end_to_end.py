@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
+from rerank_doubles import check
 from typer.testing import CliRunner
 
 from retrv_r1 import Reranker
@@ -21,27 +22,15 @@ def reranker() -> Reranker:
     return Reranker.from_pretrained("tiny")
 
 
-def sound(results) -> bool:
-    scores = [line.score for line in results]
-    return (
-        results.answer == results[0].index
-        and all(0 <= score <= 1 for score in scores)
-        and scores == sorted(scores, reverse=True)
-        and sorted(line.index for line in results) == list(range(len(results)))
-    )
-
-
 @pytest.mark.parametrize("mode", ["reason", "fast"])
 @pytest.mark.parametrize("reading", ["compressed", "full"])
 def test_demo_pictures_are_ranked(reranker, mode, reading):
     pictures = sorted(DEMO.glob("*.png"))
     results = reranker.rank("a red apple", pictures, mode=mode, reading=reading)
-    assert sound(results) and len(results) == len(pictures)
+    check(results, len(pictures))
     assert bool(results.reasoning) == (mode == "reason")
-    if reading == "compressed":
-        assert results.tokens.candidates == 3 * len(pictures)
-    else:
-        assert results.tokens.candidates == 12 * len(pictures)
+    rows = 3 if reading == "compressed" else 12
+    assert results.tokens.candidates == rows * len(pictures)
 
 
 def test_short_lists_are_ranked_above_chance(reranker):
@@ -55,22 +44,6 @@ def test_short_lists_are_ranked_above_chance(reranker):
         name = picture.stem.replace("-", " ")
         right += reranker.rank(name, candidates, mode="fast")[0].item.image == picture
     assert right >= 18
-
-
-def test_a_batch_equals_its_requests_alone(reranker):
-    from retrv_r1 import RankRequest
-
-    pictures = sorted(DEMO.glob("*.png"))
-    queries = [
-        RankRequest("dog", pictures[:9]),
-        RankRequest("a taxi", pictures),
-        RankRequest(pictures[3], ["a", "b"]),
-    ]
-    for together, query in zip(reranker.rank_batch(queries), queries, strict=True):
-        alone = reranker.rank(query.query, query.candidates)
-        assert together.answer == alone.answer
-        assert together.reasoning == alone.reasoning
-        assert together.inspected == alone.inspected
 
 
 def test_command_line(tmp_path):

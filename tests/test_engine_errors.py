@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import CancelledError
 from dataclasses import replace
 
@@ -23,7 +22,6 @@ from engine_doubles import (
 from torch import Tensor
 
 from retrv_engine import (
-    DeadlineExceeded,
     EngineConfig,
     FeatureRows,
     LocalEngine,
@@ -74,29 +72,6 @@ def test_cancelled_requests_give_their_pages_back_at_the_next_step():
     with pytest.raises(CancelledError):
         handle.result()
     assert not handle.cancel() or handle.future.cancelled()
-
-
-def test_deadlines():
-    engine = ledger()
-    late = engine.submit(made(3), deadline=0.0)
-    kept = engine.submit(made(4), deadline=60.0)
-    time.sleep(0.01)
-    with pytest.raises(DeadlineExceeded, match="not done in"):
-        late.result()
-    assert kept.result().tokens == alone(made(4)).tokens
-    assert engine.stats().failed == 1
-
-
-def test_an_error_of_a_source_fails_only_who_asked():
-    bad = Source(CANDIDATES.pieces, bad={0, 1, 2, 3})
-    engine = ledger(max_sequences=8)
-    looks = [n for n in range(40) if alone(made(n)).inspected][:3]
-    broken = engine.submit(replace(made(looks[0]), source=bad, inspections=range(4)))
-    fine = [engine.submit(made(n)) for n in looks[1:]]
-    assert [h.result().tokens for h in fine] == [alone(made(n)).tokens for n in looks[1:]]
-    with pytest.raises(OSError, match="cannot read"):
-        broken.result()
-    engine.check()
 
 
 def test_a_source_that_gives_too_little_fails_only_who_asked():

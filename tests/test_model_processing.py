@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
+from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.types import Item, ItemError
 
 
@@ -76,7 +76,3 @@ def test_a_saved_processor_encodes_the_same(processor, picture, tmp_path):
     assert torch.equal(ours.patches, theirs.patches)
     assert (ours.text_ids, ours.grid, ours.rows) == (theirs.text_ids, theirs.grid, theirs.rows)
     assert back.tokens == processor.tokens
-
-
-def test_an_empty_item_has_no_rows():
-    assert len(EncodedItem(())) == 0

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 import pytest
-import small_stages
+import small_stages as stages
 import torch
 from PIL import Image
-from small_stages import BACKBONE, LOOP, OPTIONS, Killed, same
+from small_stages import BACKBONE, LOOP, OPTIONS, Killed, curve, same
 
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
@@ -19,16 +19,12 @@ from retrv_r1.train.build import build_stage
 from retrv_r1.train.config import LoopConfig, read_config
 from retrv_r1.train.curves import draw_curves
 from retrv_r1.train.loop import fit
+from retrv_r1.train.machine import Machine
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = small_stages.pytestmark
-build, config, folder, trained = (
-    small_stages.build,
-    small_stages.config,
-    small_stages.folder,
-    small_stages.trained,
-)
-undrawn = small_stages.undrawn
+pytestmark = stages.pytestmark
+build, config, folder, trained = stages.build, stages.config, stages.folder, stages.trained
+undrawn = stages.undrawn
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
@@ -44,11 +40,11 @@ def test_a_batch_is_a_function_of_the_step_alone(build, name):
         assert same(other.batch(step), batches[step])
 
 
-@pytest.mark.parametrize("name", list(OPTIONS))
-def test_a_killed_run_resumes_to_the_same_end(build, name, tmp_path):
-    settings = LoopConfig(**LOOP)
+@pytest.mark.parametrize(("name", "workers"), [*((name, 0) for name in OPTIONS), ("pretrain", 2)])
+def test_a_killed_run_resumes_to_the_same_end(build, name, workers, tmp_path):
+    settings, machine = LoopConfig(**LOOP), Machine(workers=workers)
     whole = build(name)
-    fit(whole, settings, tmp_path / "whole", resume=True)
+    fit(whole, settings, tmp_path / "whole", resume=True, machine=machine)
 
     killed, calls = build(name), []
     loss = killed.loss
@@ -61,25 +57,21 @@ def test_a_killed_run_resumes_to_the_same_end(build, name, tmp_path):
 
     killed.loss = dies
     with pytest.raises(Killed):
-        fit(killed, settings, tmp_path / "cut", resume=True)
-    lines = (tmp_path / "cut" / f"{name}.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)][-1] == 5
+        fit(killed, settings, tmp_path / "cut", resume=True, machine=machine)
+    curves = [tmp_path / folder / f"{name}.jsonl" for folder in ("cut", "whole")]
+    assert [row["step"] for row in curve(curves[0]) if "loss" in row][-1] == 5
 
     resumed, steps = build(name), []
     batch = resumed.batch
     resumed.batch = lambda step: (steps.append(step), batch(step))[1]
-    final = fit(resumed, settings, tmp_path / "cut", resume=True)
-    assert steps == [4, 5], "it goes on from the checkpoint of step 4"
+    final = fit(resumed, settings, tmp_path / "cut", resume=True, machine=machine)
+    assert workers or steps == [4, 5], "it goes on from the checkpoint of step 4"
     expected, found = whole.model.state_dict(), resumed.model.state_dict()
     assert expected.keys() == found.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-5, msg=key)
 
-    def curve(folder: str) -> list[dict[str, Any]]:
-        rows = map(json.loads, (tmp_path / folder / f"{name}.jsonl").read_text().splitlines())
-        return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")} for r in rows]
-
-    for mine, theirs in zip(curve("cut"), curve("whole"), strict=True):
+    for mine, theirs in zip(*map(curve, curves), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
     assert (final / "config.json").is_file()
 
