@@ -103,7 +103,7 @@ def test_greedy_tokens_are_those_of_the_plain_engine(engine, requests, plain):
     assert not all(output.well_formed for output in expected)
     for one, output in zip(requests, expected, strict=True):  # alone
         same(engine.generate([one]), [output])
-    same(engine.generate(requests), expected)  # with strangers, warm
+    same(engine.generate(requests), expected)  # with other requests, warm
     engine.flush()
     same(engine.generate(requests[::-1]), expected[::-1])
 

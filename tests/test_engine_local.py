@@ -59,7 +59,7 @@ def test_tokens_are_those_of_the_plain_engine(steered, requests, expected, value
     engine = LocalEngine(steered, steered.vocabulary, EngineConfig(cache_bytes=2**22, **values))
     for one, output in zip(requests, expected, strict=True):  # alone, cold or half warm
         same(engine.generate([one]), [output])
-    same(engine.generate(requests), expected)  # with strangers, warm
+    same(engine.generate(requests), expected)  # with other requests, warm
     order = random.Random(1).sample(range(len(requests)), len(requests))
     engine.flush()
     same(engine.generate([requests[i] for i in order]), [expected[i] for i in order])

@@ -146,18 +146,18 @@ def filled(*sequences: list[int]) -> tuple[RadixTree, PagePool]:
     return tree, pool
 
 
-def test_what_was_used_last_is_forgotten_last():
+def test_what_was_used_last_is_evicted_last():
     tree, _ = filled([1] * 6, [2] * 6, [3] * 3)
-    tree.match([1] * 6, 6)  # a look is a use
+    tree.match([1] * 6, 6)  # a match is a use
     left = []
     while tree.size:
         tree.evict(1)
         left.append(sorted(node.keys[0] for node in tree))
-    # Of a sequence the end goes before the beginning.
+    # The end of a sequence is evicted before its beginning.
     assert left == [[1, 1, 2, 3], [1, 1, 3], [1, 1], [1], []]
 
 
-def test_held_pages_are_never_forgotten():
+def test_locked_pages_are_never_evicted():
     tree, _ = filled([1] * 6, [2] * 3)
     nodes = tree.match([1] * 6, 6).nodes
     tree.lock(nodes)

@@ -197,7 +197,10 @@ def test_new_weights_are_used_for_everything(make_model, processor, mixed):
         reranker.load_weights({"x": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("bad", ["", " \n", 5, None, {"txt": "a"}, b"no picture", b""], ids=repr)
+UNUSABLE = ["", " \n", 5, None, {"txt": "a"}, {"text": 5}, {"image": 5}, b"no picture", b""]
+
+
+@pytest.mark.parametrize("bad", UNUSABLE, ids=repr)
 def test_an_unusable_item_is_named(reranker, bad):
     with pytest.raises(ItemError, match=r"^candidate 1: "):
         reranker.rank("q", ["a", bad, "c"])

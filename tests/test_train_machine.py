@@ -50,7 +50,7 @@ def test_a_batch_travels_between_processes_unchanged(build, name):
         (PackedItems,),
     )
     assert all(one.ids.is_meta and not one.cu_seqlens.is_meta for one in offsets)
-    assert others and all(tensor.is_meta for tensor in others), "no tensor of it is forgotten"
+    assert others and all(tensor.is_meta for tensor in others), "every tensor is moved"
 
 
 @pytest.mark.parametrize("name", NAMES)
