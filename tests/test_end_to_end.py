@@ -1,9 +1,11 @@
-"""The main job on real input: the shipped checkpoint, real pictures, the command line."""
+"""The main job on real input: the shipped checkpoint, real pictures, the command line, examples."""
 
 from __future__ import annotations
 
 import json
 import random
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,16 @@ from retrv_r1 import Reranker
 from retrv_r1.command.cli import app
 from retrv_r1.model.checkpoint import SHIPPED
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo"
+pytest_plugins = ("sglang_fixtures",)
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+DEMO = EXAMPLES / "demo"
+PRINTED = {
+    "rank_pictures": "1. 0.983  police-officer-dark-skin-tone.png  (inspected)",
+    "rank_batch": "change it to green: green-apple.png",
+    "rounded_weights": "pictures encoded: 0, found on disk: 51",
+    "sglang_server": "guitar.png",
+}
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +75,25 @@ def test_the_record_is_shipped():
     assert {path.stem for path in records.glob("*.jsonl")} >= {"embed", "pretrain", "sft"}
     size = sum(path.stat().st_size for path in (SHIPPED / "tiny").rglob("*") if path.is_file())
     assert size < 25e6
+
+
+def test_every_example_is_run():
+    assert sorted(PRINTED) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_an_example_prints_its_ranking(name, capsys, monkeypatch, request):
+    if name == "sglang_server":
+        request.getfixturevalue("sglang_python")
+    if name == "rounded_weights":
+        pytest.importorskip("diskcache")
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert PRINTED[name] in capsys.readouterr().out
+
+
+def test_the_sglang_example_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("retrv_engine.sglang.process.CPU_PYTHON", Path("nowhere"))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    with pytest.raises(SystemExit, match=r"SGLang is not installed: make sglang-cpu"):
+        runpy.run_path(str(EXAMPLES / "sglang_server.py"), run_name="__main__")

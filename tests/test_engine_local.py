@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from engine_doubles import NAMES, Steered, names_of, real_requests, same
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen3VLConfig
+from engine_doubles import NAMES, Backbone, Steered, names_of, real_requests, same
+from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 
 from retrv_engine import (
     EngineConfig,
@@ -207,18 +206,6 @@ FAMILIES = {
         tie_word_embeddings=True,
     ),
 }
-
-
-class Backbone:
-    """A model of transformers as engines want one."""
-
-    def __init__(self, config: Any) -> None:
-        torch.manual_seed(0)
-        self.model = AutoModelForImageTextToText.from_config(config).eval()
-        self.language_model = self.model.model.language_model
-        self.get_input_embeddings = self.model.get_input_embeddings
-        self.get_output_embeddings = self.model.get_output_embeddings
-        self.named_parameters = self.model.named_parameters
 
 
 @pytest.mark.parametrize("isa", native.isas() or [""])
