@@ -286,10 +286,11 @@ def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
     assert result.tokens.prompt == len(prompt) - 1
 
 
-def test_bfloat16_tells_all_candidates_apart():
+@pytest.mark.parametrize("engine", ["local", "plain"])
+def test_bfloat16_tells_all_candidates_apart(engine):
     """Logits of 8 to 16 lie a sixteenth apart in bfloat16: half of fifty tied, ranked by place."""
     reranker = Reranker.from_pretrained(
-        "tiny", device="cpu", dtype=torch.bfloat16, engine="plain", window=64
+        "tiny", device="cpu", dtype=torch.bfloat16, engine=engine, window=64
     )
     record = Record(reranker)
     words = ("red", "tree", "house", "music", "boat", "small", "happy")
