@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-
-from retrv_kernels.linear import float_logits
 
 
 class Parameters(Protocol):
@@ -28,16 +26,6 @@ class LanguageModel(Parameters, Protocol):
     def get_input_embeddings(self) -> nn.Module: ...
 
     def get_output_embeddings(self) -> nn.Module: ...
-
-
-def logits_of(head: Any, hidden: Tensor) -> Tensor:
-    """``hidden [m, d]`` → float32 ``[m, vocabulary]``.
-
-    bfloat16 logits between 8 and 16 have a step of 1/16, and tie half of a ranking.
-    """
-    if type(head) is nn.Linear:
-        return float_logits(hidden, head.weight, head.bias)
-    return head(hidden).float()  # a head with adapters, for example
 
 
 @torch.no_grad()

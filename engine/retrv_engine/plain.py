@@ -21,7 +21,8 @@ from transformers import Cache, DynamicCache
 
 from retrv_engine.base import Stats
 from retrv_engine.generation import Generation
-from retrv_engine.model import LanguageModel, load_weights, logits_of
+from retrv_engine.head import logits_of
+from retrv_engine.model import LanguageModel, load_weights
 from retrv_engine.request import (
     Output,
     Piece,

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from retrv_engine.batch import NAME, Batch, PagedCache, Plan, register
 from retrv_engine.config import EngineConfig
 from retrv_engine.decode import DecodeSteps
+from retrv_engine.head import logits_of
 from retrv_engine.job import Extend
-from retrv_engine.model import LanguageModel, load_weights, logits_of
+from retrv_engine.model import LanguageModel, load_weights
 from retrv_engine.qwen_layers import fuse_layers
 from retrv_engine.request import Piece, check_pieces
 from retrv_engine.sampler import Choice, Masks, Picked, pick
