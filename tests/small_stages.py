@@ -16,9 +16,8 @@ import torch
 import yaml
 
 from retrv_r1.train import loop, run
-from retrv_r1.train.build import build_stage
 from retrv_r1.train.config import read_config
-from retrv_r1.train.stage import Stage
+from retrv_r1.train.stage import Stage, build_stage
 
 pytestmark = pytest.mark.skipif(not find_spec("accelerate"), reason="needs the train extra")
 

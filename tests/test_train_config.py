@@ -6,9 +6,9 @@ import pytest
 import small_stages as stages
 from small_stages import EMBED, LOOP
 
-from retrv_r1.train.build import build_stage
 from retrv_r1.train.config import ConfigError, LoopConfig, read_config
 from retrv_r1.train.loop import fit
+from retrv_r1.train.stage import build_stage
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = stages.pytestmark

@@ -13,12 +13,12 @@ from small_stages import curve
 
 from retrv_r1.model.modeling import PackedItems
 from retrv_r1.train import run
-from retrv_r1.train.build import build_stage
 from retrv_r1.train.config import LoopConfig, read_config
 from retrv_r1.train.loop import fit
 from retrv_r1.train.machine import Machine
 from retrv_r1.train.record import commit_here
 from retrv_r1.train.schedule import CHECKPOINTS, Schedule, ScheduleCallback, cosine
+from retrv_r1.train.stage import build_stage
 from retrv_r1.train.tensors import map_tensors, to_arrays, to_device, to_tensors
 
 pytest_plugins = ["training_fixtures"]

@@ -15,11 +15,11 @@ from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.train import run
-from retrv_r1.train.build import build_stage
 from retrv_r1.train.config import LoopConfig, read_config
 from retrv_r1.train.curves import draw_curves
 from retrv_r1.train.loop import fit
 from retrv_r1.train.machine import Machine
+from retrv_r1.train.stage import build_stage
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = stages.pytestmark
