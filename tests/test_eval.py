@@ -136,7 +136,7 @@ class Ranker:
 def ranker(monkeypatch):
     """Stand-ins for both stages; a test may set when it dies, or its scores."""
     stand_in = Ranker()
-    names = "retrv_r1.eval.ranking."
+    names = "retrv_r1.eval.models."
     monkeypatch.setattr(names + "FirstStage.from_pretrained", lambda *_, **__: Stage())
     monkeypatch.setattr(names + "Reranker.from_pretrained", lambda *_, **__: stand_in)
     return stand_in
@@ -234,8 +234,8 @@ def test_a_finished_run_is_read_from_disk(dataset, model_files, ranker, tmp_path
     def load(*_, **__):
         raise AssertionError("nothing has to be loaded")
 
-    monkeypatch.setattr("retrv_r1.eval.ranking.FirstStage.from_pretrained", load)
-    monkeypatch.setattr("retrv_r1.eval.ranking.Reranker.from_pretrained", load)
+    monkeypatch.setattr("retrv_r1.eval.models.FirstStage.from_pretrained", load)
+    monkeypatch.setattr("retrv_r1.eval.models.Reranker.from_pretrained", load)
     assert evaluate(dataset, model_files, out=tmp_path / "out") == report
     assert evaluate(dataset, model_files, out=tmp_path / "out", limit=2)["settings"]["limit"] == 2
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from retrv_r1.eval.cells import EvalError, choose
-from retrv_r1.eval.ranking import CellRun, CellRunner, Models
+from retrv_r1.eval.models import Models
+from retrv_r1.eval.plan import read_cells
+from retrv_r1.eval.ranking import CellRun, CellRunner
 from retrv_r1.eval.settings import EvalSettings
 from retrv_r1.types import CheckpointError
 
@@ -150,9 +152,10 @@ def calibrate(
     models = Models(folder, settings)
     if k > models.reranker.window:
         raise EvalError(f"k must be at most the window of {models.reranker.window}, got {k}")
-    runner = CellRunner(Path(dataset), models, settings, None)
+    plan = read_cells(Path(dataset), choose(Path(dataset), "val"), settings)
+    runner = CellRunner(models, settings, None)
     before = models.reranker.model.config.score_temperature
-    runs = [runner.run(cell) for cell in choose(Path(dataset), "val")]
+    runs = [runner.run(work) for work in plan.works]
     lists = _lists(runs, before)
     temperature = _fit(lists)
     values = json.loads(config.read_text(encoding="utf-8"))

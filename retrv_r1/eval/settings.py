@@ -77,6 +77,11 @@ class EvalSettings:
             raise EvalError(f"batch_size must be at least 1, got {self.batch_size}")
 
     @property
+    def pools(self) -> tuple[Pool, ...]:
+        """Kinds of pools to search."""
+        return (self.pool,)
+
+    @property
     def systems(self) -> Sequence[System]:
         """All systems: compressed before full, fast before reason."""
         readings: tuple[Reading, ...] = ("compressed", "full")
