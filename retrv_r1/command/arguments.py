@@ -12,6 +12,7 @@ import typer
 Weights: TypeAlias = Literal["model", "float16", "int8"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 Split: TypeAlias = Literal["all", "style", "composition", "unseen", "test", "val"]
+PoolName: TypeAlias = Literal["local", "global", "both"]
 
 ModelName = Annotated[
     str,

@@ -15,6 +15,7 @@ from retrv_r1.command.arguments import (
     AsJson,
     DeviceName,
     ModelName,
+    PoolName,
     RoundedWeights,
     Split,
     WeightsDtype,
@@ -147,7 +148,18 @@ def evaluate(
     ],
     model: ModelName = "tiny",
     k: Annotated[str, typer.Option(help="Candidate counts, separated by commas.")] = "10,50",
-    split: Annotated[Split, typer.Option(help="Part of the data set.")] = "all",
+    split: Annotated[
+        Split,
+        typer.Option(help="test, val, or a part of the pictograph set's test cells."),
+    ] = "all",
+    pool: Annotated[PoolName, typer.Option(help="Candidates to search.")] = "local",
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Cell, such as cirr_task7; may be given several times."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out what has no picture that can be used.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Queries per task.")] = None,
     modes: Annotated[
         list[str] | None,  # typer takes no list of Literals
@@ -176,6 +188,9 @@ def evaluate(
         model=model,
         k=counts,
         split=split,
+        pool=pool,
+        cells=cell or (),
+        skip_bad=skip_bad,
         limit=limit,
         modes=cast("tuple[Mode, ...]", modes or get_args(Mode)),
         full_tokens=full_tokens,
@@ -189,6 +204,9 @@ def evaluate(
         print_json(report)
     else:
         render(report, stdout())
+    if bad := len(report["bad_cells"]):
+        typer.secho(f"error: {bad} cells were not evaluated; see bad_cells", fg="red", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

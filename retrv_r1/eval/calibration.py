@@ -152,7 +152,7 @@ def calibrate(
     models = Models(folder, settings)
     if k > models.reranker.window:
         raise EvalError(f"k must be at most the window of {models.reranker.window}, got {k}")
-    plan = read_cells(Path(dataset), choose(Path(dataset), "val"), settings)
+    plan = read_cells(Path(dataset), choose(Path(dataset), "val"), settings, None)
     runner = CellRunner(models, settings, None)
     before = models.reranker.model.config.score_temperature
     runs = [runner.run(work) for work in plan.works]

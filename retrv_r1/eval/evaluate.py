@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import torch
 
 from retrv_engine import Sampling
 from retrv_engine.config import Weights
-from retrv_r1.data.mbeir import Pool
+from retrv_r1.data.mbeir import MBEIRError
 from retrv_r1.devices import check_weights, device_of, dtype_of
-from retrv_r1.eval.cells import choose
+from retrv_r1.eval.cells import EvalError, choose
 from retrv_r1.eval.chart import draw
 from retrv_r1.eval.metrics import require_metrics
 from retrv_r1.eval.models import Models
-from retrv_r1.eval.plan import read_cells
+from retrv_r1.eval.plan import BadCell, Plan, read_cells, remarks
 from retrv_r1.eval.ranking import CellRun, CellRunner
 from retrv_r1.eval.report import Report, build
-from retrv_r1.eval.settings import EvalSettings
+from retrv_r1.eval.settings import EvalSettings, PoolChoice
 from retrv_r1.eval.trec import write_runs
 from retrv_r1.model.checkpoint import saved_dtype
 from retrv_r1.model.first_stage import local_checkpoint
-from retrv_r1.types import Mode
+from retrv_r1.types import ItemError, Mode
 
 
 def run(
@@ -31,6 +33,7 @@ def run(
     model: str | Path = "tiny",
     k: Sequence[int] = (10, 50),
     split: str = "all",
+    cells: Sequence[str] = (),
     limit: int | None = None,
     out: str | Path | None = None,
     modes: Sequence[Mode] = ("reason", "fast"),
@@ -38,13 +41,17 @@ def run(
     int8_keys: bool = False,
     weights: Weights = "model",
     batch_size: int = 16,
-    pool: Pool = "local",
+    pool: PoolChoice = "local",
+    skip_bad: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     sampling: Sampling | None = None,
 ) -> Report:
     """Evaluates both stages of a checkpoint on a directory in M-BEIR's layout.
+
+    All cells are read and checked before a model is loaded. One that cannot be evaluated is listed
+    in the report's ``bad_cells``, and costs only itself.
 
     With ``out``, each query's outcome is saved when it is known: a killed run resumes, and a
     finished one is only read. Saved outcomes are reused for the same model, data, settings and
@@ -54,13 +61,15 @@ def run(
         dataset: directory of the data set.
         model: ``"tiny"`` (shipped), a directory, or a hub id; it must have a first stage.
         k: candidate counts; for each, that many of the first stage's best are reranked.
-        split: ``style``, ``composition`` or ``unseen`` of the pictograph set, ``test``, ``val``,
-            or ``all`` for every test cell.
+        split: ``test`` or ``val``; ``style``, ``composition`` or ``unseen`` for a part of the
+            pictograph set's test cells; ``all`` for every test cell.
+        cells: names of cells, such as ``cirr_task7``; all of the split if empty.
         limit: number of queries per cell, drawn by ``seed``; a larger limit extends a smaller one's
             sample.
-        out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/`` and ``outcomes/``.
+        out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/``, ``outcomes/``,
+            and ``vectors/`` of the pools.
         device, dtype: see :meth:`retrv_r1.Reranker.from_pretrained`.
-        modes, full_tokens, int8_keys, weights, batch_size, pool, seed, sampling: see
+        modes, full_tokens, int8_keys, weights, batch_size, pool, skip_bad, seed, sampling: see
             :class:`EvalSettings`.
     Raises:
         EvalError: nothing to evaluate, an invalid option, an invalid ranking, or files that cannot
@@ -70,6 +79,7 @@ def run(
         MBEIRError: the directory is not in M-BEIR's layout.
     """
     require_metrics()
+    folder = None if out is None else _writable(Path(out))
     place = device_of(device)
     check_weights(weights, place)
     weights_dtype = dtype_of(dtype, place) or saved_dtype(local_checkpoint(model))
@@ -82,20 +92,59 @@ def run(
         limit=limit,
         batch_size=batch_size,
         pool=pool,
+        skip_bad=skip_bad,
         seed=seed,
         device=str(place),
         dtype=str(weights_dtype).removeprefix("torch."),
         sampling=sampling,
     )
     root = Path(dataset)
-    folder = None if out is None else Path(out)
-    runner = CellRunner(Models(model, settings), settings, folder)
-    plan = read_cells(root, choose(root, split), settings)
-    runs = [runner.run(work) for work in plan.works]
+    models = Models(model, settings)
+    plan = read_cells(root, choose(root, split, cells), settings, folder)
+    runs, bad = _rank(plan, CellRunner(models, settings, folder))
     report = build(str(dataset), str(model), settings, runs)
+    report["bad_cells"] = [asdict(cell) for cell in bad]
+    report["notes"] += remarks([run.work for run in runs])
+    report["notes"] += [f"Not evaluated: {cell.name}: {cell.error}" for cell in bad]
     if folder is not None:
         _write(report, runs, folder)
     return report
+
+
+def _rank(plan: Plan, runner: CellRunner) -> tuple[list[CellRun], list[BadCell]]:
+    """Ranks all cells; those whose data turn out bad are said and passed over.
+
+    Raises:
+        EvalError: no cell is left.
+    """
+    runs, bad = [], list(plan.bad)
+    for cell in bad:
+        runner.say(f"not evaluated: {cell.name}: {cell.error}")
+    for work in plan.works:
+        try:
+            runs.append(runner.run(work))
+        except (MBEIRError, ItemError) as error:
+            bad.append(BadCell(work.cell.dataset, work.cell.split, work.pool.kind, str(error)))
+            runner.say(f"not evaluated: {bad[-1].name}: {error}")
+    if not runs:
+        raise EvalError(f"no cell could be evaluated; {bad[-1].name}: {bad[-1].error}")
+    return runs, bad
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made if it is missing.
+
+    Raises:
+        EvalError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise EvalError(
+            f"cannot write to {folder} ({error.strerror}); name a folder that can be written"
+        ) from error
 
 
 def _write(report: Report, runs: Sequence[CellRun], folder: Path) -> None:

@@ -48,6 +48,10 @@ class CellRunner:
         self.retriever = Retriever(models, settings, out)
         self.console = Console(stderr=True, highlight=False)
 
+    def say(self, line: str) -> None:
+        """Prints a line to standard error."""
+        self.console.print(line, markup=False, soft_wrap=True)
+
     def run(self, work: CellWork) -> CellRun:
         """Ranks a cell's queries by the first stage and by every system and count."""
         first = self.retriever.nearest(work)

@@ -119,6 +119,7 @@ def _cell(run: CellRun, recalls: Mapping[_Key, Mapping[int, np.ndarray]]) -> Row
         "shape": run.work.shape,
         "queries": len(run.first),
         "pool": len(run.work.task.pool),
+        "counts": run.work.counts,
         "results": results,
     }
 
@@ -186,7 +187,7 @@ def _notes(settings: EvalSettings, lists: int) -> list[str]:
     return [
         f"R@k: share of queries with a relevant candidate among the first k (M-BEIR's Recall@k); "
         f"{limit}; the mean of a split is over its cells.",
-        f"K: the first stage's K best of the {settings.pool} pool are reranked, so its R@K is the "
+        f"K: the first stage's K best of a cell's pool are reranked, so its R@K is the "
         f"ceiling. Prompts show them in an order shuffled by seed ({settings.seed}) and query, so "
         "that positions do not tell their ranks; the instruction is the first phrasing.",
         "Differences are paired by query, with 95 % bootstrap intervals (queries resampled within "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from retrv_engine import Sampling
 from retrv_engine.config import Weights
@@ -12,6 +12,7 @@ from retrv_r1.data.mbeir import Pool
 from retrv_r1.eval.cells import EvalError
 from retrv_r1.types import Mode, Reading
 
+PoolChoice: TypeAlias = Literal["local", "global", "both"]
 FIRST_STAGE = "first stage"
 
 
@@ -43,7 +44,8 @@ class EvalSettings:
         weights: dtype in which the engine keeps linear weights; see :class:`EngineConfig`.
         limit: number of queries per cell, drawn by the seed; all if None.
         batch_size: number of queries that are reranked together.
-        pool: candidate pool to search, ``local`` or ``global``.
+        pool: candidate pool to search: ``local``, ``global``, or ``both`` for one after the other.
+        skip_bad: whether to leave out candidates and queries whose pictures cannot be used.
         seed: seed of the sample of queries, the order in prompts, and the bootstrap.
         device: device of both stages.
         dtype: dtype in which the reranker is loaded; the first stage is float32.
@@ -59,7 +61,8 @@ class EvalSettings:
     weights: Weights = "model"
     limit: int | None = None
     batch_size: int = 16
-    pool: Pool = "local"
+    pool: PoolChoice = "local"
+    skip_bad: bool = False
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -73,13 +76,15 @@ class EvalSettings:
             raise EvalError(f"modes must be 'reason', 'fast' or both, got {self.modes}")
         if self.limit is not None and self.limit < 1:
             raise EvalError(f"limit must be at least 1, got {self.limit}")
+        if self.pool not in get_args(PoolChoice):
+            raise EvalError(f"pool must be one of {', '.join(get_args(PoolChoice))}: {self.pool!r}")
         if self.batch_size < 1:
             raise EvalError(f"batch_size must be at least 1, got {self.batch_size}")
 
     @property
     def pools(self) -> tuple[Pool, ...]:
         """Kinds of pools to search."""
-        return (self.pool,)
+        return ("local", "global") if self.pool == "both" else (self.pool,)
 
     @property
     def systems(self) -> Sequence[System]:

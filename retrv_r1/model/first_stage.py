@@ -24,7 +24,9 @@ MAX_TEXT = 24
 """Tokens to which a text is cut, if the embedder's config has no ``max_text``."""
 
 _LONG = 1000
-_SCORES = 2**25
+_BLOCK = 2**16
+_QUERIES = 2**9
+"""Vectors of a pool, and of queries, that are compared at once: 128 MiB of scores."""
 
 
 class FirstStage:
@@ -105,6 +107,8 @@ class FirstStage:
     def search(self, queries: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The ``k`` nearest of a pool, or all of a smaller one.
 
+        Searches block by block, so a pool may be a tensor over a memory-mapped file.
+
         Args:
             queries: unit vectors of the queries, ``[q, e]``.
             pool: unit vectors of the pool, ``[p, e]``.
@@ -113,12 +117,14 @@ class FirstStage:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        k = min(k, len(pool))
-        rows = max(1, _SCORES // max(1, len(pool)))
-        found = [(part @ pool.T).topk(k, dim=1) for part in queries.split(rows)]
-        if not found:
-            return torch.empty(0, k), torch.empty(0, k, dtype=torch.long)
-        return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+        scores = torch.empty(len(queries), 0)
+        numbers = torch.empty(len(queries), 0, dtype=torch.long)
+        for start in range(0, len(pool), _BLOCK):
+            block = pool[start : start + _BLOCK]
+            parts = zip(*(x.split(_QUERIES) for x in (queries, scores, numbers)), strict=True)
+            found = [_nearest(*part, block, start, k) for part in parts]
+            scores, numbers = (torch.cat(column) for column in zip(*found, strict=True))
+        return scores, numbers
 
     def _batch(self, items: Sequence[ItemLike], start: int) -> Tensor:
         encoded = [self._encode(item, start + i) for i, item in enumerate(items)]
@@ -145,6 +151,17 @@ class FirstStage:
             return self.processor.encode(item)
         except ItemError as error:
             raise ItemError(f"{item.id or f'item {number}'}: {error}") from error
+
+
+def _nearest(
+    queries: Tensor, scores: Tensor, numbers: Tensor, block: Tensor, start: int, k: int
+) -> tuple[Tensor, Tensor]:
+    """The best so far, ``[q, ≤ k]``, merged with those of a block that begins at ``start``."""
+    found = (queries @ block.T).topk(min(k, len(block)), dim=1)
+    if not start:
+        return found.values, found.indices
+    both = torch.cat([scores, found.values], 1).topk(min(k, start + len(block)), dim=1)
+    return both.values, torch.cat([numbers, found.indices + start], 1).gather(1, both.indices)
 
 
 def local_checkpoint(name: str | Path) -> Path:

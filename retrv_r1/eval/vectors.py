@@ -1,0 +1,84 @@
+"""Vectors of pools, embedded once and kept in memory-mapped files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrv_r1.eval.progress import bar
+from retrv_r1.types import Item
+
+BLOCK = 512
+"""Candidates that are read and embedded at once; only their items are in memory."""
+
+
+class VectorFile:
+    """Vectors of one pool, ``[p, e]`` in float32.
+
+    Finished blocks are on disk at once: a killed run goes on behind the last of them.
+
+    Args:
+        folder: folder of the file; made if it is missing.
+        key: name that says what was embedded, and by which model.
+        size: number of candidates.
+    """
+
+    def __init__(self, folder: Path, key: str, size: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.size = folder / f"{key}.npy", size
+        self._partial, self._count = folder / f"{key}.partial", folder / f"{key}.count"
+
+    def fill(self, embed: Callable[[Sequence[Item]], Tensor], items: _Items, label: str) -> Tensor:
+        """All vectors, as a tensor over the memory-mapped file.
+
+        Args:
+            embed: function that gives vectors ``[m, e]`` of items.
+            items: function that gives the items of consecutive candidates, from one number to
+                another.
+            label: name of the pool for the progress bar.
+        """
+        if not self.path.is_file():
+            self._embed(embed, items, label)
+        # Copy on write: PyTorch wants an array that can be written, and nothing here writes.
+        return torch.from_numpy(np.load(self.path, mmap_mode="c"))
+
+    def _embed(self, embed: Callable[[Sequence[Item]], Tensor], items: _Items, label: str) -> None:
+        done, kept = self._done(), None
+        starts = range(done, self.size, BLOCK)
+        for start in bar(starts, f"embedding {label}", len(starts)):
+            stop = min(start + BLOCK, self.size)
+            vectors = embed(items(start, stop)).numpy()
+            if kept is None:
+                kept = self._open(vectors.shape[1], fresh=start == 0)
+            kept[start:stop] = vectors
+            kept.flush()
+            self._write_count(stop)
+        del kept
+        os.replace(self._partial, self.path)
+        self._count.unlink()
+
+    def _open(self, width: int, *, fresh: bool) -> np.memmap:
+        if not fresh:
+            return np.lib.format.open_memmap(self._partial, mode="r+")
+        shape = (self.size, width)
+        return np.lib.format.open_memmap(self._partial, "w+", np.float32, shape)
+
+    def _done(self) -> int:
+        """Number of candidates that an earlier run embedded."""
+        try:
+            return int(self._count.read_text()) if self._partial.is_file() else 0
+        except (OSError, ValueError):
+            return 0
+
+    def _write_count(self, done: int) -> None:
+        new = self._count.with_suffix(".new")
+        new.write_text(str(done))
+        os.replace(new, self._count)
+
+
+_Items = Callable[[int, int], Sequence[Item]]
