@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ class CellWork:
         }
 
     def journal(self, out: Path | None, model: str, name: str, **about: object) -> Journal:
-        """The file of outcomes of one system.
+        """The file of outcomes of one system; those of data that are no longer there are removed.
 
         Args:
             out: folder of the evaluation; None keeps outcomes in memory.
@@ -86,8 +87,28 @@ class CellWork:
         """
         cell = self.cell
         folder = out and out / "outcomes" / f"{cell.dataset}_{cell.split}"
-        about |= {"cell": cell.dataset, "split": cell.split, "data": self.data}
-        return Journal(folder, name, about | {"model": model, "version": __version__})
+        about |= {"cell": cell.dataset, "split": cell.split, "pool": self.pool.kind}
+        about |= {"model": model, "version": __version__, "data": self.data}
+        if folder is not None:
+            _remove_stale(folder, name, about)
+        return Journal(folder, name, about)
+
+
+def _remove_stale(folder: Path, name: str, about: Mapping[str, object]) -> None:
+    """Removes outcomes that differ from those to come in nothing but their data."""
+    plain = json.loads(json.dumps(about))  # as a file has it
+    for path in folder.glob(f"{name}-*.jsonl"):
+        with path.open("rb") as handle:
+            first = handle.readline()
+        try:
+            header = json.loads(first)
+        except ValueError:
+            continue
+        ours = header | {"data": plain["data"], "fingerprint": None} == plain | {
+            "fingerprint": None
+        }
+        if ours and header["data"] != plain["data"]:
+            path.unlink()
 
 
 @dataclass(frozen=True)
@@ -174,17 +195,19 @@ class _Reader:
         asked = sample(task.queries, settings.limit, settings.seed)
         for query in asked:
             mbeir.instruction(query)  # raises where there is none
-        checked = self.pictures.check(query.image for query in asked)
-        if checked.bad and not settings.skip_bad:
-            wrong = {asked[place].qid: error for place, error in checked.bad.items()}
-            raise mbeir.MBEIRError(_bad_queries(cell.queries, wrong))
-        queries = [query for place, query in enumerate(asked) if place not in checked.bad]
+        # All of the cell, so that a limit does not change the hash.
+        checked = self.pictures.check(query.image for query in task.queries)
+        errors = {task.queries[place].qid: error for place, error in checked.bad.items()}
+        bad = {query.qid: errors[query.qid] for query in asked if query.qid in errors}
+        if bad and not settings.skip_bad:
+            raise mbeir.MBEIRError(_bad_queries(cell.queries, bad))
+        queries = [query for query in asked if query.qid not in bad]
         if not queries:
             raise mbeir.MBEIRError(f"{cell.queries}: no query has a picture that can be used")
         data = fingerprint(
             {"files": self._files(cell), "pool": pool.content, "pictures": checked.content}
         )
-        return CellWork(cell, pool, task, queries, len(checked.bad), data)
+        return CellWork(cell, pool, task, queries, len(bad), data)
 
     def _pool(self, path: Path, kind: mbeir.Pool) -> Pool:
         if path not in self._pools:

@@ -60,15 +60,15 @@ class Retriever:
     def _pool(self, work: CellWork) -> Tensor:
         """Vectors of a cell's pool, ``[p, e]``, memory-mapped."""
         stage, task = self.models.first_stage, work.task
-        about = {
-            "pool": work.pool.content,
+        model = {
             "model": self.models.first_stage_fingerprint,
             "device": self.settings.device,
             "version": __version__,
         }
-        file = VectorFile(self._vectors, fingerprint(about)[:16], len(task.pool))
+        name, content = task.pool.path.stem, work.pool.content
+        file = VectorFile(self._vectors, name, content, fingerprint(model), len(task.pool))
         return file.fill(
             stage.embed,
             lambda start, stop: [task.item(candidate) for candidate in task.pool[start:stop]],
-            f"the {work.pool.kind} pool of {work.cell.dataset}",
+            task.pool.path.name,
         )
