@@ -84,23 +84,7 @@ def write_pool(root: Path, texts: int, pictures: int) -> Path:
         drawn.save(root / f"images/{i}.jpg", quality=90)
     for i in range(_DRAWN, pictures):
         os.link(root / f"images/{i % _DRAWN}.jpg", root / f"images/{i}.jpg")
-    words = "the a of picture house river old city bridge red shown near with".split()  # noqa: SIM905
-        [
-            "the",
-            "a",
-            "of",
-            "picture",
-            "house",
-            "river",
-            "old",
-            "city",
-            "bridge",
-            "red",
-            "shown",
-            "near",
-            "with",
-        ]
-    )
+    words = ("picture", "house", "river", "old", "city", "bridge", "red", "shown", "near")
     path = root / "pool.jsonl"
     with path.open("w") as file:
         for i in range(texts + pictures):
