@@ -101,7 +101,7 @@ class Ranker:
         self.asked = []
         self.dies_at = None
         self.scores = None
-        self.model = SimpleNamespace(config=SimpleNamespace(score_temperature=2.0))
+        self.model = SimpleNamespace(config=SimpleNamespace(temperature={"fast": 2.0, "reason": 3.0}.get))
 
     def rank_batch(self, requests, *, mode, reading, sampling):
         return [self.rank(request, mode, reading) for request in requests]
@@ -368,15 +368,24 @@ def test_calibration_writes_the_temperature(tmp_path, model_files, ranker):
     write_cell(root, split="val")
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
     ranker.scores = (logits / 2.0).softmax(-1).tolist()
-    # Fast ranks c0 … c5 for every query: relevant are logits 1, 0, and 0 with 5.
+    # Fast ranks c0 … c5 for every query: relevant are logits 1, 0, and 0 with 5. Reasoning ranks
+    # c5 … c0, with scores that were made by a temperature of 3.
     fitted = calibrate(model_files, root, k=6)
-    assert fitted.temperature == pytest.approx(
-        fit_temperature([logits] * 3, [[1], [0], [0, 5]]), rel=1e-4
-    )
-    assert (fitted.before, fitted.lists, fitted.accuracy) == (2.0, 3, pytest.approx(2 / 3))
-    assert fitted.nll <= fitted.nll_before
+    fast, reason = fitted["fast"], fitted["reason"]
+    answers = {"fast": [[1], [0], [0, 5]], "reason": [[4], [5], [0, 5]]}
+    for mode, scale in (("fast", 1.0), ("reason", 1.5)):
+        expected = fit_temperature([logits * scale] * 3, answers[mode])
+        assert fitted[mode].temperature == pytest.approx(expected, rel=1e-4)
+        assert fitted[mode].nll <= fitted[mode].nll_before
+    assert (fast.before, fast.lists, fast.accuracy) == (2.0, 3, pytest.approx(2 / 3))
+    assert (reason.before, reason.lists, reason.accuracy) == (3.0, 3, pytest.approx(1 / 3))
+    assert reason.temperature > fast.temperature
     written = json.loads((model_files / "config.json").read_text())
-    assert written == {"model_type": "x", "score_temperature": fitted.temperature}
+    temperatures = {
+        "score_temperature": fast.temperature,
+        "reason_temperature": reason.temperature,
+    }
+    assert written == {"model_type": "x", **temperatures}
     assert sorted(path.name for path in model_files.iterdir()) == ["config.json", "embedder"]
     with pytest.raises(EvalError, match="window"):
         calibrate(model_files, root, k=51)
