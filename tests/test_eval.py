@@ -101,7 +101,8 @@ class Ranker:
         self.asked = []
         self.dies_at = None
         self.scores = None
-        self.model = SimpleNamespace(config=SimpleNamespace(temperature={"fast": 2.0, "reason": 3.0}.get))
+        self.reverses = True
+        self.model = SimpleNamespace(config=SimpleNamespace(temperature_of={"fast": 2.0, "reason": 3.0}.get))
 
     def rank_batch(self, requests, *, mode, reading, sampling):
         return [self.rank(request, mode, reading) for request in requests]
@@ -111,7 +112,9 @@ class Ranker:
             raise KeyboardInterrupt
         texts = [item.text for item in request.candidates]
         self.asked.append((request.query.id, mode, reading, texts, request.instruction))
-        order = sorted(range(len(texts)), key=texts.__getitem__, reverse=mode == "reason")
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        if mode == "reason" and self.reverses:
+            order.reverse()
         scores = self.scores or [1 / (rank + 2) for rank in range(len(order))]
         pairs = zip(order, scores, strict=False)
         rows = 8 if reading == "full" else 3
@@ -136,7 +139,7 @@ class Ranker:
 def ranker(monkeypatch):
     """Stand-ins for both stages; a test may set when it dies, or its scores."""
     stand_in = Ranker()
-    names = "retrv_r1.eval.ranking."
+    names = "retrv_r1.eval.models."
     monkeypatch.setattr(names + "FirstStage.from_pretrained", lambda *_, **__: Stage())
     monkeypatch.setattr(names + "Reranker.from_pretrained", lambda *_, **__: stand_in)
     return stand_in
@@ -234,8 +237,8 @@ def test_a_finished_run_is_read_from_disk(dataset, model_files, ranker, tmp_path
     def load(*_, **__):
         raise AssertionError("nothing has to be loaded")
 
-    monkeypatch.setattr("retrv_r1.eval.ranking.FirstStage.from_pretrained", load)
-    monkeypatch.setattr("retrv_r1.eval.ranking.Reranker.from_pretrained", load)
+    monkeypatch.setattr("retrv_r1.eval.models.FirstStage.from_pretrained", load)
+    monkeypatch.setattr("retrv_r1.eval.models.Reranker.from_pretrained", load)
     assert evaluate(dataset, model_files, out=tmp_path / "out") == report
     assert evaluate(dataset, model_files, out=tmp_path / "out", limit=2)["settings"]["limit"] == 2
 
@@ -368,18 +371,19 @@ def test_calibration_writes_the_temperature(tmp_path, model_files, ranker):
     write_cell(root, split="val")
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
     ranker.scores = (logits / 2.0).softmax(-1).tolist()
-    # Fast ranks c0 … c5 for every query: relevant are logits 1, 0, and 0 with 5. Reasoning ranks
-    # c5 … c0, with scores that were made by a temperature of 3.
+    with pytest.raises(EvalError, match="reason mode: there is no best temperature"):
+        calibrate(model_files, root, k=6)  # which is right less often than chance
+    ranker.reverses = False
+    # All rank c0 … c5 for every query: relevant are logits 1, 0, and 0 with 5. The same scores of
+    # reason mode were made by a temperature of 3, so its logits are larger.
     fitted = calibrate(model_files, root, k=6)
     fast, reason = fitted["fast"], fitted["reason"]
-    answers = {"fast": [[1], [0], [0, 5]], "reason": [[4], [5], [0, 5]]}
-    for mode, scale in (("fast", 1.0), ("reason", 1.5)):
-        expected = fit_temperature([logits * scale] * 3, answers[mode])
-        assert fitted[mode].temperature == pytest.approx(expected, rel=1e-4)
-        assert fitted[mode].nll <= fitted[mode].nll_before
-    assert (fast.before, fast.lists, fast.accuracy) == (2.0, 3, pytest.approx(2 / 3))
-    assert (reason.before, reason.lists, reason.accuracy) == (3.0, 3, pytest.approx(1 / 3))
-    assert reason.temperature > fast.temperature
+    for one, before in ((fast, 2.0), (reason, 3.0)):
+        expected = fit_temperature([logits * before / 2.0] * 3, [[1], [0], [0, 5]])
+        assert one.temperature == pytest.approx(expected, rel=1e-4)
+        assert (one.before, one.lists, one.accuracy) == (before, 3, pytest.approx(2 / 3))
+        assert one.nll <= one.nll_before
+    assert reason.temperature == pytest.approx(1.5 * fast.temperature, rel=1e-4)
     written = json.loads((model_files / "config.json").read_text())
     temperatures = {
         "score_temperature": fast.temperature,

@@ -88,7 +88,7 @@ def test_earlier_windows_may_be_reasoned_like_the_last(model, processor):
     reranker = Reranker(model, processor, window=4, earlier_windows="same")
     record = Record(reranker)
     items = [f"item {n}" for n in range(8)]
-    check(reranker.rank("q", items, sampling=Sampling(max_reasoning_tokens=5), top_k=2), 2)
+    check(reranker.rank("q", items, sampling=Sampling(max_reasoning_tokens=5)), 8)
     assert [r.reason for r in record.requests] == [True, True, True]
     with pytest.raises(ValueError, match="earlier_windows"):
         Reranker(model, processor, earlier_windows="reason")

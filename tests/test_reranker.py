@@ -296,7 +296,7 @@ def test_each_mode_has_its_temperature(make_model, processor):
         assert [line.score for line in result] == pytest.approx(
             [float(expected[line.index]) for line in result]
         )
-    assert make_model(score_temperature=0.7).config.temperature("reason") == 0.7
+    assert make_model(score_temperature=0.7).config.temperature_of("reason") == 0.7
 
 
 def test_bfloat16_tells_all_candidates_apart():

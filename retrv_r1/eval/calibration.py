@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from retrv_r1.eval.cells import EvalError, choose
-from retrv_r1.eval.ranking import CellRun, CellRunner, Models
+from retrv_r1.eval.models import Models
+from retrv_r1.eval.plan import read_cells
+from retrv_r1.eval.ranking import CellRun, CellRunner
 from retrv_r1.eval.settings import EvalSettings
 from retrv_r1.types import CheckpointError, Mode
 
@@ -157,11 +159,14 @@ def calibrate(
     models = Models(folder, settings)
     if k > models.reranker.window:
         raise EvalError(f"k must be at most the window of {models.reranker.window}, got {k}")
-    runner = CellRunner(Path(dataset), models, settings, None)
-    runs = [runner.run(cell) for cell in choose(Path(dataset), "val")]
+    plan = read_cells(Path(dataset), choose(Path(dataset), "val"), settings)
+    if plan.bad:
+        raise EvalError(f"{plan.bad[0].name}: {plan.bad[0].error}")
+    runner = CellRunner(models, settings, None)
+    runs = [runner.run(work) for work in plan.works]
     found: dict[Mode, Calibration] = {}
     for mode in modes:
-        before = models.reranker.model.config.temperature(mode)
+        before = models.reranker.model.config.temperature_of(mode)
         lists = _lists(runs, mode, before)
         try:
             temperature = _fit(lists)

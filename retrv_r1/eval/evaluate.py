@@ -14,7 +14,9 @@ from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.eval.cells import choose
 from retrv_r1.eval.chart import draw
 from retrv_r1.eval.metrics import require_metrics
-from retrv_r1.eval.ranking import CellRun, CellRunner, Models
+from retrv_r1.eval.models import Models
+from retrv_r1.eval.plan import read_cells
+from retrv_r1.eval.ranking import CellRun, CellRunner
 from retrv_r1.eval.report import Report, build
 from retrv_r1.eval.settings import EvalSettings
 from retrv_r1.eval.trec import write_runs
@@ -86,10 +88,10 @@ def run(
         sampling=sampling,
     )
     root = Path(dataset)
-    cells = choose(root, split)
     folder = None if out is None else Path(out)
-    runner = CellRunner(root, Models(model, settings), settings, folder)
-    runs = [runner.run(cell) for cell in cells]
+    runner = CellRunner(Models(model, settings), settings, folder)
+    plan = read_cells(root, choose(root, split), settings)
+    runs = [runner.run(work) for work in plan.works]
     report = build(str(dataset), str(model), settings, runs)
     if folder is not None:
         _write(report, runs, folder)

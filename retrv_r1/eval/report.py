@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from retrv_r1.eval.cells import SPLITS
 from retrv_r1.eval.metrics import CUTOFFS, hits, mean_interval
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.eval.ranking import CellRun
@@ -63,12 +62,14 @@ def build(dataset: str, model: str, settings: EvalSettings, runs: Sequence[CellR
     checked = [outcome for run in runs for kept in run.reranked.values() for outcome in kept]
     for outcome in checked:
         outcome.check()
-    names = sorted({run.part for run in runs}, key=SPLITS.index)
+    names = list(dict.fromkeys(run.work.part for run in runs))
     return Report(
         dataset=Path(dataset).resolve().name,
         model=Path(model).name if Path(model).is_absolute() else model,
         settings={**asdict(settings), "k": list(settings.k), "modes": list(settings.modes)},
-        parts=[_part(name, [run for run in runs if run.part == name], settings) for name in names],
+        parts=[
+            _part(name, [run for run in runs if run.work.part == name], settings) for name in names
+        ],
         checks={
             "lists": len(checked),
             "answer_is_rank_1": len(checked),
@@ -113,11 +114,11 @@ def _cell(run: CellRun, recalls: Mapping[_Key, Mapping[int, np.ndarray]]) -> Row
         row = {"system": system.name, "k": k, "recall": recall, "cost": _cost(outcomes)}
         results.append(row | {"well_formed": _average([o.well_formed for o in outcomes])})
     return {
-        "cell": run.cell.dataset,
-        "split": run.cell.split,
-        "shape": run.shape,
+        "cell": run.work.cell.dataset,
+        "split": run.work.cell.split,
+        "shape": run.work.shape,
         "queries": len(run.first),
-        "pool": run.pool_size,
+        "pool": len(run.work.task.pool),
         "results": results,
     }
 

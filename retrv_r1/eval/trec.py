@@ -33,11 +33,15 @@ def run_lines(outcomes: Sequence[Outcome], tag: str) -> Iterator[str]:
 
 
 def write_runs(run: CellRun, folder: Path) -> None:
-    """Writes a run file for each system and count to a folder named like the cell."""
-    folder = folder / f"{run.cell.dataset}_{run.cell.split}"
+    """Writes a run file for each system and count to a folder named like the cell.
+
+    The names of rankings of the global pool end in ``-global``.
+    """
+    folder = folder / f"{run.work.cell.dataset}_{run.work.cell.split}"
     folder.mkdir(parents=True, exist_ok=True)
     tagged = {"first-stage": run.first}
     tagged |= {f"{system.slug}-k{k}": outcomes for (system, k), outcomes in run.reranked.items()}
-    for tag, outcomes in tagged.items():
+    for system_tag, outcomes in tagged.items():
+        tag = system_tag + ("-global" if run.work.pool == "global" else "")
         text = "".join(f"{line}\n" for line in run_lines(outcomes, tag))
         (folder / f"{tag}.trec").write_text(text, encoding="utf-8")

@@ -117,7 +117,7 @@ class RetrvR1Config(PretrainedConfig):
         kwargs.setdefault("tie_word_embeddings", backbone.tie_word_embeddings)
         super().__init__(**kwargs)
 
-    def temperature(self, mode: str) -> float:
+    def temperature_of(self, mode: str) -> float:
         """The divisor of label logits in a mode, ``reason`` or ``fast``."""
         own = self.reason_temperature if mode == "reason" else None
         return self.score_temperature if own is None else own

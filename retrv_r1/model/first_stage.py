@@ -32,6 +32,9 @@ class FirstStage:
 
     Args:
         processor: the reranker's processor: both stages share tokenizer and preprocessing.
+    Attributes:
+        max_text: tokens to which a text is cut.
+        cut: number of texts that were cut so far.
     """
 
     def __init__(self, model: RetrvEmbedder, processor: RetrvR1Processor) -> None:
@@ -39,6 +42,7 @@ class FirstStage:
         if not hasattr(model.config, "max_text"):
             model.config.max_text = MAX_TEXT
         self.max_text = int(model.config.max_text)
+        self.cut = 0
 
     @classmethod
     def from_pretrained(
@@ -130,6 +134,7 @@ class FirstStage:
             pixels = torch.cat(list(patches.values())).to(device)
             vectors = self.model.embed_pictures(pixels, grids)
             pictures = (torch.tensor(list(patches), device=device), vectors)
+        self.cut += sum(len(e.text_ids) > self.max_text for e in encoded)
         ids = {i: e.text_ids[: self.max_text] for i, e in enumerate(encoded) if e.text_ids}
         if ids:
             rows = [torch.tensor(row) for row in ids.values()]
@@ -147,9 +152,11 @@ class FirstStage:
             raise ItemError(f"{item.id or f'item {number}'}: {error}") from error
 
 
-def local_checkpoint(name: str | Path) -> Path:
-    """The directory of a checkpoint with a first stage; one on the hub is downloaded.
+def local_checkpoint(name: str | Path, *, first_stage: bool = True) -> Path:
+    """The directory of a checkpoint; one on the hub is downloaded.
 
+    Args:
+        first_stage: whether its first stage is needed.
     Raises:
         CheckpointError: there is no such checkpoint.
     """
@@ -158,8 +165,10 @@ def local_checkpoint(name: str | Path) -> Path:
         return source
     try:
         config = cached_file(source, "config.json")
-        cached_file(source, f"{FOLDER}/config.json")
-        cached_file(source, f"{FOLDER}/model.safetensors")
+        if first_stage:
+            cached_file(source, f"{FOLDER}/config.json")
+            cached_file(source, f"{FOLDER}/model.safetensors")
     except OSError as error:
-        raise CheckpointError(f"cannot get {source} with its {FOLDER!r} folder: {error}") from error
+        folder = f" with its {FOLDER!r} folder" if first_stage else ""
+        raise CheckpointError(f"cannot get {source}{folder}: {error}") from error
     return Path(config).parent

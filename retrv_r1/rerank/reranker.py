@@ -269,7 +269,7 @@ class Reranker:
             if options.reading == "pointwise":
                 results.append(WindowResult.pointwise(window, own, one.places))
             else:
-                temperature = self.model.config.temperature(options.mode)
+                temperature = self.model.config.temperature_of(options.mode)
                 results.append(WindowResult.listwise(window, own, temperature, one.places))
         return results
 
