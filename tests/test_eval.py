@@ -102,7 +102,9 @@ class Ranker:
         self.dies_at = None
         self.scores = None
         self.reverses = True
-        self.model = SimpleNamespace(config=SimpleNamespace(temperature_of={"fast": 2.0, "reason": 3.0}.get))
+        self.model = SimpleNamespace(
+            config=SimpleNamespace(temperature_of={"fast": 2.0, "reason": 3.0}.get)
+        )
 
     def rank_batch(self, requests, *, mode, reading, sampling):
         return [self.rank(request, mode, reading) for request in requests]
