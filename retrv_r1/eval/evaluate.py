@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
-from retrv_engine import Sampling
-from retrv_engine.config import Weights
-from retrv_r1.data.mbeir import Pool
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.eval.cells import choose
 from retrv_r1.eval.chart import draw
@@ -18,11 +16,10 @@ from retrv_r1.eval.models import Models
 from retrv_r1.eval.plan import read_cells
 from retrv_r1.eval.ranking import CellRun, CellRunner
 from retrv_r1.eval.report import Report, build
-from retrv_r1.eval.settings import EvalSettings
+from retrv_r1.eval.settings import EvalOptions, EvalSettings
 from retrv_r1.eval.trec import write_runs
 from retrv_r1.model.checkpoint import saved_dtype
 from retrv_r1.model.first_stage import local_checkpoint
-from retrv_r1.types import Mode
 
 
 def run(
@@ -31,18 +28,10 @@ def run(
     model: str | Path = "tiny",
     k: Sequence[int] = (10, 50),
     split: str = "all",
-    limit: int | None = None,
     out: str | Path | None = None,
-    modes: Sequence[Mode] = ("reason", "fast"),
-    full_tokens: bool = True,
-    int8_keys: bool = False,
-    weights: Weights = "model",
-    batch_size: int = 16,
-    pool: Pool = "local",
-    seed: int = 0,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    sampling: Sampling | None = None,
+    **options: Unpack[EvalOptions],
 ) -> Report:
     """Evaluates both stages of a checkpoint on a directory in M-BEIR's layout.
 
@@ -52,16 +41,14 @@ def run(
 
     Args:
         dataset: directory of the data set.
-        model: ``"tiny"`` (shipped), a directory, or a hub id; it must have a first stage.
+        model: ``"tiny"`` (shipped), a directory, or a hub id; it must have a first stage unless
+            ``candidates`` are given.
         k: candidate counts; for each, that many of the first stage's best are reranked.
         split: ``style``, ``composition`` or ``unseen`` of the pictograph set, ``test``, ``val``,
             or ``all`` for every test cell.
-        limit: number of queries per cell, drawn by ``seed``; a larger limit extends a smaller one's
-            sample.
         out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/`` and ``outcomes/``.
         device, dtype: see :meth:`retrv_r1.Reranker.from_pretrained`.
-        modes, full_tokens, int8_keys, weights, batch_size, pool, seed, sampling: see
-            :class:`EvalSettings`.
+        options: fields of :class:`EvalSettings`.
     Raises:
         EvalError: nothing to evaluate, an invalid option, an invalid ranking, or files that cannot
             be written.
@@ -71,21 +58,14 @@ def run(
     """
     require_metrics()
     place = device_of(device)
-    check_weights(weights, place)
-    weights_dtype = dtype_of(dtype, place) or saved_dtype(local_checkpoint(model))
+    check_weights(options.get("weights", "model"), place)
+    checkpoint = local_checkpoint(model, first_stage=options.get("candidates") is None)
+    weights_dtype = dtype_of(dtype, place) or saved_dtype(checkpoint)
     settings = EvalSettings(
         k=tuple(sorted(set(k))),
-        modes=tuple(modes),
-        full_tokens=full_tokens,
-        int8_keys=int8_keys,
-        weights=weights,
-        limit=limit,
-        batch_size=batch_size,
-        pool=pool,
-        seed=seed,
         device=str(place),
         dtype=str(weights_dtype).removeprefix("torch."),
-        sampling=sampling,
+        **options,
     )
     root = Path(dataset)
     folder = None if out is None else Path(out)
@@ -107,4 +87,4 @@ def _write(report: Report, runs: Sequence[CellRun], folder: Path) -> None:
     (folder / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
     (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
     for cell in runs:
-        write_runs(cell, folder / "runs")
+        write_runs(cell, folder / "runs", report["settings"]["run_format"])

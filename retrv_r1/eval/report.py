@@ -74,7 +74,10 @@ def build(dataset: str, model: str, settings: EvalSettings, runs: Sequence[CellR
     return Report(
         dataset=Path(dataset).resolve().name,
         model=Path(model).name if Path(model).is_absolute() else model,
-        settings={**asdict(settings), "k": list(settings.k), "modes": list(settings.modes)},
+        settings={
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(settings).items()
+        },
         parts=[
             _part(name, [run for run in runs if run.work.part == name], settings) for name in names
         ],

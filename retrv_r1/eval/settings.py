@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from retrv_engine import Sampling
 from retrv_engine.config import Weights
@@ -52,6 +52,28 @@ class System:
         return self.mode + ("-full" if self.reading == "full" else "")
 
 
+class EvalOptions(TypedDict, total=False):
+    """Options of :func:`retrv_r1.eval.run` that :class:`EvalSettings` describes."""
+
+    modes: Sequence[Mode]
+    full_tokens: bool
+    readings: Sequence[Reading] | None
+    fuse: float | Literal["lamra"] | None
+    instructions: Instructions
+    order: Order
+    window: int
+    earlier_windows: EarlierWindows
+    candidates: str | None
+    run_format: RunFormat
+    int8_keys: bool
+    weights: Weights
+    limit: int | None
+    batch_size: int
+    pool: Pool
+    seed: int
+    sampling: Sampling | None
+
+
 @dataclass(frozen=True)
 class EvalSettings:
     """Options of an evaluation.
@@ -87,9 +109,9 @@ class EvalSettings:
     """
 
     k: tuple[int, ...] = (10, 50)
-    modes: tuple[Mode, ...] = ("reason", "fast")
+    modes: Sequence[Mode] = ("reason", "fast")
     full_tokens: bool = True
-    readings: tuple[Reading, ...] | None = None
+    readings: Sequence[Reading] | None = None
     fuse: float | Literal["lamra"] | None = None
     instructions: Instructions = "first"
     order: Order = "shuffled"

@@ -106,12 +106,16 @@ class FirstStage:
         parts = [self._batch(items[start : start + batch_size], start) for start in starts]
         return torch.cat(parts) if parts else torch.empty(0, self.model.config.embedding_dim)
 
-    def search(self, queries: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def search(
+        self, queries: Tensor, pool: Tensor, k: int, tie_seeds: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The ``k`` nearest of a pool, or all of a smaller one.
 
         Args:
             queries: unit vectors of the queries, ``[q, e]``.
             pool: unit vectors of the pool, ``[p, e]``.
+            tie_seeds: seed for each query, ``[q]``, that draws among equal similarities; without
+                seeds their order is the pool's or any other.
         Returns:
             Scores and pool numbers, both ``[q, min(k, p)]``, best first.
         """
@@ -119,10 +123,15 @@ class FirstStage:
             raise ValueError(f"k must be at least 1, got {k}")
         k = min(k, len(pool))
         rows = max(1, _SCORES // max(1, len(pool)))
-        found = [(part @ pool.T).topk(k, dim=1) for part in queries.split(rows)]
-        if not found:
-            return torch.empty(0, k), torch.empty(0, k, dtype=torch.long)
-        return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+        values, indices = [torch.empty(0, k)], [torch.empty(0, k, dtype=torch.long)]
+        for start in range(0, len(queries), rows):
+            scores = queries[start : start + rows] @ pool.T
+            best, places = scores.topk(k, dim=1)
+            if tie_seeds is not None:
+                _draw_ties(scores, best, places, tie_seeds[start : start + rows])
+            values.append(best)
+            indices.append(places)
+        return torch.cat(values), torch.cat(indices)
 
     def _batch(self, items: Sequence[ItemLike], start: int) -> Tensor:
         encoded = [self._encode(item, start + i) for i, item in enumerate(items)]
@@ -150,6 +159,25 @@ class FirstStage:
             return self.processor.encode(item)
         except ItemError as error:
             raise ItemError(f"{item.id or f'item {number}'}: {error}") from error
+
+
+def _draw_ties(scores: Tensor, best: Tensor, places: Tensor, seeds: Sequence[int]) -> None:
+    """Draws which of equal similarities are found, and their order.
+
+    Args:
+        scores: similarities to the whole pool, ``[q, p]``.
+        best: the largest of them, ``[q, k]``, falling.
+        places: their places in the pool, ``[q, k]``; changed in place.
+        seeds: seed of each query's draw.
+    """
+    last = best[:, -1:]
+    tied = (best[:, 1:] == best[:, :-1]).any(1) | ((scores >= last).sum(1) > best.shape[1])
+    for row in tied.nonzero()[:, 0].tolist():
+        found = (scores[row] >= last[row]).nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(seeds[row])
+        found = found[torch.randperm(len(found), generator=generator)]
+        order = scores[row, found].argsort(descending=True, stable=True)
+        places[row] = found[order[: places.shape[1]]]
 
 
 def local_checkpoint(name: str | Path, *, first_stage: bool = True) -> Path:
