@@ -129,7 +129,7 @@ def test_eval_passes_its_options_on(monkeypatch):
 
     def evaluate(dataset, **options):
         seen.append((dataset, options))
-        return {"cells": []}
+        return {"cells": [], "bad_cells": []}
 
     def render(report, console):
         console.print(f"{len(report['cells'])} cells")
@@ -141,7 +141,8 @@ def test_eval_passes_its_options_on(monkeypatch):
         **{"dtype": None, "modes": ("reason", "fast"), "full_tokens": True, "readings": None},
         **{"fuse": None, "candidates": None, "instructions": "first", "order": "shuffled"},
         **{"window": 50, "earlier_windows": "fast", "seed": 0, "int8_keys": False},
-        **{"weights": "model", "run_format": "trec"},
+        **{"weights": "model", "run_format": "trec", "cells": (), "pool": "local"},
+        "skip_bad": False,
     }
     assert seen == [("set", default)]
     arguments = ("--split", "unseen", "--out", "o", "--model", "m", "--json")
@@ -149,14 +150,15 @@ def test_eval_passes_its_options_on(monkeypatch):
     arguments += ("--weights", "int8", "--fuse", "0.5", "--candidates", "lists", "--seed", "3")
     arguments += ("--instructions", "random", "--order", "retrieved", "--window", "20")
     arguments += ("--earlier-windows", "same", "--run-format", "uniir")
-    assert json.loads(run("eval", "set", *arguments).stdout) == {"cells": []}
+    arguments += ("--cell", "cirr_task7", "--pool", "both", "--skip-bad")
+    assert json.loads(run("eval", "set", *arguments).stdout) == {"cells": [], "bad_cells": []}
     assert seen[1][1] == {
         **{"model": "m", "k": (10, 50), "split": "unseen", "limit": None, "out": Path("o")},
         **{"device": None, "dtype": None, "modes": ("fast",), "full_tokens": False},
         **{"readings": ("pointwise",), "fuse": 0.5, "candidates": "lists"},
         **{"instructions": "random", "order": "retrieved", "window": 20},
         **{"earlier_windows": "same", "seed": 3, "int8_keys": True, "weights": "int8"},
-        "run_format": "uniir",
+        **{"run_format": "uniir", "cells": ["cirr_task7"], "pool": "both", "skip_bad": True},
     }
     run("eval", "set", "--reading", "pointwise", "--fuse", "lamra")
     assert seen[2][1]["fuse"] == "lamra"

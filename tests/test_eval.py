@@ -77,6 +77,8 @@ def model_files(tmp_path):
 class Stage:
     """Finds a query's candidates in the order that its text gives."""
 
+    cut = 0
+
     def embed(self, items, what=""):
         rows = torch.zeros(len(items), 6)
         for row, item in zip(rows, items, strict=True):
@@ -87,7 +89,7 @@ class Stage:
                     row[c] = 1 - rank / 10
         return rows
 
-    def search(self, queries, pool, k):
+    def search(self, queries, pool, k, tie_seeds):
         found = (queries @ pool.T).topk(min(k, len(pool)))
         return found.values, found.indices
 
@@ -275,7 +277,7 @@ def test_files_and_tables(dataset, model_files, ranker, tmp_path):
     assert json.loads((out / "report.json").read_text()) == report
     page = (out / "report.md").read_text()
     assert page == report.to_markdown()
-    for part in ("# model on set", "chart.png", "## Summary", "| t → t | 3 | 6 | 100.0 |"):
+    for part in ("# model on set", "chart.png", "## Summary", "| toy: t → t | 3 | 6 | 100.0 |"):
         assert part in page
     assert "66.7 / 100.0 / –" in page
     assert "33.3 / – / –" in page  # of two candidates

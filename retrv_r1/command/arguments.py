@@ -16,6 +16,7 @@ Order: TypeAlias = Literal["shuffled", "retrieved"]
 EarlierWindows: TypeAlias = Literal["fast", "same"]
 RunFormat: TypeAlias = Literal["trec", "uniir"]
 Split: TypeAlias = Literal["all", "style", "composition", "unseen", "test", "val"]
+PoolName: TypeAlias = Literal["local", "global", "both"]
 
 ModelName = Annotated[
     str,

@@ -14,6 +14,7 @@ from retrv_r1.command.arguments import (
     Instructions,
     ModelName,
     Order,
+    PoolName,
     RoundedWeights,
     RunFormat,
     Split,
@@ -30,7 +31,32 @@ _WHAT, _FIRST, _PROMPTS = "What is evaluated", "First stage", "Prompts"
 Counts = Annotated[
     str, typer.Option("--k", help="Candidate counts, separated by commas.", rich_help_panel=_WHAT)
 ]
-SplitName = Annotated[Split, typer.Option(help="Part of the data set.", rich_help_panel=_WHAT)]
+SplitName = Annotated[
+    Split,
+    typer.Option(
+        help="test, val, or a part of the pictograph set's test cells.", rich_help_panel=_WHAT
+    ),
+]
+Cells = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cell",
+        metavar="NAME",
+        help="Cell, such as cirr_task7; may be given several times.",
+        rich_help_panel=_WHAT,
+    ),
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad",
+        help="Leave out what has no picture that can be used.",
+        rich_help_panel=_WHAT,
+    ),
+]
+PoolChoice = Annotated[
+    PoolName, typer.Option("--pool", help="Candidates to search.", rich_help_panel=_FIRST)
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Queries per task.", rich_help_panel=_WHAT)]
 Modes = Annotated[
     list[str] | None,  # typer takes no list of Literals
@@ -119,12 +145,15 @@ def evaluate(
     ],
     model: ModelName = "tiny",
     split: SplitName = "all",
+    cells: Cells = None,
+    skip_bad: SkipBad = False,
     k: Counts = "10,50",
     limit: Limit = None,
     modes: Modes = None,
     full_tokens: FullTokens = True,
     readings: Readings = None,
     fuse: Fuse = None,
+    pool: PoolChoice = "local",
     candidates: Candidates = None,
     instructions: InstructionsChoice = "first",
     order: OrderChoice = "shuffled",
@@ -150,6 +179,8 @@ def evaluate(
         "full_tokens": full_tokens,
         "readings": cast("Any", readings and tuple(readings)),
         "fuse": weight,
+        "pool": pool,
+        "skip_bad": skip_bad,
         "candidates": candidates and str(candidates),
         "instructions": instructions,
         "order": order,
@@ -162,12 +193,23 @@ def evaluate(
         "run_format": run_format,
     }
     report = run(
-        dataset, model=model, k=counts, split=split, device=device, dtype=dtype, out=out, **options
+        dataset,
+        model=model,
+        k=counts,
+        split=split,
+        cells=cells or (),
+        device=device,
+        dtype=dtype,
+        out=out,
+        **options,
     )
     if as_json:
         print_json(report)
     else:
         render(report, stdout())
+    if bad := len(report["bad_cells"]):
+        typer.secho(f"error: {bad} cells were not evaluated; see bad_cells", fg="red", err=True)
+        raise typer.Exit(1)
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -159,7 +159,7 @@ def calibrate(
     models = Models(folder, settings)
     if k > models.reranker.window:
         raise EvalError(f"k must be at most the window of {models.reranker.window}, got {k}")
-    plan = read_cells(Path(dataset), choose(Path(dataset), "val"), settings)
+    plan = read_cells(Path(dataset), choose(Path(dataset), "val"), settings, None)
     if plan.bad:
         raise EvalError(f"{plan.bad[0].name}: {plan.bad[0].error}")
     runner = CellRunner(models, settings, None)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Unpack
 
 import torch
 
+from retrv_r1.data.mbeir import MBEIRError
 from retrv_r1.devices import check_weights, device_of, dtype_of
-from retrv_r1.eval.cells import choose
+from retrv_r1.eval.cells import EvalError, choose
 from retrv_r1.eval.chart import draw
 from retrv_r1.eval.metrics import require_metrics
 from retrv_r1.eval.models import Models
-from retrv_r1.eval.plan import read_cells
+from retrv_r1.eval.plan import BadCell, Plan, read_cells, remarks
 from retrv_r1.eval.ranking import CellRun, CellRunner
 from retrv_r1.eval.report import Report, build
 from retrv_r1.eval.settings import EvalOptions, EvalSettings
 from retrv_r1.eval.trec import write_runs
 from retrv_r1.model.checkpoint import saved_dtype
 from retrv_r1.model.first_stage import local_checkpoint
+from retrv_r1.types import ItemError
 
 
 def run(
@@ -28,12 +32,16 @@ def run(
     model: str | Path = "tiny",
     k: Sequence[int] = (10, 50),
     split: str = "all",
+    cells: Sequence[str] = (),
     out: str | Path | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     **options: Unpack[EvalOptions],
 ) -> Report:
     """Evaluates both stages of a checkpoint on a directory in M-BEIR's layout.
+
+    All cells are read and checked before a model is loaded. One that cannot be evaluated is listed
+    in the report's ``bad_cells``, and costs only itself.
 
     With ``out``, each query's outcome is saved when it is known: a killed run resumes, and a
     finished one is only read. Saved outcomes are reused for the same model, data, settings and
@@ -44,9 +52,11 @@ def run(
         model: ``"tiny"`` (shipped), a directory, or a hub id; it must have a first stage unless
             ``candidates`` are given.
         k: candidate counts; for each, that many of the first stage's best are reranked.
-        split: ``style``, ``composition`` or ``unseen`` of the pictograph set, ``test``, ``val``,
-            or ``all`` for every test cell.
-        out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/`` and ``outcomes/``.
+        split: ``test`` or ``val``; ``style``, ``composition`` or ``unseen`` for a part of the
+            pictograph set's test cells; ``all`` for every test cell.
+        cells: names of cells, such as ``cirr_task7``; all of the split if empty.
+        out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/``, ``outcomes/``,
+            and ``vectors/`` of the pools.
         device, dtype: see :meth:`retrv_r1.Reranker.from_pretrained`.
         options: fields of :class:`EvalSettings`.
     Raises:
@@ -57,6 +67,7 @@ def run(
         MBEIRError: the directory is not in M-BEIR's layout.
     """
     require_metrics()
+    folder = None if out is None else _writable(Path(out))
     place = device_of(device)
     check_weights(options.get("weights", "model"), place)
     checkpoint = local_checkpoint(model, first_stage=options.get("candidates") is None)
@@ -68,14 +79,52 @@ def run(
         **options,
     )
     root = Path(dataset)
-    folder = None if out is None else Path(out)
-    runner = CellRunner(Models(model, settings), settings, folder)
-    plan = read_cells(root, choose(root, split), settings)
-    runs = [runner.run(work) for work in plan.works]
-    report = build(str(dataset), str(model), settings, runs)
+    models = Models(model, settings)
+    plan = read_cells(root, choose(root, split, cells), settings, folder)
+    runs, bad = _rank(plan, CellRunner(models, settings, folder))
+    report = build(str(dataset), models, settings, runs)
+    report["bad_cells"] = [asdict(cell) for cell in bad]
+    report["notes"] += remarks([run.work for run in runs])
+    report["notes"] += [f"Not evaluated: {cell.name}: {cell.error}" for cell in bad]
     if folder is not None:
         _write(report, runs, folder)
     return report
+
+
+def _rank(plan: Plan, runner: CellRunner) -> tuple[list[CellRun], list[BadCell]]:
+    """Ranks all cells; those whose data turn out bad are said and passed over.
+
+    Raises:
+        EvalError: no cell is left.
+    """
+    runs, bad = [], list(plan.bad)
+    for cell in bad:
+        runner.say(f"not evaluated: {cell.name}: {cell.error}")
+    for work in plan.works:
+        try:
+            runs.append(runner.run(work))
+        except (MBEIRError, ItemError) as error:
+            bad.append(BadCell(work.cell.dataset, work.cell.split, work.pool.kind, str(error)))
+            runner.say(f"not evaluated: {bad[-1].name}: {error}")
+    if not runs:
+        raise EvalError(f"no cell could be evaluated; {bad[-1].name}: {bad[-1].error}")
+    return runs, bad
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made if it is missing.
+
+    Raises:
+        EvalError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise EvalError(
+            f"cannot write to {folder} ({error.strerror}); name a folder that can be written"
+        ) from error
 
 
 def _write(report: Report, runs: Sequence[CellRun], folder: Path) -> None:

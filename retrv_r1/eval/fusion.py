@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from retrv_r1.eval.benchmark import LAMRA_WEIGHTS
-from retrv_r1.eval.cells import EvalError
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.eval.settings import EvalSettings
 
@@ -35,11 +34,6 @@ def fuse(
 
 
 def _fused(outcome: Outcome, first: Outcome, weight: float) -> Outcome:
-    if not first.similarities:
-        raise EvalError(
-            f"query {outcome.qid}: the first stage gave distances or ranks, which cannot be added "
-            "to P(yes); leave --fuse out, or give similarities"
-        )
     similar = dict(zip(first.ranking, first.scores, strict=True))
     yes = zip(outcome.ranking, outcome.scores, strict=True)
     sums = {did: similar[did] + weight * score for did, score in yes}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from retrv_r1.eval.benchmark import CUTOFF_OF
+from retrv_r1.eval.models import Models
 from retrv_r1.eval.ranking import CellRun
 from retrv_r1.eval.settings import EvalSettings
 
 
-def notes(settings: EvalSettings, runs: Sequence[CellRun], lists: int) -> list[str]:
+def notes(settings: EvalSettings, models: Models, runs: Sequence[CellRun], lists: int) -> list[str]:
     """How the numbers were measured, for the reader of the report.
 
     Args:
@@ -20,7 +21,7 @@ def notes(settings: EvalSettings, runs: Sequence[CellRun], lists: int) -> list[s
         f"R@k: share of queries with a relevant candidate among the first k (M-BEIR's Recall@k); "
         f"{limit}; the mean of a split is over its cells.",
         *_benchmark(runs),
-        *_first_stage(settings, runs),
+        *_first_stage(settings, models, runs),
         *_prompts(settings),
         "Differences are paired by query, with 95 % bootstrap intervals (queries resampled within "
         "their cell).",
@@ -63,14 +64,27 @@ def _benchmark(runs: Sequence[CellRun]) -> list[str]:
     return said
 
 
-def _first_stage(settings: EvalSettings, runs: Sequence[CellRun]) -> list[str]:
+def _first_stage(settings: EvalSettings, models: Models, runs: Sequence[CellRun]) -> list[str]:
     """Where the candidates come from."""
     ceiling = "so its R@K is the ceiling"
     if settings.candidates is not None:
         named = settings.candidates.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
         return [f"K: the K best of the lists in {named} are reranked, {ceiling}."]
-    pools = " and of the ".join(f"{pool} pool" for pool in settings.pools)
-    said = [f"K: the first stage's K best of the {pools} are reranked, {ceiling}."]
+    told = "behind their instruction" if models.reads_instructions else "without an instruction"
+    said = [
+        f"K: the first stage's K best of a cell's pool are reranked, {ceiling}. It reads queries "
+        f"{told}; equal similarities are ordered by seed ({settings.seed}) and query."
+    ]
+    pools = {run.work.pool.candidates.path.name: run for run in runs}
+    known = {name: (run.cut, len(run.work.task.pool)) for name, run in pools.items()}
+    hit = {name: cut for name, (cut, _) in known.items() if cut}
+    if any(cut is not None for cut, _ in known.values()):
+        each = "".join(f"; {cut} of {name}" for name, cut in hit.items())
+        total = sum(size for _, size in known.values())
+        said.append(
+            f"The first stage reads {models.max_text} tokens of a text: {sum(hit.values())} of "
+            f"{total} candidates are longer{each}."
+        )
     return said
 
 

@@ -28,7 +28,6 @@ class Outcome:
         inspected_rows: rows that inspections inserted.
         generated: number of generated tokens.
         seconds: the query's equal share of its batch's time, without encoding the items.
-        similarities: whether a first stage's scores are similarities, not distances or ranks.
     """
 
     qid: str
@@ -43,7 +42,6 @@ class Outcome:
     inspected_rows: int = 0
     generated: int = 0
     seconds: float = 0.0
-    similarities: bool = True
 
     @classmethod
     def of(

@@ -31,14 +31,17 @@ def request(
     Args:
         dids: candidates in the order of :func:`shown`.
     """
-    retrieved = settings.order == "retrieved"
-    draw = random.Random(f"ties {settings.seed} {query.qid} {len(dids)}")
     return RankRequest(
         task.item(query),
         [task.item(task.candidate(did)) for did in dids],
         wording(query, settings),
-        tie_seed=draw.getrandbits(32) if retrieved else None,
+        tie_seed=tie_seed(query.qid, settings) if settings.order == "retrieved" else None,
     )
+
+
+def tie_seed(qid: str, settings: EvalSettings) -> int:
+    """Seed that orders equal scores of a query's candidates."""
+    return random.Random(f"ties {settings.seed} {qid}").getrandbits(62)
 
 
 def shown(dids: Sequence[str], qid: str, settings: EvalSettings) -> list[str]:

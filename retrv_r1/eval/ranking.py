@@ -28,12 +28,14 @@ class CellRun:
         positives: relevant dids by qid, in the order of the queries.
         first: outcomes of the first stage, in the same order.
         reranked: outcomes in the same order, by system and candidate count.
+        cut: number of candidates whose text the first stage has cut; None if that is not known.
     """
 
     work: CellWork
     positives: Mapping[str, Sequence[str]]
     first: Sequence[Outcome]
     reranked: Mapping[tuple[System, int], Sequence[Outcome]]
+    cut: int | None = None
 
 
 class CellRunner:
@@ -47,6 +49,10 @@ class CellRunner:
         self.models, self.settings, self.out = models, settings, out
         self.retriever = Retriever(models, settings, out)
         self.console = Console(stderr=True, highlight=False)
+
+    def say(self, line: str) -> None:
+        """Prints a line to standard error."""
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def run(self, work: CellWork) -> CellRun:
         """Ranks a cell's queries by the first stage and by every system and count."""
@@ -63,7 +69,7 @@ class CellRunner:
                 else:
                     reranked[system, k] = self._rerank(work, nearest, system, k)
         positives = {query.qid: query.positives for query in work.queries}
-        return CellRun(work, positives, first, reranked)
+        return CellRun(work, positives, first, reranked, self.retriever.cut(work))
 
     def _rerank(
         self, work: CellWork, nearest: Mapping[str, Sequence[str]], system: System, k: int

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from retrv_r1.eval.benchmark import CUTOFF_OF, rank_of
 from retrv_r1.eval.metrics import CUTOFFS, cutoffs, hits, mean_interval
+from retrv_r1.eval.models import Models
 from retrv_r1.eval.notes import notes
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.eval.ranking import CellRun
@@ -56,7 +57,7 @@ def render(report: Report, console: Console) -> None:
         console.print(f"- {note}", style="dim", markup=False, highlight=False)
 
 
-def build(dataset: str, model: str, settings: EvalSettings, runs: Sequence[CellRun]) -> Report:
+def build(dataset: str, models: Models, settings: EvalSettings, runs: Sequence[CellRun]) -> Report:
     """The report of ranked cells; checks every reranked list again, those from disk too.
 
     Raises:
@@ -73,7 +74,7 @@ def build(dataset: str, model: str, settings: EvalSettings, runs: Sequence[CellR
     names = list(dict.fromkeys(run.work.part for run in runs))
     return Report(
         dataset=Path(dataset).resolve().name,
-        model=Path(model).name if Path(model).is_absolute() else model,
+        model=Path(models.name).name if Path(models.name).is_absolute() else models.name,
         settings={
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(settings).items()
@@ -87,7 +88,7 @@ def build(dataset: str, model: str, settings: EvalSettings, runs: Sequence[CellR
             "scores_in_0_1_never_rising": sum(not system.fused for system, _ in checked),
             "well_formed": sum(outcome.well_formed for _, outcome in checked),
         },
-        notes=notes(settings, runs, len(checked)),
+        notes=notes(settings, models, runs, len(checked)),
     )
 
 
@@ -135,6 +136,7 @@ def _cell(run: CellRun, recalls: Mapping[_Key, Mapping[int, np.ndarray]]) -> Row
         "shape": run.work.shape,
         "queries": len(run.first),
         "pool": len(run.work.task.pool),
+        "counts": run.work.counts,
         "results": results,
     }
 

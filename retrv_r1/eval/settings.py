@@ -14,12 +14,14 @@ from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.rerank.reranker import WINDOW
 from retrv_r1.types import EarlierWindows, Mode, Reading
 
+PoolChoice: TypeAlias = Literal["local", "global", "both"]
 FIRST_STAGE = "first stage"
 Instructions: TypeAlias = Literal["first", "random", "none"]
 Order: TypeAlias = Literal["shuffled", "retrieved"]
 RunFormat: TypeAlias = Literal["trec", "uniir"]
 
 _CHOICES = {
+    "pool": PoolChoice,
     "instructions": Instructions,
     "order": Order,
     "earlier_windows": EarlierWindows,
@@ -69,7 +71,8 @@ class EvalOptions(TypedDict, total=False):
     weights: Weights
     limit: int | None
     batch_size: int
-    pool: Pool
+    pool: PoolChoice
+    skip_bad: bool
     seed: int
     sampling: Sampling | None
 
@@ -98,7 +101,8 @@ class EvalSettings:
         weights: dtype in which the engine keeps linear weights; see :class:`EngineConfig`.
         limit: number of queries per cell, drawn by the seed; all if None.
         batch_size: number of queries that are reranked together.
-        pool: candidate pool to search, ``local`` or ``global``.
+        pool: candidate pool to search: ``local``, ``global``, or ``both`` for one after the other.
+        skip_bad: whether to leave out candidates and queries whose pictures cannot be used.
         seed: seed of the sample of queries, random instructions, the order in prompts, the order
             of equal scores, and the bootstrap.
         device: device of both stages.
@@ -123,7 +127,8 @@ class EvalSettings:
     weights: Weights = "model"
     limit: int | None = None
     batch_size: int = 16
-    pool: Pool = "local"
+    pool: PoolChoice = "local"
+    skip_bad: bool = False
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -162,7 +167,7 @@ class EvalSettings:
     @property
     def pools(self) -> tuple[Pool, ...]:
         """Kinds of pools to search."""
-        return (self.pool,)
+        return ("local", "global") if self.pool == "both" else (self.pool,)
 
     @property
     def systems(self) -> Sequence[System]:

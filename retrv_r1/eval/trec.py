@@ -57,6 +57,6 @@ def write_runs(run: CellRun, folder: Path, run_format: RunFormat = "trec") -> No
     tagged = {"first-stage": run.first}
     tagged |= {f"{system.slug}-k{k}": outcomes for (system, k), outcomes in run.reranked.items()}
     for system_tag, outcomes in tagged.items():
-        tag = system_tag + ("-global" if run.work.pool == "global" else "")
+        tag = system_tag + ("-global" if run.work.pool.kind == "global" else "")
         text = "".join(f"{line}\n" for line in run_lines(outcomes, tag, tasks))
         (folder / f"{tag}.trec").write_text(text, encoding="utf-8")

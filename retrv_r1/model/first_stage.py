@@ -24,7 +24,9 @@ MAX_TEXT = 24
 """Tokens to which a text is cut, if the embedder's config has no ``max_text``."""
 
 _LONG = 1000
-_SCORES = 2**25
+_BLOCK = 2**16
+_QUERIES = 2**9
+"""Vectors of a pool, and of queries, that are compared at once: 128 MiB of scores."""
 
 
 class FirstStage:
@@ -107,31 +109,32 @@ class FirstStage:
         return torch.cat(parts) if parts else torch.empty(0, self.model.config.embedding_dim)
 
     def search(
-        self, queries: Tensor, pool: Tensor, k: int, tie_seeds: Sequence[int] | None = None
+        self, queries: Tensor, pool: Tensor, k: int, tie_seeds: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor]:
         """The ``k`` nearest of a pool, or all of a smaller one.
+
+        Searches block by block, so a pool may be a tensor over a memory-mapped file.
 
         Args:
             queries: unit vectors of the queries, ``[q, e]``.
             pool: unit vectors of the pool, ``[p, e]``.
-            tie_seeds: seed for each query, ``[q]``, that draws among equal similarities; without
-                seeds their order is the pool's or any other.
+            tie_seeds: seed for each query, ``[q]``, that draws among equal similarities; the same
+                for all queries if empty.
         Returns:
             Scores and pool numbers, both ``[q, min(k, p)]``, best first.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        k = min(k, len(pool))
-        rows = max(1, _SCORES // max(1, len(pool)))
-        values, indices = [torch.empty(0, k)], [torch.empty(0, k, dtype=torch.long)]
-        for start in range(0, len(queries), rows):
-            scores = queries[start : start + rows] @ pool.T
-            best, places = scores.topk(k, dim=1)
-            if tie_seeds is not None:
-                _draw_ties(scores, best, places, tie_seeds[start : start + rows])
-            values.append(best)
-            indices.append(places)
-        return torch.cat(values), torch.cat(indices)
+        scores = torch.empty(len(queries), 0)
+        numbers = torch.empty(len(queries), 0, dtype=torch.long)
+        seeds = torch.tensor(tie_seeds or [0] * len(queries))
+        for start in range(0, len(pool), _BLOCK):
+            block = pool[start : start + _BLOCK]
+            columns = (queries, seeds, scores, numbers)
+            parts = zip(*(x.split(_QUERIES) for x in columns), strict=True)
+            found = [_nearest(*part, block, start, k) for part in parts]
+            scores, numbers = (torch.cat(column) for column in zip(*found, strict=True))
+        return scores, numbers
 
     def _batch(self, items: Sequence[ItemLike], start: int) -> Tensor:
         encoded = [self._encode(item, start + i) for i, item in enumerate(items)]
@@ -161,23 +164,43 @@ class FirstStage:
             raise ItemError(f"{item.id or f'item {number}'}: {error}") from error
 
 
-def _draw_ties(scores: Tensor, best: Tensor, places: Tensor, seeds: Sequence[int]) -> None:
-    """Draws which of equal similarities are found, and their order.
+def _nearest(
+    queries: Tensor,
+    seeds: Tensor,
+    scores: Tensor,
+    numbers: Tensor,
+    block: Tensor,
+    start: int,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """The best so far, ``[q, ≤ k]``, merged with those of a block that begins at ``start``."""
+    similar = queries @ block.T
+    found, places = similar.topk(min(k, len(block)), dim=1)
+    _draw_last(similar, found, places, seeds, start)
+    scores, numbers = torch.cat([scores, found], 1), torch.cat([numbers, places + start], 1)
+    by_key = _tie_keys(seeds[:, None], numbers).argsort(1)
+    scores, numbers = scores.gather(1, by_key), numbers.gather(1, by_key)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return scores.gather(1, best), numbers.gather(1, best)
 
-    Args:
-        scores: similarities to the whole pool, ``[q, p]``.
-        best: the largest of them, ``[q, k]``, falling.
-        places: their places in the pool, ``[q, k]``; changed in place.
-        seeds: seed of each query's draw.
-    """
-    last = best[:, -1:]
-    tied = (best[:, 1:] == best[:, :-1]).any(1) | ((scores >= last).sum(1) > best.shape[1])
-    for row in tied.nonzero()[:, 0].tolist():
-        found = (scores[row] >= last[row]).nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(seeds[row])
-        found = found[torch.randperm(len(found), generator=generator)]
-        order = scores[row, found].argsort(descending=True, stable=True)
-        places[row] = found[order[: places.shape[1]]]
+
+def _draw_last(similar: Tensor, found: Tensor, places: Tensor, seeds: Tensor, start: int) -> None:
+    """Draws which are found where more have the smallest found similarity; changes ``places``."""
+    last = found[:, -1:]
+    more = (similar >= last).sum(1) > found.shape[1]
+    for row in more.nonzero()[:, 0].tolist():
+        equal = (similar[row] == last[row]).nonzero()[:, 0]
+        wanted = int((found[row] == last[row]).sum())
+        drawn = _tie_keys(seeds[row], equal + start).argsort()[:wanted]
+        places[row, -wanted:] = equal[drawn]
+
+
+def _tie_keys(seeds: Tensor, numbers: Tensor) -> Tensor:
+    """Random-looking integers, one for each seed and candidate (splitmix64's last steps)."""
+    bits = (seeds + numbers) * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        bits = (bits ^ ((bits >> shift) & ((1 << 64 - shift) - 1))) * factor
+    return bits ^ ((bits >> 31) & ((1 << 33) - 1))
 
 
 def local_checkpoint(name: str | Path, *, first_stage: bool = True) -> Path:
