@@ -197,7 +197,8 @@ class _Reader:
         if settings.candidates is not None:
             path, qids = Path(settings.candidates), [query.qid for query in queries]
             given = lists_of(path, cell.dataset, cell.split, kind, qids)
-            if kind == "local" and _unknown(given, task):  # LamRA reranks with the union pool
+            if kind == "local" and "global" in cell.pools and _unknown(given, task):
+                # LamRA reranks with the union pool.
                 pool, task = self._load(cell, "global")
             if did := _unknown(given, task):
                 raise EvalError(f"{path} names {did}, which is not in {pool.candidates.path.name}")

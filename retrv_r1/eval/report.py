@@ -180,12 +180,12 @@ def _differences(
     pairs: list[tuple[_Key, _Key, int]] = []
     for k in settings.k:
         pairs += [((system, k), None, k) for system in settings.systems]
-        if settings.full_tokens:
-            pairs += [
-                ((system, k), (System(system.mode, "full"), k), k)
-                for system in settings.systems
-                if system.reading == "compressed"
-            ]
+        pairs += [
+            ((system, k), (full, k), k)
+            for system in settings.systems
+            if system.reading == "compressed"
+            and (full := System(system.mode, "full")) in settings.systems
+        ]
     rows = []
     for left, right, k in pairs:
         recall = {}

@@ -127,7 +127,7 @@ class FirstStage:
             raise ValueError(f"k must be at least 1, got {k}")
         scores = torch.empty(len(queries), 0)
         numbers = torch.empty(len(queries), 0, dtype=torch.long)
-        seeds = torch.tensor(tie_seeds or [0] * len(queries))
+        seeds = torch.tensor(tie_seeds or [0] * len(queries), dtype=torch.long)
         for start in range(0, len(pool), _BLOCK):
             block = pool[start : start + _BLOCK]
             columns = (queries, seeds, scores, numbers)
