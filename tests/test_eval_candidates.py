@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from retrv_r1.data.mbeir import Cell
 from retrv_r1.eval import EvalError
 from retrv_r1.eval.candidates import find_file, lists_of, read_lists
 
@@ -125,6 +126,7 @@ def test_a_folder_gives_each_cell_its_file(tmp_path):
 def test_queries_without_candidates_are_refused(tmp_path):
     path = tmp_path / "run.trec"
     path.write_text(SIX)
-    assert list(lists_of(path, "toy", "test", "local", ["9:2"])) == ["9:2"]
+    cell = Cell("toy", "test", tmp_path, {})
+    assert list(lists_of(path, cell, "local", ["9:2", "9:4"], ["9:2"])) == ["9:2"]
     with pytest.raises(EvalError, match="no candidates for 1 of 2 queries of toy, 9:3 among them"):
-        lists_of(path, "toy", "test", "local", ["9:1", "9:3"])
+        lists_of(path, cell, "local", ["9:1", "9:3"], ["9:1", "9:3"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from retrv_r1.data import mbeir
 from retrv_r1.eval.cells import EvalError
 
 _NAMES, _DIDS, _SCORES = "_query_names.json", "_cand_names.json", "_scores.json"
@@ -178,19 +179,23 @@ def find_file(path: Path, cell: str, split: str, pool: str) -> Path:
 
 
 def lists_of(
-    path: Path, cell: str, split: str, pool: str, qids: Sequence[str]
-) -> Mapping[str, GivenList]:
+    path: Path, cell: mbeir.Cell, pool: str, known: Iterable[str], asked: Iterable[str]
+) -> dict[str, GivenList]:
     """The candidates of a cell's queries, from its file.
 
+    Args:
+        pool: kind of the pool.
+        known: qids of the cell's queries; the file may have others.
+        asked: qids of those that need candidates.
     Raises:
         EvalError: see :func:`read_lists` and :func:`find_file`; or a query has no candidates.
     """
-    file = find_file(path, cell, split, pool)
+    file = find_file(path, cell.dataset, cell.split, pool)
     lists = read_lists(file)
-    absent = [qid for qid in qids if qid not in lists]
-    if absent:
+    wanted = list(asked)
+    if absent := [qid for qid in wanted if qid not in lists]:
         raise EvalError(
-            f"{file} has no candidates for {len(absent)} of {len(qids)} queries of {cell}, "
-            f"{absent[0]} among them"
+            f"{file} has no candidates for {len(absent)} of {len(wanted)} queries of "
+            f"{cell.dataset}, {absent[0]} among them"
         )
-    return {qid: lists[qid] for qid in qids}
+    return {qid: lists[qid] for qid in known if qid in lists}

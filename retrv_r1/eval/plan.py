@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -69,10 +70,6 @@ class CellWork:
     def name(self) -> str:
         return f"{self.part} {self.shape}"
 
-    @property
-    def pool_name(self) -> str:
-        return f"the {self.pool.kind} pool of {self.cell.dataset}"
-
     def items(self, start: int, stop: int) -> list[Item]:
         """Consecutive candidates of the pool."""
         return [self.task.item(candidate) for candidate in self.task.pool[start:stop]]
@@ -91,7 +88,7 @@ class CellWork:
         }
 
     def journal(self, out: Path | None, model: str, name: str, **about: object) -> Journal:
-        """The file of outcomes of one system.
+        """The file of outcomes of one system; those of data that are no longer there are removed.
 
         Args:
             out: folder of the evaluation; None keeps outcomes in memory.
@@ -99,8 +96,30 @@ class CellWork:
         """
         cell = self.cell
         folder = out and out / "outcomes" / f"{cell.dataset}_{cell.split}"
-        about |= {"cell": cell.dataset, "split": cell.split, "data": self.data}
-        return Journal(folder, name, about | {"model": model, "version": __version__})
+        about |= {"cell": cell.dataset, "split": cell.split, "pool": self.pool.kind}
+        if self.given is not None:
+            about["lists"] = fingerprint({qid: one.dids for qid, one in self.given.items()})
+        about |= {"model": model, "version": __version__, "data": self.data}
+        if folder is not None:
+            _remove_stale(folder, name, about)
+        return Journal(folder, name, about)
+
+
+def _remove_stale(folder: Path, name: str, about: Mapping[str, object]) -> None:
+    """Removes outcomes that differ from those to come in nothing but their data."""
+    plain = json.loads(json.dumps(about))  # as a file has it
+    for path in folder.glob(f"{name}-*.jsonl"):
+        with path.open("rb") as handle:
+            first = handle.readline()
+        try:
+            header = json.loads(first)
+        except ValueError:
+            continue
+        ours = header | {"data": plain["data"], "fingerprint": None} == plain | {
+            "fingerprint": None
+        }
+        if ours and header["data"] != plain["data"]:
+            path.unlink()
 
 
 @dataclass(frozen=True)
@@ -186,36 +205,46 @@ class _Reader:
         asked = sample(task.queries, settings.limit, settings.seed)
         for query in asked:
             wording(query, settings)  # raises where there is none
-        checked = self.pictures.check(query.image for query in asked)
-        if checked.bad and not settings.skip_bad:
-            wrong = {asked[place].qid: error for place, error in checked.bad.items()}
-            raise mbeir.MBEIRError(_bad_queries(cell.queries, wrong))
-        queries = [query for place, query in enumerate(asked) if place not in checked.bad]
+        # All of the cell, so that a limit does not change the hash.
+        checked = self.pictures.check(query.image for query in task.queries)
+        errors = {task.queries[place].qid: error for place, error in checked.bad.items()}
+        bad = {query.qid: errors[query.qid] for query in asked if query.qid in errors}
+        if bad and not settings.skip_bad:
+            raise mbeir.MBEIRError(_bad_queries(cell.queries, bad))
+        queries = [query for query in asked if query.qid not in bad]
         if not queries:
             raise mbeir.MBEIRError(f"{cell.queries}: no query has a picture that can be used")
         given = None
         if settings.candidates is not None:
-            path, qids = Path(settings.candidates), [query.qid for query in queries]
-            given = lists_of(path, cell.dataset, cell.split, kind, qids)
-            if kind == "local" and "global" in cell.pools and _unknown(given, task):
-                # LamRA reranks with the union pool.
+            given = self._given(Path(settings.candidates), cell, kind, task, queries)
+            local = kind == "local" and "global" in cell.pools
+            if local and _unknown(given, task):  # LamRA reranks with the union pool
                 pool, task = self._load(cell, "global")
             if did := _unknown(given, task):
-                raise EvalError(f"{path} names {did}, which is not in {pool.candidates.path.name}")
-            if settings.fuse is not None and not all(one.similarities for one in given.values()):
-                raise EvalError(
-                    f"{path} gives distances or ranks, which cannot be added to P(yes); leave "
-                    "--fuse out, or give similarities"
-                )
+                name = pool.candidates.path.name
+                raise EvalError(f"{settings.candidates} names {did}, which is not in {name}")
         data = fingerprint(
-            {
-                "files": self._files(cell),
-                "pool": pool.content,
-                "pictures": checked.content,
-                "given": given and {qid: one.dids for qid, one in given.items()},
-            }
+            {"files": self._files(cell), "pool": pool.content, "pictures": checked.content}
         )
-        return CellWork(cell, pool, task, queries, len(checked.bad), data, given)
+        return CellWork(cell, pool, task, queries, len(bad), data, given)
+
+    def _given(
+        self,
+        path: Path,
+        cell: mbeir.Cell,
+        kind: mbeir.Pool,
+        task: mbeir.Task,
+        queries: Sequence[mbeir.Query],
+    ) -> dict[str, GivenList]:
+        """The lists that a file gives for a cell's queries."""
+        known, asked = ([query.qid for query in some] for some in (task.queries, queries))
+        lists = lists_of(path, cell, kind, known, asked)
+        if self.settings.fuse is not None and not all(one.similarities for one in lists.values()):
+            raise EvalError(
+                f"{path} gives distances or ranks, which cannot be added to P(yes); leave --fuse "
+                "out, or give similarities"
+            )
+        return lists
 
     def _load(self, cell: mbeir.Cell, kind: mbeir.Pool) -> tuple[Pool, mbeir.Task]:
         """A pool, and a cell's queries that search it."""

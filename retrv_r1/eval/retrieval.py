@@ -51,7 +51,7 @@ class Retriever:
         journal = work.journal(self.out, model, name, **about)
         waiting = [query for query in work.queries if query.qid not in journal.outcomes]
         if waiting:
-            pool = self._pool_file(work).fill(self._embed, work.items, work.pool_name)
+            pool = self._pool_file(work).fill(self._embed, work.items, work.task.pool.path.name)
             started = time.perf_counter()
             vectors, _ = self._embed([self._item(work, query) for query in waiting])
             seeds = [tie_seed(query.qid, settings) for query in waiting]
@@ -77,13 +77,14 @@ class Retriever:
 
     def _pool_file(self, work: CellWork) -> VectorFile:
         """The file of a pool's vectors."""
-        about = {
-            "pool": work.pool.content,
+        pool = work.task.pool
+        model = {
             "model": self.models.first_stage_fingerprint,
             "device": self.settings.device,
             "version": __version__,
         }
-        return VectorFile(self._vectors, fingerprint(about)[:16], len(work.task.pool))
+        name, content = pool.path.stem, work.pool.content
+        return VectorFile(self._vectors, name, content, fingerprint(model), len(pool))
 
     def _embed(self, items: Sequence[Item]) -> tuple[Tensor, int]:
         """Vectors of items, and how many of their texts were cut."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from retrv_r1.types import Item
 BLOCK = 512
 """Candidates that are read and embedded at once; only their items are in memory."""
 
+_HASH = 12  # digits of a hash in a file's name
+
 
 class VectorFile:
     """Vectors of one pool, ``[p, e]`` in float32.
@@ -24,12 +27,19 @@ class VectorFile:
 
     Args:
         folder: folder of the file; made if it is missing.
-        key: name that says what was embedded, and by which model.
+        pool: name of the pool. Vectors of an earlier content of it are removed.
+        content: hash of the pool's content.
+        model: hash of what decides the vectors.
         size: number of candidates.
     """
 
-    def __init__(self, folder: Path, key: str, size: int) -> None:
+    def __init__(self, folder: Path, pool: str, content: str, model: str, size: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        current = f"{pool}-{content[:_HASH]}-"
+        for path in folder.glob(f"{glob.escape(pool)}-{'?' * _HASH}-*"):
+            if not path.name.startswith(current):
+                path.unlink()
+        key = current + model[:_HASH]
         self.path, self.size = folder / f"{key}.npy", size
         self._partial, self._count = folder / f"{key}.partial", folder / f"{key}.count"
         self._cut = folder / f"{key}.cut"
