@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retrv_engine import Output
-from retrv_r1.rerank.ordering import merge_windows, rank_labels, vote
+from retrv_r1.rerank.ordering import merge_windows, rank_labels, rank_verdicts, vote
 
 
 def test_scores_fall_down_the_list_and_the_answer_leads():
@@ -20,6 +20,17 @@ def test_scores_fall_down_the_list_and_the_answer_leads():
     assert rank_labels(torch.tensor([-1e4]), answer=0, temperature=1.0) == [(0, 1.0)]
     extreme = rank_labels(torch.tensor([1e4, -1e4]), answer=0, temperature=0.01)
     assert extreme == [(0, 1.0), (1, 0.0)]
+
+
+def test_places_order_equal_scores_and_choose_among_equal_answers():
+    logits = torch.tensor([1.0, 2.0, 2.0, 1.0])
+    ranked = rank_labels(logits, answer=1, temperature=1.0, places=[3, 2, 1, 0])
+    assert [k for k, _ in ranked] == [2, 1, 3, 0]
+    sampled = rank_labels(logits, answer=3, temperature=1.0, places=[0, 1, 2, 3])
+    assert [k for k, _ in sampled] == [3, 1, 2, 0], "an answer that is not the likeliest stays one"
+    verdicts = [torch.tensor([0.0, 0.0])] * 2 + [torch.tensor([1.0, 0.0])]
+    assert [k for k, _ in rank_verdicts(verdicts, [1, 0, 2])] == [2, 1, 0]
+    assert [k for k, _ in rank_verdicts(verdicts)] == [2, 0, 1]
 
 
 def test_most_votes_win_and_scores_are_means():

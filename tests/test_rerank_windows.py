@@ -9,7 +9,7 @@ import torch
 from rerank_doubles import Record, check, distinct_texts
 
 from retrv_engine import Output, Request, Sampling
-from retrv_r1 import Item, Reranker
+from retrv_r1 import Item, RankRequest, Reranker
 from retrv_r1.rerank.feature_encoder import FeatureEncoder, pack_features
 
 
@@ -36,6 +36,18 @@ class Oracle:
         answer = int(logits.argmax())
         label = self.tokens.labels[answer]
         return Output((0, label, 0), answer, logits, (), 0, True, (0.0, 0.0, 0.0))
+
+
+class Constant:
+    """An engine that gives every label the same logit, and answers with the first."""
+
+    def __init__(self, tokens) -> None:
+        self.tokens = tokens
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        written = (0, self.tokens.labels[0], 0)
+        nothing = ((), 0, True, (0.0, 0.0, 0.0))
+        return [Output(written, 0, torch.zeros(len(r.labels)), *nothing) for r in requests]
 
 
 @pytest.mark.parametrize("count, window", [(2, 2), (3, 2), (5, 3), (128, 128), (129, 128)])
@@ -70,6 +82,39 @@ def test_sampling_does_not_reach_the_windows_before_the_last(model, processor):
     hot = Sampling(temperature=1.0, seed=3, max_reasoning_tokens=5)
     reranker.rank("q", [f"item {n}" for n in range(8)], sampling=hot)
     assert [r.sampling.temperature for r in record.requests] == [0.0, 0.0, 1.0]
+
+
+def test_earlier_windows_may_be_reasoned_like_the_last(model, processor):
+    reranker = Reranker(model, processor, window=4, earlier_windows="same")
+    record = Record(reranker)
+    items = [f"item {n}" for n in range(8)]
+    check(reranker.rank("q", items, sampling=Sampling(max_reasoning_tokens=5)), 8)
+    assert [r.reason for r in record.requests] == [True, True, True]
+    with pytest.raises(ValueError, match="earlier_windows"):
+        Reranker(model, processor, earlier_windows="reason")
+
+
+@pytest.mark.parametrize("reading", ["compressed", "pointwise"])
+def test_a_constant_scorer_with_a_seed_ranks_by_chance(model, processor, reading):
+    """Equal scores are drawn: no place of the caller's list is the better one.
+
+    In one window, that is: where windows slide, the start of a list reaches the last one for sure.
+    """
+    reranker = Reranker(model, processor, window=10)
+    items = [Item(text=text) for text in distinct_texts(10)]
+    reranker.engine = Constant(reranker.processor.tokens)
+
+    def ranked(seed):
+        request = RankRequest("q", items, tie_seed=seed)
+        (result,) = reranker.rank_batch([request], mode="fast", reading=reading)
+        check(result, 10)
+        return [line.index for line in result]
+
+    draws = [ranked(seed) for seed in range(300)]
+    assert draws[0] == ranked(0) and ranked(None) == list(range(10))
+    for place in (0, 4, 9):  # of 300 draws 30 are expected, with a deviation of 5.2
+        assert 10 <= sum(order[0] == place for order in draws) <= 50
+        assert abs(sum(order.index(place) for order in draws) / 300 - 4.5) < 0.9
 
 
 def test_pointwise_prompts_need_no_window(model, processor):

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Unpack
 
 import torch
 
-from retrv_engine import Sampling
-from retrv_engine.config import Weights
 from retrv_r1.data.mbeir import MBEIRError
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.eval.cells import EvalError, choose
@@ -20,11 +19,11 @@ from retrv_r1.eval.models import Models
 from retrv_r1.eval.plan import BadCell, Plan, read_cells, remarks
 from retrv_r1.eval.ranking import CellRun, CellRunner
 from retrv_r1.eval.report import Report, build
-from retrv_r1.eval.settings import EvalSettings, PoolChoice
+from retrv_r1.eval.settings import EvalOptions, EvalSettings
 from retrv_r1.eval.trec import write_runs
 from retrv_r1.model.checkpoint import saved_dtype
 from retrv_r1.model.first_stage import local_checkpoint
-from retrv_r1.types import ItemError, Mode
+from retrv_r1.types import ItemError
 
 
 def run(
@@ -34,19 +33,10 @@ def run(
     k: Sequence[int] = (10, 50),
     split: str = "all",
     cells: Sequence[str] = (),
-    limit: int | None = None,
     out: str | Path | None = None,
-    modes: Sequence[Mode] = ("reason", "fast"),
-    full_tokens: bool = True,
-    int8_keys: bool = False,
-    weights: Weights = "model",
-    batch_size: int = 16,
-    pool: PoolChoice = "local",
-    skip_bad: bool = False,
-    seed: int = 0,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    sampling: Sampling | None = None,
+    **options: Unpack[EvalOptions],
 ) -> Report:
     """Evaluates both stages of a checkpoint on a directory in M-BEIR's layout.
 
@@ -59,18 +49,16 @@ def run(
 
     Args:
         dataset: directory of the data set.
-        model: ``"tiny"`` (shipped), a directory, or a hub id; it must have a first stage.
+        model: ``"tiny"`` (shipped), a directory, or a hub id; it must have a first stage unless
+            ``candidates`` are given.
         k: candidate counts; for each, that many of the first stage's best are reranked.
         split: ``test`` or ``val``; ``style``, ``composition`` or ``unseen`` for a part of the
             pictograph set's test cells; ``all`` for every test cell.
         cells: names of cells, such as ``cirr_task7``; all of the split if empty.
-        limit: number of queries per cell, drawn by ``seed``; a larger limit extends a smaller one's
-            sample.
         out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/``, ``outcomes/``,
             and ``vectors/`` of the pools.
         device, dtype: see :meth:`retrv_r1.Reranker.from_pretrained`.
-        modes, full_tokens, int8_keys, weights, batch_size, pool, skip_bad, seed, sampling: see
-            :class:`EvalSettings`.
+        options: fields of :class:`EvalSettings`.
     Raises:
         EvalError: nothing to evaluate, an invalid option, an invalid ranking, or files that cannot
             be written.
@@ -81,28 +69,20 @@ def run(
     require_metrics()
     folder = None if out is None else _writable(Path(out))
     place = device_of(device)
-    check_weights(weights, place)
-    weights_dtype = dtype_of(dtype, place) or saved_dtype(local_checkpoint(model))
+    check_weights(options.get("weights", "model"), place)
+    checkpoint = local_checkpoint(model, first_stage=options.get("candidates") is None)
+    weights_dtype = dtype_of(dtype, place) or saved_dtype(checkpoint)
     settings = EvalSettings(
         k=tuple(sorted(set(k))),
-        modes=tuple(modes),
-        full_tokens=full_tokens,
-        int8_keys=int8_keys,
-        weights=weights,
-        limit=limit,
-        batch_size=batch_size,
-        pool=pool,
-        skip_bad=skip_bad,
-        seed=seed,
         device=str(place),
         dtype=str(weights_dtype).removeprefix("torch."),
-        sampling=sampling,
+        **options,
     )
     root = Path(dataset)
     models = Models(model, settings)
     plan = read_cells(root, choose(root, split, cells), settings, folder)
     runs, bad = _rank(plan, CellRunner(models, settings, folder))
-    report = build(str(dataset), str(model), settings, runs)
+    report = build(str(dataset), models, settings, runs)
     report["bad_cells"] = [asdict(cell) for cell in bad]
     report["notes"] += remarks([run.work for run in runs])
     report["notes"] += [f"Not evaluated: {cell.name}: {cell.error}" for cell in bad]
@@ -156,4 +136,4 @@ def _write(report: Report, runs: Sequence[CellRun], folder: Path) -> None:
     (folder / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
     (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
     for cell in runs:
-        write_runs(cell, folder / "runs")
+        write_runs(cell, folder / "runs", report["settings"]["run_format"])

@@ -11,11 +11,14 @@ from pathlib import Path
 from retrv_r1 import __version__
 from retrv_r1.data import mbeir
 from retrv_r1.data.mbeir_lines import json_lines
+from retrv_r1.eval.candidates import GivenList, lists_of
 from retrv_r1.eval.cells import EvalError, part_of, sample, shape_of, whole_pool
 from retrv_r1.eval.outcomes import Journal, file_hash, fingerprint
 from retrv_r1.eval.pictures import Pictures
+from retrv_r1.eval.presentation import wording
 from retrv_r1.eval.progress import bar
 from retrv_r1.eval.settings import EvalSettings
+from retrv_r1.types import Item
 
 _NAMED = 20  # bad pictures that an error names
 
@@ -43,6 +46,7 @@ class CellWork:
         queries: queries to ask, a sample of the task's.
         skipped: number of sampled queries that were left out for their pictures.
         data: hash of everything that was read.
+        given: candidates of each query from another first stage, by qid; None if there are none.
     """
 
     cell: mbeir.Cell
@@ -51,6 +55,7 @@ class CellWork:
     queries: Sequence[mbeir.Query]
     skipped: int
     data: str
+    given: Mapping[str, GivenList] | None = None
 
     @property
     def part(self) -> str:
@@ -64,6 +69,10 @@ class CellWork:
     @property
     def name(self) -> str:
         return f"{self.part} {self.shape}"
+
+    def items(self, start: int, stop: int) -> list[Item]:
+        """Consecutive candidates of the pool."""
+        return [self.task.item(candidate) for candidate in self.task.pool[start:stop]]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -88,6 +97,8 @@ class CellWork:
         cell = self.cell
         folder = out and out / "outcomes" / f"{cell.dataset}_{cell.split}"
         about |= {"cell": cell.dataset, "split": cell.split, "pool": self.pool.kind}
+        if self.given is not None:
+            about["lists"] = fingerprint({qid: one.dids for qid, one in self.given.items()})
         about |= {"model": model, "version": __version__, "data": self.data}
         if folder is not None:
             _remove_stale(folder, name, about)
@@ -150,7 +161,7 @@ def read_cells(
             for cell in cells:
                 try:
                     works.append(reader.read(cell, kind))
-                except mbeir.MBEIRError as error:
+                except (mbeir.MBEIRError, EvalError) as error:
                     message = str(error).replace(f"{root}/", "")
                     bad.append(BadCell(cell.dataset, cell.split, kind, message))
     if not works:
@@ -187,14 +198,13 @@ class _Reader:
         self._pools: dict[Path, Pool | mbeir.MBEIRError] = {}
 
     def read(self, cell: mbeir.Cell, kind: mbeir.Pool) -> CellWork:
-        settings, root = self.settings, self.root
-        pool = self._pool(whole_pool(root, cell, kind), kind)
-        task = mbeir.load(root, cell.dataset, cell.split, pool.candidates, strict=False)
+        settings = self.settings
+        pool, task = self._load(cell, kind)
         if not task.queries:
             raise mbeir.MBEIRError(f"{cell.queries} has no queries: choose another --split")
         asked = sample(task.queries, settings.limit, settings.seed)
         for query in asked:
-            mbeir.instruction(query)  # raises where there is none
+            wording(query, settings)  # raises where there is none
         # All of the cell, so that a limit does not change the hash.
         checked = self.pictures.check(query.image for query in task.queries)
         errors = {task.queries[place].qid: error for place, error in checked.bad.items()}
@@ -204,10 +214,42 @@ class _Reader:
         queries = [query for query in asked if query.qid not in bad]
         if not queries:
             raise mbeir.MBEIRError(f"{cell.queries}: no query has a picture that can be used")
+        given = None
+        if settings.candidates is not None:
+            given = self._given(Path(settings.candidates), cell, kind, task, queries)
+            local = kind == "local" and "global" in cell.pools
+            if local and _unknown(given, task):  # LamRA reranks with the union pool
+                pool, task = self._load(cell, "global")
+            if did := _unknown(given, task):
+                name = pool.candidates.path.name
+                raise EvalError(f"{settings.candidates} names {did}, which is not in {name}")
         data = fingerprint(
             {"files": self._files(cell), "pool": pool.content, "pictures": checked.content}
         )
-        return CellWork(cell, pool, task, queries, len(bad), data)
+        return CellWork(cell, pool, task, queries, len(bad), data, given)
+
+    def _given(
+        self,
+        path: Path,
+        cell: mbeir.Cell,
+        kind: mbeir.Pool,
+        task: mbeir.Task,
+        queries: Sequence[mbeir.Query],
+    ) -> dict[str, GivenList]:
+        """The lists that a file gives for a cell's queries."""
+        known, asked = ([query.qid for query in some] for some in (task.queries, queries))
+        lists = lists_of(path, cell, kind, known, asked)
+        if self.settings.fuse is not None and not all(one.similarities for one in lists.values()):
+            raise EvalError(
+                f"{path} gives distances or ranks, which cannot be added to P(yes); leave --fuse "
+                "out, or give similarities"
+            )
+        return lists
+
+    def _load(self, cell: mbeir.Cell, kind: mbeir.Pool) -> tuple[Pool, mbeir.Task]:
+        """A pool, and a cell's queries that search it."""
+        pool = self._pool(whole_pool(self.root, cell, kind), kind)
+        return pool, mbeir.load(self.root, cell.dataset, cell.split, pool.candidates, strict=False)
 
     def _pool(self, path: Path, kind: mbeir.Pool) -> Pool:
         if path not in self._pools:
@@ -238,6 +280,11 @@ class _Reader:
         others = (qrels, "instructions/query_instructions.tsv", "manifest.json")
         paths = [cell.queries, *(self.root / name for name in others)]
         return file_hash(self.root, [path for path in paths if path.is_file()])
+
+
+def _unknown(given: Mapping[str, GivenList], task: mbeir.Task) -> str | None:
+    """The first given candidate that a task's pool lacks."""
+    return next((did for one in given.values() for did in one.dids if did not in task.pool), None)
 
 
 def _bad_candidates(pool: mbeir.CandidatePool, bad: dict[int, str]) -> str:

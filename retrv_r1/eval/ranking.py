@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import track
 
 from retrv_r1.data import mbeir
-from retrv_r1.eval.cells import prompt_order
+from retrv_r1.eval.fusion import fuse, weight_of
 from retrv_r1.eval.models import Models
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.eval.plan import CellWork
+from retrv_r1.eval.presentation import request, shown
 from retrv_r1.eval.retrieval import Retriever
 from retrv_r1.eval.settings import EvalSettings, System
-from retrv_r1.types import RankRequest
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class CellRun:
         positives: relevant dids by qid, in the order of the queries.
         first: outcomes of the first stage, in the same order.
         reranked: outcomes in the same order, by system and candidate count.
+        cut: number of candidates whose text the first stage has cut; None if that is not known.
     """
 
     work: CellWork
     positives: Mapping[str, Sequence[str]]
     first: Sequence[Outcome]
     reranked: Mapping[tuple[System, int], Sequence[Outcome]]
+    cut: int | None = None
 
 
 class CellRunner:
@@ -56,13 +58,18 @@ class CellRunner:
         """Ranks a cell's queries by the first stage and by every system and count."""
         first = self.retriever.nearest(work)
         nearest = {outcome.qid: outcome.ranking for outcome in first}
-        reranked = {
-            (system, k): self._rerank(work, nearest, system, k)
-            for k in self.settings.k
-            for system in self.settings.systems
-        }
+        reranked: dict[tuple[System, int], Sequence[Outcome]] = {}
+        for k in self.settings.k:
+            for system in self.settings.systems:
+                if system.fused:
+                    yes = reranked[System("fast", "pointwise"), k]
+                    similar = {outcome.qid: outcome for outcome in first}
+                    weight = weight_of(work.cell.dataset, self.settings)
+                    reranked[system, k] = fuse(yes, similar, weight)
+                else:
+                    reranked[system, k] = self._rerank(work, nearest, system, k)
         positives = {query.qid: query.positives for query in work.queries}
-        return CellRun(work, positives, first, reranked)
+        return CellRun(work, positives, first, reranked, self.retriever.cut(work))
 
     def _rerank(
         self, work: CellWork, nearest: Mapping[str, Sequence[str]], system: System, k: int
@@ -99,24 +106,17 @@ class CellRunner:
         k: int,
     ) -> list[Outcome]:
         """Reranks a batch of queries."""
-        seed, reranker = self.settings.seed, self.models.reranker
-        shown = [prompt_order(nearest[query.qid][:k], query.qid, seed) for query in queries]
-        requests = [
-            RankRequest(
-                task.item(query),
-                [task.item(task.candidate(did)) for did in dids],
-                mbeir.instruction(query),
-            )
-            for query, dids in zip(queries, shown, strict=True)
-        ]
+        settings, reranker = self.settings, self.models.reranker
+        lists = [shown(nearest[query.qid][:k], query.qid, settings) for query in queries]
+        pairs = list(zip(queries, lists, strict=True))
+        requests = [request(task, query, dids, settings) for query, dids in pairs]
         started = time.perf_counter()
         results = reranker.rank_batch(
-            requests, mode=system.mode, reading=system.reading, sampling=self.settings.sampling
+            requests, mode=system.mode, reading=system.reading, sampling=settings.sampling
         )
         seconds = time.perf_counter() - started - sum(r.timings["features"] for r in results)
+        window = max(map(len, lists)) if system.reading == "pointwise" else reranker.window
         return [
-            Outcome.of(
-                query.qid, dids, result, min(len(dids), reranker.window), seconds / len(queries)
-            )
-            for query, dids, result in zip(queries, shown, results, strict=True)
+            Outcome.of(query.qid, dids, result, min(len(dids), window), seconds / len(queries))
+            for (query, dids), result in zip(pairs, results, strict=True)
         ]

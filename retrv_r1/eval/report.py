@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from retrv_r1.eval.metrics import CUTOFFS, hits, mean_interval
+from retrv_r1.eval.benchmark import CUTOFF_OF, rank_of
+from retrv_r1.eval.metrics import CUTOFFS, cutoffs, hits, mean_interval
+from retrv_r1.eval.models import Models
+from retrv_r1.eval.notes import notes
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.eval.ranking import CellRun
 from retrv_r1.eval.settings import FIRST_STAGE, EvalSettings, System
@@ -24,7 +27,8 @@ class Report(dict[str, Any]):
     """The result of :func:`retrv_r1.eval.run`, a ``dict`` of JSON values.
 
     Recalls are fractions. Each of ``parts`` holds its ``cells``, their ``mean``, and the
-    ``differences`` between systems with 95 % intervals.
+    ``differences`` between systems with 95 % intervals. ``mbeir`` of a cell's system is the recall
+    that the benchmark's tables show, if it is one of M-BEIR's cells; its mean is over those.
     """
 
     def to_json(self) -> str:
@@ -53,35 +57,44 @@ def render(report: Report, console: Console) -> None:
         console.print(f"- {note}", style="dim", markup=False, highlight=False)
 
 
-def build(dataset: str, model: str, settings: EvalSettings, runs: Sequence[CellRun]) -> Report:
+def build(dataset: str, models: Models, settings: EvalSettings, runs: Sequence[CellRun]) -> Report:
     """The report of ranked cells; checks every reranked list again, those from disk too.
 
     Raises:
         EvalError: an outcome is not valid.
     """
-    checked = [outcome for run in runs for kept in run.reranked.values() for outcome in kept]
-    for outcome in checked:
-        outcome.check()
+    checked = [
+        (system, outcome)
+        for run in runs
+        for (system, _), kept in run.reranked.items()
+        for outcome in kept
+    ]
+    for system, outcome in checked:
+        outcome.check(probabilities=not system.fused)
     names = list(dict.fromkeys(run.work.part for run in runs))
     return Report(
         dataset=Path(dataset).resolve().name,
-        model=Path(model).name if Path(model).is_absolute() else model,
-        settings={**asdict(settings), "k": list(settings.k), "modes": list(settings.modes)},
+        model=Path(models.name).name if Path(models.name).is_absolute() else models.name,
+        settings={
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(settings).items()
+        },
         parts=[
             _part(name, [run for run in runs if run.work.part == name], settings) for name in names
         ],
         checks={
             "lists": len(checked),
             "answer_is_rank_1": len(checked),
-            "scores_in_0_1_never_rising": len(checked),
-            "well_formed": sum(outcome.well_formed for outcome in checked),
+            "scores_in_0_1_never_rising": sum(not system.fused for system, _ in checked),
+            "well_formed": sum(outcome.well_formed for _, outcome in checked),
         },
-        notes=_notes(settings, len(checked)),
+        notes=notes(settings, models, runs, len(checked)),
     )
 
 
 def _part(name: str, runs: Sequence[CellRun], settings: EvalSettings) -> Row:
     """Cells, mean and differences of one part."""
+    runs = sorted(runs, key=lambda run: rank_of(run.work.cell.dataset))
     recalls = [_recalls(run, settings) for run in runs]
     cells = [_cell(run, recall) for run, recall in zip(runs, recalls, strict=True)]
     rows = zip(*(cell["results"] for cell in cells), strict=True)
@@ -98,10 +111,10 @@ _Key = tuple[System, int] | None
 
 
 def _recalls(run: CellRun, settings: EvalSettings) -> dict[_Key, dict[int, np.ndarray]]:
-    depths = sorted({*CUTOFFS, *settings.k})
+    depths = sorted({*cutoffs(settings.k), *settings.k})
     found: dict[_Key, dict[int, np.ndarray]] = {None: hits(run.first, run.positives, depths)}
     for key, outcomes in run.reranked.items():
-        found[key] = hits(outcomes, run.positives, CUTOFFS)
+        found[key] = hits(outcomes, run.positives, cutoffs(settings.k))
     return found
 
 
@@ -113,8 +126,12 @@ def _cell(run: CellRun, recalls: Mapping[_Key, Mapping[int, np.ndarray]]) -> Row
         recall = _means(recalls[system, k])
         row = {"system": system.name, "k": k, "recall": recall, "cost": _cost(outcomes)}
         results.append(row | {"well_formed": _average([o.well_formed for o in outcomes])})
+    name = run.work.cell.dataset
+    if cutoff := CUTOFF_OF.get(name):
+        results = [row | {"mbeir": row["recall"][str(cutoff)]} for row in results]
     return {
-        "cell": run.work.cell.dataset,
+        "cell": name,
+        "mbeir_cutoff": cutoff,
         "split": run.work.cell.split,
         "shape": run.work.shape,
         "queries": len(run.first),
@@ -151,6 +168,8 @@ def _mean(rows: Sequence[Row]) -> Row:
         mean[group] = {key: _average([row[group][key] for row in rows]) for key in rows[0][group]}
     if "well_formed" in rows[0]:
         mean["well_formed"] = _average([row["well_formed"] for row in rows])
+    if own := [row["mbeir"] for row in rows if "mbeir" in row]:
+        mean["mbeir"] = _average(own)
     return mean
 
 
@@ -161,12 +180,12 @@ def _differences(
     pairs: list[tuple[_Key, _Key, int]] = []
     for k in settings.k:
         pairs += [((system, k), None, k) for system in settings.systems]
-        if settings.full_tokens:
-            pairs += [
-                ((system, k), (System(system.mode, "full"), k), k)
-                for system in settings.systems
-                if system.reading == "compressed"
-            ]
+        pairs += [
+            ((system, k), (full, k), k)
+            for system in settings.systems
+            if system.reading == "compressed"
+            and (full := System(system.mode, "full")) in settings.systems
+        ]
     rows = []
     for left, right, k in pairs:
         recall = {}
@@ -179,27 +198,3 @@ def _differences(
 
 def _name(key: _Key) -> str:
     return FIRST_STAGE if key is None else key[0].name
-
-
-def _notes(settings: EvalSettings, lists: int) -> list[str]:
-    """How the numbers were measured, for the reader of the report."""
-    limit = "all queries" if settings.limit is None else f"{settings.limit} queries a cell at most"
-    return [
-        f"R@k: share of queries with a relevant candidate among the first k (M-BEIR's Recall@k); "
-        f"{limit}; the mean of a split is over its cells.",
-        f"K: the first stage's K best of a cell's pool are reranked, so its R@K is the "
-        f"ceiling. Prompts show them in an order shuffled by seed ({settings.seed}) and query, so "
-        "that positions do not tell their ranks; the instruction is the first phrasing.",
-        "Differences are paired by query, with 95 % bootstrap intervals (queries resampled within "
-        "their cell).",
-        *(["Relation keys were rounded to int8."] if settings.int8_keys else []),
-        *([f"Weights were rounded to {settings.weights}."] if settings.weights != "model" else []),
-        f"Seconds per query: equal shares of a batch of up to {settings.batch_size} on "
-        f"{settings.device}, weights in {settings.dtype}, without encoding items; for the first "
-        "stage, without embedding the pool.",
-        "Well-formed: the model ended its reasoning itself, and its likeliest token was always "
-        "allowed by the output format, which the engine enforces; an inspection beyond the limit "
-        "is refused and does not count against it.",
-        f"Checked: all {lists} reranked lists have their answer at rank 1, and scores in [0, 1] "
-        "that never rise; the evaluation stops otherwise.",
-    ]

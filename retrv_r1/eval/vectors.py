@@ -42,12 +42,22 @@ class VectorFile:
         key = current + model[:_HASH]
         self.path, self.size = folder / f"{key}.npy", size
         self._partial, self._count = folder / f"{key}.partial", folder / f"{key}.count"
+        self._cut = folder / f"{key}.cut"
 
-    def fill(self, embed: Callable[[Sequence[Item]], Tensor], items: _Items, label: str) -> Tensor:
+    @property
+    def cut(self) -> int | None:
+        """Number of texts that the embedder cut; None if that is not known."""
+        try:
+            return int(self._cut.read_text())
+        except (OSError, ValueError):
+            return None
+
+    def fill(self, embed: _Embed, items: _Items, label: str) -> Tensor:
         """All vectors, as a tensor over the memory-mapped file.
 
         Args:
-            embed: function that gives vectors ``[m, e]`` of items.
+            embed: function that gives vectors ``[m, e]`` of items, and how many of their texts it
+                cut.
             items: function that gives the items of consecutive candidates, from one number to
                 another.
             label: name of the pool for the progress bar.
@@ -57,18 +67,20 @@ class VectorFile:
         # Copy on write: PyTorch wants an array that can be written, and nothing here writes.
         return torch.from_numpy(np.load(self.path, mmap_mode="c"))
 
-    def _embed(self, embed: Callable[[Sequence[Item]], Tensor], items: _Items, label: str) -> None:
-        done, kept = self._done(), None
+    def _embed(self, embed: _Embed, items: _Items, label: str) -> None:
+        (done, cut), kept = self._done(), None
         starts = range(done, self.size, BLOCK)
         for start in bar(starts, f"embedding {label}", len(starts)):
             stop = min(start + BLOCK, self.size)
-            vectors = embed(items(start, stop)).numpy()
+            block, hit = embed(items(start, stop))
+            vectors, cut = block.numpy(), cut + hit
             if kept is None:
                 kept = self._open(vectors.shape[1], fresh=start == 0)
             kept[start:stop] = vectors
             kept.flush()
-            self._write_count(stop)
+            self._write_count(stop, cut)
         del kept
+        self._cut.write_text(str(cut))
         os.replace(self._partial, self.path)
         self._count.unlink()
 
@@ -78,17 +90,19 @@ class VectorFile:
         shape = (self.size, width)
         return np.lib.format.open_memmap(self._partial, "w+", np.float32, shape)
 
-    def _done(self) -> int:
-        """Number of candidates that an earlier run embedded."""
+    def _done(self) -> tuple[int, int]:
+        """Numbers of candidates that an earlier run embedded, and of texts that it cut."""
         try:
-            return int(self._count.read_text()) if self._partial.is_file() else 0
+            done, cut = map(int, self._count.read_text().split())
         except (OSError, ValueError):
-            return 0
+            return 0, 0
+        return (done, cut) if self._partial.is_file() else (0, 0)
 
-    def _write_count(self, done: int) -> None:
+    def _write_count(self, done: int, cut: int) -> None:
         new = self._count.with_suffix(".new")
-        new.write_text(str(done))
+        new.write_text(f"{done} {cut}")
         os.replace(new, self._count)
 
 
+_Embed = Callable[[Sequence[Item]], tuple[Tensor, int]]
 _Items = Callable[[int, int], Sequence[Item]]
