@@ -75,7 +75,7 @@ def test_a_damaged_cell_costs_only_itself(released):
         path.write_text(whole)
     assert result.exit_code == 1
     report = json.loads(result.stdout)
-    assert [c["cell"] for c in report["parts"][0]["cells"]] == ["cirr_task7", "webqa_task1"]
+    assert [c["cell"] for c in report["parts"][0]["cells"]] == ["webqa_task1", "cirr_task7"]
     (bad,) = report["bad_cells"]
     assert (bad["cell"], bad["split"], bad["pool"]) == ("oven_task6", "test", "local")
     assert bad["error"].startswith("query/test/mbeir_oven_task6_test.jsonl:1: 'task_id' must be")
