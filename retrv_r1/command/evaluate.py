@@ -181,7 +181,7 @@ def evaluate(
         "fuse": weight,
         "pool": pool,
         "skip_bad": skip_bad,
-        "candidates": candidates and str(candidates),
+        "candidates": None if candidates is None else str(candidates),
         "instructions": instructions,
         "order": order,
         "window": window,

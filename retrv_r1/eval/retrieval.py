@@ -33,9 +33,10 @@ class Retriever:
 
     def __init__(self, models: Models, settings: EvalSettings, out: Path | None) -> None:
         self.models, self.settings, self.out = models, settings, out
-        if out is None:
-            self._temporary = TemporaryDirectory(prefix="retrv-r1-")
-        self._vectors = Path(self._temporary.name) if out is None else out / "vectors"
+        self._temporary = TemporaryDirectory(prefix="retrv-r1-") if out is None else None
+        self._vectors = (
+            Path(self._temporary.name) if self._temporary else Path(out or ".", "vectors")
+        )
 
     def nearest(self, work: CellWork) -> list[Outcome]:
         """The nearest candidates of every query of a cell, in the order of its queries.

@@ -172,9 +172,8 @@ class EvalSettings:
     @property
     def systems(self) -> Sequence[System]:
         """All systems: by reading, then fast before reason; the fused one is the last."""
-        chosen = self.readings
-        if chosen is None:
-            chosen = ("compressed", "full") if self.full_tokens else ("compressed",)
+        usual: Sequence[Reading] = ("compressed", "full") if self.full_tokens else ("compressed",)
+        chosen = usual if self.readings is None else self.readings
         systems = [
             System(mode, reading)
             for reading in get_args(Reading)

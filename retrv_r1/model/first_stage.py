@@ -130,9 +130,11 @@ class FirstStage:
         seeds = torch.tensor(tie_seeds or [0] * len(queries), dtype=torch.long)
         for start in range(0, len(pool), _BLOCK):
             block = pool[start : start + _BLOCK]
-            columns = (queries, seeds, scores, numbers)
-            parts = zip(*(x.split(_QUERIES) for x in columns), strict=True)
-            found = [_nearest(*part, block, start, k) for part in parts]
+            columns = [x.split(_QUERIES) for x in (queries, seeds, scores, numbers)]
+            found = [
+                _nearest(*part, block=block, start=start, k=k)
+                for part in zip(columns[0], columns[1], columns[2], columns[3], strict=True)
+            ]
             scores, numbers = (torch.cat(column) for column in zip(*found, strict=True))
         return scores, numbers
 
