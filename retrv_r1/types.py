@@ -11,6 +11,7 @@ from PIL import Image
 
 EngineName: TypeAlias = Literal["local", "plain", "sglang"]
 Mode: TypeAlias = Literal["reason", "fast"]
+EarlierWindows: TypeAlias = Literal["fast", "same"]
 Reading: TypeAlias = Literal["compressed", "full", "pointwise"]
 ImageSource: TypeAlias = Image.Image | str | Path | bytes
 
@@ -92,11 +93,14 @@ class RankRequest:
         query: text, picture, or both.
         candidates: items to rank, in any order; duplicates are kept.
         instruction: wording of the task; the checkpoint's own when None.
+        tie_seed: seed that orders candidates of equal scores at random; they keep the caller's
+            order when None.
     """
 
     query: ItemLike
     candidates: Iterable[ItemLike]
     instruction: str | None = None
+    tie_seed: int | None = None
 
     def items(self) -> list[Item]:
         """The query, then the candidates.

@@ -286,6 +286,22 @@ def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
     assert result.tokens.prompt == len(prompt) - 1
 
 
+def test_each_mode_has_its_temperature(make_model, processor):
+    """With one label distribution for both modes, the scores differ by the temperature alone."""
+    model = make_model(score_temperature=0.7, reason_temperature=7.0)
+    shown = [Item(text=f"item {n}") for n in range(4)]
+    reranker = Reranker(model, processor)
+    record = Record(reranker)
+    for mode, temperature in (("fast", 0.7), ("reason", 7.0)):
+        result = reranker.rank("q", shown, mode=mode, sampling=SHORT)
+        logits = record.outputs[-1].label_logits.double()
+        expected = torch.softmax(logits / temperature, -1)
+        assert [line.score for line in result] == pytest.approx(
+            [float(expected[line.index]) for line in result]
+        )
+    assert make_model(score_temperature=0.7).config.temperature_of("reason") == 0.7
+
+
 @pytest.mark.parametrize("engine", ["local", "plain"])
 def test_bfloat16_tells_all_candidates_apart(engine):
     """Logits of 8 to 16 lie a sixteenth apart in bfloat16: half of fifty tied, ranked by place."""

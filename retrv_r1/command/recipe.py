@@ -166,7 +166,7 @@ def _calibrate_and_rank(
     found: dict[str, Any] = {}
     try:
         fitted = calibrate(checkpoint, data, limit=queries, device=machine.device.type)
-        found["calibration"] = asdict(fitted)
+        found["calibration"] = {mode: asdict(one) for mode, one in fitted.items()}
     except RetrvError as error:  # a model that learned too little has no temperature
         found["calibration"] = {"failed": str(error)}
     cell = next(c for c in mbeir.cells(data) if c.split == "val" and c.dataset.endswith("_t2i"))

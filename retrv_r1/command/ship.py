@@ -28,11 +28,12 @@ def ship(
         Path, typer.Argument(metavar="DATASET", help="Data set whose validation lists calibrate.")
     ],
 ) -> None:
-    """Assemble a checkpoint from finished runs and fit the temperature of its scores."""
+    """Assemble a checkpoint from finished runs and fit the temperatures of its scores."""
     from retrv_r1.eval.calibration import calibrate
 
     assemble(runs, out)
-    print(calibrate(out, dataset))
+    for mode, fitted in calibrate(out, dataset).items():
+        print(mode, fitted)
 
 
 def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from retrv_r1.rerank.ordering import merge_windows, reasoning_text
 from retrv_r1.rerank.requests import ItemFeatures, RequestBuilder
 from retrv_r1.rerank.windows import CandidateList, WindowResult
 from retrv_r1.types import (
+    EarlierWindows,
     EngineName,
     ItemLike,
     Mode,
@@ -47,8 +48,10 @@ class Reranker:
         processor: the processor of the same checkpoint.
         name: name of the model in results.
         window: candidates in one prompt, 128 at most. A longer list is ranked by a window that
-            slides from its end to its start by half its size, in fast mode, so that the best
-            candidates reach the last window, which is ranked in the mode asked for.
+            slides from its end to its start by half its size, so that the best candidates reach
+            the last window, which is ranked in the mode asked for.
+        earlier_windows: mode of the windows before the last: ``"fast"``, or ``"same"`` for the
+            mode asked for.
         batch_size: requests that the engine runs together; ``config`` overrides it.
         engine: ``"local"`` (embedded, continuous batches over a radix cache), ``"plain"``
             (transformers alone, a fixed batch) or ``"sglang"`` (an SGLang server).
@@ -67,6 +70,7 @@ class Reranker:
         *,
         name: str = "",
         window: int = WINDOW,
+        earlier_windows: EarlierWindows = "fast",
         batch_size: int = BATCH_SIZE,
         engine: EngineName = "local",
         config: EngineConfig | SGLangConfig | None = None,
@@ -75,7 +79,10 @@ class Reranker:
     ) -> None:
         if not 2 <= window <= MAX_CANDIDATES:
             raise ValueError(f"window must be between 2 and {MAX_CANDIDATES}, got {window}")
+        if earlier_windows not in get_args(EarlierWindows):
+            raise ValueError(f"earlier_windows must be 'fast' or 'same', got {earlier_windows!r}")
         self.model, self.processor, self.name, self.window = model.eval(), processor, name, window
+        self.earlier_windows = earlier_windows
         directory = None if cache is None else Path(cache)
         self.encoder = FeatureEncoder(model, processor, directory=directory)
         self.builder = RequestBuilder(model, processor, self.encoder)
@@ -92,6 +99,7 @@ class Reranker:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         window: int = WINDOW,
+        earlier_windows: EarlierWindows = "fast",
         batch_size: int = BATCH_SIZE,
         engine: EngineName = "local",
         config: EngineConfig | SGLangConfig | None = None,
@@ -121,6 +129,7 @@ class Reranker:
             processor,
             name=str(name),
             window=window,
+            earlier_windows=earlier_windows,
             batch_size=batch_size,
             engine=engine,
             config=config,
@@ -184,9 +193,12 @@ class Reranker:
         if sampling is None:
             sampling = default_sampling(votes, self.model.config.max_inspections)
         options = RankOptions(mode, reading, sampling, votes, top_k)
+        earlier = RankOptions("fast", reading)
+        if self.earlier_windows == "same":
+            earlier = replace(options, top_k=None)
         lists = [self._encode(request, reading) for request in requests]
         while sliding := [one for one in lists if one.sliding]:
-            results = self._rank_windows(sliding, RankOptions("fast", reading))
+            results = self._rank_windows(sliding, earlier)
             for one, result in zip(sliding, results, strict=True):
                 one.slide(result.order)
         last = iter(self._rank_windows([one for one in lists if one.candidates], options))
@@ -234,7 +246,7 @@ class Reranker:
             features = self.encoder.encode(items)
         encoded = [ItemFeatures(*pair) for pair in zip(items, features, strict=True)]
         window = None if reading == "pointwise" else self.window
-        candidates = CandidateList(encoded, window, request.instruction)
+        candidates = CandidateList(encoded, window, request.instruction, request.tie_seed)
         candidates.timings["features"] = time.perf_counter() - started
         candidates.timings["compression"] = 0.0
         return candidates
@@ -251,13 +263,13 @@ class Reranker:
             one.timings["compression"] += time.perf_counter() - started
         outputs = iter(self.engine.generate([p.request for window in prepared for p in window]))
         results = []
-        for window in prepared:
+        for one, window in zip(lists, prepared, strict=True):
             own = [next(outputs) for _ in window]
             if options.reading == "pointwise":
-                results.append(WindowResult.pointwise(window, own))
+                results.append(WindowResult.pointwise(window, own, one.places))
             else:
-                temperature = self.model.config.score_temperature
-                results.append(WindowResult.listwise(window, own, temperature))
+                temperature = self.model.config.temperature_of(options.mode)
+                results.append(WindowResult.listwise(window, own, temperature, one.places))
         return results
 
     def _results(
@@ -280,7 +292,7 @@ class Reranker:
         order = merge_windows(one.numbered(last.order), one.tail)
         return replace(
             nothing,
-            answer=current[output.answer],
+            answer=current[last.order[0][0]],
             ranking=tuple(
                 RankedItem(number, score, one.candidates[number].item, number in inspected)
                 for number, score in order[: options.top_k]
