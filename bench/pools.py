@@ -1,6 +1,6 @@
 """Memory and time of pools in `retrv-r1 eval`, by part, and what M-BEIR's global pool would take.
 
-python -m bench.pools --texts 180000 --pictures 20000 --out bench/results/pools-cpu.json
+python -m bench.pools --embedded 6000 --out bench/results/pools-cpu.json
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def write_pool(root: Path, texts: int, pictures: int) -> Path:
     return path
 
 
-def measure(root: Path, texts: int, pictures: int, model: str) -> dict[str, Any]:
-    """Runs every part on a synthetic pool."""
+def measure(root: Path, texts: int, pictures: int, embedded: int, model: str) -> dict[str, Any]:
+    """Runs every part on a synthetic pool; embeds so many of its texts, and of its pictures."""
     meter, size = Meter(), texts + pictures
     path = write_pool(root, texts, pictures)
     stage = FirstStage.from_pretrained(local_checkpoint(model) / FOLDER)
@@ -114,40 +114,59 @@ def measure(root: Path, texts: int, pictures: int, model: str) -> dict[str, Any]
         root_of = [c.image and root / c.image for c in pool[start:stop]]
         return [Item(c.text, i) for c, i in zip(pool[start:stop], root_of, strict=True)]
 
-    stage.embed(items(0, 64)), stage.embed(items(size - 64, size))
-    for name, start, stop in (("embed texts", 0, texts), ("embed pictures", texts, size)):
-        file = VectorFile(root / "vectors", name, "0" * 12, "0" * 12, stop - start)
-        with meter.part(name):
-            file.fill(stage.embed, lambda a, b, start=start: items(a + start, b + start), name)
-    width = stage.model.config.embedding_dim
-    vectors = np.lib.format.open_memmap(root / "all.npy", "w+", np.float32, (size, width))
-    for name, start, stop in (("embed texts", 0, texts), ("embed pictures", texts, size)):
-        (kept,) = (root / "vectors").glob(f"{name}*.npy")
-        vectors[start:stop] = np.load(kept, mmap_mode="r")
-    queries = torch.nn.functional.normalize(torch.randn(_QUERIES, width), dim=-1)
-    with meter.part("search"):
-        stage.search(queries, torch.from_numpy(vectors), _DEPTH)
+    def embed(some: Sequence[Item]) -> tuple[torch.Tensor, int]:
+        return stage.embed(some), 0
+
+    embed(items(0, 64)), embed(items(size - 64, size))
+    files = root / "vectors"
+    some_texts, some_pictures = min(texts, embedded), min(pictures, embedded)
+    with meter.part("embed texts"):
+        VectorFile(files, "texts", "0" * 12, "0" * 12, some_texts).fill(embed, items, "texts")
+    with meter.part("embed pictures"):
+        VectorFile(files, "pictures", "0" * 12, "0" * 12, some_pictures).fill(
+            embed, lambda start, stop: items(texts + start, texts + stop), "pictures"
+        )
+    search(meter, root, stage, size)
     return {
         "texts": texts,
         "pictures": pictures,
-        "width": width,
+        "embedded": [some_texts, some_pictures],
+        "width": stage.model.config.embedding_dim,
         "queries": _QUERIES,
         "file_mb": round(path.stat().st_size / 1e6, 1),
         "parts": meter.parts,
     }
 
 
+def search(meter: Meter, root: Path, stage: FirstStage, size: int) -> None:
+    """Searches random vectors: the time does not depend on what they are."""
+    width, rng = stage.model.config.embedding_dim, np.random.default_rng(0)
+    vectors = np.lib.format.open_memmap(root / "all.npy", "w+", np.float32, (size, width))
+    vectors[:] = rng.standard_normal((size, width), np.float32)
+    queries = torch.from_numpy(rng.standard_normal((_QUERIES, width), np.float32))
+    seeds = list(range(_QUERIES))
+    with meter.part("search"):
+        stage.search(queries, torch.from_numpy(vectors), _DEPTH, seeds)
+
+
 def main(
     texts: Annotated[int, typer.Option(help="Texts in the pool.")] = 180_000,
     pictures: Annotated[int, typer.Option(help="Pictures in the pool.")] = 20_000,
+    embedded: Annotated[
+        int, typer.Option(help="Texts to embed at most, and pictures; all by default.")
+    ] = 2**40,
     model: Annotated[str, typer.Option(help="Checkpoint with a first stage.")] = "tiny",
+    only_search: Annotated[bool, typer.Option(help="Search random vectors only.")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file of the results.")] = None,
 ) -> None:
     """Measure reading, checking, embedding and searching a synthetic pool."""
     torch.set_num_threads(1)
     about = machine.card("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        result = {"machine": about, **measure(Path(folder), texts, pictures, model)}
+        if only_search:
+            stage = FirstStage.from_pretrained(local_checkpoint(model) / FOLDER)
+            return search(Meter(), Path(folder), stage, texts + pictures)
+        result = {"machine": about, **measure(Path(folder), texts, pictures, embedded, model)}
     if out is not None:
         out.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -208,7 +208,8 @@ def evaluate(
     else:
         render(report, stdout())
     if bad := len(report["bad_cells"]):
-        typer.secho(f"error: {bad} cells were not evaluated; see bad_cells", fg="red", err=True)
+        message = f"error: cells that were not evaluated: {bad}; the report says why"
+        typer.secho(message, fg="red", err=True)
         raise typer.Exit(1)
 
 

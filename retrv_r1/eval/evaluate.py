@@ -17,8 +17,9 @@ from retrv_r1.eval.chart import draw
 from retrv_r1.eval.metrics import require_metrics
 from retrv_r1.eval.models import Models
 from retrv_r1.eval.plan import BadCell, Plan, read_cells, remarks
-from retrv_r1.eval.ranking import CellRun, CellRunner
+from retrv_r1.eval.ranking import CellRunner
 from retrv_r1.eval.report import Report, build
+from retrv_r1.eval.result import CellResult, measure
 from retrv_r1.eval.settings import EvalOptions, EvalSettings
 from retrv_r1.eval.trec import write_runs
 from retrv_r1.model.checkpoint import saved_dtype
@@ -81,34 +82,40 @@ def run(
     root = Path(dataset)
     models = Models(model, settings)
     plan = read_cells(root, choose(root, split, cells), settings, folder)
-    runs, bad = _rank(plan, CellRunner(models, settings, folder))
-    report = build(str(dataset), models, settings, runs)
+    results, bad = _rank(plan, CellRunner(models, settings, folder), settings, folder)
+    report = build(str(dataset), models, settings, results)
     report["bad_cells"] = [asdict(cell) for cell in bad]
-    report["notes"] += remarks([run.work for run in runs])
+    report["notes"] += remarks([result.work for result in results])
     report["notes"] += [f"Not evaluated: {cell.name}: {cell.error}" for cell in bad]
     if folder is not None:
-        _write(report, runs, folder)
+        _write(report, folder)
     return report
 
 
-def _rank(plan: Plan, runner: CellRunner) -> tuple[list[CellRun], list[BadCell]]:
-    """Ranks all cells; those whose data turn out bad are said and passed over.
+def _rank(
+    plan: Plan, runner: CellRunner, settings: EvalSettings, folder: Path | None
+) -> tuple[list[CellResult], list[BadCell]]:
+    """Ranks and measures all cells; those whose data turn out bad are said and passed over.
 
     Raises:
-        EvalError: no cell is left.
+        EvalError: no cell is left, or an outcome is not valid.
     """
-    runs, bad = [], list(plan.bad)
+    results, bad = [], list(plan.bad)
     for cell in bad:
         runner.say(f"not evaluated: {cell.name}: {cell.error}")
     for work in plan.works:
         try:
-            runs.append(runner.run(work))
+            run = runner.run(work)
         except (MBEIRError, ItemError) as error:
             bad.append(BadCell(work.cell.dataset, work.cell.split, work.pool.kind, str(error)))
             runner.say(f"not evaluated: {bad[-1].name}: {error}")
-    if not runs:
+            continue
+        results.append(measure(run, settings))
+        if folder is not None:
+            write_runs(run, folder / "runs", settings.run_format)
+    if not results:
         raise EvalError(f"no cell could be evaluated; {bad[-1].name}: {bad[-1].error}")
-    return runs, bad
+    return results, bad
 
 
 def _writable(folder: Path) -> Path:
@@ -127,13 +134,11 @@ def _writable(folder: Path) -> Path:
         ) from error
 
 
-def _write(report: Report, runs: Sequence[CellRun], folder: Path) -> None:
-    """Writes report, chart and run files."""
+def _write(report: Report, folder: Path) -> None:
+    """Writes report and chart."""
     if draw(report, folder / "chart.png"):
         report["chart"] = "chart.png"
     else:
         report["notes"].append("No chart: matplotlib is not installed (pip install matplotlib).")
     (folder / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
     (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
-    for cell in runs:
-        write_runs(cell, folder / "runs", report["settings"]["run_format"])

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from retrv_r1.eval.benchmark import CUTOFF_OF
 from retrv_r1.eval.models import Models
-from retrv_r1.eval.ranking import CellRun
+from retrv_r1.eval.result import CellResult
 from retrv_r1.eval.settings import EvalSettings
 
 
-def notes(settings: EvalSettings, models: Models, runs: Sequence[CellRun], lists: int) -> list[str]:
+def notes(
+    settings: EvalSettings, models: Models, runs: Sequence[CellResult], lists: int
+) -> list[str]:
     """How the numbers were measured, for the reader of the report.
 
     Args:
@@ -42,7 +44,7 @@ def _but_fused(settings: EvalSettings) -> str:
     return "" if settings.fuse is None else " unless both stages' are added"
 
 
-def _benchmark(runs: Sequence[CellRun]) -> list[str]:
+def _benchmark(runs: Sequence[CellResult]) -> list[str]:
     """What the column M-BEIR is, and which of its cells are missing from which part."""
     there: dict[str, set[str]] = {}
     for run in runs:
@@ -64,7 +66,7 @@ def _benchmark(runs: Sequence[CellRun]) -> list[str]:
     return said
 
 
-def _first_stage(settings: EvalSettings, models: Models, runs: Sequence[CellRun]) -> list[str]:
+def _first_stage(settings: EvalSettings, models: Models, runs: Sequence[CellResult]) -> list[str]:
     """Where the candidates come from."""
     ceiling = "so its R@K is the ceiling"
     if settings.candidates is not None:
