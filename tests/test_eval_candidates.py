@@ -79,6 +79,14 @@ def test_damaged_json_is_refused(tmp_path):
     write_lamra(tmp_path / "l", [[[0.2]], [[0.1, 0.1]]])
     with pytest.raises(EvalError, match="a finite score for each of 2"):
         read_lists(path)
+    write_lamra(tmp_path / "l", [0.5, 0.5])
+    with pytest.raises(EvalError, match="cannot read"):
+        read_lists(path)
+    dids = path.with_name(path.name.replace("query_names", "cand_names"))
+    write_lamra(tmp_path / "l", [[[0.2, 0.8]], [[]]])
+    dids.write_text('[["9:10", "9:20"], []]')
+    with pytest.raises(EvalError, match="query 9:2: the list is empty"):
+        read_lists(path)
     path.write_text("{")
     with pytest.raises(EvalError, match="cannot read"):
         read_lists(path)
