@@ -63,7 +63,9 @@ class TestInterpreted:
         values, output, queries = torch.randn(12, 2, 8), torch.randn(24, 2, 8), torch.randn(3, 24)
         offsets, asked = torch.tensor([0, 40, 50]), torch.tensor([0, 5, 12])
         pairs = torch.tensor([1, 0, 0]), torch.tensor([1, 1, 0])
-        together = ops.relate_tokens(keys, offsets, asks, asked, values, output, queries, *pairs, eps=1e-6)
+        together = ops.relate_tokens(
+            keys, offsets, asks, asked, values, output, queries, *pairs, eps=1e-6
+        )
         alone = ops.relate_tokens(
             keys[:40], torch.tensor([0, 40]), asks[5:], torch.tensor([0, 7]), values[5:], output,
             queries, eps=1e-6,

@@ -95,7 +95,7 @@ CASES = (
     make("text_query", [81, 9, 40], [8], 64, 192),
     make("picture_query", [30, 7], [256], 64, 96),
     make("page_query", [300, 0, 270, 3], [384], 64, 96),
-    make("mixed_queries", [13, 0, 30, 7], [3, 90, 0, 70], 21, 45, (3, 5)),
+    make("mixed_queries", [5, 0, 9], [3, 130, 0], 24, 40, (8, 2)),
     make("without_norm", [30, 7], [19], 64, 96, eps=None),
     make("long_without_norm", [30, 7], [384], 64, 96, eps=None),
     make("odd_sizes", [13, 30, 7], [3, 11], 21, 45, (3, 5)),

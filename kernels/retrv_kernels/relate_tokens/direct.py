@@ -74,4 +74,4 @@ def _merge(pieces: list[Piece], count: int) -> Tensor:
     pooled = pooled.new_zeros(len(top), count, pooled.shape[2]).index_add(
         1, pairs, share[..., None] * pooled
     )
-    return (pooled / total.where(total > 0, 1)[..., None]).transpose(0, 1)
+    return (pooled / total.where(total > 0, 1)[..., None]).transpose(0, 1).contiguous()

@@ -96,7 +96,8 @@ def in_either_form(folded: Form, direct: Form, given: Arguments) -> Tensor:
         given.cu_seqlens, given.cu_queries, given.query, given.candidate
     )
     met = bounds.new_zeros(len(bounds) - 1).index_add(0, query, places.diff()[candidate])
-    short, long = [], []
+    short: list[int] = []
+    long: list[int] = []
     for number, (rows, own) in enumerate(zip(met.tolist(), bounds.diff().tolist(), strict=True)):
         (short if is_folded(rows, values[:own], output, eps) else long).append(number)
     if not long:

@@ -89,11 +89,15 @@ def relate_folded(given: Arguments) -> Tensor:
     bounds, asked = cu_queries.tolist(), []
     for number in numbers.tolist():
         own = slice(bounds[number], bounds[number + 1])
-        asked.append(_Query.of(given.query_keys[own].float(), values[own].float(), queries, given.eps))
+        asked.append(
+            _Query.of(given.query_keys[own].float(), values[own].float(), queries, given.eps)
+        )
     sizes = counts.new_tensor([own.scores.numel() for own in asked])
     begins = sizes[place].cumsum(0) - sizes[place]
     mine = candidate[order]
-    pairs = torch.stack([given.cu_seqlens[mine], given.cu_seqlens.diff()[mine], place, begins], 1).long()
+    pairs = torch.stack(
+        [given.cu_seqlens[mine], given.cu_seqlens.diff()[mine], place, begins], 1
+    ).long()
     table = counts.new_tensor([own.row() for own in asked])
     weights = queries.new_empty(int((sizes * counts).sum()))
     native.function("relate_tokens")(

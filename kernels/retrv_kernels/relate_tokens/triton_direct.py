@@ -117,9 +117,7 @@ def attend_rows(
             (j + k < asks)[:, None] & (c < depth)[None, :],
             other=0,
         )
-        total = tl.dot(
-            p.to(VALUE_DOT), v.to(VALUE_DOT), total, input_precision=VALUE_PRECISION
-        )
+        total = tl.dot(p.to(VALUE_DOT), v.to(VALUE_DOT), total, input_precision=VALUE_PRECISION)
     place = (row - first + i).to(tl.int64) * heads + head
     tl.store(
         weighed + place[:, None] * depth + c[None, :],

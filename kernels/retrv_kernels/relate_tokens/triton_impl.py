@@ -33,8 +33,8 @@ PROGRAMS = 8
 @on_tensor_device
 def relate_tokens(*arguments: Any) -> Tensor:
     """Triton implementation of `retrv_kernels.ops.relate_tokens`."""
-    given = (one.contiguous() if isinstance(one, Tensor) else one for one in arguments)
-    return in_either_form(relate_folded, relate_directly, Arguments(*given))
+    given = [one.contiguous() if isinstance(one, Tensor) else one for one in arguments]
+    return in_either_form(relate_folded, relate_directly, Arguments._make(given))
 
 
 def relate_folded(given: Arguments) -> Tensor:
@@ -109,8 +109,8 @@ class _Call:
         span = triton.cdiv(longest, block) * block
         where = given.cu_seqlens, given.cu_queries, given.candidate, given.query, places
         empty = functools.partial(keys.new_empty, dtype=torch.float32)
-        sizes = (rows, len(pool)), (rows,), (rows, heads)
-        return cls(given, span, where, *map(empty, sizes), common)
+        scores, factors, lse = empty((rows, len(pool))), empty(rows), empty((rows, heads))
+        return cls(given, span, where, scores, factors, lse, common)
 
     def score(self, relevance: Tensor, products: Tensor | None) -> None:
         """Writes scores, factors and log-sum-exps; factors are 1 without ``products``."""
