@@ -7,7 +7,7 @@ import heapq
 import itertools
 import threading
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ T = TypeVar("T")
 MIN_SHARED_ROWS = 32
 """Length from which a shared prefix is worth waiting for."""
 SECONDS_TO_CANCEL = 5.0
+CLOSED = "the engine is closed: make another one"
 
 
 class LoopThread:
@@ -25,21 +26,41 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._accepting = threading.Lock()  # held while work is accepted, or refused from then on
+        self._refuses = False
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Runs a coroutine in the loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Runs a coroutine in the loop.
+
+        Raises:
+            RuntimeError: the engine is closed.
+        """
+        with self._accepting:
+            if self._refuses:
+                coroutine.close()
+                raise RuntimeError(CLOSED)
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine in the loop and waits for its result."""
-        return self.submit(coroutine).result()
+        """Runs a coroutine in the loop and waits for its result; raises as :meth:`submit`."""
+        try:
+            return self.submit(coroutine).result()
+        except CancelledError:
+            raise RuntimeError(CLOSED) from None
+
+    def refuse(self) -> bool:
+        """Accepts no work from now on; False if that is so already."""
+        with self._accepting:
+            refused, self._refuses = self._refuses, True
+        return not refused
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
         """Cancels all that runs in the loop, runs a last coroutine, and ends the thread."""
-        self.run(self._cancel_all())
-        self.run(last)
+        assert self._refuses
+        for coroutine in (self._cancel_all(), last):
+            asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
