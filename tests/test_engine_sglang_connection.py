@@ -256,13 +256,17 @@ def test_a_url_that_is_no_sglang_server(model, status, content):
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        url = f"http://127.0.0.1:{http.server_port}"
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads, http.block_on_close = True, False
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{http.server_port}"
+    try:
         with pytest.raises(EngineDied, match=f"{url} is no SGLang server.*correct the url") as info:
             make_engine(model, url=url)
-        assert "\n" not in str(info.value)
+    finally:
         http.shutdown()
+        http.server_close()
+    assert "\n" not in str(info.value)
 
 
 # Weights.
@@ -364,6 +368,20 @@ def test_no_weights_for_the_server_leave_its_version(model, server, name):
         assert engine.generate([QUICK])[0].answer == 0
         with pytest.raises(ValueError, match="no parameter 'nothing'"):
             engine.load_weights({"nothing": torch.zeros(1)})
+
+
+def test_all_calls_are_told_why_the_server_was_left(model, server):
+    with make_engine(model, url=server.url) as engine:
+        server.computes.clear()
+        first = engine.submit(reasoning(9))
+        until(lambda: server.count("/generate") == 1)
+        server.version = "somebody's"
+        second = engine.submit(QUICK)
+        until(lambda: server.count("/generate") == 2)
+        server.computes.set()
+        for one in (first, second):
+            with pytest.raises(EngineDied, match="somebody else loaded others"):
+                one.result(timeout=5)
 
 
 def test_a_server_at_a_url_with_other_weights_is_refused(model, server):

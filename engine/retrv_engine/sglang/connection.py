@@ -46,12 +46,12 @@ class Server:
 
     Attributes:
         version: version of its weights.
-        ending: task that ends it, once a call has failed; gives the exit report of its process.
+        ending: task that ends it, once a call has failed; gives the error's message.
     """
 
     client: Client
     version: str
-    ending: asyncio.Task[str | None] | None = None
+    ending: asyncio.Task[str] | None = None
 
 
 class Connection:
@@ -72,7 +72,7 @@ class Connection:
         self.config, self.checkpoint, self.model = config, checkpoint, model
         self.max_rows = 0  # of a prompt, at the last server
         self._server: asyncio.Task[Server] | None = None  # starting, then ready; else None
-        self._ending: asyncio.Task[str | None] | None = None  # of the last server that died
+        self._ending: asyncio.Task[str] | None = None  # of the last server that died
         self._client: Client | None = None  # of the server that starts, is ready or dies
         self._process: ServerProcess | None = None  # likewise, if it was started here
         self._aborts: set[asyncio.Task[None]] = set()
@@ -233,27 +233,23 @@ class Connection:
 
     @asynccontextmanager
     async def _reporting(self, server: Server) -> AsyncIterator[None]:
-        """Ends the server after an :class:`EngineDied`, and adds its exit report to the error."""
+        """Ends the server after an :class:`EngineDied`; all its calls raise the first one's."""
         try:
             yield
         except EngineDied as error:
             if server.ending is None:
-                server.ending = self._ending = asyncio.create_task(self._bury())
+                server.ending = self._ending = asyncio.create_task(self._bury(error))
                 self._server = None
-            report = await asyncio.shield(server.ending)
-            if report is None:
-                raise
-            raise EngineDied(
-                f"the server has died, {report}\nThe next request starts another"
-            ) from error
+            raise EngineDied(await asyncio.shield(server.ending)) from error
 
-    async def _bury(self) -> str | None:
-        """Ends the server; returns the exit report of a process that ends by itself."""
-        process = self._process
-        ended = process is not None and await asyncio.to_thread(process.wait, SECONDS_TO_DIE)
-        report = process.exit_report() if process is not None and ended else None
+    async def _bury(self, error: EngineDied) -> str:
+        """Ends the server; returns what to tell all its calls."""
+        message, process = str(error), self._process
+        if process is not None and await asyncio.to_thread(process.wait, SECONDS_TO_DIE):
+            report = process.exit_report()
+            message = f"the server has died, {report}\nThe next request starts another"
         await self._end()
-        return report
+        return message
 
     async def _end(self) -> None:
         """Disconnects, and ends the process that was started here."""

@@ -45,7 +45,8 @@ class SGLangEngine(Engine):
         checkpoint: folder of a checkpoint or its id on a hub, to start a server on.
         generation_type: class of the running requests, as for the local engine.
     Raises:
-        EngineDied: the server does not start or does not answer; the message ends with its log.
+        EngineDied: the server does not start, does not answer, is no SGLang server or has other
+            weights than the model. If it was started here the message ends with its log.
         EngineMissing: SGLang is not installed; the message says how to install it.
     """
 
