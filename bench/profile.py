@@ -29,7 +29,7 @@ from bench.device import Device
 from bench.suites.engine.entries import local, plain
 from bench.suites.engine.workload import PacedGeneration, Workload
 from retrv_engine import LocalEngine, Sampling, batch, decode, qwen_layers, runner
-from retrv_engine.scheduler import Extend
+from retrv_engine.job import Extend
 from retrv_kernels.linear import PreparedLinear
 from retrv_r1 import Reranker
 from retrv_r1.model.checkpoint import load_checkpoint

@@ -5,10 +5,10 @@ Run it: ``python examples/rank_batch.py``
 
 from pathlib import Path
 
-from retrv_r1 import Item, RankRequest, Reranker
+from retrv_r1 import Item, ItemLike, RankRequest, Reranker
 
 demo = Path(__file__).parent / "demo"
-candidates = [
+candidates: list[ItemLike] = [
     "a taxi",
     "a lion",
     demo / "police-car.png",
@@ -27,4 +27,4 @@ with Reranker.from_pretrained("tiny") as reranker:
 
 for results in batch:
     ranking = ", ".join(f"{item.name} {item.score:.2f}" for item in results)
-    print(f"{results.query.text or results.query.image.name}: {ranking}")
+    print(f"{results.query.text or 'a picture of a lion'}: {ranking}")

@@ -1,4 +1,4 @@
-"""``python -m retrv_r1``: the command line where nothing is installed."""
+"""Runs the command line without an install: ``python -m retrv_r1``."""
 
 from retrv_r1.command.cli import app
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +22,8 @@ from retrv_engine import (
     Sampling,
     Vocabulary,
 )
+from retrv_engine.job import Extend
 from retrv_engine.sampler import Picked, pick
-from retrv_engine.scheduler import Extend
 
 THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END = range(1, 8)
 WORD, OTHER, STRANGE = 30, 31, 32
@@ -275,19 +273,3 @@ def same(found: Sequence[Output], expected: Sequence[Output], *, constant: bool 
         torch.testing.assert_close(*logits, atol=1e-4, rtol=0 if constant else 1e-4)
         logprobs = [torch.tensor(output.logprobs) for output in (one, other)]
         torch.testing.assert_close(*logprobs, atol=1e-4, rtol=0)
-
-
-@contextmanager
-def recorded(engine: Any) -> Iterator[tuple[list[Request], list[Output]]]:
-    """Records the requests that an engine generates, and their outputs."""
-    requests: list[Request] = []
-    outputs: list[Output] = []
-    generate = engine.generate
-
-    def record(these: Sequence[Request]) -> list[Output]:
-        requests.extend(these)
-        outputs.extend(made := generate(these))
-        return made
-
-    with patch.object(engine, "generate", record):
-        yield requests, outputs

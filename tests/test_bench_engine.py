@@ -27,7 +27,7 @@ def test_every_engine_writes_the_same(suite):
 def test_paced_requests_inspect_as_often_as_they_may():
     work = Workload.tiny("cpu")
     request = work.request(1, 5, tokens=20, inspections=3)
-    engine = LocalEngine(work.model, work.vocabulary, generation_type=PacedGeneration)
+    engine = LocalEngine(work.model, work.tokens, generation_type=PacedGeneration)
     (output,) = engine.generate([request])
     assert len(output.inspected) == 3 and output.inspected_rows == 3 * work.rows
     assert len(output.tokens) == 20 + 4

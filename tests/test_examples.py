@@ -15,7 +15,7 @@ PRINTED = {
     "rank_pictures": "1. 0.983  police-officer-dark-skin-tone.png  (inspected)",
     "rank_batch": "change it to green: green-apple.png",
     "rounded_weights": "pictures encoded: 0, found on disk: 51",
-    "sglang_server": "fire-engine.png",
+    "sglang_server": "guitar.png",
 }
 
 

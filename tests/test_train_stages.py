@@ -1,186 +1,34 @@
-"""Stages from their YAML files: reproducible batches, resuming, clear refusals."""
+"""Stages from their YAML files: reproducible batches, resuming, what is trained and saved."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
+import small_stages
 import torch
-import yaml
 from PIL import Image
+from small_stages import BACKBONE, LOOP, OPTIONS, Killed, same
 
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.train import loop, run
+from retrv_r1.train import run
 from retrv_r1.train.build import build_stage
-from retrv_r1.train.config import ConfigError, LoopConfig, read_config
+from retrv_r1.train.config import LoopConfig, read_config
 from retrv_r1.train.curves import draw_curves
 from retrv_r1.train.loop import fit
-from retrv_r1.train.stage import Stage
-from retrv_r1.types import RetrvError
 
-pytest_plugins = ["training_fixtures"]
-
-pytestmark = pytest.mark.skipif(not find_spec("accelerate"), reason="needs the train extra")
-
-STEPS = 6
-LOOP = {
-    "steps": STEPS,
-    "learning_rate": 1e-2,
-    "warmup": 1,
-    "save_every": 2,
-    "log_every": 1,
-    "threads": 1,
-}
-EMBED = {
-    "vocab_size": 450,
-    "side": 16,
-    "embedding_dim": 16,
-    "vision": {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_heads": 2,
-        "patch_size": 4,
-        "temporal_patch_size": 1,
-        "spatial_merge_size": 2,
-        "window_size": 16,
-        "out_hidden_size": 32,
-        "fullatt_block_indexes": [0],
-    },
-    "text": {
-        "hidden_size": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "max_position_embeddings": 64,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    },
-}
-BACKBONE: dict[str, Any] = {
-    "text": {
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 2048,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [2, 3, 3],
-        },
-    },
-    "icm": {"heads_pool": 2, "heads_relate": 2, "relate_dim": 8},
-    "prompts": {"before_instruction": "<|im_start|>", "instruction": "Find."},
-}
-OPTIONS = {
-    "embed": {"batch": 8, "cells_per_batch": 2},
-    "pretrain": {
-        "descriptions": 3,
-        "lists": 4,
-        "candidates": 8,
-        "sizes": [3, 4],
-        "read": 2,
-        "read_from": 1,
-        "texts": 5,
-        "full_size": 3,
-        "full_every": 3,
-        "start_steps": 5,
-    },
-    "align": {"descriptions": 3, "lists": 2, "size": 3, "views": 2},
-    "sft": {"rows": 16, "sizes": [3, 4], "full_sizes": [3, 4], "full_every": 3, "views": 2},
-}
-MODELS = {"embed": EMBED, "pretrain": BACKBONE}
-BEFORE = {
-    "pretrain": {"embed": "embed"},
-    "align": {"model": "pretrain", "embed": "embed"},
-    "sft": {"model": "align", "embed": "embed"},
-}
-
-
-@pytest.fixture(autouse=True)
-def _no_drawing_no_leftovers(monkeypatch):
-    """Curves have a test of their own; threads are put back."""
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(loop, "draw_curves", lambda *_: None)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def config(folder, pictographs) -> Callable[..., Path]:
-    """Writes a stage's file; earlier stages are looked for in the folder."""
-
-    def write(stage: str, /, **changes: Any) -> Path:
-        values = {
-            "data": str(pictographs),
-            "out": str(folder / stage),
-            "init": {n: str(folder / s / "final") for n, s in BEFORE.get(stage, {}).items()},
-            "model": MODELS.get(stage),
-            "loop": LOOP,
-            "stage": OPTIONS[stage],
-        }
-        path = folder / f"{stage}-{len(list(folder.iterdir()))}.yaml"
-        path.write_text(yaml.safe_dump(values | changes))
-        return path
-
-    return write
-
-
-@pytest.fixture(scope="module")
-def trained(config, folder) -> Callable[[str], Path]:
-    """A finished stage with all stages before it, each trained once."""
-
-    def final(stage: str) -> Path:
-        for before in BEFORE.get(stage, {}).values():
-            final(before)
-        target = folder / stage / "final"
-        if not target.exists():
-            short = config(stage, loop=LOOP | {"steps": 2})
-            assert run(stage, short) == target
-        return target
-
-    return final
-
-
-@pytest.fixture
-def build(config, trained) -> Callable[[str], Stage]:
-    def fresh(stage: str) -> Stage:
-        for before in BEFORE.get(stage, {}).values():
-            trained(before)
-        return build_stage(read_config(stage, config(stage)))
-
-    return fresh
-
-
-def flat(value: Any) -> list[Any]:
-    """The tensors and numbers of a batch, in order."""
-    if isinstance(value, dict):
-        return [x for key in sorted(value) for x in flat(value[key])]
-    if isinstance(value, list | tuple):
-        return [x for item in value for x in flat(item)]
-    if hasattr(value, "__dataclass_fields__"):
-        return flat({name: getattr(value, name) for name in value.__dataclass_fields__})
-    return [value]
-
-
-def same(ours: Any, theirs: Any) -> bool:
-    ours, theirs = flat(ours), flat(theirs)
-    if len(ours) != len(theirs):
-        return False
-    pairs = list(zip(ours, theirs, strict=True))
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+pytest_plugins = ("training_fixtures",)
+pytestmark = small_stages.pytestmark
+build, config, folder, trained = (
+    small_stages.build,
+    small_stages.config,
+    small_stages.folder,
+    small_stages.trained,
+)
+undrawn = small_stages.undrawn
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
@@ -194,10 +42,6 @@ def test_a_batch_is_a_function_of_the_step_alone(build, name):
     for step in (3, 0, 2):
         torch.manual_seed(step)  # global randomness has no part in it
         assert same(other.batch(step), batches[step])
-
-
-class Killed(BaseException):
-    pass
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
@@ -324,12 +168,6 @@ def test_parts_may_learn_more_slowly(build, tmp_path):
     assert moved > {n for n in names if ".language_model.layers." in n}
 
 
-def test_a_rate_for_nothing_is_refused(build, tmp_path):
-    settings = LoopConfig(**LOOP, rates={"visaul": 0.5})
-    with pytest.raises(ValueError, match="no parameter's name contains 'visaul'"):
-        fit(build("pretrain"), settings, tmp_path / "run", resume=False)
-
-
 def test_an_embedder_is_saved_without_what_only_trains_it(trained):
     embedder, info = RetrvEmbedder.from_pretrained(trained("embed"), output_loading_info=True)
     assert not any(info.values()), info
@@ -343,54 +181,6 @@ def test_curves_are_drawn(tmp_path, monkeypatch):
     path.write_text("".join(json.dumps(r) + "\n" for r in [*rows, {"step": 2, "val_r1": 0.5}]))
     with Image.open(draw_curves(path, "x")) as drawn:
         assert (drawn.format, drawn.mode) == ("PNG", "P") and len(drawn.getcolors()) > 4
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"loop": LOOP | {"learning_rat": 1}}, r"loop: unknown options \['learning_rat'\]; known"),
-        ({"stage": {"hards": 1}}, r"stage: unknown options \['hards'\]; known"),
-        ({"lop": {}}, r"unknown options \['lop'\]; known"),
-        ({"loop": {}}, r"loop: the options \['steps'\] are missing"),
-        ({"loop": [1]}, "loop must be a mapping"),
-        ({"loop": {"steps": 1, "learning_rate": "1e-3"}}, "must be of type float.* write 1.0e-3"),
-    ],
-)
-def test_a_wrong_option_is_named(config, changes, message):
-    with pytest.raises(ConfigError, match=message):
-        read_config("sft", config("sft", **changes))
-
-
-def test_shapes_of_a_new_model_are_checked(config):
-    shape = {name: value for name, value in EMBED.items() if name != "vocab_size"}
-    with pytest.raises(ConfigError, match=r"model: the options \['vocab_size'\] are missing"):
-        build_stage(read_config("embed", config("embed", model=shape)))
-
-
-def test_other_mistakes_in_a_config_are_named(config, folder):
-    with pytest.raises(ConfigError, match="unknown stage 'grp'; choose one of embed"):
-        read_config("grp", config("sft"))
-    with pytest.raises(ConfigError, match="no configuration file"):
-        read_config("sft", folder / "none.yaml")
-    for text, message in (("- 1", "at least data, out and loop"), ("a: [", "as YAML.*correct")):
-        (folder / "wrong.yaml").write_text(text)
-        with pytest.raises(ConfigError, match=f"(?s){message}"):
-            read_config("sft", folder / "wrong.yaml")
-    assert issubclass(ConfigError, RetrvError)
-
-
-def test_a_stage_without_the_one_before_says_so(config, folder):
-    with pytest.raises(ConfigError, match=r"init\.model is missing"):
-        build_stage(read_config("align", config("align", init={})))
-    nowhere = config("align", init={"model": str(folder / "nowhere")})
-    with pytest.raises(ConfigError, match=r"no finished model stage at .*nowhere"):
-        build_stage(read_config("align", nowhere))
-
-
-def test_a_folder_without_data_says_how_to_build_it(config, tmp_path):
-    path = config("embed", data=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="retrv-r1 data pictographs"):
-        build_stage(read_config("embed", path))
 
 
 def test_a_model_of_a_stage_loads_with_everything_tied(trained):

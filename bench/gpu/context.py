@@ -16,7 +16,7 @@ from bench.device import Device
 from bench.gpu import models
 from bench.gpu.models import Scale, Shape
 from bench.suites.engine.workload import Workload
-from retrv_engine import EngineConfig, LocalEngine, Output, Request
+from retrv_engine import EngineConfig, LocalEngine, Output, Request, plain
 from retrv_engine.warming import LONG
 
 Row = dict[str, Any]
@@ -137,7 +137,7 @@ def run_plain(context: Context, work: Workload, requests: Sequence[Request]) -> 
     """The same with transformers: the model's own modules, SDPA, a contiguous cache."""
     engine = work.plain(len(requests))
     firsts: list[float] = []
-    decode = work.model.decode
+    decode = plain.decode
 
     def timed(*arguments: Any) -> Any:
         logits = decode(*arguments)
@@ -148,7 +148,7 @@ def run_plain(context: Context, work: Workload, requests: Sequence[Request]) -> 
 
     context.device.synchronize()
     began = time.perf_counter()
-    with patch.object(work.model, "decode", timed):
+    with patch.object(plain, "decode", timed):
         outputs = engine.generate(requests)
     context.device.synchronize()
     return _ran(outputs, firsts[0] - began, time.perf_counter() - began)

@@ -116,8 +116,7 @@ def make(name: str, device: Device) -> Workload:
         config = RetrvR1Config(backbone_config=backbone(size, tiny.tokenizer))
         model = RetrvR1ForConditionalGeneration(config).eval()
     randomize(model)
-    tokens, words = tiny.tokens, len(tiny.tokenizer) // 2
-    return Workload(name, model, tokens, tokens.labels, 0, 0, words)
+    return Workload.of(name, model, tiny, (0, 0), device)
 
 
 def backbone(size: Size, tokenizer: Any) -> Qwen2_5_VLConfig:

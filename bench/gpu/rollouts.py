@@ -59,7 +59,7 @@ def _plain(context: Context, work: Workload, group: Sequence[Request]) -> Row:
 @torch.inference_mode()
 def _generate(context: Context, work: Workload, group: Sequence[Request]) -> Row:
     """The backbone's own ``generate`` with the same prompt rows and number of tokens."""
-    pieces = [*group[0].prompt, work.vocabulary.think_start]
+    pieces = [*group[0].prompt, work.tokens.think_start]
     embeds, _, _ = embed_pieces(work.model, pieces, 0)
     batch = embeds.expand(len(group), -1, -1)
     tokens = group[0].sampling.max_reasoning_tokens

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from bench import report as reports
 from bench.gpu.aims import FULL, Values, aims, case_of, rows_of
 from bench.gpu.parts import PartEnd
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of text cells; the first ``names`` columns hold words, the others numbers."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    names: int = 2
+from retrv_r1.eval.tables import Table
 
 
 def render(report: Values, console: Console) -> None:
@@ -31,13 +18,7 @@ def render(report: Values, console: Console) -> None:
     if ceilings := report["card"].get("ceilings"):
         console.print(Text(reports.rates(ceilings), style="bold"))
     for sheet in sheets(report):
-        table = Table(title=sheet.title, title_justify="left", box=box.SIMPLE_HEAD)
-        for number, name in enumerate(sheet.columns):
-            side: Any = "left" if number < sheet.names else "right"
-            table.add_column(name, justify=side, no_wrap=number > 0)
-        for row in sheet.rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+        console.print(sheet.rich())
     for note in notes(report):
         console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
     if report["failed"]:
@@ -55,10 +36,7 @@ def markdown(report: Values) -> str:
     if ceilings := card.get("ceilings"):
         parts.append(f"{reports.rates(ceilings)}.")
     for sheet in sheets(report):
-        rule = ["---"] * sheet.names + ["---:"] * (len(sheet.columns) - sheet.names)
-        lines: list[Sequence[str]] = [sheet.columns, rule, *sheet.rows]
-        parts.append(f"**{sheet.title}**")
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts += [f"**{sheet.title}**", sheet.markdown()]
     parts += ["\n".join(f"- {note}" for note in notes(report))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -103,7 +81,7 @@ def notes(report: Values) -> Iterator[str]:
         yield f"{reason} ({'; '.join(cases[:4])}{more})"
 
 
-def sheets(report: Values) -> list[Sheet]:
+def sheets(report: Values) -> list[Table]:
     """The tables that the report has rows for."""
     made = [
         _aims(report),
@@ -117,7 +95,7 @@ def sheets(report: Values) -> list[Sheet]:
     return [sheet for sheet in made if sheet.rows]
 
 
-def _efficiency(report: Values) -> Sheet:
+def _efficiency(report: Values) -> Table:
     encoded = {case_of(row): row for row in rows_of(report, "encoding", "tower")}
     rows = rows_of(report, "efficiency", "total")
     full = {case_of(row): row for row in rows if row["form"] == FULL}
@@ -144,7 +122,7 @@ def _efficiency(report: Values) -> Sheet:
         )
     columns = ["case", "form", "inspections", "first token", "total", "with tower", "peak GiB"]
     columns += ["above weights", "× full, time", "× peak", "× above weights", "tokens as ours"]
-    return Sheet("A request", columns, cells)
+    return Table("A request", 2, columns, cells)
 
 
 _MEMORY = ("peak", "above_weights")
@@ -154,7 +132,7 @@ def _encoded(row: Values) -> float:
     return row["tower"]["median"] + row["compression"]["median"]
 
 
-def _encoding(report: Values) -> Sheet:
+def _encoding(report: Values) -> Table:
     cells = [
         [
             f"{row['model']}, {row['candidates']} × {row['rows']:,}",
@@ -165,10 +143,10 @@ def _encoding(report: Values) -> Sheet:
         for row in rows_of(report, "encoding", "tower")
     ]
     columns = ["pictures", "tower", "compression", "peak GiB"]
-    return Sheet("Before a request whose features are not ready", columns, cells, 1)
+    return Table("Before a request whose features are not ready", 1, columns, cells)
 
 
-def _steps(report: Values) -> Sheet:
+def _steps(report: Values) -> Table:
     cells = []
     for row in rows_of(report, "step", "seconds"):
         step, floor = row["seconds"]["median"], row.get("floor")
@@ -188,10 +166,10 @@ def _steps(report: Values) -> Sheet:
         )
     columns = ["sequences × prompt", "form", "a step", "floor", "× floor", "busy", "kernels"]
     columns += ["launches", "compiled at start + later", "start"]
-    return Sheet("A decode step", columns, cells)
+    return Table("A decode step", 2, columns, cells)
 
 
-def _tower(report: Values) -> Sheet:
+def _tower(report: Values) -> Table:
     cells = [
         [
             f"{row['model']}, {row['pictures']} of {row['patches'][0]} × {row['patches'][1]}",
@@ -199,10 +177,10 @@ def _tower(report: Values) -> Sheet:
         ]
         for row in rows_of(report, "tower", "seconds")
     ]
-    return Sheet("The vision tower", ["pictures of patches", "time"], cells, 1)
+    return Table("The vision tower", 1, ["pictures of patches", "time"], cells)
 
 
-def _rollouts(report: Values) -> Sheet:
+def _rollouts(report: Values) -> Table:
     rows = rows_of(report, "rollouts", "seconds")
     others = {(r["model"], r["sequences"]): r for r in rows if r["form"].endswith("generate()")}
     cells = []
@@ -219,10 +197,10 @@ def _rollouts(report: Values) -> Sheet:
             ]
         )
     columns = ["sequences", "form", "time", "tokens a second", "× generate()"]
-    return Sheet("Sampled rollouts over one prompt", columns, cells)
+    return Table("Sampled rollouts over one prompt", 2, columns, cells)
 
 
-def _kernels(report: Values) -> Sheet:
+def _kernels(report: Values) -> Table:
     ceilings = report["card"].get("ceilings")
     cells = []
     for row in rows_of(report, "kernel", "seconds"):
@@ -241,11 +219,11 @@ def _kernels(report: Values) -> Sheet:
             ]
         )
     columns = ["op, case", "implementation", "error", "time", "of", "its speed over", "timed"]
-    return Sheet("Kernels", columns, cells)
+    return Table("Kernels", 2, columns, cells)
 
 
-def _aims(report: Values) -> Sheet:
+def _aims(report: Values) -> Table:
     """Each aim, what was reached and whether it is met; empty for a rehearsal."""
     found = [] if report["quick"] else aims(report)
     cells = [[what, reached, aim, "met" if met else "missed"] for what, reached, aim, met in found]
-    return Sheet("Aims", ["what", "reached", "aim", ""], cells, 1)
+    return Table("Aims", 1, ["what", "reached", "aim", ""], cells)

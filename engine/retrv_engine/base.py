@@ -20,7 +20,7 @@ Pages of a cancelled request are unlocked before the next step computes anything
 all unlocked pages, ``load_weights`` all pages.
 
 **Threads.** Every method may be called from any thread. One thread at a time computes: the engine's
-own, or, in a ``LocalEngine`` that was not started, whoever waits for a result.
+own, or, in a ``LocalEngine`` that was not started, one that waits for a result.
 
 ``PlainEngine`` defines the expected output. It is not a backend: it runs a list of requests to its
 end and has ``generate``, ``load_weights``, ``warm``, ``stats`` and ``close`` only.
@@ -110,17 +110,17 @@ class Handle(Generic[T]):
     Args:
         drive: function that waits until a condition holds, and computes meanwhile if the engine
             needs that. It returns False if the condition does not hold after a number of seconds.
-        start: function that is called before the handle is awaited, or None.
+        start: function that is called before the handle is awaited.
     """
 
     def __init__(
         self,
         drive: Callable[[Callable[[], bool], float | None], bool],
-        start: Callable[[], object] | None = None,
+        start: Callable[[], object] = lambda: None,
     ) -> None:
         self.future: Future[T] = Future()
         self._drive, self._start = drive, start
-        self._news: SimpleQueue[Sequence[int]] = SimpleQueue()
+        self._unread: SimpleQueue[Sequence[int]] = SimpleQueue()
 
     def done(self) -> bool:
         """Whether the request has ended: with a result, with an error or cancelled."""
@@ -143,16 +143,15 @@ class Handle(Generic[T]):
     def tokens(self) -> Iterator[int]:
         """Yields the tokens as they are written, each once; raises what ``result`` would."""
         while True:
-            self._drive(lambda: not self._news.empty() or self.future.done(), None)
-            while not self._news.empty():
-                yield from self._news.get()
-            if self.future.done() and self._news.empty():
+            self._drive(lambda: not self._unread.empty() or self.future.done(), None)
+            while not self._unread.empty():
+                yield from self._unread.get()
+            if self.future.done() and self._unread.empty():
                 self.future.result(timeout=0)
                 return
 
     async def __aiter__(self) -> AsyncIterator[int]:
-        if self._start is not None:
-            self._start()
+        self._start()
         tokens = self.tokens()
         try:
             while (token := await asyncio.to_thread(next, tokens, None)) is not None:
@@ -161,13 +160,12 @@ class Handle(Generic[T]):
             self.cancel()
 
     def __await__(self) -> Generator[Any, None, T]:
-        if self._start is not None:
-            self._start()
+        self._start()
         return asyncio.wrap_future(self.future).__await__()
 
     def add(self, tokens: Sequence[int]) -> None:
         """Adds new tokens; for engines."""
-        self._news.put(tokens)
+        self._unread.put(tokens)
 
     def finish(self, outcome: T | Exception) -> None:
         """Ends the request with a result or an error, unless it was cancelled; for engines."""
@@ -248,7 +246,7 @@ class Engine(ABC):
     def close(self) -> None:
         """Cancels all requests and ends the engine's threads and processes."""
 
-    def _handle(self, start: Callable[[], object] | None = None) -> Handle:
+    def _handle(self, start: Callable[[], object] = lambda: None) -> Handle:
         """A handle for a new request."""
         handle: Handle = Handle(self._drive, start)
         handle.future.add_done_callback(lambda _: self._notify())

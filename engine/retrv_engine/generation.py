@@ -34,12 +34,8 @@ class Generation:
     """State of a running request.
 
     Attributes:
-        tokens: tokens written so far, forced ones included.
-        logprobs: log-probability of each token; 0.0 for a forced one.
-        inspected: numbers of the inspected candidates, in order.
-        inspected_rows: number of rows spliced in.
-        well_formed: see :class:`Output`.
-        label_logits: logits of the labels at the answer, once it is written.
+        tokens, logprobs, inspected, inspected_rows, well_formed, label_logits: the output so far;
+            see :class:`Output`.
         pending: pieces to compute next.
         due: number of their last rows from whose logits a token is taken.
         inspecting: candidate whose rows must be spliced in before anything else, or None.
@@ -125,7 +121,7 @@ class Generation:
             FloatingPointError: the model's logits are NaN.
         """
         check_numbers(picks)
-        if self.due == 2:  # behind </think>, where <answer> was forced
+        if self.due == 2:  # after </think>, where <answer> was forced
             self.well_formed &= picks[0].likeliest == self.vocabulary.answer_start
         self.due = 1
         last = picks[-1]

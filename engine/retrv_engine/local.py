@@ -170,18 +170,18 @@ class LocalEngine(SteppingEngine):
         with self._turn:
             self._collect()
             began = time.perf_counter()
-            with self.timed("schedule"):
+            with self._timed("schedule"):
                 extends = self.scheduler.schedule()
             self._reject()
             if not extends:
                 return bool(self.scheduler.waiting)
             phases = [job.phase for job, _, _ in extends]
             try:
-                with self.timed("run"):
+                with self._timed("run"):
                     picks = self.runner.run(extends)
-                with self.timed("sample"):
+                with self._timed("sample"):
                     inspected = self._take(extends, picks)
-                with self.timed("inspect"):
+                with self._timed("inspect"):
                     self._splice(inspected)
                 self._count(extends, phases, began)
             except Exception as error:
@@ -190,8 +190,8 @@ class LocalEngine(SteppingEngine):
         return True
 
     @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Adds the time inside to a phase of the statistics; a profiler may replace this method."""
+    def _timed(self, phase: str) -> Iterator[None]:
+        """Adds the time inside to a phase of the statistics."""
         began = time.perf_counter()
         yield
         self._seconds[phase] += time.perf_counter() - began

@@ -141,7 +141,7 @@ class RadixTree:
             pages: pages of the job, changed in place. If another page holds the same rows already,
                 it replaces the job's own, which is returned.
             nodes: locked nodes of the first pages; those of further pages are appended. A last page
-                that is not full gets a node too: its job goes on writing behind the rows that the
+                that is not full gets a node too: its job goes on writing after the rows that the
                 node has, and other jobs copy those.
 
         Returns:

@@ -155,7 +155,7 @@ class Output:
         inspected: numbers of the inspected candidates, in order.
         inspected_rows: number of rows spliced in.
         well_formed: whether the model closed its reasoning itself, and its likeliest token was a
-            permitted one wherever it had a choice. Closing tags behind a label are always forced.
+            permitted one wherever it had a choice. Closing tags after a label are always forced.
         logprobs: log-probability of each token under the distribution that it was taken from; 0.0
             for a forced token.
         prompt_rows: number of rows of the prompt.

@@ -232,7 +232,7 @@ class ModelRunner:
 
 
 def _decodes(extend: Extend) -> bool:
-    """Whether a job that decodes feeds one token."""
+    """Whether a job that decodes computes one token."""
     job, first, stop = extend
     return job.phase == "decode" and stop - first == 1
 

@@ -178,7 +178,7 @@ class Scheduler:
                 continue
             self.tree.unlock(match.nodes)
             if self.running:
-                break  # or those behind it could overtake it forever
+                break  # or later jobs could overtake it forever
             self.waiting.remove(job)
             self.rejected.append((job, self._too_large(job)))
 

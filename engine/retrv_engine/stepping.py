@@ -1,4 +1,4 @@
-"""Who takes the steps of an engine: a thread of its own, or whoever waits for a result."""
+"""Who takes the steps of an engine: a thread of its own, or a thread that waits for a result."""
 
 from __future__ import annotations
 
@@ -73,6 +73,6 @@ class SteppingEngine(Engine):
                     self._turn.release()
             else:
                 with self._news:
-                    self._news.wait(0.05)  # bounded: whoever takes the steps may stop unheard
+                    self._news.wait(0.05)  # bounded: the thread that takes the steps may stop
         left = None if timeout is None else max(0.0, end - time.perf_counter())
         return super()._drive(reached, left)

@@ -24,7 +24,7 @@ class Work(Protocol):
     def done(self) -> bool: ...
 
     def take_pending(self) -> list[Piece]:
-        """Returns the pieces to feed next, once."""
+        """Returns the pieces to compute next, once."""
         ...
 
     def choice(self, number: int) -> Choice:

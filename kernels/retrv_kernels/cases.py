@@ -1,6 +1,8 @@
 """The cases in which every implementation of an op must agree with float64, and how closely.
 
-They are collected from the op folders.
+They are collected from ``<op>/cases.py``, which holds ``TOLERANCE``; ``make``, which makes a case
+of any size; ``CASES``; ``SMOKE``, the name of one case; and ``LARGE``, the names of cases that
+Triton's interpreter does not run.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ SMALL = tuple(case for case in CASES if case.name not in _MODULES[case.op].LARGE
 TOLERANCE: Mapping[str, Mapping[torch.dtype, float]] = {
     op: module.TOLERANCE for op, module in _MODULES.items()
 }
-# One small case of each op whose sizes fill no tile, vector or page, so that every mask is needed.
+# One case of each op, whose sizes fill no tile, vector or page, so that every mask is needed.
 SMOKE = tuple(case for case in CASES if case.name == _MODULES[case.op].SMOKE)
 
 

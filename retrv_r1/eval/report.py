@@ -16,7 +16,7 @@ from retrv_r1.eval.metrics import CUTOFFS, hits, mean_interval
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.eval.ranking import CellRun
 from retrv_r1.eval.settings import FIRST_STAGE, EvalSettings, System
-from retrv_r1.eval.tables import Table, tables
+from retrv_r1.eval.tables import tables
 
 Row = dict[str, Any]
 
@@ -37,7 +37,7 @@ class Report(dict[str, Any]):
         parts = [f"# {self.title}"]
         if self.get("chart"):
             parts.append(f"![R@1 of the systems]({self['chart']})")
-        parts += [f"## {table.title}\n\n{_markdown(table)}" for table in tables(self)]
+        parts += [f"## {table.title}\n\n{table.markdown()}" for table in tables(self)]
         parts.append("## How\n\n" + "\n".join(f"- {note}" for note in self["notes"]))
         return "\n\n".join(parts) + "\n"
 
@@ -52,11 +52,6 @@ def render(report: Report, console: Console) -> None:
         console.print(table.rich())
     for note in report["notes"]:
         console.print(f"- {note}", style="dim", markup=False, highlight=False)
-
-
-def _markdown(table: Table) -> str:
-    rule = ["---" if i < table.words else "---:" for i in range(len(table.columns))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (table.columns, rule, *table.rows))
 
 
 def build(dataset: str, model: str, settings: EvalSettings, runs: Sequence[CellRun]) -> Report:

@@ -23,8 +23,8 @@ class Table:
 
     title: str
     words: int
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
     def rich(self) -> rich_table.Table:
         """The table for a terminal."""
@@ -36,6 +36,11 @@ class Table:
         for row in self.rows:
             shown.add_row(*map(Text, row))
         return shown
+
+    def markdown(self) -> str:
+        """The table in Markdown, without its title."""
+        rule = ["---" if i < self.words else "---:" for i in range(len(self.columns))]
+        return "\n".join(f"| {' | '.join(row)} |" for row in (self.columns, rule, *self.rows))
 
 
 def tables(report: Row) -> list[Table]:

@@ -31,7 +31,6 @@ class FirstStage:
     """Embeds items with a checkpoint's first stage; the dot product is the similarity.
 
     Args:
-        model: the embedder.
         processor: the reranker's processor: both stages share tokenizer and preprocessing.
     """
 
@@ -52,9 +51,7 @@ class FirstStage:
         """Loads the ``embedder`` folder of a reranker's checkpoint.
 
         Args:
-            path: the folder.
             processor: the reranker's processor; None loads it from the folder above.
-            device: device of the embedder.
         Raises:
             CheckpointError: there is no embedder, or it or the checkpoint around it is damaged.
         """
@@ -88,8 +85,6 @@ class FirstStage:
         For many items a progress bar is shown if standard error is a terminal.
 
         Args:
-            items: items to embed.
-            batch_size: items per batch.
             what: name of the items for the bar.
         Raises:
             ItemError: an item cannot be used; the message names it.
@@ -113,7 +108,6 @@ class FirstStage:
         Args:
             queries: unit vectors of the queries, ``[q, e]``.
             pool: unit vectors of the pool, ``[p, e]``.
-            k: number of neighbours.
         Returns:
             Scores and pool numbers, both ``[q, min(k, p)]``, best first.
         """

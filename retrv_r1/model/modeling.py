@@ -5,8 +5,8 @@ items' feature rows, then their content tokens, then the relation tokens of (can
 pairs. A trainer describes a sequence by integers: token ids, and row references into the table. It
 makes three calls: :meth:`~RetrvR1ForConditionalGeneration.row_table` makes the table, ``embed`` the
 sequence's embeddings, and ``language_model`` reads them; gradients reach tower and compressor. An
-engine gets its rows from :meth:`~RetrvR1ForConditionalGeneration.features` and ``icm``, and runs
-embeddings, ``language_model`` and head itself (``retrv_engine.LanguageModel``).
+engine gets its rows from :meth:`~RetrvR1ForConditionalGeneration.features` and ``icm``, and uses
+the model's embeddings, ``language_model`` and head (``retrv_engine.LanguageModel``).
 """
 
 from __future__ import annotations

@@ -107,7 +107,6 @@ class RetrvR1Processor:
         """Packs encoded items; of each item the picture's rows come first, then the text.
 
         Args:
-            items: items to pack.
             pin: whether patches are put into pinned memory, from which a GPU copies while the CPU
                 continues.
         """

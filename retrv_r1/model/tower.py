@@ -101,8 +101,6 @@ def packed_vision_attention(
 
     Args:
         query, key, value: projected rows, ``[1, heads, n, d_h]``.
-        attention_mask: not used.
-        scaling: factor of the scores.
         cu_seq_lens_q: row offsets of the segments, ``[m + 1]``; on the CPU no layer waits for a
             device.
     Returns:
@@ -153,7 +151,6 @@ def tower_rows(visual: Any, pixels: Tensor, grids: Tensor) -> Tensor:
     every layer.
 
     Args:
-        visual: vision tower.
         pixels: flattened patches on the tower's device, ``[p, patch_dim]``.
         grids: patch grid (t, h, w) of each picture, ``[i, 3]``, preferably on the CPU.
     """

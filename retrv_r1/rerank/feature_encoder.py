@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -21,6 +22,8 @@ from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.rerank.feature_store import FeatureStore, fingerprint
 from retrv_r1.types import Item, ItemError
+
+T = TypeVar("T")
 
 LARGE_BYTES, LARGE_PIXELS = 2**14, 2**16
 """Sizes (as a file, decoded) from which a thread of its own reads a picture."""
@@ -233,7 +236,8 @@ class FeatureEncoder:
         }
 
     @staticmethod
-    def _checked(index, item, function):
+    def _checked(index: int, item: Item, function: Callable[[Item], T]) -> T:
+        """``function(item)``, with errors that name the item."""
         try:
             return function(item)
         except ItemError as error:

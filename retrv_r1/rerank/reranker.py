@@ -23,7 +23,7 @@ from retrv_r1.rerank.feature_encoder import FeatureEncoder, FeatureStats
 from retrv_r1.rerank.options import RankOptions, default_sampling
 from retrv_r1.rerank.ordering import merge_windows
 from retrv_r1.rerank.reasoning import reasoning_text
-from retrv_r1.rerank.requests import ItemFeatures, Prepared, RequestBuilder
+from retrv_r1.rerank.requests import ItemFeatures, RequestBuilder
 from retrv_r1.rerank.windows import CandidateList, WindowResult
 from retrv_r1.types import (
     EngineName,
@@ -44,6 +44,8 @@ class Reranker:
     A context manager: leaving it closes the engine.
 
     Args:
+        model: the model; it is put into evaluation mode.
+        processor: the processor of the same checkpoint.
         name: name of the model in results.
         window: candidates in one prompt, 128 at most. A longer list is ranked by a window that
             slides from its end to its start by half its size, in fast mode, so that the best
@@ -109,6 +111,7 @@ class Reranker:
         Raises:
             CheckpointError: nothing usable is there; the message says what to do.
             DeviceError: there is no such device, or it cannot do what ``config`` asks for.
+            EngineMissing: SGLang is not installed; the message says how to install it.
         """
         place = device_of(device)
         if isinstance(config, EngineConfig):
@@ -155,6 +158,8 @@ class Reranker:
         Raises:
             ItemError: an item cannot be used; the message names it.
             ValueError: options that are unknown or exclude each other.
+            RequestTooLarge: a prompt that the engine's cache cannot hold.
+            EngineDied: the process of an SGLang server has ended; the next request restarts it.
         """
         request = RankRequest(query, candidates, instruction)
         (result,) = self.rank_batch(
@@ -246,7 +251,7 @@ class Reranker:
         for one in lists:
             started = time.perf_counter()
             with self._weights:
-                prepared.append(self._prepare(one, options))
+                prepared.append(one.prepare(self.builder, options))
             one.timings["compression"] += time.perf_counter() - started
         outputs = iter(self.engine.generate([p.request for window in prepared for p in window]))
         results = []
@@ -258,28 +263,6 @@ class Reranker:
                 temperature = self.model.config.score_temperature
                 results.append(WindowResult.listwise(window, own, temperature))
         return results
-
-    def _prepare(self, one: CandidateList, options: RankOptions) -> list[Prepared]:
-        """The requests of a list's current window: one per vote, or one per candidate."""
-        chosen = [one.candidates[number] for number in one.current]
-        if options.reading == "pointwise":
-            return self.builder.pointwise(one.query, chosen, instruction=one.instruction)
-        prepared = self.builder.listwise(
-            one.query,
-            chosen,
-            reason=options.mode == "reason",
-            full_tokens=options.reading == "full",
-            instruction=one.instruction,
-            sampling=options.sampling,
-        )
-        request, first = prepared.request, options.sampling.seed
-        return [
-            replace(
-                prepared,
-                request=replace(request, sampling=replace(options.sampling, seed=first + vote)),
-            )
-            for vote in range(options.votes)
-        ]
 
     def _results(
         self, one: CandidateList, last: WindowResult | None, options: RankOptions

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from retrv_engine import Output
+from retrv_r1.rerank.options import RankOptions
 from retrv_r1.rerank.ordering import merge_windows, rank_labels, rank_verdicts, vote
-from retrv_r1.rerank.requests import ItemFeatures, Prepared
+from retrv_r1.rerank.requests import ItemFeatures, Prepared, RequestBuilder
 from retrv_r1.types import TokenCounts
 
 
@@ -16,9 +17,9 @@ class WindowResult:
     """Outcome of one window.
 
     Args:
-        order: candidates with scores, best first.
-        output: output that gives the answer and the reasoning.
-        tokens: tokens of all outputs of the window.
+        order: places in the window with scores, best first.
+        output: output that gives the answer, whose numbers are places too, and the reasoning.
+        tokens: token counts of all outputs of the window.
     """
 
     order: list[tuple[int, float]]
@@ -61,6 +62,7 @@ class CandidateList:
     Args:
         items: the query, then the candidates.
         window: candidates in one window; None for one window over the whole list.
+        instruction: wording of the task; None for the checkpoint's own.
     Attributes:
         order: candidate numbers in the order so far.
         start: place in ``order`` where the current window begins.
@@ -88,6 +90,23 @@ class CandidateList:
     def current(self) -> list[int]:
         """Candidate numbers of the current window."""
         return self.order[self.start : self.start + self.window]
+
+    def prepare(self, builder: RequestBuilder, options: RankOptions) -> list[Prepared]:
+        """The requests of the current window: one per vote, or one per candidate if pointwise."""
+        chosen = [self.candidates[number] for number in self.current]
+        if options.reading == "pointwise":
+            return builder.pointwise(self.query, chosen, instruction=self.instruction)
+        one = builder.listwise(
+            self.query,
+            chosen,
+            reason=options.mode == "reason",
+            full_tokens=options.reading == "full",
+            instruction=self.instruction,
+            sampling=options.sampling,
+        )
+        seeds = range(options.sampling.seed, options.sampling.seed + options.votes)
+        samplings = [replace(options.sampling, seed=seed) for seed in seeds]
+        return [replace(one, request=replace(one.request, sampling=own)) for own in samplings]
 
     def slide(self, ranked: Sequence[tuple[int, float]]) -> None:
         """Records the ranking of the current window and moves it half its size towards the start.

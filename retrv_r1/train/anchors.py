@@ -87,7 +87,6 @@ class Anchors(nn.Module):
         Their norm is √d; cosines do not depend on it, and optimizer steps turn them less.
 
         Args:
-            icm: compressor that pools the rows.
             rows: tower rows of pictures, ``[n, r, d]``.
             goals: concepts of the pictures, ``[n, g]``, padded with -1.
         """

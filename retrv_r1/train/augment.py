@@ -118,7 +118,6 @@ class StyleMixer:
     Some pictures are blended with the same concept in another style, some rectangles become round.
 
     Args:
-        bank: all pictures.
         pictures: rows of the bank that others may be blended with.
         round_share: share of filled rectangles that become circles.
     """

@@ -36,9 +36,6 @@ class Cell:
     """One data set of M-BEIR, with one task shape.
 
     Attributes:
-        name: name of the data set.
-        queries: queries.
-        pool: candidates.
         positives: pool numbers of the relevant candidates of each query.
         instructions: wordings of the task.
     """
@@ -55,10 +52,7 @@ class ListExample:
     """A query with candidates, one of which is relevant.
 
     Attributes:
-        cell: name of the cell.
         instruction: wording of the task; empty for the checkpoint's own.
-        query: the query.
-        candidates: the candidates.
         answer: number of the relevant candidate.
         closeness: rank of each candidate's closeness to the query; the answer has 0.
         relevant: keys of all entries known to be relevant, in this list or elsewhere.
@@ -77,9 +71,7 @@ class Corpus:
     """All cells of one split.
 
     Args:
-        root: folder of the data set.
         split: ``train`` or ``val``.
-        bank: all pictures of the data set.
     Raises:
         ConfigError: the split has no queries, or shows a picture that the bank lacks.
     """

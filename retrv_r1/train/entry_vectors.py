@@ -25,10 +25,6 @@ class EntryEmbedder:
     """Embeds entries in batches, with or without augmentation.
 
     Args:
-        model: first stage that embeds.
-        tokenizer: tokenizer of the first stage.
-        processor: picture preprocessing of the first stage.
-        corpus: corpus that the entries come from.
         max_text: tokens to which a text is cut.
     """
 

@@ -46,10 +46,6 @@ def fit_tokens(
         texts: token ids of each text.
         vectors: first-stage vectors of the texts, ``[t, e]``.
         to_vector: linear map of :func:`fit_rows`, ``[e, d]``.
-        vocabulary: number of token embeddings.
-        steps: steps of Adam.
-        batch: texts per step.
-        seed: seed of the initial embeddings and of the batches.
     Returns:
         Embeddings of RMS 1, ``[vocabulary, d]``.
     """

@@ -140,8 +140,6 @@ def fit(
 
     Args:
         stage: stage to train; its schedule by time ends the run, otherwise the config's steps do.
-        config: options of the loop.
-        out: folder of checkpoints, curves and the result.
         resume: continue from the newest checkpoint in ``out`` if there is one, after its step; a
             schedule by time starts again.
         machine: machine that the stage was built for; a CPU by default.

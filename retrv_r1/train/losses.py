@@ -43,8 +43,6 @@ class ListOutput:
         late: states before the last layer, with the final norm, ``[b, l, d]``.
         content: content token of every item, ``[m, d]``.
         pooled: content tokens without the memory's part, ``[m, d]``.
-        batch: the batch.
-        head: output embeddings.
     """
 
     hidden: Tensor
@@ -147,7 +145,6 @@ def run_lists(
     """Runs compressor and language model on a batch.
 
     Args:
-        model: model to run.
         batch: lists or descriptions.
         vision_rows: tower rows of the batch's pictures, ``[v, d]``.
     """

@@ -42,9 +42,11 @@ class Machine:
     ) -> Machine:
         """A machine by its options; None chooses a default.
 
-        The default device is the GPU if there is one. A GPU computes in bfloat16, with a worker for
-        each core but one; a CPU computes in float32, without workers.
-
+        Args:
+            device: ``cpu`` or ``cuda``; by default the GPU if there is one.
+            dtype: ``float32`` or ``bfloat16``; by default bfloat16 on a GPU, float32 on a CPU.
+            workers: processes that make batches; by default a process for each core but one on a
+                GPU, none on a CPU.
         Raises:
             DeviceError: there is no such device here.
             MachineError: a GPU other than the first, an unknown dtype, negative workers.

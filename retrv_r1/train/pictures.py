@@ -44,7 +44,7 @@ class PictureBank:
         """Reads ``pictures.npy`` and ``pictures.jsonl`` of a built data set."""
         index = root / "pictures.jsonl"
         if not index.is_file():
-            what = "has no pictures.jsonl" if root.is_dir() else "is no folder"
+            what = "has no pictures.jsonl" if root.is_dir() else "is not a folder"
             raise NoPictures(f"{root} {what}: `retrv-r1 data pictographs DIR` builds a data set")
         lines = index.read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]

@@ -34,12 +34,9 @@ class ListSampler:
         share: int = 1,
         cell: str | None = None,
     ) -> list[ListExample]:
-        """Draws lists; a list gets fewer candidates if the pool ends or others are relevant too.
+        """Draws ``count`` lists of ``size`` candidates, of fewer if the pool has no more negatives.
 
         Args:
-            rng: source of randomness.
-            count: number of lists.
-            size: candidates of a list.
             hard: hardness of negatives: 0 takes them from the whole pool, 1 takes the nearest;
                 between, the size of the neighbourhood falls geometrically.
             share: most lists that have the same candidates.

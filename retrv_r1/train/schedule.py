@@ -82,7 +82,6 @@ class ScheduleCallback(TrainerCallback):
     """Advances a schedule, saves at every quarter of it, and stops at its end.
 
     Args:
-        schedule: schedule to advance.
         validate: function that validates at a step. It is called once before the first step, to
             know how much time to reserve for the last validation.
     """

@@ -21,7 +21,6 @@ def map_tensors(value: T, change: Callable[[Any], Any], whole: tuple[type, ...] 
     Lists and tuples are left as they are: in a batch they hold numbers and names.
 
     Args:
-        value: tree, tensor or array.
         change: function that is called with each tensor and array.
         whole: dataclasses that are given to ``change`` as a whole.
     """

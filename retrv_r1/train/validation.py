@@ -21,9 +21,6 @@ class ListValidation:
     eval``. Answers are read without reasoning.
 
     Args:
-        corpus: the split for validation.
-        vectors: first-stage vectors of its cells.
-        collator: collator that makes batches of lists.
         k: candidates of a list.
         queries: queries of each cell.
     """
@@ -83,9 +80,7 @@ class ListValidation:
         """R@1 of the answers, and of the scores that the auxiliary losses train.
 
         Args:
-            model: model to validate.
             row_scale: factor of tower rows.
-            batch: lists per batch.
         """
         bank = self.corpus.bank
         used = used_pictures(self.corpus)

@@ -77,14 +77,9 @@ class RowBank:
         """Encodes several views of pictures.
 
         Args:
-            model: model whose tower encodes.
-            processor: processor of the model.
-            bank: all pictures.
             used: rows of the bank that are encoded; the others stay NaN.
             views: views of each picture, all but the first augmented.
-            seed: seed of the augmentation.
             blend: share of augmented pictures blended with the same concept in another style.
-            batch: pictures per batch.
         """
         images = processor.image_processor
         generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)

@@ -53,7 +53,7 @@ def token(work: Workload, request: Request) -> Callable[[], Tensor]:
 
     @torch.inference_mode()
     def call() -> Tensor:
-        pieces = [*request.prompt, work.vocabulary.think_start]
+        pieces = [*request.prompt, work.tokens.think_start]
         embeds, positions, _ = embed_pieces(work.model, pieces, 0)
         mask = torch.ones(1, len(embeds), dtype=torch.long)
         cache = DynamicCache()
@@ -126,7 +126,7 @@ def _sglang_engine(work: Workload, radix: bool) -> SGLangEngine:
     config = SGLangConfig(arguments={"disable_radix_cache": not radix})
     engine = SGLangEngine(
         work.model,
-        work.vocabulary,
+        work.tokens,
         config,
         checkpoint=_checkpoint(work),
         generation_type=PacedGeneration,
@@ -207,7 +207,7 @@ def _exported(work: Workload) -> Path:
 def _rows(work: Workload, request: Request) -> Path:
     """A file with rows of the prompt and of <think>, which our engines append themselves."""
     if id(request) not in _SAVED:
-        pieces = [*request.prompt, work.vocabulary.think_start]
+        pieces = [*request.prompt, work.tokens.think_start]
         with torch.inference_mode():
             embeds, _, _ = embed_pieces(work.model, pieces, 0)
         path = _folder(work) / f"prompt-{len(_SAVED)}.npy"

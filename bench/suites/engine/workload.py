@@ -18,12 +18,12 @@ from retrv_engine import (
     PlainEngine,
     Request,
     Sampling,
-    Vocabulary,
 )
 from retrv_engine.generation import Generation
 from retrv_r1.model.checkpoint import load_checkpoint
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.model.tokens import TokenIds
 
 INSTRUCTION, TASK = 12, 8  # tokens before and after the candidates
 
@@ -88,36 +88,35 @@ class Workload:
 
     name: str
     model: RetrvR1ForConditionalGeneration
-    vocabulary: Vocabulary
-    labels: Sequence[int]
+    tokens: TokenIds
     rows: int
     width: int
     words: int
     engines: dict[EngineConfig, LocalEngine] = field(default_factory=dict)
 
     @classmethod
-    def tiny(cls, device: str) -> Workload:
-        """The shipped model, with 12 rows per picture."""
-        return cls._of("tiny", *load_checkpoint("tiny"), 12, 4, device)
-
-    @classmethod
-    def small(cls, device: str) -> Workload:
-        """Random weights in the shape of Qwen2.5-0.5B, with 81 rows per picture."""
-        return cls._of("bench-small", *small.small(), small.ROWS, small.WIDTH, device)
-
-    @classmethod
-    def _of(
+    def of(
         cls,
         name: str,
         model: RetrvR1ForConditionalGeneration,
         processor: RetrvR1Processor,
-        rows: int,
-        width: int,
-        device: str,
+        grid: tuple[int, int],
+        device: Device,
     ) -> Workload:
-        tokens, words = processor.tokens, len(processor.tokenizer) // 2
-        model = model.to(device, Device.of(device).dtype)
-        return cls(name, model, tokens, tokens.labels, rows, width, words)
+        """A model on a device, in its dtype; ``grid`` is ``rows, width``."""
+        model = model.to(device.kind, device.dtype)
+        return cls(name, model, processor.tokens, *grid, len(processor.tokenizer) // 2)
+
+    @classmethod
+    def tiny(cls, device: str) -> Workload:
+        """The shipped model, with 12 rows per picture."""
+        return cls.of("tiny", *load_checkpoint("tiny"), (12, 4), Device.of(device))
+
+    @classmethod
+    def small(cls, device: str) -> Workload:
+        """Random weights in the shape of Qwen2.5-0.5B, with 81 rows per picture."""
+        grid = small.ROWS, small.WIDTH
+        return cls.of("bench-small", *small.small(), grid, Device.of(device))
 
     @property
     def parameters(self) -> int:
@@ -126,11 +125,11 @@ class Workload:
 
     def plain(self, batch_size: int = 1) -> PlainEngine:
         """The reference engine on the model."""
-        return PlainEngine(self.model, self.vocabulary, batch_size, generation_type=PacedGeneration)
+        return PlainEngine(self.model, self.tokens, batch_size, generation_type=PacedGeneration)
 
     def local(self, config: EngineConfig | None = None) -> LocalEngine:
         """A new embedded engine on the model."""
-        return LocalEngine(self.model, self.vocabulary, config, generation_type=PacedGeneration)
+        return LocalEngine(self.model, self.tokens, config, generation_type=PacedGeneration)
 
     def request(
         self,
@@ -155,16 +154,16 @@ class Workload:
         for i in range(candidates):
             first = candidates * self.rows + 2 * i
             short = FeatureRows(table, first, 2, hash((seed, i)) % 2**63)
-            prompt += [self.labels[i], pictures.of(i, 0) if full else short]
+            prompt += [self.tokens.labels[i], pictures.of(i, 0) if full else short]
             prompt += [text[-1]] if full else []
         return Request(
             [*prompt, *text[INSTRUCTION:]],
-            self.labels[:candidates],
+            self.tokens.labels[:candidates],
             range(candidates),
             pictures,
             reason=tokens > 0,
             sampling=Sampling(max_reasoning_tokens=max(1, tokens), max_inspections=inspections),
-            banned=[self.vocabulary.think_end, self.vocabulary.inspect_start],
+            banned=[self.tokens.think_end, self.tokens.inspect_start],
         )
 
     def _table(self, seed: int, rows: int) -> Tensor:
@@ -179,7 +178,7 @@ class Workload:
         generator = torch.Generator().manual_seed(seed)
         text = torch.randint(self.words, (64 + TASK,), generator=generator).tolist()
         pictures = Pictures(self._table(seed, candidates * self.rows), self.rows, self.width, seed)
-        verdicts = self.labels[:2]
+        verdicts = self.tokens.labels[:2]
         return [
             Request([*text[:64], pictures.of(i), *text[64:]], verdicts, reason=False)
             for i in range(candidates)
@@ -190,8 +189,7 @@ class Workload:
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(self.words, (rows,), generator=generator).tolist()
         sampling = Sampling(max_reasoning_tokens=max(1, tokens), max_inspections=0)
-        banned = [self.vocabulary.think_end, self.vocabulary.inspect_start]
+        banned = [self.tokens.think_end, self.tokens.inspect_start]
         source = Pictures(torch.empty(0, 1), 0, 0, 0)
-        return Request(
-            ids, self.labels, range(len(self.labels)), source, tokens > 0, sampling, banned
-        )
+        labels = self.tokens.labels
+        return Request(ids, labels, range(len(labels)), source, tokens > 0, sampling, banned)

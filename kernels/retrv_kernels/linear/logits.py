@@ -10,7 +10,7 @@ from retrv_kernels.linear.native import ROWS, linear
 
 _HALF = (torch.float16, torch.bfloat16)
 # Elements of the table that are widened at once: 16 MiB in float32.
-_BLOCK = 2**22
+BLOCK = 2**22
 
 
 def float_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -52,7 +52,7 @@ def float_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 def _by_blocks(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``hidden [m, d]`` float32 times ``weight [V, d]``, as ``[m, V]``."""
     out = hidden.new_empty(len(hidden), len(weight))
-    step = max(1, _BLOCK // weight.shape[1])
+    step = max(1, BLOCK // weight.shape[1])
     for first in range(0, len(weight), step):
         block = slice(first, first + step)
         out[:, block] = hidden @ weight[block].float().T

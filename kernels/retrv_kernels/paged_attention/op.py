@@ -92,15 +92,8 @@ def check_pages(name: str, lengths: Tensor, page_table: Tensor, pages: Tensor) -
         checks.in_range("page_table", table[used], len(pages))
 
 
-def _check(
-    query: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    page_table: Tensor,
-    cu_seqlens: Tensor,
-    kv_lens: Tensor,
-    scale: float,
-) -> None:
+def _check(*arguments: Any) -> None:
+    query, key_pages, _, page_table, cu_seqlens, kv_lens, _ = arguments
     checks.ascending("cu_seqlens", cu_seqlens, len(query))
     check_pages("kv_lens", kv_lens, page_table, key_pages)
     cached, bounds = checks.cpu_values(kv_lens), checks.cpu_values(cu_seqlens)

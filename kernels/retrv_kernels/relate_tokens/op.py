@@ -116,30 +116,13 @@ def relate_tokens(
     )
 
 
-def _fake(
-    keys: Tensor,
-    cu_seqlens: Tensor,
-    query_keys: Tensor,
-    cu_queries: Tensor,
-    values: Tensor,
-    queries: Tensor,
-    candidate: Tensor,
-    *_: Any,
-) -> Tensor:
+def _fake(*arguments: Any) -> Tensor:
+    keys, _, _, _, values, queries, candidate, *_ = arguments
     return keys.new_empty((candidate.shape[0], *queries.shape), dtype=accumulated(values))
 
 
-def _check(
-    keys: Tensor,
-    cu_seqlens: Tensor,
-    query_keys: Tensor,
-    cu_queries: Tensor,
-    values: Tensor,
-    queries: Tensor,
-    candidate: Tensor,
-    query: Tensor,
-    *_: Any,
-) -> None:
+def _check(*arguments: Any) -> None:
+    keys, cu_seqlens, query_keys, cu_queries, _, _, candidate, query, *_ = arguments
     checks.ascending("cu_seqlens", cu_seqlens, len(keys))
     checks.ascending("cu_queries", cu_queries, len(query_keys))
     checks.indices("candidate", candidate, len(cu_seqlens) - 1)

@@ -82,10 +82,9 @@ def rotate_to_pages(
     )
 
 
-def _check(
-    qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor, *_: Any
-) -> None:
-    checks.indices("slots", slots, keys.shape[0] * keys.shape[1])
+def _check(*arguments: Any) -> None:
+    _, _, _, key_pages, _, slots, *_ = arguments
+    checks.indices("slots", slots, key_pages.shape[0] * key_pages.shape[1])
 
 
 def _fake(qkv: Tensor, cos: Tensor, sin: Tensor, key_pages: Tensor, *_: Any) -> Tensor:

@@ -60,15 +60,8 @@ def shared_prefix_attention(
     )
 
 
-def _check(
-    query: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    page_table: Tensor,
-    node_lens: Tensor,
-    node_rows: Tensor,
-    scale: float,
-) -> None:
+def _check(*arguments: Any) -> None:
+    query, key_pages, _, page_table, node_lens, node_rows, _ = arguments
     check_pages("node_lens", node_lens, page_table, key_pages)
     checks.indices("node_rows", node_rows, len(query) + 1)
     ranges = checks.cpu_values(node_rows)

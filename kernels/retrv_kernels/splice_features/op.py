@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,15 +118,8 @@ def _check_span(
         raise ValueError(f"{name} needs slots that the page table does not have: {span}")
 
 
-def _fake(
-    stores: Sequence[Tensor],
-    scales: Sequence[Tensor | None],
-    spans: Tensor,
-    page_table: Tensor,
-    page_size: int,
-    rows: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    stores, _, spans, _, _, rows, dtype = arguments
     return (
         stores[0].new_empty((rows, stores[0].shape[1]), dtype=dtype),
         spans.new_empty((3, rows)),
