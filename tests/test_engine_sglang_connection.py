@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -339,12 +340,19 @@ def test_weights_that_the_server_took_in_part_are_sent_again(model, server, monk
         same_weights(model, server)
 
 
-def test_weights_loaded_while_there_is_no_server_reach_the_next(model, processes):
+def test_weights_loaded_while_no_server_starts_reach_the_next(model, processes, monkeypatch):
     with make_engine(model) as engine:
         processes[0].end()
         with pytest.raises(EngineDied):
             engine.generate([QUICK])
-        engine.load_weights(changed(model, NAME))
+
+        def fail(*_: Any) -> FakeProcess:
+            raise EngineDied("no memory")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(connection, "ServerProcess", fail)
+            with suppress(EngineDied):
+                engine.load_weights(changed(model, NAME))
         assert engine.generate([QUICK])[0].answer == 0
         same_weights(model, processes[1].server)
         assert processes[1].server.version != CHECKPOINT
@@ -414,7 +422,7 @@ def test_a_server_for_a_model_of_another_shape_is_refused(model, server):
     with pytest.raises(EngineDied, match="other weights"):
         make_engine(model, url=server.url)
     del server.weights[NAME]
-    server.answer = lambda path, body, usual=server.answer: (  # type: ignore[method-assign]
+    server.answer = lambda path, body, usual=server.answer: (
         (400, {"error": {"message": "failed"}}) if "by_name" in path else usual(path, body)
     )
     with pytest.raises(EngineDied, match=r"cannot say which weights it has \(failed\)"):
