@@ -214,6 +214,18 @@ def test_closing_ends_what_waits(model, processes):
     assert [type(error) for error in errors] == [RuntimeError] and processes[0].ended
 
 
+def test_closing_ends_a_start(model, processes):
+    engine = make_engine(model)
+    processes[0].end()
+    with pytest.raises(EngineDied):
+        engine.generate([QUICK])
+    hold_starts(processes)
+    handle = engine.submit(QUICK)
+    until(lambda: len(processes) == 2)
+    engine.close()
+    assert handle.future.cancelled() and processes[1].ended and len(processes) == 2
+
+
 # Silence.
 
 
@@ -390,6 +402,15 @@ def test_all_calls_are_told_why_the_server_was_left(model, server):
         for one in (first, second):
             with pytest.raises(EngineDied, match="somebody else loaded others"):
                 one.result(timeout=5)
+
+
+def test_weights_loaded_on_top_of_somebody_elses_are_sent_whole(model, server):
+    with make_engine(model, url=server.url) as engine:
+        server.weights["head.weight"] = server.weights["head.weight"] + 1
+        server.version = "somebody's"
+        engine.load_weights(changed(model, NAME))
+        assert engine.generate([QUICK])[0].answer == 0
+        same_weights(model, server)
 
 
 def test_a_server_at_a_url_with_other_weights_is_refused(model, server):

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from retrv_engine.prefix import shared_prefix_length
 from retrv_engine.request import Candidate, Piece, load_distinct
@@ -28,6 +29,7 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._accepting = threading.Lock()  # held while work is accepted, or refused from then on
         self._refuses = False
+        self._submitted: WeakSet[Coroutine[Any, Any, Any]] = WeakSet()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -41,6 +43,7 @@ class LoopThread:
             if self._refuses:
                 coroutine.close()
                 raise RuntimeError(CLOSED)
+            self._submitted.add(coroutine)
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -57,20 +60,22 @@ class LoopThread:
         return not refused
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Cancels all that runs in the loop, runs a last coroutine, and ends the thread."""
+        """Cancels what was submitted, runs a last coroutine, and ends all that is left."""
         assert self._refuses
-        for coroutine in (self._cancel_all(), last):
+        for coroutine in (self._cancel(submitted=True), last, self._cancel(submitted=False)):
             asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    async def _cancel_all(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+    async def _cancel(self, submitted: bool) -> None:
+        """Cancels the tasks that were submitted, or that were not, and waits for them."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        chosen = [one for one in tasks if (one.get_coro() in self._submitted) == submitted]
+        for task in chosen:
             task.cancel()
-        if others:
-            await asyncio.wait(others, timeout=SECONDS_TO_CANCEL)
+        if chosen:
+            await asyncio.wait(chosen, timeout=SECONDS_TO_CANCEL)
 
 
 class PrioritySemaphore:

@@ -139,13 +139,16 @@ class Connection:
                 return
             async with self._reporting(server):
                 if served:
-                    await self._send(server, served)
+                    known = (await server.client.info()).version == server.version
+                    await self._send(server, served if known else parameters_of(self.model))
                 else:
                     await server.client.flush()
 
     async def close(self) -> None:
         """Disconnects, and ends a server that was started here."""
         self._closed = True
+        if self._server is not None:
+            self._server.cancel()
         if self._process is not None:
             # In this thread: an interpreter that shuts down starts no others.
             self._process.end()
