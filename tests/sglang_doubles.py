@@ -1,4 +1,4 @@
-"""A server that answers as SGLang does, in a thread, and the process that seems to run it."""
+"""Servers that answer as SGLang does, and processes that seem to run them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_doubles import END_THINK, NAMES, SIZE
+from engine_doubles import END_THINK, LABELS, NAMES, SIZE, Source
 from torch import Tensor, nn
 
-from retrv_engine import SGLangConfig, SGLangEngine
+from retrv_engine import Request, Sampling, SGLangConfig, SGLangEngine
 from retrv_engine.sglang.weights import parameters_of
 from retrv_engine.sglang.wire_format import LIKELIEST, sample_of
 
 CHECKPOINT = "of the checkpoint"
+QUICK = Request([30, 31], LABELS, reason=False)
 
 
 class SmallModel(nn.Module):
@@ -193,6 +194,14 @@ class FakeProcess:
     def end(self) -> None:
         self.server.die()
         self.killed.set()
+
+
+def reasoning(tokens: int) -> Request:
+    """A request of 3 rows, with <think>, that may write a number of tokens."""
+    source = Source({k: [9] for k in range(4)})
+    return Request(
+        [30, 31], LABELS, range(4), source, sampling=Sampling(max_reasoning_tokens=tokens)
+    )
 
 
 def make_engine(model: Any, **config: Any) -> SGLangEngine:
