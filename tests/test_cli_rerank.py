@@ -141,11 +141,24 @@ def test_errors_are_one_line_on_stderr(folder, arguments, expected):
     assert result.stderr.count("\n") == 1
 
 
-def test_interrupt_is_clean_and_closes_the_engine(folder):
-    closed = WordReranker.closed
+def test_interrupt_is_clean(folder):
     result = run("rerank", "interrupt", "pictures")
-    assert WordReranker.closed == closed + 1
     assert result.exit_code == 130 and result.stderr == "interrupted\n" and result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("query", "option", "status"),
+    [
+        ("red", "--stats", 0),
+        ("interrupt", "--stats", 130),
+        ("red", "--votes=3", 2),  # an error while ranking
+        ("red", "--html=pictures/red.png/page", 2),  # an error while writing
+    ],
+)
+def test_the_engine_is_closed_however_the_command_ends(folder, query, option, status):
+    closed = WordReranker.closed
+    result = run("rerank", query, "pictures", "--mode", "fast", option)
+    assert result.exit_code == status and WordReranker.closed == closed + 1
 
 
 @pytest.mark.parametrize("option", ["", "--json"])

@@ -138,6 +138,18 @@ def test_labels_are_chosen_as_from_all_logits(sampling, inspects):
             torch.testing.assert_close(found.label_logits, expected.label_logits)
 
 
+def test_any_number_is_a_seed_of_32_bits_for_the_server():
+    def sent(seed: int) -> int:
+        asked = replace(request(), sampling=Sampling(temperature=1.0, seed=seed))
+        call = calls.reasoning_call(Generation(asked, NAMES), WirePrompt([30]), 16, 100)
+        return call["sampling_params"]["sampling_seed"]
+
+    seeds = [0, 1, 2**32, 2**32 + 1, 2**33, 7 << 32, 2**63, 10**30]
+    found = [sent(seed) for seed in seeds]
+    assert len(set(found)) == len(seeds) and found == [sent(seed) for seed in seeds]
+    assert all(0 <= one < 2**32 for one in [*found, sent(-5)])
+
+
 def test_an_abort_is_raised_with_the_reason():
     meta = {"finish_reason": {"type": "abort", "message": "no room"}}
     with pytest.raises(ValueError, match="no room"):

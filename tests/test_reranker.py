@@ -9,7 +9,7 @@ import pytest
 import torch
 from rerank_doubles import SHORT, Record, check, distinct_texts, same
 
-from retrv_engine import EngineConfig, Sampling, SGLangConfig
+from retrv_engine import EngineConfig, EngineDied, Sampling, SGLangConfig
 from retrv_r1.model.prompts import TableLayout
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.types import Item, ItemError, RankRequest
@@ -195,6 +195,24 @@ def test_new_weights_are_used_for_everything(make_model, processor, mixed):
     assert found.tokens.cached == 0
     with pytest.raises(ValueError, match="no parameter"):
         reranker.load_weights({"x": torch.zeros(1)})
+
+
+def test_features_of_old_weights_are_forgotten_although_the_engine_dies(
+    make_model, processor, mixed, monkeypatch
+):
+    reranker, other = (Reranker(make_model(seed), processor) for seed in (0, 1))
+    reranker.rank("a red apple", mixed, sampling=SHORT)
+    load = reranker.engine.load_weights
+
+    def die(weights) -> None:
+        load(weights)
+        raise EngineDied
+
+    monkeypatch.setattr(reranker.engine, "load_weights", die)
+    with pytest.raises(EngineDied):
+        reranker.load_weights(dict(other.model.named_parameters()))
+    found, expected = (r.rank("a red apple", mixed, sampling=SHORT) for r in (reranker, other))
+    assert found.ranking == expected.ranking
 
 
 UNUSABLE = ["", " \n", 5, None, {"txt": "a"}, {"text": 5}, {"image": 5}, b"no picture", b""]

@@ -211,10 +211,13 @@ class Reranker:
 
         Raises:
             ValueError: the model has no parameter of that name or shape; nothing is changed then.
+            EngineDied: a server did not take them; it gets them before the next request.
         """
         with self._weights:
-            self.engine.load_weights(weights)
-            self.encoder.clear()
+            try:
+                self.engine.load_weights(weights)
+            finally:  # the model here may have them although a server did not take them
+                self.encoder.clear()
 
     def warm(self, sampling: Sampling | None = None) -> None:
         """Has the engine compile and capture what queries launch on a GPU.

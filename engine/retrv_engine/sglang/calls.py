@@ -8,6 +8,7 @@ rows in the cache.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,12 +81,21 @@ class Chunk:
         )
 
 
-def reasoning_call(generation: Generation, prompt: WirePrompt, interval: int) -> dict[str, Any]:
-    """Asks for a chain of thought, up to a label or its end; a chunk has ``interval`` tokens."""
+def reasoning_call(
+    generation: Generation, prompt: WirePrompt, interval: int, max_rows: int
+) -> dict[str, Any]:
+    """Asks for a chain of thought, up to a label or its end.
+
+    Args:
+        interval: number of tokens of a chunk.
+        max_rows: number of rows that the server takes. It refuses a call that could write more,
+            even if it would not; so it is asked for one row more at most, and the next call, if
+            there is one, is too large.
+    """
     vocabulary = generation.vocabulary
     sampling = {
         **_sampling(generation.request.sampling),
-        "max_new_tokens": generation.room,
+        "max_new_tokens": min(generation.room, max_rows + 1 - len(prompt.ids)),
         "stop_token_ids": [vocabulary.inspect_start, vocabulary.think_end],
         "logit_bias": {str(token): BAN for token in generation.banned},
         "stream_interval": interval,
@@ -153,5 +163,6 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
     return {
         "temperature": 0.0 if greedy else sampling.temperature,
         "top_p": 1.0 if greedy else sampling.top_p,
-        "sampling_seed": sampling.seed,
+        # The server takes 32 bits; drawn as in the other engines, for which any number is a seed.
+        "sampling_seed": random.Random(sampling.seed).getrandbits(32),
     }
