@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from retrv_r1.item_values import URL
 from retrv_r1.types import ImageSource, Item, ItemError
 
 MAX_PIXELS = 2**21
@@ -90,8 +91,8 @@ def describe(source: ImageSource) -> str:
 def _check_file(source: str | Path) -> Path:
     """Path of a non-empty regular file; any other path raises an error that says what it is."""
     name = describe(source)
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
-        raise ItemError(f"{name} is a URL, not a file; fetch or decode it and pass the bytes")
+    if isinstance(source, str) and URL.match(source):
+        raise ItemError(f"{name} is a URL, not a file; download it and pass the file or its bytes")
     path = Path(source)
     try:
         if path.is_dir():

@@ -20,7 +20,7 @@ from retrv_r1.command.arguments import (
     WeightsDtype,
 )
 from retrv_r1.command.rerank import rerank
-from retrv_r1.command.shell import Group, clear_errors, print_json, stdout
+from retrv_r1.command.shell import Group, clear_errors, echo, print_json, stdout
 from retrv_r1.train import STAGES
 from retrv_r1.types import Mode
 
@@ -38,7 +38,7 @@ app.add_typer(data, name="data")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"retrv-r1 {__version__}")
+        echo(f"retrv-r1 {__version__}")
         raise typer.Exit
 
 
@@ -82,7 +82,7 @@ def pictographs(
             limit_concepts=limit_concepts,
         )
     state = "built" if manifest.fresh else "already complete"
-    typer.echo(f"{state}: {manifest.root}  {len(manifest.counts)} tasks, hash {manifest.hash[:16]}")
+    echo(f"{state}: {manifest.root}  {len(manifest.counts)} tasks, hash {manifest.hash[:16]}")
 
 
 @data.command()
@@ -93,7 +93,7 @@ def pack(
     """Write the part of a data set that training needs into one file; takes minutes."""
     from retrv_r1.data.pack import pack as write
 
-    typer.echo(f"packed: {file}  {write(root, file) / 1e6:.1f} MB")
+    echo(f"packed: {file}  {write(root, file) / 1e6:.1f} MB")
 
 
 @app.command()
@@ -137,7 +137,7 @@ def train(
         "minutes": minutes,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    typer.echo(str(run(stage, config, out=out, resume=resume, **given)))
+    echo(str(run(stage, config, out=out, resume=resume, **given)))
 
 
 @app.command("eval")

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from safetensors.torch import load_file, save_file
 
-from retrv_r1.command.shell import clean_ending
+from retrv_r1.command.shell import clean_ending, echo
 from retrv_r1.train import STAGES
 from retrv_r1.types import RetrvError
 
@@ -32,7 +32,7 @@ def ship(
     from retrv_r1.eval.calibration import calibrate
 
     assemble(runs, out)
-    print(calibrate(out, dataset))
+    echo(str(calibrate(out, dataset)))
 
 
 def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:

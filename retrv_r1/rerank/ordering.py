@@ -22,8 +22,11 @@ def rank_labels(logits: Tensor, answer: int, temperature: float) -> list[tuple[i
         logits: logits of the labels at the place of the answer, ``[k]``.
         answer: number of the chosen candidate.
         temperature: the checkpoint's calibrated temperature.
+    Raises:
+        FloatingPointError: a score is NaN.
     """
     scores = torch.softmax(logits.double() / temperature, -1)
+    _check_numbers(scores)
     order = torch.argsort(scores, descending=True, stable=True).tolist()
     order.remove(answer)
     best = float(scores.max())
@@ -54,10 +57,22 @@ def rank_verdicts(logits: Sequence[Tensor]) -> list[tuple[int, float]]:
 
     Args:
         logits: logits of "yes" and "no" of each candidate, ``[2]``.
+    Raises:
+        FloatingPointError: a score is NaN.
     """
     margins = torch.stack([yes_no[0] - yes_no[1] for yes_no in logits]).double()
+    _check_numbers(margins)
     order = torch.argsort(margins, descending=True, stable=True).tolist()
     return [(k, float(margins[k].sigmoid())) for k in order]
+
+
+def _check_numbers(values: Tensor) -> None:
+    """Refuses NaN, which infinite logits give as well, whatever the engine let through."""
+    if bool(values.isnan().any()):
+        raise FloatingPointError(
+            "scores are NaN, because the model's logits overflow or its weights are damaged: load "
+            "it in bfloat16 or float32, or other weights"
+        )
 
 
 def merge_windows(
