@@ -120,7 +120,7 @@ def test_a_full_disk_costs_a_warning(model, processor, items, tmp_path, monkeypa
 
 def test_a_folder_that_cannot_be_is_refused(model, processor, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RetrvError, match="name a writable folder"):
+    with pytest.raises(RetrvError, match="it is a file; name a folder"):
         FeatureEncoder(model, processor, directory=tmp_path / "file")
 
 

@@ -87,7 +87,9 @@ def _say(line: str) -> None:
     """Prints one line to standard error, if there is one."""
     from retrv_r1.report.view import printable
 
-    text = Text(printable(" ".join(line.split())), "yellow" if line.startswith("warning") else "red")
+    text = Text(
+        printable(" ".join(line.split())), "yellow" if line.startswith("warning") else "red"
+    )
     with suppress(OSError):
         Console(stderr=True, soft_wrap=True, highlight=False).print(text)
 

@@ -14,7 +14,6 @@ from retrv_r1.images import SUFFIXES, describe
 from retrv_r1.item_values import URL
 from retrv_r1.types import Item, ItemError
 
-
 UNREAD = (
     *(".heic", ".heif", ".jxl", ".svg", ".svgz", ".psd", ".eps", ".tga", ".xcf"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw"),
@@ -60,7 +59,8 @@ def read_candidates(arguments: Iterable[str], stdin: BinaryIO | None = None) -> 
             )
         elif not argument or not _exists(path):
             raise ItemError(
-                f"no such file: {describe(argument)!r}; to pass a text candidate use - or a .txt file"
+                f"no such file: {describe(argument)!r}; to pass a text candidate use - or a .txt "
+                "file"
             )
         elif path.is_dir():
             yield from _folder(path)
