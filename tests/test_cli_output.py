@@ -34,7 +34,7 @@ def narrow(monkeypatch, encoding: str) -> io.BytesIO:
     return content
 
 
-def call(*words: str) -> int:
+def call(*words: str) -> str | int | None:
     with pytest.raises(SystemExit) as ended:
         app(words)
     return ended.value.code

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_a_path_of_a_data_set_and_a_mask_are_pictures(tmp_path):
     assert mask.getpixel((0, 0)) == (255,) * 3 and mask.getpixel((1, 0)) == (0,) * 3
 
 
-WRONG = {
+WRONG: dict[str, Any] = {
     "float nan": {"text": float("nan")},
     "text must be a string, not int": {"text": 5},
     "not bytes": {"text": b"x"},

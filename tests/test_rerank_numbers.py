@@ -32,7 +32,7 @@ def test_nan_is_an_error_in_every_engine_mode_and_reading(make_model, processor,
         model.language_model.norm.weight.fill_(value)
     with Reranker(model, processor, engine=engine) as reranker:
         for mode, reading in WAYS:
-            with pytest.raises(FloatingPointError, match="NaN.*load"):
+            with pytest.raises(FloatingPointError, match=r"NaN.*load"):
                 reranker.rank("q", ["a", "b"], mode=mode, reading=reading, sampling=SHORT)
 
 
