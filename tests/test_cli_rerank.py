@@ -89,7 +89,8 @@ def test_json_is_the_response_form_and_nothing_else(folder):
     response = json.loads(result.stdout)
     assert response["object"] == "rerank" and response["model"] == "words"
     assert [row["index"] for row in response["results"]] == [2, 0]
-    assert response["results"][0] == {"index": 2, "id": "pictures/red.png", "relevance_score": 1.0}
+    best = {"index": 2, "id": "pictures/red.png", "relevance_score": 1.0, "truncated": False}
+    assert response["results"][0] == best
     assert response["usage"] == {
         "prompt_tokens": 35,
         "completion_tokens": 9,

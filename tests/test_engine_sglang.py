@@ -34,6 +34,7 @@ from retrv_engine.sglang.concurrency import (
     SharedLock,
 )
 from retrv_engine.sglang.wire_format import (
+    LIKELIEST,
     WirePrompt,
     mrope_positions,
     tensor_from_json,
@@ -111,6 +112,18 @@ def test_banned_tokens_of_a_server_are_refused():
         calls.take_reasoning(written, chunk([NAMES.inspect_start, 30]))
     with pytest.raises(RuntimeError, match="does not use our sampler"):
         calls.take_reasoning(written, chunk([30], []))
+
+
+def test_nan_of_a_server_is_an_error():
+    null = {"prompt_tokens": 3, "cached_tokens": 0, "weight_version": ""}
+    null |= {"output_token_logprobs": [[None, 30, None]], LIKELIEST: [30]}
+    null["output_token_ids_logprobs"] = [[[None, 20, None], [-1.0, 21, None]]]
+    given = Chunk.from_answer({"output_ids": [30], "meta_info": null})
+    with pytest.raises(FloatingPointError, match="logits are NaN"):
+        calls.take_reasoning(Generation(request(), NAMES), given)
+    answers = Generation(replace(request(candidates=2), labels=[20, 21], reason=False), NAMES)
+    with pytest.raises(FloatingPointError, match="logits are NaN"):
+        calls.take_label(answers, given)
 
 
 @pytest.mark.parametrize("sampling", [{}, dict(temperature=0.8), dict(temperature=2.0, top_p=0.6)])

@@ -28,8 +28,11 @@ def rank_labels(
         temperature: the checkpoint's calibrated temperature.
         places: order among candidates of equal logits, ``[k]``, which also decides the answer if
             several have the largest one; None for the order of the labels behind the answer.
+    Raises:
+        FloatingPointError: a score is NaN.
     """
     scores = torch.softmax(logits.double() / temperature, -1)
+    _check_numbers(scores)
     order = _descending(logits, places)
     if places is None or logits[answer] < logits.max():
         order.remove(answer)
@@ -73,9 +76,21 @@ def rank_verdicts(
     Args:
         logits: logits of "yes" and "no" of each candidate, ``[2]``.
         places: order among candidates of equal probability; None for the candidates' own.
+    Raises:
+        FloatingPointError: a score is NaN.
     """
     margins = torch.stack([yes_no[0] - yes_no[1] for yes_no in logits]).double()
+    _check_numbers(margins)
     return [(k, float(margins[k].sigmoid())) for k in _descending(margins, places)]
+
+
+def _check_numbers(values: Tensor) -> None:
+    """Refuses NaN, which infinite logits give as well, whatever the engine let through."""
+    if bool(values.isnan().any()):
+        raise FloatingPointError(
+            "scores are NaN, because the model's logits overflow or its weights are damaged: load "
+            "it in bfloat16 or float32, or other weights"
+        )
 
 
 def merge_windows(
