@@ -86,7 +86,7 @@ def test_a_damaged_cell_costs_only_itself(released):
 def test_cells_and_pools_can_be_chosen(released):
     with pytest.raises(EvalError, match=r"no cell 'cirr_task6' .* choose from cirr_task7, edis"):
         run(released, cells=["cirr_task6"], **FAST)
-    with pytest.raises(EvalError, match="pool must be one of local, global, both"):
+    with pytest.raises(EvalError, match="pool must be one of 'local', 'global', 'both'"):
         run(released, pool="regional", **FAST)
     with pytest.raises(EvalError, match=r"union_val.* use --pool local, or --split test"):
         run(released, split="val", pool="global", cells=["cirr_task7"], **FAST)
