@@ -48,6 +48,11 @@ class Item:
     id: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.text, str | None):
+            raise ItemError(f"a text is a str, not {type(self.text).__name__}")
+        if not isinstance(self.image, ImageSource | None):
+            kind = type(self.image).__name__
+            raise ItemError(f"a picture is a path, bytes or a PIL picture, not {kind}")
         if self.image is None and not (self.text and self.text.strip()):
             raise ItemError("an item needs a non-empty text, a picture, or both")
 

@@ -244,11 +244,7 @@ def test_response_form(items):
     response = to_response(results(items), request_id="r", created=7)
     assert json.loads(json.dumps(response)) == response
     assert list(response) == ["id", "object", "created", "model", "results", "usage", "retrv"]
-    assert response["results"][0] == {
-        "index": 1,
-        "id": "pictures/red.png",
-        "relevance_score": 0.9,
-    }
+    assert response["results"][0] == {"index": 1, "id": "pictures/red.png", "relevance_score": 0.9}
     assert response["usage"] == {
         "prompt_tokens": 52,
         "completion_tokens": 20,

@@ -197,7 +197,10 @@ def test_new_weights_are_used_for_everything(make_model, processor, mixed):
         reranker.load_weights({"x": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("bad", ["", " \n", 5, None, {"txt": "a"}, b"no picture", b""], ids=repr)
+UNUSABLE = ["", " \n", 5, None, {"txt": "a"}, {"text": 5}, {"image": 5}, b"no picture", b""]
+
+
+@pytest.mark.parametrize("bad", UNUSABLE, ids=repr)
 def test_an_unusable_item_is_named(reranker, bad):
     with pytest.raises(ItemError, match=r"^candidate 1: "):
         reranker.rank("q", ["a", bad, "c"])
@@ -283,10 +286,11 @@ def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
     assert result.tokens.prompt == len(prompt) - 1
 
 
-def test_bfloat16_tells_all_candidates_apart():
+@pytest.mark.parametrize("engine", ["local", "plain"])
+def test_bfloat16_tells_all_candidates_apart(engine):
     """Logits of 8 to 16 lie a sixteenth apart in bfloat16: half of fifty tied, ranked by place."""
     reranker = Reranker.from_pretrained(
-        "tiny", device="cpu", dtype=torch.bfloat16, engine="plain", window=64
+        "tiny", device="cpu", dtype=torch.bfloat16, engine=engine, window=64
     )
     record = Record(reranker)
     words = ("red", "tree", "house", "music", "boat", "small", "happy")

@@ -247,7 +247,6 @@ class Engine(ABC):
         """Cancels all requests and ends the engine's threads and processes."""
 
     def _handle(self, start: Callable[[], object] = lambda: None) -> Handle:
-        """A handle for a new request."""
         handle: Handle = Handle(self._drive, start)
         handle.future.add_done_callback(lambda _: self._notify())
         return handle

@@ -20,7 +20,7 @@ from retrv_engine import decode, warming
 from retrv_engine.base import DeadlineExceeded, Handle, Stats
 from retrv_engine.config import EngineConfig
 from retrv_engine.generation import Generation
-from retrv_engine.job import Extend, Job
+from retrv_engine.job import Extend, Job, Scoring, Work
 from retrv_engine.model import LanguageModel
 from retrv_engine.pages import PagePool
 from retrv_engine.request import (
@@ -36,7 +36,6 @@ from retrv_engine.runner import ModelRunner, Runner
 from retrv_engine.sampler import Picked
 from retrv_engine.scheduler import Scheduler
 from retrv_engine.stepping import SteppingEngine
-from retrv_engine.work import Scoring, Work
 
 
 class LocalEngine(SteppingEngine):

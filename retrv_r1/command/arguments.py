@@ -20,8 +20,7 @@ ModelName = Annotated[
     ),
 ]
 RoundedWeights = Annotated[
-    Weights,
-    typer.Option("--weights", help="Round the language model's weights; faster on a CPU."),
+    Weights, typer.Option("--weights", help="Round the language model's weights; faster on a CPU.")
 ]
 DeviceName = Annotated[
     str | None,

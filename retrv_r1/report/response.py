@@ -1,18 +1,21 @@
-"""The response form of rerank services (Cohere, Jina), with our own fields under ``retrv``."""
+"""A ranking as JSON values, in the form of rerank services, and what it cost."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import asdict
 from typing import Any
 
+from retrv_engine import Stats
+from retrv_r1.rerank.feature_encoder import FeatureStats
 from retrv_r1.types import RankedResults
 
 
 def to_response(
     results: RankedResults, *, request_id: str | None = None, created: int | None = None
 ) -> dict[str, Any]:
-    """A ranking as JSON values.
+    """A ranking in the form of Cohere and Jina, with our own fields under ``retrv``.
 
     ``usage`` counts rows that the language model read (prompt with candidates, and inspected
     candidates) as prompt tokens, and written tokens as completion tokens. Timings are seconds.
@@ -47,4 +50,14 @@ def to_response(
             "dtype": results.dtype,
             "well_formed": results.well_formed,
         },
+    }
+
+
+def to_stats(results: RankedResults, engine: Stats, features: FeatureStats) -> dict[str, Any]:
+    """Costs as JSON values: ``timings`` and ``tokens`` of the ranking, ``engine``, ``features``."""
+    return {
+        "timings": dict(results.timings),
+        "tokens": asdict(results.tokens),
+        "engine": asdict(engine) | {"hit_rate": engine.hit_rate},
+        "features": asdict(features) | {"hit_rate": features.hit_rate},
     }

@@ -21,8 +21,7 @@ from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.rerank.engines import make_engine
 from retrv_r1.rerank.feature_encoder import FeatureEncoder, FeatureStats
 from retrv_r1.rerank.options import RankOptions, default_sampling
-from retrv_r1.rerank.ordering import merge_windows
-from retrv_r1.rerank.reasoning import reasoning_text
+from retrv_r1.rerank.ordering import merge_windows, reasoning_text
 from retrv_r1.rerank.requests import ItemFeatures, RequestBuilder
 from retrv_r1.rerank.windows import CandidateList, WindowResult
 from retrv_r1.types import (

@@ -69,9 +69,9 @@ def train_stage(
     config: RunConfig, machine: Machine, schedule: Schedule | None, *, resume: bool
 ) -> Path:
     """Trains a stage by steps or by a schedule, and writes its record."""
-    from retrv_r1.train.build import build_stage
     from retrv_r1.train.loop import fit
     from retrv_r1.train.record import write_record
+    from retrv_r1.train.stage import build_stage
 
     stage = build_stage(config, machine)
     stage.schedule = schedule

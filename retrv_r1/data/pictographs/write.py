@@ -1,4 +1,4 @@
-"""Writes a built set in M-BEIR's layout, with its metadata."""
+"""Writes a built set in M-BEIR's layout, with its metadata and its attribution."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from retrv_r1.data.pictographs.catalog import Candidate, Catalog, image_path
 from retrv_r1.data.pictographs.cells import CellData
 from retrv_r1.data.pictographs.draft import Draft
 from retrv_r1.data.pictographs.phrases import BY_KEY, FAMILIES, SHAPES, dataset
+from retrv_r1.data.pictographs.sources import Drawings
 from retrv_r1.data.pictographs.splits import hashed
 from retrv_r1.data.pictographs.store import Picture
 
@@ -185,6 +186,32 @@ def write_metadata(root: Path, catalog: Catalog, pictures: Sequence[Picture]) ->
             }
 
     write_jsonl(root / "metadata.jsonl", rows())
+
+
+def attribution(drawings: Sequence[Drawings], cldr: str, glosses: Mapping[str, str]) -> str:
+    """Markdown with author, licence, version and address of every source in use."""
+    lines = [
+        "# Attribution",
+        "",
+        "The pictures were rendered from these works: cropped to their drawing, padded to a",
+        "square and reduced. Pictures of CC BY-SA works stay under CC BY-SA.",
+        "",
+        "| style | author | licence | package | source |",
+        "|---|---|---|---|---|",
+    ]
+    for d in drawings:
+        s = d.style
+        package = f"{s.package} {d.version}"
+        lines.append(f"| {s.name} | {s.author} | {s.licence} | {package} | {s.url} |")
+    lines += [
+        "",
+        "Names: the Python package `emoji` (BSD), which carries Unicode's names (Unicode licence).",
+    ]
+    if cldr:
+        lines.append(f"Keywords and labels: Unicode CLDR, {cldr} (Unicode-DFS-2016).")
+    if glosses:
+        lines.append("Glosses: WordNet 3.0, Copyright 2006 Princeton University (WordNet licence).")
+    return "\n".join(lines) + "\n"
 
 
 def sha256_of(path: Path) -> str:
