@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from retrv_r1.types import RetrvError
+
+_CLOSED = errno.EACCES, errno.EPERM, errno.EROFS
+"""Errors of a folder in which no file can be made."""
 
 
 @contextmanager
@@ -32,9 +36,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         return
     target = Path(os.path.realpath(path))
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
-    except PermissionError:
-        if not target.exists():
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:32]}.", dir=target.parent)
+    except OSError as error:
+        if error.errno not in _CLOSED or not target.exists():
             raise
         with tempfile.TemporaryFile() as file:
             yield file
@@ -47,8 +51,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             _take_over(target, name)
             try:
                 os.replace(name, target)
-            except OSError:
-                if not os.path.ismount(target):
+            except OSError as error:
+                if error.errno != errno.EBUSY:  # a mounted file
                     raise
                 _copy(file, target)
     finally:
