@@ -143,6 +143,19 @@ def test_short_queries_are_folded_and_page_sized_ones_are_not(model):
 
 
 @pytest.mark.parametrize("implementation", ["reference", "native"])
+def test_short_queries_are_folded_in_groups_of_bounded_memory(implementation, monkeypatch):
+    case = make("x", [7, 40, 0, 9], [5, 70, 0, 66, 5, 9], 24, 40)
+    given = case.arguments(torch.float32)
+    with registry.use(implementation):
+        together = ops.relate_tokens(**given)
+        monkeypatch.setattr(forms, "_GRAMS", 2 * (8 * 9) ** 2)
+        torch.testing.assert_close(ops.relate_tokens(**given), together)
+    lengths = [5, 70, 0, 66, 5, 9]
+    assert forms._by_memory(range(6), lengths, 8, 1e-6) == [[1], [3], [0, 5], [2, 4]]
+    assert forms._by_memory(range(6), lengths, 8, None) == [[0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("implementation", ["reference", "native"])
 def test_a_long_query_in_a_batch_does_not_copy_keys_for_every_pair(implementation):
     """All queries meet the same candidates, whose keys are the largest tensor."""
     if implementation == "native" and native.find() is None:

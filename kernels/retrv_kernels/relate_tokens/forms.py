@@ -23,6 +23,8 @@ _FOLDED_COST = 1.25
 _CACHED_GRAM = 8e6
 # Operations that take as long as the Python of a call in the direct form.
 _DIRECT_CALL = 5e7
+# Most numbers in the Gram matrices of the queries that are folded together: 64 MB.
+_GRAMS = 2**24
 
 
 class Arguments(NamedTuple):
@@ -105,20 +107,37 @@ def in_either_form(folded: Form, direct: Form, given: Arguments) -> Tensor:
     for number, (rows, count, own) in enumerate(counts):
         one = is_folded(rows, count * pool_heads, (own, *values[1:]), width, eps)
         (short if one else long).append(number)
-    if not long:
+    groups = _by_memory(short, bounds.diff().tolist(), values[1], eps)
+    if not long and len(groups) == 1:
         return folded(given)
     tokens, order = [], []
-    for numbers in (*([number] for number in long), short):
+    for run, numbers in (*((direct, [number]) for number in long), *((folded, x) for x in groups)):
         group = torch.tensor(numbers, dtype=torch.long)
         mine = torch.isin(query, group).nonzero().squeeze(1)
         own = candidate[mine]
         part = _of_queries(given, bounds, own, query[mine], group)
         # Short queries share all keys; the direct form computes R of all keys that it is given.
-        tokens.append(
-            folded(part) if numbers is short else direct(_with_own_keys(part, places, own))
-        )
+        tokens.append(folded(part) if run is folded else direct(_with_own_keys(part, places, own)))
         order.append(mine)
     return torch.cat(tokens)[torch.cat(order).argsort().to(given.output.device)]
+
+
+def _by_memory(
+    numbers: Sequence[int], lengths: Sequence[int], heads: int, eps: float | None
+) -> list[list[int]]:
+    """Queries in ascending groups whose Gram matrices, padded to the longest, fit ``_GRAMS``.
+
+    A longer query is a group of its own. There is one group at least, and one without the norm.
+    """
+    if eps is None:
+        return [list(numbers)]
+    groups: list[list[int]] = [[]]
+    for number in sorted(numbers, key=lambda number: -lengths[number]):
+        group = groups[-1]
+        if group and (len(group) + 1) * (heads * lengths[group[0]]) ** 2 > _GRAMS:
+            groups.append(group := [])
+        group.append(number)
+    return [sorted(group) for group in groups]
 
 
 def _of_queries(
