@@ -23,8 +23,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the place of ``path`` at the end, unless an error ends the block.
 
     A link stays, and the file that it points to is replaced. Mode and, where that is permitted,
-    owner are kept. What is no regular file (a device, a pipe) and what cannot be replaced (a file
-    in a folder that is not writable, a mount) is written in place.
+    group and owner are kept. What is no regular file (a device, a pipe) and what cannot be replaced
+    (a file in a folder that is not writable, a mount) is written in place.
 
     Raises:
         OSError: the file cannot be written.
@@ -91,15 +91,16 @@ def _is_special(path: Path) -> bool:
 
 
 def _take_over(target: Path, name: str) -> None:
-    """Gives a new file the mode and the owner of the one that it replaces."""
+    """Gives a new file the mode of the one that it replaces, and its group and owner if it may."""
     try:
         old = target.stat()
     except FileNotFoundError:
         os.chmod(name, 0o666 & ~_umask())
         return
-    with contextlib.suppress(OSError, AttributeError):
-        os.chown(name, old.st_uid, old.st_gid)  # which clears bits of the mode
-    os.chmod(name, stat.S_IMODE(old.st_mode))
+    for owner, group in ((-1, old.st_gid), (old.st_uid, -1)):  # a group may be kept alone
+        with contextlib.suppress(OSError, AttributeError):
+            os.chown(name, owner, group)
+    os.chmod(name, stat.S_IMODE(old.st_mode))  # last: chown clears bits of the mode
 
 
 def _copy(file: IO[bytes], target: Path) -> None:

@@ -51,6 +51,21 @@ def test_modes_are_kept_and_new_files_have_the_usual_one(tmp_path, write_file):
     assert stat.S_IMODE(path.stat().st_mode) == 0o4640 and path.read_text() == "2"
 
 
+def test_the_group_is_kept_where_the_owner_cannot_be(tmp_path, monkeypatch):
+    given = []
+
+    def chown(_, owner: int, group: int) -> None:
+        if owner != -1:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        given.append(group)
+
+    path = tmp_path / "a"
+    path.write_text("old")
+    monkeypatch.setattr(files.os, "chown", chown)
+    write_whole(path, "new")
+    assert path.read_text() == "new" and given == [path.stat().st_gid]
+
+
 def test_pipes_and_devices_are_written_in_place(tmp_path, write_file):
     pipe, found = tmp_path / "pipe", []
     os.mkfifo(pipe)
