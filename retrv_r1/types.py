@@ -81,6 +81,7 @@ class Item:
         )
 
 
+# What `Item.of` makes an item of; wherever an item is asked for, these are taken too.
 ItemLike: TypeAlias = Item | str | Path | bytes | Image.Image | Mapping[str, Any]
 
 
@@ -97,6 +98,10 @@ class RankRequest:
     query: ItemLike
     candidates: Iterable[ItemLike]
     instruction: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.instruction, str | None):
+            raise ValueError(f"instruction must be a text or None, got {self.instruction!r}")
 
     def items(self) -> list[Item]:
         """The query, then the candidates.

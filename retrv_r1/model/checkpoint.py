@@ -17,6 +17,8 @@ SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 def resolve(name: str | Path) -> Path | str:
     """The directory of a shipped or local checkpoint; otherwise ``name`` as a hub id."""
+    if not isinstance(name, str | Path):
+        raise CheckpointError(f"a checkpoint is a str or a Path, not {name!r}: give its name")
     if (SHIPPED / str(name) / "config.json").is_file():
         return SHIPPED / str(name)
     path = Path(name)
@@ -80,6 +82,11 @@ def load_checkpoint(
         )
         processor = RetrvR1Processor.from_pretrained(source, model.config)
     except Exception as error:  # transformers raises almost any error for damaged files
+        if isinstance(source, str) and isinstance(error, OSError):  # it could not be downloaded
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"cannot load the checkpoint {name}: no network, or no such model ({reason})"
+            ) from error
         raise CheckpointError(
             f"cannot load the checkpoint {name} ({type(error).__name__}: {error}); "
             "copy or download it again"
