@@ -245,6 +245,8 @@ def test_a_pool_stays_in_its_file(root: Path) -> None:
     assert pool[-1].text == "a caption 2"
     assert pool.row("9:1") == 3
     assert "8:2" in pool and "8:4" not in pool and "no id" not in pool
+    others = ("8:02", "8: 2", "8:+2", f"7:{2**40 + 2}")  # the same number in other words
+    assert not any(did in pool for did in others)
     with pytest.raises(KeyError):
         pool.row("8:4")
     less = pool.without([0, 3])

@@ -55,9 +55,25 @@ def test_candidates_that_the_local_pool_lacks_are_looked_up_in_the_union(
     union.write_text("\n".join([*lines, json.dumps(foreign)]) + "\n")
     path = tmp_path / "other.trec"
     path.write_text(run_of([77, 1], [0, 1], [4, 1]))
-    (part,) = evaluate(dataset, model_files, candidates=str(path))["parts"]
+    report = evaluate(dataset, model_files, candidates=str(path))
+    (part,) = report["parts"]
     assert part["part"] == "test, global pool" and part["cells"][0]["pool"] == 7
+    assert part["mean"][0]["cost"] == {} and "| – |  |" in report.to_markdown()  # not timed
     assert {"c77", "c1"} <= {text for *_, texts, _ in ranker.asked for text in texts}
+
+
+def test_lists_of_one_search_serve_one_pool(dataset, model_files, ranker, tmp_path):
+    """A folder's run of the global pool is not taken for the local one's as well."""
+    test_candidates_that_the_local_pool_lacks_are_looked_up_in_the_union(
+        dataset, model_files, ranker, tmp_path
+    )
+    with pytest.raises(EvalError, match="lists of one search"):
+        evaluate(dataset, model_files, candidates=str(tmp_path / "other.trec"), pool="both")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "other.trec").rename(tmp_path / "runs/mbeir_toy_union_pool_test_run.txt")
+    report = evaluate(dataset, model_files, candidates=str(tmp_path / "runs"), pool="both")
+    assert [len(part["cells"]) for part in report["parts"]] == [1]
+    assert [bad["pool"] for bad in report["bad_cells"]] == ["local"]
 
 
 def test_other_lists_start_anew(dataset, model_files, ranker, tmp_path):
@@ -210,6 +226,8 @@ def test_a_list_shorter_than_the_benchmarks_cutoff_has_no_such_recall(
         ({"readings": ("pointwise",), "modes": ("reason",)}, "pointwise reading has no reasoning"),
         ({"fuse": 1.0}, "fuse needs the pointwise reading"),
         ({"fuse": "half", "readings": ("pointwise",)}, "a number or 'lamra'"),
+        ({"fuse": float("nan"), "readings": ("pointwise",)}, "a finite weight of at least 0"),
+        ({"fuse": -1.0, "readings": ("pointwise",)}, "a finite weight of at least 0"),
         ({"candidates": "/nowhere"}, "neither a file nor a folder"),
     ],
 )

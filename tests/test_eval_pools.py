@@ -68,6 +68,8 @@ def root(tmp_path):
 class Stage:
     """Mean colours as vectors; records what it embeds."""
 
+    cut = 0
+
     def __init__(self):
         self.seen = []
         self.dies_at = None
@@ -159,6 +161,23 @@ def test_a_replaced_picture_is_other_data(root, models, tmp_path, name):
     assert [[o.ranking for o in cell] for cell in after] != [[o.ranking for o in c] for c in before]
     assert len(list((out / "vectors").glob("*.npy"))) == 1
     assert len(list((out / "outcomes").rglob("*.jsonl"))) == len(CELLS)
+
+
+def test_a_failure_to_read_a_picture_is_not_remembered(root, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("the disk is away")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("retrv_r1.eval.pictures.load_image", fail)
+        with pytest.raises(EvalError, match="the disk is away"):
+            plan_of(root, tmp_path)
+    assert len(plan_of(root, tmp_path)[0].works) == len(CELLS)
+
+
+def test_another_device_starts_anew(root, models, tmp_path):
+    retrieve(root, models, tmp_path / "out")
+    retrieve(root, models, tmp_path / "out", device="cuda")
+    assert models.first_stage.seen.count("asked") == 6
 
 
 def test_bad_pictures_are_named_before_anything_is_ranked(root, monkeypatch):

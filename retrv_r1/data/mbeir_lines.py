@@ -25,7 +25,7 @@ TASKS: Mapping[int, tuple[str, str]] = {
     8: ("image,text", "image,text"),
 }
 _MODALITIES = frozenset({"text", "image", "image,text"})
-_ID = re.compile("(?:0|[1-9][0-9]{0,5}):(?:0|[1-9][0-9]{0,11})")
+IDENTITY = re.compile("(?:0|[1-9][0-9]{0,5}):(?:0|[1-9][0-9]{0,11})")
 
 
 class MBEIRError(RetrvError, ValueError):
@@ -170,7 +170,7 @@ def _image(row: Mapping[str, Any], key: str, where: str) -> str | None:
 
 def _identity(row: Mapping[str, Any], key: str, where: str) -> str:
     value = _text(row, key, where)
-    if value is None or not _ID.fullmatch(value):
+    if value is None or not IDENTITY.fullmatch(value):
         raise MBEIRError(f"{where}: {key!r} must look like '9:12', not {row.get(key)!r}")
     return value
 
@@ -190,7 +190,7 @@ def _modality(
 def _ids(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     value = row.get(key) or []
     if not isinstance(value, list) or not all(
-        isinstance(did, str) and _ID.fullmatch(did) for did in value
+        isinstance(did, str) and IDENTITY.fullmatch(did) for did in value
     ):
         raise MBEIRError(f"{where}: {key!r} must be a list of ids such as '9:12'")
     return tuple(value)
@@ -249,7 +249,7 @@ def read_qrels(path: Path) -> dict[str, list[str]]:
             raise MBEIRError(
                 f"{line.where}: `qid 0 did 1 task_id` is needed, not {line.text.strip()!r}"
             )
-        if not (_ID.fullmatch(fields[0]) and _ID.fullmatch(fields[2])):
+        if not (IDENTITY.fullmatch(fields[0]) and IDENTITY.fullmatch(fields[2])):
             raise MBEIRError(f"{line.where}: ids must look like '9:12', not {line.text.strip()!r}")
         if int(fields[3]) > 0:
             found.setdefault(fields[0], []).append(fields[2])

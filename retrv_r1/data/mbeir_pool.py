@@ -11,7 +11,7 @@ from typing import overload
 
 import numpy as np
 
-from retrv_r1.data.mbeir_lines import Candidate, MBEIRError, lines, parse_candidate
+from retrv_r1.data.mbeir_lines import IDENTITY, Candidate, MBEIRError, lines, parse_candidate
 
 _SHIFT = 40  # ids are `dataset:number`, below 2^20 and 2^40
 
@@ -96,10 +96,9 @@ class CandidatePool(Sequence[Candidate]):
         return self._file[: int(self._starts[row])].count(b"\n") + 1
 
     def _find(self, did: str) -> int | None:
-        try:
-            key = _key(did)
-        except ValueError:
+        if not IDENTITY.fullmatch(did):
             return None
+        key = _key(did)
         place = int(np.searchsorted(self._sorted, key))
         found = place < len(self) and self._sorted[place] == key
         return int(self._order[place]) if found else None

@@ -38,8 +38,10 @@ class GivenList:
         """A list in the file's order.
 
         Raises:
-            EvalError: a did stands twice, or a score is no finite number.
+            EvalError: there is no did, one stands twice, or a score is no finite number.
         """
+        if not dids:
+            raise EvalError(f"{where}: the list is empty; give the query one candidate at least")
         if len(set(dids)) < len(dids):
             twice = next(did for did in dids if list(dids).count(did) > 1)
             raise EvalError(f"{where}: {twice} stands twice in one list; keep its first place")
@@ -65,7 +67,7 @@ def read_lists(path: Path) -> dict[str, GivenList]:
     """
     try:
         lists = dict(_lamra(path) if path.suffix == ".json" else _trec(path))
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         if isinstance(error, EvalError):
             raise
         raise EvalError(f"cannot read {path}: {error}; write or copy it again") from error

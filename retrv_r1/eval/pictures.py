@@ -16,7 +16,7 @@ from retrv_r1.images import load_image
 from retrv_r1.types import ItemError
 
 FILE = "pictures.db"
-_BATCH = 1024
+_BATCH = 512  # old versions of SQLite take 999 parameters
 _PIXELS = 1024  # a picture is decoded whole; JPEG's decoder makes it small at once
 
 _TABLE = """CREATE TABLE IF NOT EXISTS pictures (
@@ -54,7 +54,6 @@ class Pictures:
         # An empty name is SQLite's word for a temporary file.
         self._known = sqlite3.connect(out / FILE if out else "", isolation_level=None)
         try:
-            self._known.execute("PRAGMA journal_mode=WAL")
             self._known.execute("PRAGMA synchronous=NORMAL")
             self._known.execute(_TABLE)
         except sqlite3.DatabaseError as error:
@@ -100,7 +99,7 @@ class Pictures:
         rows = []
         for (name, stamp), result in zip(waiting, results, strict=True):
             found[name] = result
-            if stamp is not None:
+            if stamp is not None and result[1] is None:  # a failure may pass: look again
                 rows.append((keys[name], *stamp, *result))
         if rows:
             self._known.execute("BEGIN")

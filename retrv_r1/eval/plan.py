@@ -152,8 +152,14 @@ def read_cells(
     Args:
         out: folder of the evaluation, which keeps what is known of picture files.
     Raises:
-        EvalError: no cell can be evaluated; the message has the first cell's error.
+        EvalError: no cell can be evaluated; the message has the first cell's error. Or one file
+            of candidates is to serve both pools.
     """
+    if settings.pool == "both" and settings.candidates and Path(settings.candidates).is_file():
+        raise EvalError(
+            f"{settings.candidates} has lists of one search: name its pool with --pool local or "
+            "--pool global, or give a folder with a file for each pool"
+        )
     works, bad = [], []
     with closing(Pictures(root, out)) as pictures:
         reader = _Reader(root, settings, pictures)
@@ -217,8 +223,8 @@ class _Reader:
         given = None
         if settings.candidates is not None:
             given = self._given(Path(settings.candidates), cell, kind, task, queries)
-            local = kind == "local" and "global" in cell.pools
-            if local and _unknown(given, task):  # LamRA reranks with the union pool
+            alone = settings.pool == "local" and "global" in cell.pools
+            if alone and _unknown(given, task):  # LamRA reranks with the union pool
                 pool, task = self._load(cell, "global")
             if did := _unknown(given, task):
                 name = pool.candidates.path.name

@@ -72,7 +72,8 @@ def _recalls(run: CellRun, settings: EvalSettings) -> dict[Key, dict[int, np.nda
 
 def _cell(run: CellRun, recalls: Mapping[Key, Mapping[int, np.ndarray]]) -> Row:
     first: Row = {"system": FIRST_STAGE, "k": None, "recall": _means(recalls[None])}
-    first["cost"] = {"seconds": average([o.seconds for o in run.first])}
+    measured = run.work.given is None
+    first["cost"] = {"seconds": average([o.seconds for o in run.first])} if measured else {}
     results = [first]
     for (system, k), outcomes in run.reranked.items():
         recall = _means(recalls[system, k])

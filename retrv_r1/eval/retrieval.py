@@ -47,7 +47,8 @@ class Retriever:
         if work.given is not None:
             return [_given(query.qid, work.given[query.qid], depth) for query in work.queries]
         model, name = self.models.fingerprint, f"first-stage-k{depth}"
-        about: dict[str, object] = {"depth": depth, "seed": settings.seed}
+        about: dict[str, object] = {"depth": depth}
+        about |= {"seed": settings.seed, "device": settings.device}
         if self.models.reads_instructions:
             about["instructions"] = settings.instructions
         journal = work.journal(self.out, model, name, **about)

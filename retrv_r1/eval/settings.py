@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, TypedDict, get_args
@@ -163,6 +164,8 @@ class EvalSettings:
             raise EvalError("fuse needs the pointwise reading: its weight is one of P(yes)")
         if isinstance(self.fuse, str) and self.fuse != "lamra":
             raise EvalError(f"fuse must be a number or 'lamra', got {self.fuse!r}")
+        if isinstance(self.fuse, (int, float)) and not 0 <= self.fuse < math.inf:
+            raise EvalError(f"fuse must be a finite weight of at least 0, got {self.fuse}")
 
     @property
     def pools(self) -> tuple[Pool, ...]:

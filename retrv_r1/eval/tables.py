@@ -110,7 +110,7 @@ def _summary(report: Row) -> Table:
             found = [_recall(row, cutoff) for cutoff in cutoffs]
             return [*found, _own_recall(row, largest)] if own else found
 
-        seconds = f"{first['cost']['seconds']:.3g}"
+        seconds = f"{first['cost']['seconds']:.3g}" if first["cost"] else "–"
         rows.append((part["part"], "", FIRST_STAGE, *best(first), *("",) * 6, seconds, ""))
         for row in reranked:
             k, ceiling = row["k"], _percent(first["recall"][str(row["k"])])
