@@ -187,7 +187,9 @@ class TestGradients:
         pairs = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1])
         inputs = tuple(x.requires_grad_() for x in (keys, query_keys, values, output, queries))
         torch.autograd.gradcheck(
-            lambda k, qk, *rest: ops.relate_tokens(k, offsets, qk, bounds, *rest, *pairs, eps=eps),
+            lambda k, qk, v, w, q: ops.relate_tokens(
+                k, offsets, qk, bounds, v, w, q, *pairs, eps=eps
+            ),
             inputs,
         )
 
