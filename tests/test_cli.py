@@ -17,13 +17,18 @@ from retrv_engine import config
 from retrv_r1 import __version__
 from retrv_r1.command import arguments
 from retrv_r1.devices import DTYPES
-from retrv_r1.eval import cells
+from retrv_r1.eval import cells, settings
+from retrv_r1.types import EarlierWindows
 
 
 def test_choices_are_those_of_the_code():
     assert arguments.Weights == config.Weights
     assert get_args(arguments.Dtype) == tuple(DTYPES)
     assert get_args(arguments.Split) == cells.SPLITS
+    assert get_args(arguments.Instructions) == get_args(settings.Instructions)
+    assert get_args(arguments.Order) == get_args(settings.Order)
+    assert get_args(arguments.EarlierWindows) == get_args(EarlierWindows)
+    assert get_args(arguments.RunFormat) == get_args(settings.RunFormat)
 
 
 def test_version_and_help():
@@ -58,6 +63,8 @@ def test_help_is_fast_because_nothing_heavy_is_imported():
         ["eval", "set", "--k", "1,x"],
         ["eval", "set", "--k", "1"],
         ["eval", "set", "--split", "half"],
+        ["eval", "set", "--fuse", "half"],
+        ["eval", "set", "--order", "sorted"],
         ["nonsense"],
     ],
 )
@@ -122,34 +129,39 @@ def test_eval_passes_its_options_on(monkeypatch):
 
     def evaluate(dataset, **options):
         seen.append((dataset, options))
-        return {"cells": []}
+        return {"cells": [], "bad_cells": []}
 
     def render(report, console):
         console.print(f"{len(report['cells'])} cells")
 
     stand_in(monkeypatch, "retrv_r1.eval", run=evaluate, render=render)
     assert run("eval", "set", "--k", "5, 20", "--limit", "7").stdout == "0 cells\n"
-    options = {"model": "tiny", "k": (5, 20), "split": "all", "limit": 7, "out": None}
-    systems = {"modes": ("reason", "fast"), "full_tokens": True, "int8_keys": False}
-    systems |= {"weights": "model", "device": None, "dtype": None}
-    assert seen == [("set", options | systems)]
-    arguments = ("--split", "unseen", "--out", "o", "--model", "m", "--json")
-    arguments += ("--mode", "fast", "--no-full-tokens", "--int8-keys")
-    arguments += ("--weights", "int8")
-    assert json.loads(run("eval", "set", *arguments).stdout) == {"cells": []}
-    assert seen[1][1] == {
-        "model": "m",
-        "k": (10, 50),
-        "split": "unseen",
-        "limit": None,
-        "modes": ["fast"],
-        "full_tokens": False,
-        "int8_keys": True,
-        "weights": "int8",
-        "device": None,
-        "dtype": None,
-        "out": Path("o"),
+    default = {
+        **{"model": "tiny", "k": (5, 20), "split": "all", "limit": 7, "out": None, "device": None},
+        **{"dtype": None, "modes": ("reason", "fast"), "full_tokens": True, "readings": None},
+        **{"fuse": None, "candidates": None, "instructions": "first", "order": "shuffled"},
+        **{"window": 50, "earlier_windows": "fast", "seed": 0, "int8_keys": False},
+        **{"weights": "model", "run_format": "trec", "cells": (), "pool": "local"},
+        "skip_bad": False,
     }
+    assert seen == [("set", default)]
+    arguments = ("--split", "unseen", "--out", "o", "--model", "m", "--json")
+    arguments += ("--mode", "fast", "--no-full-tokens", "--int8-keys", "--reading", "pointwise")
+    arguments += ("--weights", "int8", "--fuse", "0.5", "--candidates", "lists", "--seed", "3")
+    arguments += ("--instructions", "random", "--order", "retrieved", "--window", "20")
+    arguments += ("--earlier-windows", "same", "--run-format", "uniir")
+    arguments += ("--cell", "cirr_task7", "--pool", "both", "--skip-bad")
+    assert json.loads(run("eval", "set", *arguments).stdout) == {"cells": [], "bad_cells": []}
+    assert seen[1][1] == {
+        **{"model": "m", "k": (10, 50), "split": "unseen", "limit": None, "out": Path("o")},
+        **{"device": None, "dtype": None, "modes": ("fast",), "full_tokens": False},
+        **{"readings": ("pointwise",), "fuse": 0.5, "candidates": "lists"},
+        **{"instructions": "random", "order": "retrieved", "window": 20},
+        **{"earlier_windows": "same", "seed": 3, "int8_keys": True, "weights": "int8"},
+        **{"run_format": "uniir", "cells": ["cirr_task7"], "pool": "both", "skip_bad": True},
+    }
+    run("eval", "set", "--reading", "pointwise", "--fuse", "lamra")
+    assert seen[2][1]["fuse"] == "lamra"
 
 
 def test_doctor(monkeypatch):

@@ -136,6 +136,7 @@ def test_a_family_has_a_global_pool_of_its_own(root: Path) -> None:
     [
         ({"task_id": 5}, "'task_id' must be one of"),
         ({"qid": "12"}, "'qid' must look like"),
+        ({"qid": "8:012"}, "'qid' must look like"),
         ({"query_modality": "video"}, "'query_modality' must be one of"),
         ({"query_img_path": None}, "there is no image"),
         ({"query_img_path": "../secret.png"}, "must stay inside"),
@@ -155,18 +156,46 @@ def test_a_bad_query_is_refused_with_file_and_line(root: Path, changed: dict, me
     assert "mbeir_cirr_task7_test.jsonl:2" in str(caught.value)
 
 
-def test_unknown_candidates_can_be_dropped(root: Path) -> None:
+def test_candidates_of_other_pools_are_taken_for_evaluation(root: Path) -> None:
+    """As OVEN, InfoSeek and WebQA list them; a query without any positive stays, as a miss."""
     path = root / "query/test/mbeir_cirr_task7_test.jsonl"
-    _jsonl(path, [_query(neg_cand_list=["8:1", "8:99"]), _query(qid="8:13", pos_cand_list=["8:9"])])
-    (query,) = mbeir.load(root, "cirr_task7", "test", strict=False).queries
-    assert query.negatives == ("8:1",)
-
-
-def test_a_missing_field_is_named(root: Path) -> None:
-    pool = root / "cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl"
-    _edit(pool, lambda text: text.replace('"txt": null, ', "", 1))
-    with pytest.raises(mbeir.MBEIRError, match=r"pool.jsonl:1: the field 'txt' is missing"):
+    foreign = _query(pos_cand_list=["8:2", "9:1"], neg_cand_list=["8:1", "9:2"])
+    _jsonl(path, [foreign, _query(qid="8:13", pos_cand_list=["9:1"])])
+    with pytest.raises(mbeir.MBEIRError, match=r"test.jsonl:1: query 8:12 names 9:1, which is not"):
         mbeir.load(root, "cirr_task7", "test")
+    first, second = mbeir.load(root, "cirr_task7", "test", strict=False).queries
+    assert (first.positives, first.negatives) == (("8:2", "9:1"), ("8:1",))
+    assert second.positives == ("9:1",)
+
+
+def test_fields_may_be_absent_where_nothing_needs_them(root: Path) -> None:
+    """As in WebQA's text candidates, which have no `img_path`."""
+    pool = root / "cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl"
+    query = root / "query/test/mbeir_mscoco_task3_test.jsonl"
+    whole = mbeir.load(root, "cirr_task7", "test").pool[:]
+    _edit(pool, lambda text: text.replace('"txt": null, ', ""))
+    _edit(query, lambda text: text.replace('"query_txt": "", ', ""))
+    assert mbeir.load(root, "cirr_task7", "test").pool[:] == whole
+    assert mbeir.load(root, "mscoco_task3", "test").queries[0].text is None
+    _edit(pool, lambda text: text.replace('"img_path": "mbeir_images/cirr_images/2.jpg", ', ""))
+    with pytest.raises(mbeir.MBEIRError, match=r"pool.jsonl:2: .* but there is no image"):
+        mbeir.load(root, "cirr_task7", "test")
+
+
+def test_the_qrels_decide_what_is_relevant(root: Path) -> None:
+    (query,) = mbeir.load(root, "mscoco_task3", "test").queries
+    assert (query.positives, query.disputed) == (("9:2",), True)
+    (root / "qrels/test/mbeir_mscoco_task3_test_qrels.txt").unlink()
+    (query,) = mbeir.load(root, "mscoco_task3", "test").queries
+    assert (query.positives, query.disputed) == (("9:1", "9:2"), False)
+
+
+def test_a_qid_twice_is_refused_with_both_lines(root: Path) -> None:
+    path = root / "query/test/mbeir_cirr_task7_test.jsonl"
+    _jsonl(path, [_query(), _query(qid="8:13"), _query()])
+    message = r"test.jsonl:3: the qid 8:12 is that of \S*test.jsonl:1"
+    with pytest.raises(mbeir.MBEIRError, match=message):
+        mbeir.load(root, "cirr_task7", "test", strict=False)
 
 
 def test_a_truncated_file_is_said_to_be_cut_off(root: Path) -> None:
@@ -176,18 +205,56 @@ def test_a_truncated_file_is_said_to_be_cut_off(root: Path) -> None:
         mbeir.load(root, "cirr_task7", "test")
 
 
-def test_a_file_that_is_no_text_is_named(root: Path) -> None:
+@pytest.mark.parametrize(
+    ("encode", "message"),
+    [
+        (lambda text: b"\xff\xfe" + text.encode("utf-16-le"), "jsonl:1: the file is UTF-16"),
+        (lambda text: text.encode("utf-16-be"), "jsonl:1: not JSON"),
+        (lambda text: text.replace("3.jpg", "é.jpg").encode("latin-1"), "jsonl:3: byte .*0xe9"),
+    ],
+)
+def test_other_encodings_are_refused_with_file_and_line(root: Path, encode, message) -> None:
     pool = root / "cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl"
-    pool.write_bytes(b"\xff" + pool.read_bytes())
-    with pytest.raises(mbeir.MBEIRError, match=r"cannot read .*pool.jsonl: .*build it again"):
+    pool.write_bytes(encode(pool.read_text(encoding="utf-8")))
+    with pytest.raises(mbeir.MBEIRError, match=message):
         mbeir.load(root, "cirr_task7", "test")
 
 
-def test_a_did_twice_is_refused(root: Path) -> None:
+def test_marks_and_line_ends_of_other_systems_are_read(root: Path) -> None:
+    task = mbeir.load(root, "cirr_task7", "test")
+    whole = (task.queries, task.pool[:])
+    for path in (*root.rglob("*.jsonl"), *root.rglob("*.tsv"), *root.rglob("*.txt")):
+        text = path.read_text(encoding="utf-8").replace("\n", "\r\n\r\n")
+        path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    marked = mbeir.load(root, "cirr_task7", "test")
+    assert (marked.queries, marked.pool[:]) == whole
+    assert marked.candidate("8:1") == whole[1][0]
+
+
+def test_a_did_twice_is_refused_with_both_lines(root: Path) -> None:
     pool = root / "cand_pool/local/mbeir_cirr_task7_cand_pool.jsonl"
-    _edit(pool, lambda text: text + text.splitlines()[0] + "\n")
-    with pytest.raises(mbeir.MBEIRError, match="1 dids are repeated"):
+    _edit(pool, lambda text: text + text.splitlines()[1] + "\n")
+    with pytest.raises(mbeir.MBEIRError, match=r"jsonl:4: the did 8:2 is that of line 2; 1 dids"):
         mbeir.load(root, "cirr_task7", "test")
+
+
+def test_a_pool_stays_in_its_file(root: Path) -> None:
+    path = root / "cand_pool/global/mbeir_union_test_cand_pool.jsonl"
+    pool = mbeir.CandidatePool(path)
+    assert [candidate.did for candidate in pool] == ["8:1", "8:2", "8:3", "9:1", "9:2"]
+    assert pool[-1].text == "a caption 2"
+    assert pool.row("9:1") == 3
+    assert "8:2" in pool and "8:4" not in pool and "no id" not in pool
+    others = ("8:02", "8: 2", "8:+2", f"7:{2**40 + 2}")  # the same number in other words
+    assert not any(did in pool for did in others)
+    with pytest.raises(KeyError):
+        pool.row("8:4")
+    less = pool.without([0, 3])
+    assert [candidate.did for candidate in less] == ["8:2", "8:3", "9:2"]
+    assert (less.row("9:2"), less.line(2), "9:1" in less) == (2, 5, False)
+    path.write_bytes(b"\n")
+    with pytest.raises(mbeir.MBEIRError, match="has no candidates"):
+        mbeir.CandidatePool(path)
 
 
 def test_missing_files_say_what_is_there(root: Path, tmp_path: Path) -> None:
@@ -206,6 +273,9 @@ def test_bad_qrels_and_instructions_are_refused(root: Path) -> None:
     qrels = root / "qrels/test/mbeir_cirr_task7_test_qrels.txt"
     qrels.write_text("8:12 8:2\n", encoding="utf-8")
     with pytest.raises(mbeir.MBEIRError, match=r"qrels.txt:1: .*is needed"):
+        mbeir.load(root, "cirr_task7", "test")
+    qrels.write_text("8:12 0 doc2 1 7\n", encoding="utf-8")
+    with pytest.raises(mbeir.MBEIRError, match=r"qrels.txt:1: ids must look like"):
         mbeir.load(root, "cirr_task7", "test")
     qrels.unlink()
     _edit(root / "instructions/query_instructions.tsv", lambda text: text + "text\timage\n")

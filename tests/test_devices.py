@@ -59,11 +59,14 @@ def test_weights_are_float32_on_a_cpu_and_the_checkpoints_own_on_a_gpu():
     assert dtype_of(None, CPU) == torch.float32 and dtype_of(None, GPU) is None
     for device in (CPU, GPU):
         assert dtype_of("float16", device) == dtype_of(torch.float16, device) == torch.float16
-    for other in ("int8", "float", torch.float64):
+    for other in ("int8", "float", torch.int64):
         with pytest.raises(
-            DeviceError, match="dtype must be one of float32, float16, bfloat16, not"
+            DeviceError, match="dtype must be one of float32, float16, bfloat16, float64, not"
         ):
             dtype_of(other, CPU)
+    assert dtype_of("float64", CPU) == torch.float64
+    with pytest.raises(DeviceError, match="float64 runs on cpu only, not on cuda:0"):
+        dtype_of(torch.float64, GPU)
 
 
 def test_a_checkpoint_says_how_it_is_read(make_model, tmp_path):

@@ -6,149 +6,18 @@ import io
 import json
 import sys
 from itertools import pairwise
-from types import SimpleNamespace
 
 import pytest
 import torch
+from eval_fixtures import QUERIES, evaluate, row_of, write_cell
 from rich.console import Console
 
-from retrv_r1.eval import EvalError, calibrate, fit_temperature, render, run
+from retrv_r1.eval import EvalError, calibrate, fit_temperature, render
 from retrv_r1.eval.cells import choose, prompt_order
 from retrv_r1.eval.trec import falling
-from retrv_r1.types import CheckpointError, Item, RankedItem, RankedResults, TokenCounts
+from retrv_r1.types import CheckpointError
 
-# Six candidates c0 … c5; a query says the order in which the first stage finds them.
-QUERIES = {
-    "9:1": ("2 0 1 3 4 5", [1]),  # found at rank 3
-    "9:2": ("5 4 3 2 1 0", [0]),  # at rank 6
-    "9:3": ("0 1 2 3 4 5", [0, 5]),  # at ranks 1 and 6
-}
-
-
-def write_lines(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_cell(root, dataset="toy", split="test", task_id=1):
-    """A cell of texts in M-BEIR's layout."""
-    queries = [
-        {
-            "qid": qid,
-            "query_txt": text,
-            "query_img_path": None,
-            "query_modality": "text",
-            "query_src_content": None,
-            "pos_cand_list": [f"9:{c}" for c in positives],
-            "neg_cand_list": [],
-            "task_id": task_id,
-        }
-        for qid, (text, positives) in QUERIES.items()
-    ]
-    pool = [
-        {"did": f"9:{c}", "txt": f"c{c}", "img_path": None, "modality": "text", "src_content": None}
-        for c in range(6)
-    ]
-    write_lines(root / f"query/{split}/mbeir_{dataset}_{split}.jsonl", queries)
-    write_lines(root / f"cand_pool/local/mbeir_{dataset}_{split}_cand_pool.jsonl", pool)
-    table = root / "instructions/query_instructions.tsv"
-    table.parent.mkdir(exist_ok=True)
-    head = "query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1\tprompt_2\n"
-    table.write_text(f"{head}text\ttext\ttoy\t9\tthe first phrasing\tthe second\n")
-
-
-@pytest.fixture
-def dataset(tmp_path):
-    root = tmp_path / "set"
-    write_cell(root)
-    return root
-
-
-@pytest.fixture
-def model_files(tmp_path):
-    """Files of a checkpoint that is never loaded."""
-    root = tmp_path / "model"
-    for folder in (root, root / "embedder"):
-        folder.mkdir()
-        (folder / "config.json").write_text('{"model_type": "x", "score_temperature": 2.0}')
-    return root
-
-
-class Stage:
-    """Finds a query's candidates in the order that its text gives."""
-
-    def embed(self, items, what=""):
-        rows = torch.zeros(len(items), 6)
-        for row, item in zip(rows, items, strict=True):
-            if item.text.startswith("c"):
-                row[int(item.text[1:])] = 1
-            else:
-                for rank, c in enumerate(map(int, item.text.split())):
-                    row[c] = 1 - rank / 10
-        return rows
-
-    def search(self, queries, pool, k):
-        found = (queries @ pool.T).topk(min(k, len(pool)))
-        return found.values, found.indices
-
-
-class Ranker:
-    """Sorts candidates by text, in reverse when it reasons; records its requests."""
-
-    window = 50
-
-    def __init__(self):
-        self.asked = []
-        self.dies_at = None
-        self.scores = None
-        self.model = SimpleNamespace(config=SimpleNamespace(score_temperature=2.0))
-
-    def rank_batch(self, requests, *, mode, reading, sampling):
-        return [self.rank(request, mode, reading) for request in requests]
-
-    def rank(self, request, mode, reading):
-        if len(self.asked) == self.dies_at:
-            raise KeyboardInterrupt
-        texts = [item.text for item in request.candidates]
-        self.asked.append((request.query.id, mode, reading, texts, request.instruction))
-        order = sorted(range(len(texts)), key=texts.__getitem__, reverse=mode == "reason")
-        scores = self.scores or [1 / (rank + 2) for rank in range(len(order))]
-        pairs = zip(order, scores, strict=False)
-        rows = 8 if reading == "full" else 3
-        return RankedResults(
-            query=Item.of(request.query),
-            answer=order[0],
-            ranking=tuple(RankedItem(c, score, request.candidates[c]) for c, score in pairs),
-            inspected=(order[1],) if mode == "reason" else (),
-            mode=mode,
-            well_formed=request.query.id != "9:2",
-            timings={"features": 0.0},
-            tokens=TokenCounts(
-                prompt=20 + rows * len(order),
-                candidates=rows * len(order),
-                inspected=5 if mode == "reason" else 0,
-                generated=7 if mode == "reason" else 3,
-            ),
-        )
-
-
-@pytest.fixture
-def ranker(monkeypatch):
-    """Stand-ins for both stages; a test may set when it dies, or its scores."""
-    stand_in = Ranker()
-    names = "retrv_r1.eval.ranking."
-    monkeypatch.setattr(names + "FirstStage.from_pretrained", lambda *_, **__: Stage())
-    monkeypatch.setattr(names + "Reranker.from_pretrained", lambda *_, **__: stand_in)
-    return stand_in
-
-
-def evaluate(dataset, model_files, **options):
-    return run(dataset, **{"model": model_files, "k": (2, 6), "batch_size": 1, **options})
-
-
-def row_of(report, system, k):
-    rows = report["parts"][0]["cells"][0]["results"]
-    return next(row for row in rows if (row["system"], row["k"]) == (system, k))
+pytest_plugins = ("eval_fixtures",)
 
 
 def without_seconds(report):
@@ -234,8 +103,8 @@ def test_a_finished_run_is_read_from_disk(dataset, model_files, ranker, tmp_path
     def load(*_, **__):
         raise AssertionError("nothing has to be loaded")
 
-    monkeypatch.setattr("retrv_r1.eval.ranking.FirstStage.from_pretrained", load)
-    monkeypatch.setattr("retrv_r1.eval.ranking.Reranker.from_pretrained", load)
+    monkeypatch.setattr("retrv_r1.eval.models.FirstStage.from_pretrained", load)
+    monkeypatch.setattr("retrv_r1.eval.models.Reranker.from_pretrained", load)
     assert evaluate(dataset, model_files, out=tmp_path / "out") == report
     assert evaluate(dataset, model_files, out=tmp_path / "out", limit=2)["settings"]["limit"] == 2
 
@@ -270,7 +139,7 @@ def test_files_and_tables(dataset, model_files, ranker, tmp_path):
     assert json.loads((out / "report.json").read_text()) == report
     page = (out / "report.md").read_text()
     assert page == report.to_markdown()
-    for part in ("# model on set", "chart.png", "## Summary", "| t → t | 3 | 6 | 100.0 |"):
+    for part in ("# model on set", "chart.png", "## Summary", "| toy: t → t | 3 | 6 | 100.0 |"):
         assert part in page
     assert "66.7 / 100.0 / –" in page
     assert "33.3 / – / –" in page  # of two candidates
@@ -368,15 +237,25 @@ def test_calibration_writes_the_temperature(tmp_path, model_files, ranker):
     write_cell(root, split="val")
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
     ranker.scores = (logits / 2.0).softmax(-1).tolist()
-    # Fast ranks c0 … c5 for every query: relevant are logits 1, 0, and 0 with 5.
+    with pytest.raises(EvalError, match="reason mode: there is no best temperature"):
+        calibrate(model_files, root, k=6)  # which is right less often than chance
+    ranker.reverses = False
+    # All rank c0 … c5 for every query: relevant are logits 1, 0, and 0 with 5. The same scores of
+    # reason mode were made by a temperature of 3, so its logits are larger.
     fitted = calibrate(model_files, root, k=6)
-    assert fitted.temperature == pytest.approx(
-        fit_temperature([logits] * 3, [[1], [0], [0, 5]]), rel=1e-4
-    )
-    assert (fitted.before, fitted.lists, fitted.accuracy) == (2.0, 3, pytest.approx(2 / 3))
-    assert fitted.nll <= fitted.nll_before
+    fast, reason = fitted["fast"], fitted["reason"]
+    for one, before in ((fast, 2.0), (reason, 3.0)):
+        expected = fit_temperature([logits * before / 2.0] * 3, [[1], [0], [0, 5]])
+        assert one.temperature == pytest.approx(expected, rel=1e-4)
+        assert (one.before, one.lists, one.accuracy) == (before, 3, pytest.approx(2 / 3))
+        assert one.nll <= one.nll_before
+    assert reason.temperature == pytest.approx(1.5 * fast.temperature, rel=1e-4)
     written = json.loads((model_files / "config.json").read_text())
-    assert written == {"model_type": "x", "score_temperature": fitted.temperature}
+    temperatures = {
+        "score_temperature": fast.temperature,
+        "reason_temperature": reason.temperature,
+    }
+    assert written == {"model_type": "x", **temperatures}
     assert sorted(path.name for path in model_files.iterdir()) == ["config.json", "embedder"]
     with pytest.raises(EvalError, match="window"):
         calibrate(model_files, root, k=51)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from retrv_r1.eval import EvalError, fit_temperature
+from retrv_r1.eval.calibration import _Lists
 from retrv_r1.eval.metrics import mean_interval
 from retrv_r1.eval.outcomes import Journal, Outcome
 
@@ -58,3 +59,12 @@ def test_a_temperature_needs_mistakes_and_answers():
         fit_temperature([torch.tensor([1.0, 0.0])], [[0]])
     mixed = [torch.tensor([2.0, 0.0, 0.0]), torch.tensor([2.0, 0.0]), torch.tensor([2.0, 0.0])]
     assert 0.1 < fit_temperature(mixed, [[0], [0], [1]]) < 10
+
+
+def test_lists_without_a_best_candidate_are_right_by_chance():
+    """A model whose scores are all equal is as right as a draw, wherever the answer stands."""
+    for place in range(4):
+        assert _Lists.of([torch.zeros(4)], [[place]]).accuracy() == 0.25
+    assert _Lists.of([torch.tensor([1.0, 1.0, 0.0])], [[0, 2]]).accuracy() == 0.5
+    with pytest.raises(EvalError, match="no best temperature"):
+        fit_temperature([torch.zeros(4)] * 5, [[0]] * 5)

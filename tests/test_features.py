@@ -10,7 +10,7 @@ import torch
 
 from retrv_r1.rerank.feature_encoder import FeatureEncoder
 from retrv_r1.rerank.feature_store import FeatureStore, fingerprint
-from retrv_r1.types import Item
+from retrv_r1.types import Item, RetrvError
 
 diskcache = pytest.importorskip("diskcache")
 
@@ -115,6 +115,30 @@ def test_a_full_disk_costs_a_warning(model, processor, items, tmp_path, monkeypa
     with pytest.warns(UserWarning, match="disk is full") as caught:
         encoder.encode(items)
     assert len(caught) == 1 and counts(encoder) == (0, 0, 3)
+
+
+@pytest.mark.parametrize("damage", ["nonsense", "unable to open", "disk I/O error"])
+def test_a_cache_that_cannot_be_opened_costs_one_warning(
+    model, processor, items, tmp_path, monkeypatch, damage
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError(damage)
+
+    if damage == "nonsense":
+        (tmp_path / "cache.db").write_bytes(bytes(range(256)) * 16)
+    else:
+        monkeypatch.setattr(diskcache, "Cache", refuse)
+    with pytest.warns(UserWarning, match="goes on without the feature cache") as caught:
+        encoder = FeatureEncoder(model, processor, directory=tmp_path)
+        encoder.encode(items)
+        encoder.encode(items)
+    assert len(caught) == 1 and counts(encoder) == (3, 0, 3)
+
+
+def test_a_folder_that_cannot_be_is_refused(model, processor, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RetrvError, match="it is a file; name a folder"):
+        FeatureEncoder(model, processor, directory=tmp_path / "file")
 
 
 def test_the_directory_stays_within_its_size(model, processor, tmp_path):

@@ -92,6 +92,42 @@ def test_search_is_exact_and_takes_small_pools(stage):
         stage.search(queries, pool, 0)
 
 
+@pytest.mark.parametrize("block", [1, 2, 4, 6])
+def test_equal_similarities_are_drawn_and_not_the_pools_first(stage, monkeypatch, block):
+    monkeypatch.setattr("retrv_r1.model.first_stage._BLOCK", block)
+    pool = torch.eye(16)[[0, 1, 0, 0, 0, 2]]  # four candidates alike
+    query = torch.eye(16)[:1] + 0.5 * torch.eye(16)[2:3]
+    drawn = [0] * 6
+    for seed in range(400):
+        scores, (numbers,) = stage.search(query, pool, 2, [seed])
+        assert scores.tolist() == [[1.0, 1.0]]
+        assert torch.equal(numbers, stage.search(query, pool, 2, [seed])[1][0])
+        drawn[numbers[0]] += 1
+    assert drawn[1] == drawn[5] == 0
+    assert all(65 <= drawn[number] <= 135 for number in (0, 2, 3, 4)), drawn
+    (numbers,) = stage.search(query, pool, 5, [0])[1]
+    assert sorted(numbers[:4].tolist()) == [0, 2, 3, 4] and numbers[4] == 5
+
+
+def test_texts_that_are_cut_are_counted(stage):
+    before = stage.cut
+    stage.embed(["short", "long " * 30, "long " * 40])
+    assert stage.cut == before + 2
+
+
+def test_a_search_in_blocks_finds_what_one_in_all_finds(stage, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    queries, pool = (torch.randn(n, 16, generator=generator) for n in (7, 101))
+    whole = (queries @ pool.T).topk(20)
+    for block, together in ((9, 3), (25, 100), (101, 7)):
+        monkeypatch.setattr("retrv_r1.model.first_stage._BLOCK", block)
+        monkeypatch.setattr("retrv_r1.model.first_stage._QUERIES", together)
+        scores, numbers = stage.search(queries, pool, 20)
+        assert torch.equal(numbers, whole.indices)
+        assert torch.allclose(scores, whole.values, atol=1e-6)
+        assert stage.search(queries, pool, 200)[1].shape == (7, 101)
+
+
 def test_the_text_limit_is_the_configs(two_stages, stage, tmp_path):
     assert stage.max_text == MAX_TEXT
     stage.model.config.max_text = 2

@@ -244,7 +244,12 @@ def test_response_form(items):
     response = to_response(results(items), request_id="r", created=7)
     assert json.loads(json.dumps(response)) == response
     assert list(response) == ["id", "object", "created", "model", "results", "usage", "retrv"]
-    assert response["results"][0] == {"index": 1, "id": "pictures/red.png", "relevance_score": 0.9}
+    assert response["results"][0] == {
+        "index": 1,
+        "id": "pictures/red.png",
+        "relevance_score": 0.9,
+        "truncated": False,
+    }
     assert response["usage"] == {
         "prompt_tokens": 52,
         "completion_tokens": 20,
@@ -253,6 +258,6 @@ def test_response_form(items):
     }
     assert set(response["retrv"]) == {
         *("answer", "reasoning", "inspected", "timings", "mode", "well_formed"),
-        *("device", "dtype"),
+        *("device", "dtype", "query_truncated"),
     }
     assert to_response(results(items))["id"] != to_response(results(items))["id"]

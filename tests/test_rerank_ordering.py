@@ -9,9 +9,9 @@ import torch
 from rerank_doubles import Record, check, distinct_texts
 
 from retrv_engine import Output, Request, Sampling
-from retrv_r1 import Item, Reranker
+from retrv_r1 import Item, RankRequest, Reranker
 from retrv_r1.rerank.feature_encoder import FeatureEncoder, pack_features
-from retrv_r1.rerank.ordering import merge_windows, rank_labels, vote
+from retrv_r1.rerank.ordering import merge_windows, rank_labels, rank_verdicts, vote
 
 
 def test_scores_fall_down_the_list_and_the_answer_leads():
@@ -25,6 +25,17 @@ def test_scores_fall_down_the_list_and_the_answer_leads():
     assert rank_labels(torch.tensor([-1e4]), answer=0, temperature=1.0) == [(0, 1.0)]
     extreme = rank_labels(torch.tensor([1e4, -1e4]), answer=0, temperature=0.01)
     assert extreme == [(0, 1.0), (1, 0.0)]
+
+
+def test_places_order_equal_scores_and_choose_among_equal_answers():
+    logits = torch.tensor([1.0, 2.0, 2.0, 1.0])
+    ranked = rank_labels(logits, answer=1, temperature=1.0, places=[3, 2, 1, 0])
+    assert [k for k, _ in ranked] == [2, 1, 3, 0]
+    sampled = rank_labels(logits, answer=3, temperature=1.0, places=[0, 1, 2, 3])
+    assert [k for k, _ in sampled] == [3, 1, 2, 0], "an answer that is not the likeliest stays one"
+    verdicts = [torch.tensor([0.0, 0.0])] * 2 + [torch.tensor([1.0, 0.0])]
+    assert [k for k, _ in rank_verdicts(verdicts, [1, 0, 2])] == [2, 1, 0]
+    assert [k for k, _ in rank_verdicts(verdicts)] == [2, 0, 1]
 
 
 def test_most_votes_win_and_scores_are_means():
@@ -72,6 +83,18 @@ class Oracle:
         return Output((0, label, 0), answer, logits, (), 0, True, (0.0, 0.0, 0.0))
 
 
+class Constant:
+    """An engine that gives every label the same logit, and answers with the first."""
+
+    def __init__(self, tokens) -> None:
+        self.tokens = tokens
+
+    def generate(self, requests: Sequence[Request]) -> list[Output]:
+        written = (0, self.tokens.labels[0], 0)
+        nothing = ((), 0, True, (0.0, 0.0, 0.0))
+        return [Output(written, 0, torch.zeros(len(r.labels)), *nothing) for r in requests]
+
+
 @pytest.mark.parametrize("count, window", [(2, 2), (3, 2), (5, 3), (128, 128), (129, 128)])
 def test_every_candidate_is_ranked_once_whatever_the_window(model, processor, count, window):
     reranker = Reranker(model, processor, window=window)
@@ -104,6 +127,39 @@ def test_sampling_does_not_reach_the_windows_before_the_last(model, processor):
     hot = Sampling(temperature=1.0, seed=3, max_reasoning_tokens=5)
     reranker.rank("q", [f"item {n}" for n in range(8)], sampling=hot)
     assert [r.sampling.temperature for r in record.requests] == [0.0, 0.0, 1.0]
+
+
+def test_earlier_windows_may_be_reasoned_like_the_last(model, processor):
+    reranker = Reranker(model, processor, window=4, earlier_windows="same")
+    record = Record(reranker)
+    items = [f"item {n}" for n in range(8)]
+    check(reranker.rank("q", items, sampling=Sampling(max_reasoning_tokens=5)), 8)
+    assert [r.reason for r in record.requests] == [True, True, True]
+    with pytest.raises(ValueError, match="earlier_windows"):
+        Reranker(model, processor, earlier_windows="reason")
+
+
+@pytest.mark.parametrize("reading", ["compressed", "pointwise"])
+def test_a_constant_scorer_with_a_seed_ranks_by_chance(model, processor, reading):
+    """Equal scores are drawn: no place of the caller's list is the better one.
+
+    In one window, that is: where windows slide, the start of a list reaches the last one for sure.
+    """
+    reranker = Reranker(model, processor, window=10)
+    items = [Item(text=text) for text in distinct_texts(10)]
+    reranker.engine = Constant(reranker.processor.tokens)
+
+    def ranked(seed):
+        request = RankRequest("q", items, tie_seed=seed)
+        (result,) = reranker.rank_batch([request], mode="fast", reading=reading)
+        check(result, 10)
+        return [line.index for line in result]
+
+    draws = [ranked(seed) for seed in range(300)]
+    assert draws[0] == ranked(0) and ranked(None) == list(range(10))
+    for place in (0, 4, 9):  # of 300 draws 30 are expected, with a deviation of 5.2
+        assert 10 <= sum(order[0] == place for order in draws) <= 50
+        assert abs(sum(order.index(place) for order in draws) / 300 - 4.5) < 0.9
 
 
 def test_pointwise_prompts_need_no_window(model, processor):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rerank_doubles import SHORT, Record, check, distinct_texts, same
 
-from retrv_engine import EngineConfig, Sampling, SGLangConfig
+from retrv_engine import EngineConfig, EngineDied, Sampling, SGLangConfig
 from retrv_r1.model.prompts import TableLayout
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.types import Item, ItemError, RankRequest
@@ -197,6 +197,24 @@ def test_new_weights_are_used_for_everything(make_model, processor, mixed):
         reranker.load_weights({"x": torch.zeros(1)})
 
 
+def test_features_of_old_weights_are_forgotten_although_the_engine_dies(
+    make_model, processor, mixed, monkeypatch
+):
+    reranker, other = (Reranker(make_model(seed), processor) for seed in (0, 1))
+    reranker.rank("a red apple", mixed, sampling=SHORT)
+    load = reranker.engine.load_weights
+
+    def die(weights) -> None:
+        load(weights)
+        raise EngineDied
+
+    monkeypatch.setattr(reranker.engine, "load_weights", die)
+    with pytest.raises(EngineDied):
+        reranker.load_weights(dict(other.model.named_parameters()))
+    found, expected = (r.rank("a red apple", mixed, sampling=SHORT) for r in (reranker, other))
+    assert found.ranking == expected.ranking
+
+
 UNUSABLE = ["", " \n", 5, None, {"txt": "a"}, {"text": 5}, {"image": 5}, b"no picture", b""]
 
 
@@ -284,6 +302,22 @@ def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
     assert result.answer == int(scores.argmax())
     assert result.reasoning == "" and result.tokens.generated == 3
     assert result.tokens.prompt == len(prompt) - 1
+
+
+def test_each_mode_has_its_temperature(make_model, processor):
+    """With one label distribution for both modes, the scores differ by the temperature alone."""
+    model = make_model(score_temperature=0.7, reason_temperature=7.0)
+    shown = [Item(text=f"item {n}") for n in range(4)]
+    reranker = Reranker(model, processor)
+    record = Record(reranker)
+    for mode, temperature in (("fast", 0.7), ("reason", 7.0)):
+        result = reranker.rank("q", shown, mode=mode, sampling=SHORT)
+        logits = record.outputs[-1].label_logits.double()
+        expected = torch.softmax(logits / temperature, -1)
+        assert [line.score for line in result] == pytest.approx(
+            [float(expected[line.index]) for line in result]
+        )
+    assert make_model(score_temperature=0.7).config.temperature_of("reason") == 0.7
 
 
 @pytest.mark.parametrize("engine", ["local", "plain"])

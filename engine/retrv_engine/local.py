@@ -111,7 +111,9 @@ class LocalEngine(SteppingEngine):
             if self._jobs or self._thread is not None:
                 raise RuntimeError("an engine is warmed before it has requests, and before start")
             self.runner.warm()
-            warming.run(self, samplings, self.runner.sizes if sizes is None else sizes, rows)
+            sizes = self.runner.sizes if sizes is None else sizes
+            most = self.scheduler.pool.count * self.config.page_size - 16  # with the tokens written
+            warming.run(self, self.vocabulary, samplings, sizes, rows, most)
             self._reset_counts()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:

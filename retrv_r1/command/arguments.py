@@ -10,8 +10,13 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 Weights: TypeAlias = Literal["model", "float16", "int8"]
-Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float64"]
+Instructions: TypeAlias = Literal["first", "random", "none"]
+Order: TypeAlias = Literal["shuffled", "retrieved"]
+EarlierWindows: TypeAlias = Literal["fast", "same"]
+RunFormat: TypeAlias = Literal["trec", "uniir"]
 Split: TypeAlias = Literal["all", "style", "composition", "unseen", "test", "val"]
+PoolName: TypeAlias = Literal["local", "global", "both"]
 
 ModelName = Annotated[
     str,

@@ -6,23 +6,16 @@ Heavy modules are imported inside the commands, so that ``--help`` answers at on
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any
 
 import typer
 
 from retrv_r1 import __version__
-from retrv_r1.command.arguments import (
-    AsJson,
-    DeviceName,
-    ModelName,
-    RoundedWeights,
-    Split,
-    WeightsDtype,
-)
+from retrv_r1.command.arguments import AsJson
+from retrv_r1.command.evaluate import evaluate
 from retrv_r1.command.rerank import rerank
-from retrv_r1.command.shell import Group, clear_errors, print_json, stdout
+from retrv_r1.command.shell import Group, clear_errors, echo, print_json, stdout
 from retrv_r1.train import STAGES
-from retrv_r1.types import Mode
 
 app = typer.Typer(
     cls=Group,
@@ -33,12 +26,13 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Build data sets.", no_args_is_help=True)
 app.command()(rerank)
+app.command("eval")(evaluate)
 app.add_typer(data, name="data")
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"retrv-r1 {__version__}")
+        echo(f"retrv-r1 {__version__}")
         raise typer.Exit
 
 
@@ -82,7 +76,7 @@ def pictographs(
             limit_concepts=limit_concepts,
         )
     state = "built" if manifest.fresh else "already complete"
-    typer.echo(f"{state}: {manifest.root}  {len(manifest.counts)} tasks, hash {manifest.hash[:16]}")
+    echo(f"{state}: {manifest.root}  {len(manifest.counts)} tasks, hash {manifest.hash[:16]}")
 
 
 @data.command()
@@ -93,7 +87,7 @@ def pack(
     """Write the part of a data set that training needs into one file; takes minutes."""
     from retrv_r1.data.pack import pack as write
 
-    typer.echo(f"packed: {file}  {write(root, file) / 1e6:.1f} MB")
+    echo(f"packed: {file}  {write(root, file) / 1e6:.1f} MB")
 
 
 @app.command()
@@ -137,58 +131,7 @@ def train(
         "minutes": minutes,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    typer.echo(str(run(stage, config, out=out, resume=resume, **given)))
-
-
-@app.command("eval")
-def evaluate(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="Folder of a data set in M-BEIR's layout.")
-    ],
-    model: ModelName = "tiny",
-    k: Annotated[str, typer.Option(help="Candidate counts, separated by commas.")] = "10,50",
-    split: Annotated[Split, typer.Option(help="Part of the data set.")] = "all",
-    limit: Annotated[int | None, typer.Option(min=1, help="Queries per task.")] = None,
-    modes: Annotated[
-        list[str] | None,  # typer takes no list of Literals
-        typer.Option(
-            "--mode", metavar="MODE", help="reason or fast; may be given twice. Default: both."
-        ),
-    ] = None,
-    full_tokens: Annotated[
-        bool, typer.Option(help="Also rerank with candidates at full length.")
-    ] = True,
-    int8_keys: Annotated[
-        bool, typer.Option("--int8-keys", help="Round relation keys to int8, as an index does.")
-    ] = False,
-    weights: RoundedWeights = "model",
-    device: DeviceName = None,
-    dtype: WeightsDtype = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure recall over the tasks of a data set, with the time and the tokens spent."""
-    counts = _counts(k)
-    from retrv_r1.eval import render, run
-
-    report = run(
-        dataset,
-        model=model,
-        k=counts,
-        split=split,
-        limit=limit,
-        modes=cast("tuple[Mode, ...]", modes or get_args(Mode)),
-        full_tokens=full_tokens,
-        int8_keys=int8_keys,
-        weights=weights,
-        device=device,
-        dtype=dtype,
-        out=out,
-    )
-    if as_json:
-        print_json(report)
-    else:
-        render(report, stdout())
+    echo(str(run(stage, config, out=out, resume=resume, **given)))
 
 
 @app.command()
@@ -203,13 +146,3 @@ def doctor(as_json: AsJson = False) -> None:
         checks.render(report, stdout())
     if report["problems"]:
         raise typer.Exit(1)
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        counts = ()
-    if not counts or min(counts) < 2:
-        raise typer.BadParameter(f"{text!r} is not a list like 10,50", param_hint="--k")
-    return counts

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from safetensors.torch import load_file, save_file
 
-from retrv_r1.command.shell import clean_ending
+from retrv_r1.command.shell import clean_ending, echo
 from retrv_r1.train import STAGES
 from retrv_r1.types import RetrvError
 
@@ -28,11 +28,12 @@ def ship(
         Path, typer.Argument(metavar="DATASET", help="Data set whose validation lists calibrate.")
     ],
 ) -> None:
-    """Assemble a checkpoint from finished runs and fit the temperature of its scores."""
+    """Assemble a checkpoint from finished runs and fit the temperatures of its scores."""
     from retrv_r1.eval.calibration import calibrate
 
     assemble(runs, out)
-    print(calibrate(out, dataset))
+    for mode, fitted in calibrate(out, dataset).items():
+        echo(f"{mode} {fitted}")
 
 
 def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -26,16 +25,17 @@ from retrv_r1.data.mbeir_lines import (
     MBEIRError,
     Query,
     json_lines,
-    parse_candidate,
     parse_query,
     read_instructions,
     read_qrels,
 )
+from retrv_r1.data.mbeir_pool import CandidatePool
 from retrv_r1.types import Item
 
 __all__ = [
     "TASKS",
     "Candidate",
+    "CandidatePool",
     "Cell",
     "MBEIRError",
     "Query",
@@ -43,6 +43,7 @@ __all__ = [
     "cells",
     "instruction",
     "load",
+    "pool_path",
 ]
 
 Pool: TypeAlias = Literal["local", "global"]
@@ -61,19 +62,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Task:
-    """Queries and the candidate pool that they search."""
+    """Queries and the candidate pool that they search.
+
+    Positives that the pool lacks stay with their query, as in the benchmark's qrels: nothing can
+    find them. They are there only if the task was not read strictly.
+    """
 
     root: Path
     dataset: str
     split: str
     queries: list[Query]
-    pool: list[Candidate]
-    _rows: dict[str, int] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def row_of(self) -> Mapping[str, int]:
-        """Position of each did in the pool, from 0."""
-        return self._rows or {c.did: i for i, c in enumerate(self.pool)}
+    pool: CandidatePool
 
     def candidate(self, did: str) -> Candidate:
         """The candidate with a did.
@@ -81,7 +80,7 @@ class Task:
         Raises:
             KeyError: the pool has no such candidate.
         """
-        return self.pool[self.row_of[did]]
+        return self.pool[self.pool.row(did)]
 
     def item(self, thing: Query | Candidate) -> Item:
         """A query or candidate as an item; its picture as a path under the root."""
@@ -127,73 +126,84 @@ def cells(root: str | Path) -> list[Cell]:
             pools = {
                 kind: pool
                 for kind in ("local", "global")
-                if (pool := _pool_path(root, dataset, split, kind))
+                if (pool := _find_pool(root, dataset, split, kind))
             }
             found.append(Cell(dataset, split, path, pools))
     return found
 
 
 def load(
-    root: str | Path, dataset: str, split: str, pool: Pool = "local", *, strict: bool = True
+    root: str | Path,
+    dataset: str,
+    split: str,
+    pool: Pool | CandidatePool = "local",
+    *,
+    strict: bool = True,
 ) -> Task:
     """Reads one dataset's queries of a split with their candidate pool.
 
-    Positives come from the queries' own lists, or from the qrels where those are empty.
+    Positives come from the qrels, or from a query's own list where the qrels have none for it.
 
     Args:
-        strict: refuse queries that name candidates outside the pool. If False, such candidates
-            are dropped, and so are queries without any positive left.
+        pool: kind of pool, or a pool that was read before.
+        strict: whether to refuse queries that name candidates outside the pool, as training needs
+            it. If False, positives outside it are kept and negatives are dropped: queries of the
+            released M-BEIR name candidates of other pools.
 
     Raises:
-        MBEIRError: a file is missing, a line is damaged or a did is unknown.
+        MBEIRError: a file is missing, a line is damaged, a qid is repeated or a did is unknown.
     """
     root = Path(root)
-    if pool not in ("local", "global"):
-        raise MBEIRError(f"pool must be 'local' or 'global', not {pool!r}")
     path = root / "query" / split / f"mbeir_{dataset}_{split}.jsonl"
     if not path.is_file():
         there = ", ".join(f"{c.dataset} ({c.split})" for c in cells(root)) or "nothing"
         raise MBEIRError(f"{path} is missing; the directory holds {there}")
-    pool_path = _pool_path(root, dataset, split, pool)
-    if pool_path is None:
+    if isinstance(pool, str):
+        pool = CandidatePool(pool_path(root, dataset, split, pool))
+    judged = read_qrels(root / "qrels" / split / f"mbeir_{dataset}_{split}_qrels.txt")
+    prompts = read_instructions(root / "instructions" / "query_instructions.tsv")
+    queries: list[Query] = []
+    places: dict[str, str] = {}
+    for row, where in json_lines(path):
+        query = parse_query(row, where, judged, prompts)
+        earlier = places.setdefault(query.qid, where)
+        if earlier != where:
+            raise MBEIRError(f"{where}: the qid {query.qid} is that of {earlier}; keep one of them")
+        if strict:
+            _require(pool, query, where)
+        known = tuple(d for d in query.negatives if d in pool)
+        queries.append(query if strict else replace(query, negatives=known))
+    return Task(root, dataset, split, queries, pool)
+
+
+def _require(pool: CandidatePool, query: Query, where: str) -> None:
+    """Refuses a query that names candidates outside the pool."""
+    for did in (*query.positives, *query.negatives):
+        if did not in pool:
+            raise MBEIRError(
+                f"{where}: query {query.qid} names {did}, which is not in {pool.path.name}; "
+                "strict=False takes such queries"
+            )
+
+
+def pool_path(root: Path, dataset: str, split: str, pool: Pool) -> Path:
+    """The pool file of a cell.
+
+    Raises:
+        MBEIRError: there is none.
+    """
+    if pool not in ("local", "global"):
+        raise MBEIRError(f"pool must be 'local' or 'global', not {pool!r}")
+    path = _find_pool(root, dataset, split, pool)
+    if path is None:
         folder = root / "cand_pool" / pool
         raise MBEIRError(
             f"no candidate pool for {dataset} ({split}) in {folder}; copy the pool files there"
         )
-    candidates = [parse_candidate(row, where) for row, where in json_lines(pool_path)]
-    rows = {c.did: i for i, c in enumerate(candidates)}
-    if len(rows) < len(candidates):
-        raise MBEIRError(
-            f"{pool_path}: {len(candidates) - len(rows)} dids are repeated; keep one line for each"
-        )
-    judged = read_qrels(root / "qrels" / split / f"mbeir_{dataset}_{split}_qrels.txt")
-    prompts = read_instructions(root / "instructions" / "query_instructions.tsv")
-    queries = []
-    for row, where in json_lines(path):
-        query = parse_query(row, where, judged, prompts)
-        unknown = [d for d in (*query.positives, *query.negatives) if d not in rows]
-        if unknown and strict:
-            raise MBEIRError(
-                f"{where}: query {query.qid} names {unknown[0]}, which is not in "
-                f"{pool_path.name}; strict=False drops such candidates"
-            )
-        if unknown:
-            query = _without_unknown(query, rows)
-        if query.positives:
-            queries.append(query)
-    return Task(root, dataset, split, queries, candidates, rows)
+    return path
 
 
-def _without_unknown(query: Query, rows: Mapping[str, int]) -> Query:
-    """The query without candidates that the pool lacks."""
-    return replace(
-        query,
-        positives=tuple(d for d in query.positives if d in rows),
-        negatives=tuple(d for d in query.negatives if d in rows),
-    )
-
-
-def _pool_path(root: Path, dataset: str, split: str, pool: str) -> Path | None:
+def _find_pool(root: Path, dataset: str, split: str, pool: str) -> Path | None:
     folder = root / "cand_pool" / pool
     stems = [f"mbeir_{dataset}_{split}", f"mbeir_{dataset}"]
     if pool == "global":

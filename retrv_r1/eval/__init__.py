@@ -4,10 +4,12 @@ from retrv_r1.eval.calibration import Calibration, calibrate, fit_temperature
 from retrv_r1.eval.cells import EvalError
 from retrv_r1.eval.evaluate import run
 from retrv_r1.eval.report import Report, render
+from retrv_r1.eval.settings import EvalOptions
 
 __all__ = [
     "Calibration",
     "EvalError",
+    "EvalOptions",
     "Report",
     "calibrate",
     "fit_temperature",

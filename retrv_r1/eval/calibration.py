@@ -1,4 +1,4 @@
-"""Score calibration: the temperature that makes scores probabilities."""
+"""Score calibration: the temperatures that make scores probabilities, one for each mode."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from retrv_r1.eval.cells import EvalError, choose
-from retrv_r1.eval.ranking import CellRun, CellRunner, Models
+from retrv_r1.eval.models import Models
+from retrv_r1.eval.plan import read_cells
+from retrv_r1.eval.ranking import CellRun, CellRunner
 from retrv_r1.eval.settings import EvalSettings
-from retrv_r1.types import CheckpointError
+from retrv_r1.types import CheckpointError, Mode
 
 LOWEST, HIGHEST = 0.02, 50.0
 _POINTS, _ROUNDS = 41, 5
+_FIELDS: dict[Mode, str] = {"fast": "score_temperature", "reason": "reason_temperature"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Calibration:
         temperature, before: fitted temperature, and the checkpoint's earlier one.
         lists: number of validation lists with a relevant candidate.
         nll, nll_before: mean negative log-likelihood of the relevant candidates, nats per list.
-        accuracy: share of lists in which a relevant candidate has the best score.
+        accuracy: share of lists in which a relevant candidate has the best score; where several
+            candidates share it, their relevant share.
         confidence, confidence_before: mean best score, which should be near the accuracy.
     """
 
@@ -71,8 +75,9 @@ class _Lists:
         return -float(log_p.masked_fill(~self.relevant, -math.inf).logsumexp(-1).mean())
 
     def accuracy(self) -> float:
-        best = self.logits.argmax(-1, keepdim=True)
-        return float(self.relevant.gather(1, best).double().mean())
+        """Share of relevant candidates among those with the best logit, mean over lists."""
+        best = self.logits == self.logits.amax(-1, keepdim=True)
+        return float(((best & self.relevant).sum(-1) / best.sum(-1)).double().mean())
 
     def confidence(self, temperature: float) -> float:
         """Mean best score."""
@@ -116,17 +121,21 @@ def calibrate(
     model_dir: str | Path,
     dataset: str | Path,
     *,
+    modes: Sequence[Mode] = ("fast", "reason"),
     k: int = 50,
     limit: int | None = None,
     batch_size: int = 16,
     seed: int = 0,
     device: str = "cpu",
-) -> Calibration:
-    """Fits ``score_temperature`` on the val split in fast mode, and writes it to the config.
+) -> dict[Mode, Calibration]:
+    """Fits a temperature for each mode on the val split, and writes them to the config.
+
+    Answers of reason mode are greedy, with one chain of thought for each list.
 
     Args:
         model_dir: directory of a checkpoint; its ``config.json`` is changed.
         dataset: directory in M-BEIR's layout with a val split.
+        modes: modes to calibrate, in this order; one that fails leaves those before it written.
         k: number of candidates per list, at most the reranker's window: there the scores of a
             list are one softmax.
         limit, batch_size, seed, device: see :class:`EvalSettings`.
@@ -140,7 +149,7 @@ def calibrate(
         raise CheckpointError(f"{folder} is not a checkpoint's directory: it has no config.json")
     settings = EvalSettings(
         k=(k,),
-        modes=("fast",),
+        modes=tuple(modes),
         full_tokens=False,
         limit=limit,
         batch_size=batch_size,
@@ -150,37 +159,50 @@ def calibrate(
     models = Models(folder, settings)
     if k > models.reranker.window:
         raise EvalError(f"k must be at most the window of {models.reranker.window}, got {k}")
-    runner = CellRunner(Path(dataset), models, settings, None)
-    before = models.reranker.model.config.score_temperature
-    runs = [runner.run(cell) for cell in choose(Path(dataset), "val")]
-    lists = _lists(runs, before)
-    temperature = _fit(lists)
-    values = json.loads(config.read_text(encoding="utf-8"))
-    values["score_temperature"] = temperature
+    plan = read_cells(Path(dataset), choose(Path(dataset), "val"), settings, None)
+    if plan.bad:
+        raise EvalError(f"{plan.bad[0].name}: {plan.bad[0].error}")
+    runner = CellRunner(models, settings, None)
+    runs = [runner.run(work) for work in plan.works]
+    found: dict[Mode, Calibration] = {}
+    for mode in modes:
+        before = models.reranker.model.config.temperature_of(mode)
+        lists = _lists(runs, mode, before)
+        try:
+            temperature = _fit(lists)
+        except EvalError as error:
+            raise EvalError(f"{mode} mode: {error}") from error
+        _write(config, _FIELDS[mode], temperature)
+        found[mode] = Calibration(
+            temperature=temperature,
+            before=before,
+            lists=len(lists.logits),
+            nll=lists.nll(temperature),
+            nll_before=lists.nll(before),
+            accuracy=lists.accuracy(),
+            confidence=lists.confidence(temperature),
+            confidence_before=lists.confidence(before),
+        )
+    return found
+
+
+def _write(config: Path, name: str, value: float) -> None:
+    """Sets a value of a JSON file, which is replaced in one step."""
+    values = json.loads(config.read_text(encoding="utf-8")) | {name: value}
     partial = config.with_suffix(".partial")
     partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, config)
-    return Calibration(
-        temperature=temperature,
-        before=before,
-        lists=len(lists.logits),
-        nll=lists.nll(temperature),
-        nll_before=lists.nll(before),
-        accuracy=lists.accuracy(),
-        confidence=lists.confidence(temperature),
-        confidence_before=lists.confidence(before),
-    )
 
 
-def _lists(runs: Sequence[CellRun], before: float) -> _Lists:
-    """The lists with a relevant candidate.
+def _lists(runs: Sequence[CellRun], mode: Mode, before: float) -> _Lists:
+    """The lists of a mode with a relevant candidate.
 
     Scores are ``softmax(logits / before)``, so ``before · log(score)`` are logits up to a constant.
     """
     logits, answers = [], []
     for run in runs:
-        for outcomes in run.reranked.values():
-            for outcome in outcomes:
+        for (system, _), outcomes in run.reranked.items():
+            for outcome in outcomes if system.mode == mode else ():
                 known = run.positives[outcome.qid]
                 relevant = [i for i, did in enumerate(outcome.ranking) if did in known]
                 if relevant:

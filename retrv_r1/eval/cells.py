@@ -14,6 +14,7 @@ SPLITS = ("all", "style", "composition", "unseen", "test", "val")
 """``style``, ``composition`` and ``unseen`` are parts of the pictograph set's test split."""
 
 _OURS = "pictographs_"
+_TRIMMED = "mbeir_union_val_cand_pool.jsonl"
 
 
 class EvalError(RetrvError, ValueError):
@@ -28,15 +29,16 @@ def part_of(cell: mbeir.Cell) -> str:
     return family if family in ("composition", "unseen") else "style"
 
 
-def choose(root: Path, split: str) -> list[mbeir.Cell]:
+def choose(root: Path, split: str, names: Sequence[str] = ()) -> list[mbeir.Cell]:
     """The cells of a split, sorted by part and name.
 
     Args:
         root: directory in M-BEIR's layout.
         split: one of ``SPLITS``; ``all`` is every test cell, or every val cell if there is no
             test cell.
+        names: names of cells, such as ``cirr_task7``; all if empty.
     Raises:
-        EvalError: unknown split, or no cell of it; the message lists what there is.
+        EvalError: unknown split or name, or no cell of the split; the message lists what there is.
     """
     if split not in SPLITS:
         raise EvalError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
@@ -51,7 +53,26 @@ def choose(root: Path, split: str) -> list[mbeir.Cell]:
         raise EvalError(
             f"{root} has no cell of split {split!r}: choose from {parts or 'none, it has no cells'}"
         )
-    return sorted(chosen, key=lambda cell: (SPLITS.index(part_of(cell)), cell.dataset))
+    if unknown := set(names) - {cell.dataset for cell in chosen}:
+        known = ", ".join(sorted(cell.dataset for cell in chosen))
+        raise EvalError(f"no cell {sorted(unknown)[0]!r} in split {split!r}: choose from {known}")
+    wanted = [cell for cell in chosen if not names or cell.dataset in names]
+    return sorted(wanted, key=lambda cell: (SPLITS.index(part_of(cell)), cell.dataset))
+
+
+def whole_pool(root: Path, cell: mbeir.Cell, kind: mbeir.Pool) -> Path:
+    """The file of a cell's pool.
+
+    Raises:
+        MBEIRError: there is none, or it is M-BEIR's union pool of the val split, which holds only
+            the candidates that queries name: a search in it is far too easy.
+    """
+    path = mbeir.pool_path(root, cell.dataset, cell.split, kind)
+    if path.name == _TRIMMED and not cell.dataset.startswith(_OURS):
+        raise mbeir.MBEIRError(
+            f"{path} holds little more than the answers; use --pool local, or --split test"
+        )
+    return path
 
 
 def shape_of(queries: Sequence[mbeir.Query]) -> str:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Unpack
 
 import torch
 
-from retrv_engine import Sampling
-from retrv_engine.config import Weights
-from retrv_r1.data.mbeir import Pool
+from retrv_r1.data.mbeir import MBEIRError
 from retrv_r1.devices import check_weights, device_of, dtype_of
-from retrv_r1.eval.cells import choose
+from retrv_r1.eval.cells import EvalError, choose
 from retrv_r1.eval.chart import draw
 from retrv_r1.eval.metrics import require_metrics
-from retrv_r1.eval.ranking import CellRun, CellRunner, Models
+from retrv_r1.eval.models import Models
+from retrv_r1.eval.plan import BadCell, Plan, read_cells, remarks
+from retrv_r1.eval.ranking import CellRunner
 from retrv_r1.eval.report import Report, build
-from retrv_r1.eval.settings import EvalSettings
+from retrv_r1.eval.result import CellResult, measure
+from retrv_r1.eval.settings import EvalOptions, EvalSettings
 from retrv_r1.eval.trec import write_runs
 from retrv_r1.model.checkpoint import saved_dtype
 from retrv_r1.model.first_stage import local_checkpoint
-from retrv_r1.types import Mode
+from retrv_r1.types import ItemError
 
 
 def run(
@@ -29,20 +33,16 @@ def run(
     model: str | Path = "tiny",
     k: Sequence[int] = (10, 50),
     split: str = "all",
-    limit: int | None = None,
+    cells: Sequence[str] = (),
     out: str | Path | None = None,
-    modes: Sequence[Mode] = ("reason", "fast"),
-    full_tokens: bool = True,
-    int8_keys: bool = False,
-    weights: Weights = "model",
-    batch_size: int = 16,
-    pool: Pool = "local",
-    seed: int = 0,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    sampling: Sampling | None = None,
+    **options: Unpack[EvalOptions],
 ) -> Report:
     """Evaluates both stages of a checkpoint on a directory in M-BEIR's layout.
+
+    All cells are read and checked before a model is loaded. One that cannot be evaluated is listed
+    in the report's ``bad_cells``, and costs only itself.
 
     With ``out``, each query's outcome is saved when it is known: a killed run resumes, and a
     finished one is only read. Saved outcomes are reused for the same model, data, settings and
@@ -50,16 +50,16 @@ def run(
 
     Args:
         dataset: directory of the data set.
-        model: ``"tiny"`` (shipped), a directory, or a hub id; it must have a first stage.
+        model: ``"tiny"`` (shipped), a directory, or a hub id; it must have a first stage unless
+            ``candidates`` are given.
         k: candidate counts; for each, that many of the first stage's best are reranked.
-        split: ``style``, ``composition`` or ``unseen`` of the pictograph set, ``test``, ``val``,
-            or ``all`` for every test cell.
-        limit: number of queries per cell, drawn by ``seed``; a larger limit extends a smaller one's
-            sample.
-        out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/`` and ``outcomes/``.
+        split: ``test`` or ``val``; ``style``, ``composition`` or ``unseen`` for a part of the
+            pictograph set's test cells; ``all`` for every test cell.
+        cells: names of cells, such as ``cirr_task7``; all of the split if empty.
+        out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/``, ``outcomes/``,
+            and ``vectors/`` of the pools.
         device, dtype: see :meth:`retrv_r1.Reranker.from_pretrained`.
-        modes, full_tokens, int8_keys, weights, batch_size, pool, seed, sampling: see
-            :class:`EvalSettings`.
+        options: fields of :class:`EvalSettings`.
     Raises:
         EvalError: nothing to evaluate, an invalid option, an invalid ranking, or files that cannot
             be written.
@@ -68,41 +68,77 @@ def run(
         MBEIRError: the directory is not in M-BEIR's layout.
     """
     require_metrics()
+    folder = None if out is None else _writable(Path(out))
     place = device_of(device)
-    check_weights(weights, place)
-    weights_dtype = dtype_of(dtype, place) or saved_dtype(local_checkpoint(model))
+    check_weights(options.get("weights", "model"), place)
+    checkpoint = local_checkpoint(model, first_stage=options.get("candidates") is None)
+    weights_dtype = dtype_of(dtype, place) or saved_dtype(checkpoint)
     settings = EvalSettings(
         k=tuple(sorted(set(k))),
-        modes=tuple(modes),
-        full_tokens=full_tokens,
-        int8_keys=int8_keys,
-        weights=weights,
-        limit=limit,
-        batch_size=batch_size,
-        pool=pool,
-        seed=seed,
         device=str(place),
         dtype=str(weights_dtype).removeprefix("torch."),
-        sampling=sampling,
+        **options,
     )
     root = Path(dataset)
-    cells = choose(root, split)
-    folder = None if out is None else Path(out)
-    runner = CellRunner(root, Models(model, settings), settings, folder)
-    runs = [runner.run(cell) for cell in cells]
-    report = build(str(dataset), str(model), settings, runs)
+    models = Models(model, settings)
+    plan = read_cells(root, choose(root, split, cells), settings, folder)
+    results, bad = _rank(plan, CellRunner(models, settings, folder), settings, folder)
+    report = build(str(dataset), models, settings, results)
+    report["bad_cells"] = [asdict(cell) for cell in bad]
+    report["notes"] += remarks([result.work for result in results])
+    report["notes"] += [f"Not evaluated: {cell.name}: {cell.error}" for cell in bad]
     if folder is not None:
-        _write(report, runs, folder)
+        _write(report, folder)
     return report
 
 
-def _write(report: Report, runs: Sequence[CellRun], folder: Path) -> None:
-    """Writes report, chart and run files."""
+def _rank(
+    plan: Plan, runner: CellRunner, settings: EvalSettings, folder: Path | None
+) -> tuple[list[CellResult], list[BadCell]]:
+    """Ranks and measures all cells; those whose data turn out bad are said and passed over.
+
+    Raises:
+        EvalError: no cell is left, or an outcome is not valid.
+    """
+    results, bad = [], list(plan.bad)
+    for cell in bad:
+        runner.say(f"not evaluated: {cell.name}: {cell.error}")
+    for work in plan.works:
+        try:
+            run = runner.run(work)
+        except (MBEIRError, ItemError) as error:
+            bad.append(BadCell(work.cell.dataset, work.cell.split, work.pool.kind, str(error)))
+            runner.say(f"not evaluated: {bad[-1].name}: {error}")
+            continue
+        results.append(measure(run, settings))
+        if folder is not None:
+            write_runs(run, folder / "runs", settings.run_format)
+    if not results:
+        raise EvalError(f"no cell could be evaluated; {bad[-1].name}: {bad[-1].error}")
+    return results, bad
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made if it is missing.
+
+    Raises:
+        EvalError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise EvalError(
+            f"cannot write to {folder} ({error.strerror}); name a folder that can be written"
+        ) from error
+
+
+def _write(report: Report, folder: Path) -> None:
+    """Writes report and chart."""
     if draw(report, folder / "chart.png"):
         report["chart"] = "chart.png"
     else:
         report["notes"].append("No chart: matplotlib is not installed (pip install matplotlib).")
     (folder / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
     (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
-    for cell in runs:
-        write_runs(cell, folder / "runs")

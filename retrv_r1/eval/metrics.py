@@ -11,6 +11,8 @@ from retrv_r1.eval.cells import EvalError
 from retrv_r1.eval.outcomes import Outcome
 
 CUTOFFS = (1, 5, 10)
+DEEP_CUTOFFS = (20, 50)
+"""Cutoffs of lists that are long enough."""
 RESAMPLES = 10_000
 
 
@@ -21,6 +23,11 @@ class Interval:
     mean: float
     low: float
     high: float
+
+
+def cutoffs(counts: Sequence[int]) -> tuple[int, ...]:
+    """Cutoffs of reranked lists, for an evaluation's candidate counts."""
+    return CUTOFFS + tuple(k for k in DEEP_CUTOFFS if k <= max(counts))
 
 
 def require_metrics() -> None:

@@ -71,11 +71,13 @@ class Outcome:
         outcome.check()
         return outcome
 
-    def check(self) -> None:
+    def check(self, *, probabilities: bool = True) -> None:
         """Checks what must be true of every reranked list.
 
+        Args:
+            probabilities: whether scores must be in [0, 1].
         Raises:
-            EvalError: the answer is not rank 1, or a score is outside [0, 1] or rises.
+            EvalError: the answer is not rank 1, or a score rises or is outside [0, 1].
         """
         if not self.ranking or self.answer != self.ranking[0]:
             raise EvalError(f"query {self.qid}: the answer {self.answer} is not rank 1")
@@ -83,7 +85,7 @@ class Outcome:
             raise EvalError(
                 f"query {self.qid}: {len(self.scores)} scores, {len(self.ranking)} dids"
             )
-        if not all(0 <= score <= 1 for score in self.scores):
+        if probabilities and not all(0 <= score <= 1 for score in self.scores):
             raise EvalError(f"query {self.qid}: a score is outside [0, 1]")
         if any(low > high for high, low in pairwise(self.scores)):
             raise EvalError(f"query {self.qid}: scores rise down the ranking")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,12 @@ from rich import box
 from rich import table as rich_table
 from rich.text import Text
 
+from retrv_r1.eval.benchmark import CUTOFF_OF
 from retrv_r1.eval.settings import FIRST_STAGE
 
 Row = Mapping[str, Any]
 CUTOFFS = ("1", "5", "10")
+_DEEP = ("20", "50")
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,17 @@ class Table:
 
 
 def tables(report: Row) -> list[Table]:
-    """Summary, differences, then a table for each part and candidate count."""
+    """Summary, differences, then tables for each part and candidate count."""
     counts = report["settings"]["k"]
-    each = [_part(part, k) for part in report["parts"] for k in counts]
+    each = [
+        table
+        for part in report["parts"]
+        for k in counts
+        for table in (
+            _part(part, k),
+            *([_benchmark(part, k)] if "mbeir" in part["mean"][0] else []),
+        )
+    ]
     return [_summary(report), _differences(report), *each]
 
 
@@ -64,14 +73,29 @@ def _difference(interval: Row) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-_SUMMARY = (
-    *("split", "K", "system", "R@1", "R@5", "R@10", "R@K", "R@1 − first stage"),
+def _own_recall(row: Row, cutoff: int) -> str:
+    """The recall that the benchmark shows; "–" where there is none, or its list is too short."""
+    if "mbeir" not in row or cutoff > (row["k"] or cutoff):
+        return "–"
+    return _percent(row["mbeir"])
+
+
+def _largest_cutoff(part: Row) -> int:
+    """The largest cutoff of the benchmark's cells in a part."""
+    return max(cell["mbeir_cutoff"] or 0 for cell in part["cells"])
+
+
+_COSTS = (
     *("rows per candidate", "inspections", "rows inspected", "tokens written"),
     *("seconds per query", "well-formed"),
 )
 
 
 def _summary(report: Row) -> Table:
+    deepest = max(report["settings"]["k"])
+    cutoffs = (*CUTOFFS, *(cutoff for cutoff in _DEEP if int(cutoff) <= deepest))
+    own = any("mbeir" in part["mean"][0] for part in report["parts"])
+    names = (*(f"R@{cutoff}" for cutoff in cutoffs), *(["M-BEIR"] if own else []))
     rows: list[tuple[str, ...]] = []
     for part in report["parts"]:
         first, *reranked = part["mean"]
@@ -80,25 +104,33 @@ def _summary(report: Row) -> Table:
             for row in part["differences"]
             if row["baseline"] == FIRST_STAGE
         }
-        best = (_recall(first, cutoff) for cutoff in CUTOFFS)
-        rest = ("",) * 6
-        seconds = f"{first['cost']['seconds']:.3g}"
-        rows.append((part["part"], "", FIRST_STAGE, *best, *rest, seconds, ""))
+        largest = _largest_cutoff(part)
+
+        def best(row: Row, largest: int = largest) -> list[str]:
+            found = [_recall(row, cutoff) for cutoff in cutoffs]
+            return [*found, _own_recall(row, largest)] if own else found
+
+        seconds = f"{first['cost']['seconds']:.3g}" if first["cost"] else "–"
+        rows.append((part["part"], "", FIRST_STAGE, *best(first), *("",) * 6, seconds, ""))
         for row in reranked:
-            name, k, cost = row["system"], row["k"], row["cost"]
-            best = (_recall(row, cutoff) for cutoff in CUTOFFS)
-            rows.append(
-                (
-                    *(part["part"], str(k), name, *best, _percent(first["recall"][str(k)])),
-                    gains[name, k],
-                    f"{cost['rows_per_candidate']:.1f}",
-                    *(f"{cost[key]:.2f}" for key in ("inspections", "inspected_rows")),
-                    f"{cost['generated']:.1f}",
-                    f"{cost['seconds']:.3g}",
-                    f"{_percent(row['well_formed'])} %",
-                )
-            )
-    return Table("Summary (recall in %)", 3, _SUMMARY, tuple(rows))
+            k, ceiling = row["k"], _percent(first["recall"][str(row["k"])])
+            start = (part["part"], str(k), row["system"])
+            gain = gains[row["system"], k]
+            rows.append((*start, *best(row), ceiling, gain, *_costs(row)))
+    columns = ("split", "K", "system", *names, "R@K", "R@1 − first stage", *_COSTS)
+    return Table("Summary (recall in %)", 3, columns, tuple(rows))
+
+
+def _costs(row: Row) -> tuple[str, ...]:
+    """What a system's answers cost, and how many are well-formed."""
+    cost = row["cost"]
+    return (
+        f"{cost['rows_per_candidate']:.1f}",
+        *(f"{cost[key]:.2f}" for key in ("inspections", "inspected_rows")),
+        f"{cost['generated']:.1f}",
+        f"{cost['seconds']:.3g}",
+        f"{_percent(row['well_formed'])} %",
+    )
 
 
 def _differences(report: Row) -> Table:
@@ -120,17 +152,37 @@ def _differences(report: Row) -> Table:
 
 
 def _part(part: Row, k: int) -> Table:
-    """A row for each task shape, and their mean."""
+    """A row for each cell, and their mean."""
     names = [row["system"] for row in part["mean"] if row["k"] in (None, k)]
-    times = Counter(cell["shape"] for cell in part["cells"])
     rows = []
     for cell in part["cells"]:
-        label = cell["shape"] if times[cell["shape"]] == 1 else f"{cell['cell']}: {cell['shape']}"
         sizes = (str(cell["queries"]), str(cell["pool"]))
-        rows.append((label, *sizes, *_recalls(cell["results"], k)))
+        rows.append((_label(cell), *sizes, *_recalls(cell["results"], k)))
     rows.append(("mean", "", "", *_recalls(part["mean"], k)))
     title = f"{part['part']}, K = {k}: R@1 / R@5 / R@10 in %"
     return Table(title, 1, ("task", "queries", "pool", f"R@{k}", *names), tuple(rows))
+
+
+def _benchmark(part: Row, k: int) -> Table:
+    """The recall that M-BEIR's tables show for each of its cells, and their mean."""
+    names = [row["system"] for row in part["mean"] if row["k"] in (None, k)]
+    cells = [cell for cell in part["cells"] if cell["mbeir_cutoff"]]
+
+    def recalls(results: Sequence[Row], cutoff: int) -> list[str]:
+        return [_own_recall(row, cutoff) for row in results if row["k"] in (None, k)]
+
+    rows = [
+        (_label(cell), f"R@{cell['mbeir_cutoff']}", *recalls(cell["results"], cell["mbeir_cutoff"]))
+        for cell in cells
+    ]
+    count = f"{len(cells)} of {len(CUTOFF_OF)}" if len(cells) < len(CUTOFF_OF) else len(cells)
+    rows.append((f"mean of {count} cells", "", *recalls(part["mean"], _largest_cutoff(part))))
+    title = f"{part['part']}, K = {k}: M-BEIR in %"
+    return Table(title, 2, ("task", "recall", *names), tuple(rows))
+
+
+def _label(cell: Row) -> str:
+    return f"{cell['cell']}: {cell['shape']}"
 
 
 def _recalls(results: Sequence[Row], k: int) -> list[str]:

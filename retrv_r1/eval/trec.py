@@ -1,14 +1,15 @@
-"""TREC run files: ``qid Q0 did rank score tag``."""
+"""TREC run files: ``qid Q0 did rank score tag``, and UniIR's, which add the task id."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.eval.ranking import CellRun
+from retrv_r1.eval.settings import RunFormat
 
 
 def falling(scores: Sequence[float]) -> list[np.float32]:
@@ -24,20 +25,38 @@ def falling(scores: Sequence[float]) -> list[np.float32]:
     return out
 
 
-def run_lines(outcomes: Sequence[Outcome], tag: str) -> Iterator[str]:
-    """The lines of a run file, without newlines."""
+def run_lines(
+    outcomes: Sequence[Outcome], tag: str, tasks: Mapping[str, int] | None = None
+) -> Iterator[str]:
+    """The lines of a run file, without newlines.
+
+    Args:
+        tag: name of the system, the sixth column.
+        tasks: task ids by qid, for a seventh column.
+    """
     for outcome in outcomes:
+        last = "" if tasks is None else f" {tasks[outcome.qid]}"
         rows = zip(outcome.ranking, falling(outcome.scores), strict=True)
         for rank, (did, score) in enumerate(rows, 1):
-            yield f"{outcome.qid} Q0 {did} {rank} {score:.9g} {tag}"
+            yield f"{outcome.qid} Q0 {did} {rank} {score:.9g} {tag}{last}"
 
 
-def write_runs(run: CellRun, folder: Path) -> None:
-    """Writes a run file for each system and count to a folder named like the cell."""
-    folder = folder / f"{run.cell.dataset}_{run.cell.split}"
+def write_runs(run: CellRun, folder: Path, run_format: RunFormat = "trec") -> None:
+    """Writes a run file for each system and count to a folder named like the cell.
+
+    The names of rankings of the global pool end in ``-global``.
+
+    Args:
+        run_format: ``uniir`` for a seventh column with the task id.
+    """
+    tasks = None
+    if run_format == "uniir":
+        tasks = {query.qid: query.task_id for query in run.work.queries}
+    folder = folder / f"{run.work.cell.dataset}_{run.work.cell.split}"
     folder.mkdir(parents=True, exist_ok=True)
     tagged = {"first-stage": run.first}
     tagged |= {f"{system.slug}-k{k}": outcomes for (system, k), outcomes in run.reranked.items()}
-    for tag, outcomes in tagged.items():
-        text = "".join(f"{line}\n" for line in run_lines(outcomes, tag))
+    for system_tag, outcomes in tagged.items():
+        tag = system_tag + ("-global" if run.work.pool.kind == "global" else "")
+        text = "".join(f"{line}\n" for line in run_lines(outcomes, tag, tasks))
         (folder / f"{tag}.trec").write_text(text, encoding="utf-8")

@@ -73,7 +73,9 @@ class RetrvR1Config(PretrainedConfig):
         icm: fields of :class:`ICMConfig`.
         prompts: templates that differ from ``DEFAULT_PROMPTS``, which has the keys.
         score_temperature: divisor of label logits before the softmax that gives scores; fitted on
-            validation lists.
+            validation lists in fast mode.
+        reason_temperature: the same for reason mode; None for ``score_temperature``, and then
+            scores of reason mode are not calibrated.
         max_inspections: default limit of inspections per request: as many as there are in the
             chains that the model was trained on.
         pad_to_square: whether pictures are padded to squares before resizing, for a tower trained
@@ -89,6 +91,7 @@ class RetrvR1Config(PretrainedConfig):
         icm: dict[str, Any] | None = None,
         prompts: dict[str, str] | None = None,
         score_temperature: float = 1.0,
+        reason_temperature: float | None = None,
         max_inspections: int = Sampling.max_inspections,
         pad_to_square: bool = False,
         **kwargs: Any,
@@ -103,13 +106,21 @@ class RetrvR1Config(PretrainedConfig):
         self.prompts = {**DEFAULT_PROMPTS, **(prompts or {})}
         if not score_temperature > 0:
             raise ValueError(f"score_temperature must be positive, got {score_temperature}")
+        if reason_temperature is not None and not reason_temperature > 0:
+            raise ValueError(f"reason_temperature must be positive, got {reason_temperature}")
         if max_inspections < 0:
             raise ValueError(f"max_inspections must be 0 or more, got {max_inspections}")
         self.score_temperature = score_temperature
+        self.reason_temperature = reason_temperature
         self.max_inspections = max_inspections
         self.pad_to_square = pad_to_square
         kwargs.setdefault("tie_word_embeddings", backbone.tie_word_embeddings)
         super().__init__(**kwargs)
+
+    def temperature_of(self, mode: str) -> float:
+        """The divisor of label logits in a mode, ``reason`` or ``fast``."""
+        own = self.reason_temperature if mode == "reason" else None
+        return self.score_temperature if own is None else own
 
     @property
     def hidden_size(self) -> int:

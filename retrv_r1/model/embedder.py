@@ -20,7 +20,12 @@ from retrv_r1.model.tower import tower_rows, use_packed_attention
 
 
 class RetrvEmbedderConfig(PretrainedConfig):
-    """Config of vision tower and text encoder, and the width of the shared space."""
+    """Config of vision tower and text encoder, and the width of the shared space.
+
+    Args:
+        reads_instructions: whether queries were embedded behind their instruction in training, as
+            UniIR's and LamRA's embedders do; an evaluation then embeds them so.
+    """
 
     model_type = "retrv_r1_embedder"
     sub_configs: ClassVar = {"vision_config": AutoConfig, "text_config": AutoConfig}
@@ -30,6 +35,7 @@ class RetrvEmbedderConfig(PretrainedConfig):
         vision_config: PretrainedConfig | dict[str, Any] | None = None,
         text_config: PretrainedConfig | dict[str, Any] | None = None,
         embedding_dim: int = 128,
+        reads_instructions: bool = False,
         **kwargs: Any,
     ) -> None:
         vision = vision_config if isinstance(vision_config, dict) else {}
@@ -42,6 +48,7 @@ class RetrvEmbedderConfig(PretrainedConfig):
             text_config if isinstance(text_config, PretrainedConfig) else BertConfig(**text)
         )
         self.embedding_dim = embedding_dim
+        self.reads_instructions = reads_instructions
         super().__init__(**kwargs)
 
 

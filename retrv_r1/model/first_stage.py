@@ -24,7 +24,9 @@ MAX_TEXT = 24
 """Tokens to which a text is cut, if the embedder's config has no ``max_text``."""
 
 _LONG = 1000
-_SCORES = 2**25
+_BLOCK = 2**16
+_QUERIES = 2**9
+"""Vectors of a pool, and of queries, that are compared at once: 128 MiB of scores."""
 
 
 class FirstStage:
@@ -32,6 +34,9 @@ class FirstStage:
 
     Args:
         processor: the reranker's processor: both stages share tokenizer and preprocessing.
+    Attributes:
+        max_text: tokens to which a text is cut.
+        cut: number of texts that were cut so far.
     """
 
     def __init__(self, model: RetrvEmbedder, processor: RetrvR1Processor) -> None:
@@ -39,6 +44,7 @@ class FirstStage:
         if not hasattr(model.config, "max_text"):
             model.config.max_text = MAX_TEXT
         self.max_text = int(model.config.max_text)
+        self.cut = 0
 
     @classmethod
     def from_pretrained(
@@ -102,23 +108,35 @@ class FirstStage:
         parts = [self._batch(items[start : start + batch_size], start) for start in starts]
         return torch.cat(parts) if parts else torch.empty(0, self.model.config.embedding_dim)
 
-    def search(self, queries: Tensor, pool: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def search(
+        self, queries: Tensor, pool: Tensor, k: int, tie_seeds: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor]:
         """The ``k`` nearest of a pool, or all of a smaller one.
+
+        Searches block by block, so a pool may be a tensor over a memory-mapped file.
 
         Args:
             queries: unit vectors of the queries, ``[q, e]``.
             pool: unit vectors of the pool, ``[p, e]``.
+            tie_seeds: seed for each query, ``[q]``, that draws among equal similarities; the same
+                for all queries if empty.
         Returns:
             Scores and pool numbers, both ``[q, min(k, p)]``, best first.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
-        k = min(k, len(pool))
-        rows = max(1, _SCORES // max(1, len(pool)))
-        found = [(part @ pool.T).topk(k, dim=1) for part in queries.split(rows)]
-        if not found:
-            return torch.empty(0, k), torch.empty(0, k, dtype=torch.long)
-        return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+        scores = torch.empty(len(queries), 0)
+        numbers = torch.empty(len(queries), 0, dtype=torch.long)
+        seeds = torch.tensor(tie_seeds or [0] * len(queries), dtype=torch.long)
+        for start in range(0, len(pool), _BLOCK):
+            block = pool[start : start + _BLOCK]
+            columns = [x.split(_QUERIES) for x in (queries, seeds, scores, numbers)]
+            found = [
+                _nearest(*part, block=block, start=start, k=k)
+                for part in zip(columns[0], columns[1], columns[2], columns[3], strict=True)
+            ]
+            scores, numbers = (torch.cat(column) for column in zip(*found, strict=True))
+        return scores, numbers
 
     def _batch(self, items: Sequence[ItemLike], start: int) -> Tensor:
         encoded = [self._encode(item, start + i) for i, item in enumerate(items)]
@@ -130,6 +148,7 @@ class FirstStage:
             pixels = torch.cat(list(patches.values())).to(device)
             vectors = self.model.embed_pictures(pixels, grids)
             pictures = (torch.tensor(list(patches), device=device), vectors)
+        self.cut += sum(len(e.text_ids) > self.max_text for e in encoded)
         ids = {i: e.text_ids[: self.max_text] for i, e in enumerate(encoded) if e.text_ids}
         if ids:
             rows = [torch.tensor(row) for row in ids.values()]
@@ -144,12 +163,53 @@ class FirstStage:
         try:
             return self.processor.encode(item)
         except ItemError as error:
-            raise ItemError(f"{item.id or f'item {number}'}: {error}") from error
+            raise ItemError(f"{item.id_text or f'item {number}'}: {error}") from error
 
 
-def local_checkpoint(name: str | Path) -> Path:
-    """The directory of a checkpoint with a first stage; one on the hub is downloaded.
+def _nearest(
+    queries: Tensor,
+    seeds: Tensor,
+    scores: Tensor,
+    numbers: Tensor,
+    block: Tensor,
+    start: int,
+    k: int,
+) -> tuple[Tensor, Tensor]:
+    """The best so far, ``[q, ≤ k]``, merged with those of a block that begins at ``start``."""
+    similar = queries @ block.T
+    found, places = similar.topk(min(k, len(block)), dim=1)
+    _draw_last(similar, found, places, seeds, start)
+    scores, numbers = torch.cat([scores, found], 1), torch.cat([numbers, places + start], 1)
+    by_key = _tie_keys(seeds[:, None], numbers).argsort(1)
+    scores, numbers = scores.gather(1, by_key), numbers.gather(1, by_key)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return scores.gather(1, best), numbers.gather(1, best)
 
+
+def _draw_last(similar: Tensor, found: Tensor, places: Tensor, seeds: Tensor, start: int) -> None:
+    """Draws which are found where more have the smallest found similarity; changes ``places``."""
+    last = found[:, -1:]
+    more = (similar >= last).sum(1) > found.shape[1]
+    for row in more.nonzero()[:, 0].tolist():
+        equal = (similar[row] == last[row]).nonzero()[:, 0]
+        wanted = int((found[row] == last[row]).sum())
+        drawn = _tie_keys(seeds[row], equal + start).argsort()[:wanted]
+        places[row, -wanted:] = equal[drawn]
+
+
+def _tie_keys(seeds: Tensor, numbers: Tensor) -> Tensor:
+    """Random-looking integers, one for each seed and candidate (splitmix64's last steps)."""
+    bits = (seeds + numbers) * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        bits = (bits ^ ((bits >> shift) & ((1 << 64 - shift) - 1))) * factor
+    return bits ^ ((bits >> 31) & ((1 << 33) - 1))
+
+
+def local_checkpoint(name: str | Path, *, first_stage: bool = True) -> Path:
+    """The directory of a checkpoint; one on the hub is downloaded.
+
+    Args:
+        first_stage: whether its first stage is needed.
     Raises:
         CheckpointError: there is no such checkpoint.
     """
@@ -158,8 +218,10 @@ def local_checkpoint(name: str | Path) -> Path:
         return source
     try:
         config = cached_file(source, "config.json")
-        cached_file(source, f"{FOLDER}/config.json")
-        cached_file(source, f"{FOLDER}/model.safetensors")
+        if first_stage:
+            cached_file(source, f"{FOLDER}/config.json")
+            cached_file(source, f"{FOLDER}/model.safetensors")
     except OSError as error:
-        raise CheckpointError(f"cannot get {source} with its {FOLDER!r} folder: {error}") from error
+        folder = f" with its {FOLDER!r} folder" if first_stage else ""
+        raise CheckpointError(f"cannot get {source}{folder}: {error}") from error
     return Path(config).parent

@@ -19,6 +19,7 @@ def to_response(
 
     ``usage`` counts rows that the language model read (prompt with candidates, and inspected
     candidates) as prompt tokens, and written tokens as completion tokens. Timings are seconds.
+    ``truncated`` says that only the start of a text was read.
 
     Args:
         request_id: id of the response; random by default.
@@ -32,7 +33,13 @@ def to_response(
         "created": int(time.time()) if created is None else created,
         "model": results.model,
         "results": [
-            {"index": row.index, "id": row.item.id, "relevance_score": row.score} for row in results
+            {
+                "index": row.index,
+                "id": row.item.id,
+                "relevance_score": row.score,
+                "truncated": row.truncated,
+            }
+            for row in results
         ],
         "usage": {
             "prompt_tokens": read,
@@ -49,6 +56,7 @@ def to_response(
             "device": results.device,
             "dtype": results.dtype,
             "well_formed": results.well_formed,
+            "query_truncated": results.query_truncated,
         },
     }
 

@@ -47,6 +47,8 @@ def print_ranking(results: RankedResults, console: Console, *, candidates: int) 
             console.print(_step(step, plain))
     if results.mode == "reason" and not results.well_formed:
         console.print(Text("the reasoning did not end in a well-formed answer", "yellow"))
+    if results.query_truncated:
+        console.print(Text("only the start of the query was read", "yellow"))
     console.print(Text("\n" + _footer(results, candidates), "dim"))
 
 
@@ -95,7 +97,8 @@ def _name(row: RankedItem, style: str) -> Text:
 
 def _mark(row: RankedItem, answer: int | None) -> Text:
     chosen = row.index == answer
-    marks = [word for word, on in (("answer", chosen), ("inspected", row.inspected)) if on]
+    words = {"answer": chosen, "inspected": row.inspected, "truncated": row.truncated}
+    marks = [word for word, on in words.items() if on]
     return Text(", ".join(marks), "green" if chosen else "magenta")
 
 

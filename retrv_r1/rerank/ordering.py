@@ -13,7 +13,9 @@ from retrv_engine import Output
 from retrv_r1.model.processing import RetrvR1Processor
 
 
-def rank_labels(logits: Tensor, answer: int, temperature: float) -> list[tuple[int, float]]:
+def rank_labels(
+    logits: Tensor, answer: int, temperature: float, places: Sequence[int] | None = None
+) -> list[tuple[int, float]]:
     """Candidates with scores, best first.
 
     Scores are ``softmax(logits / temperature)`` over the labels. The answer comes first, with the
@@ -24,12 +26,27 @@ def rank_labels(logits: Tensor, answer: int, temperature: float) -> list[tuple[i
         logits: logits of the labels at the place of the answer, ``[k]``.
         answer: number of the chosen candidate.
         temperature: the checkpoint's calibrated temperature.
+        places: order among candidates of equal logits, ``[k]``, which also decides the answer if
+            several have the largest one; None for the order of the labels behind the answer.
+    Raises:
+        FloatingPointError: a score is NaN.
     """
     scores = torch.softmax(logits.double() / temperature, -1)
-    order = torch.argsort(scores, descending=True, stable=True).tolist()
-    order.remove(answer)
+    _check_numbers(scores)
+    order = _descending(logits, places)
+    if places is None or logits[answer] < logits.max():
+        order.remove(answer)
+        order.insert(0, answer)
     best = float(scores.max())
-    return [(answer, best), *((k, float(scores[k])) for k in order)]
+    return [(order[0], best), *((k, float(scores[k])) for k in order[1:])]
+
+
+def _descending(values: Tensor, places: Sequence[int] | None) -> list[int]:
+    """Numbers of the values, largest first; equal ones in the order of their places."""
+    if places is None:
+        return torch.argsort(values, descending=True, stable=True).tolist()
+    numbers = torch.argsort(torch.tensor(places))
+    return numbers[torch.argsort(values[numbers], descending=True, stable=True)].tolist()
 
 
 def vote(outputs: Sequence[Output]) -> tuple[Output, Tensor]:
@@ -51,15 +68,29 @@ def vote(outputs: Sequence[Output]) -> tuple[Output, Tensor]:
     return winner, chances.log()
 
 
-def rank_verdicts(logits: Sequence[Tensor]) -> list[tuple[int, float]]:
+def rank_verdicts(
+    logits: Sequence[Tensor], places: Sequence[int] | None = None
+) -> list[tuple[int, float]]:
     """Candidates with scores, best first, by the probability of "yes" against "no".
 
     Args:
         logits: logits of "yes" and "no" of each candidate, ``[2]``.
+        places: order among candidates of equal probability; None for the candidates' own.
+    Raises:
+        FloatingPointError: a score is NaN.
     """
     margins = torch.stack([yes_no[0] - yes_no[1] for yes_no in logits]).double()
-    order = torch.argsort(margins, descending=True, stable=True).tolist()
-    return [(k, float(margins[k].sigmoid())) for k in order]
+    _check_numbers(margins)
+    return [(k, float(margins[k].sigmoid())) for k in _descending(margins, places)]
+
+
+def _check_numbers(values: Tensor) -> None:
+    """Refuses NaN, which infinite logits give as well, whatever the engine let through."""
+    if bool(values.isnan().any()):
+        raise FloatingPointError(
+            "scores are NaN, because the model's logits overflow or its weights are damaged: load "
+            "it in bfloat16 or float32, or other weights"
+        )
 
 
 def merge_windows(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from retrv_engine import EngineConfig, Sampling, SGLangConfig, Stats
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.model.checkpoint import load_checkpoint, resolve
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.model.processing import MAX_TEXT_TOKENS, RetrvR1Processor
 from retrv_r1.rerank.engines import make_engine
 from retrv_r1.rerank.feature_encoder import FeatureEncoder, FeatureStats
 from retrv_r1.rerank.options import (
@@ -29,6 +29,7 @@ from retrv_r1.rerank.ordering import merge_windows, reasoning_text
 from retrv_r1.rerank.requests import ItemFeatures, RequestBuilder
 from retrv_r1.rerank.windows import CandidateList, WindowResult
 from retrv_r1.types import (
+    EarlierWindows,
     EngineName,
     ItemLike,
     Mode,
@@ -52,15 +53,18 @@ class Reranker:
         processor: the processor of the same checkpoint.
         name: name of the model in results.
         window: candidates in one prompt, 128 at most. A longer list is ranked by a window that
-            slides from its end to its start by half its size, in fast mode, so that the best
-            candidates reach the last window, which is ranked in the mode asked for.
+            slides from its end to its start by half its size, so that the best candidates reach
+            the last window, which is ranked in the mode asked for.
+        earlier_windows: mode of the windows before the last: ``"fast"``, or ``"same"`` for the
+            mode asked for.
         batch_size: requests that the engine runs together; ``config`` overrides it.
         engine: ``"local"`` (embedded, continuous batches over a radix cache), ``"plain"``
             (transformers alone, a fixed batch) or ``"sglang"`` (an SGLang server).
         config: an ``EngineConfig`` for the local engine, an ``SGLangConfig`` for a server.
         checkpoint: directory that an SGLang server is started on; it holds the weights of
             ``model``.
-        cache: directory that keeps features of items for later runs.
+        cache: directory that keeps features of items for later runs. One that cannot be used costs
+            a warning.
     Raises:
         ValueError: arguments out of range, or a config of another engine.
     """
@@ -72,6 +76,7 @@ class Reranker:
         *,
         name: str = "",
         window: int = WINDOW,
+        earlier_windows: EarlierWindows = "fast",
         batch_size: int = BATCH_SIZE,
         engine: EngineName = "local",
         config: EngineConfig | SGLangConfig | None = None,
@@ -79,7 +84,10 @@ class Reranker:
         cache: str | Path | None = None,
     ) -> None:
         check_settings(engine, config, window=window, batch_size=batch_size, cache=cache)
+        if earlier_windows not in get_args(EarlierWindows):
+            raise ValueError(f"earlier_windows must be 'fast' or 'same', got {earlier_windows!r}")
         self.model, self.processor, self.name, self.window = model.eval(), processor, name, window
+        self.earlier_windows = earlier_windows
         directory = None if cache is None else Path(cache)
         self.encoder = FeatureEncoder(model, processor, directory=directory)
         self.builder = RequestBuilder(model, processor, self.encoder)
@@ -97,10 +105,12 @@ class Reranker:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         window: int = WINDOW,
+        earlier_windows: EarlierWindows = "fast",
         batch_size: int = BATCH_SIZE,
         engine: EngineName = "local",
         config: EngineConfig | SGLangConfig | None = None,
         cache: str | Path | None = None,
+        max_text_tokens: int = MAX_TEXT_TOKENS,
     ) -> Self:
         """Loads a checkpoint: ``"tiny"`` (shipped), a directory, or a hub id.
 
@@ -112,6 +122,8 @@ class Reranker:
             dtype: dtype of the weights. By default float32 on a CPU, and on a GPU the dtype that
                 the checkpoint's config names: float32 for ``"tiny"``, bfloat16 for models made from
                 Qwen2.5-VL.
+            max_text_tokens: tokens of an item's text that are read; results say where more were
+                cut off (``truncated``).
         Raises:
             CheckpointError: nothing usable is there; the message says what to do.
             DeviceError: there is no such device, or it cannot do what ``config`` asks for.
@@ -121,12 +133,13 @@ class Reranker:
         place = device_of(device)
         if isinstance(config, EngineConfig):
             check_weights(config.weights, place)
-        model, processor = load_checkpoint(name, dtype_of(dtype, place))
+        model, processor = load_checkpoint(name, dtype_of(dtype, place), max_text_tokens)
         return cls(
             model.to(place),
             processor,
             name=str(name),
             window=window,
+            earlier_windows=earlier_windows,
             batch_size=batch_size,
             engine=engine,
             config=config,
@@ -164,6 +177,8 @@ class Reranker:
             ItemError: an item cannot be used; the message names it.
             ValueError: options that are unknown or exclude each other.
             RetrvError: the reranker is closed.
+            FloatingPointError: the model gives NaN: its numbers overflow, or its weights are
+                damaged.
             RequestTooLarge: a prompt that the engine's cache cannot hold.
             EngineDied: the process of an SGLang server has ended; the next request restarts it.
         """
@@ -194,9 +209,12 @@ class Reranker:
         if sampling is None:
             sampling = default_sampling(votes, self.model.config.max_inspections)
         options = RankOptions(mode, reading, sampling, votes, top_k)
+        earlier = RankOptions("fast", reading)
+        if self.earlier_windows == "same":
+            earlier = replace(options, top_k=None)
         lists = [self._encode(request, reading) for request in requests]
         while sliding := [one for one in lists if one.sliding]:
-            results = self._rank_windows(sliding, RankOptions("fast", reading))
+            results = self._rank_windows(sliding, earlier)
             for one, result in zip(sliding, results, strict=True):
                 one.slide(result.order)
         last = iter(self._rank_windows([one for one in lists if one.candidates], options))
@@ -209,10 +227,13 @@ class Reranker:
 
         Raises:
             ValueError: the model has no parameter of that name or shape; nothing is changed then.
+            EngineDied: a server did not take them; it gets them before the next request.
         """
         with self._weights:
-            self.engine.load_weights(weights)
-            self.encoder.clear()
+            try:
+                self.engine.load_weights(weights)
+            finally:  # the model here may have them although a server did not take them
+                self.encoder.clear()
 
     def warm(self, sampling: Sampling | None = None) -> None:
         """Has the engine compile and capture what queries launch on a GPU.
@@ -235,6 +256,12 @@ class Reranker:
         engine = type(self.engine).__name__
         return f"{type(self).__name__}({self.name!r}, device={self.model.device}, engine={engine})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Reranker cannot be pickled or copied: it owns threads and caches; call "
+            "Reranker.from_pretrained in each process"
+        )
+
     def __enter__(self) -> Self:
         return self
 
@@ -249,7 +276,7 @@ class Reranker:
             features = self.encoder.encode(items)
         encoded = [ItemFeatures(*pair) for pair in zip(items, features, strict=True)]
         window = None if reading == "pointwise" else self.window
-        candidates = CandidateList(encoded, window, request.instruction)
+        candidates = CandidateList(encoded, window, request.instruction, request.tie_seed)
         candidates.timings["features"] = time.perf_counter() - started
         candidates.timings["compression"] = 0.0
         return candidates
@@ -266,13 +293,13 @@ class Reranker:
             one.timings["compression"] += time.perf_counter() - started
         outputs = iter(self.engine.generate([p.request for window in prepared for p in window]))
         results = []
-        for window in prepared:
+        for one, window in zip(lists, prepared, strict=True):
             own = [next(outputs) for _ in window]
             if options.reading == "pointwise":
-                results.append(WindowResult.pointwise(window, own))
+                results.append(WindowResult.pointwise(window, own, one.places))
             else:
-                temperature = self.model.config.score_temperature
-                results.append(WindowResult.listwise(window, own, temperature))
+                temperature = self.model.config.temperature_of(options.mode)
+                results.append(WindowResult.listwise(window, own, temperature, one.places))
         return results
 
     def _results(
@@ -287,6 +314,7 @@ class Reranker:
             model=self.name,
             device=str(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
+            query_truncated=one.query.features.item.truncated,
         )
         if last is None:
             return nothing
@@ -295,9 +323,15 @@ class Reranker:
         order = merge_windows(one.numbered(last.order), one.tail)
         return replace(
             nothing,
-            answer=current[output.answer],
+            answer=current[last.order[0][0]],
             ranking=tuple(
-                RankedItem(number, score, one.candidates[number].item, number in inspected)
+                RankedItem(
+                    number,
+                    score,
+                    one.candidates[number].item,
+                    number in inspected,
+                    one.candidates[number].features.item.truncated,
+                )
                 for number, score in order[: options.top_k]
             ),
             reasoning=reasoning_text(self.processor, output.tokens, current),

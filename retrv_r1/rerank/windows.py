@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,17 +29,23 @@ class WindowResult:
 
     @classmethod
     def listwise(
-        cls, prepared: Sequence[Prepared], outputs: Sequence[Output], temperature: float
+        cls,
+        prepared: Sequence[Prepared],
+        outputs: Sequence[Output],
+        temperature: float,
+        places: Sequence[int] | None,
     ) -> WindowResult:
-        """The result of one prompt, or of several votes on it."""
+        """The result of one prompt, or of several votes on it; ``places`` order equal scores."""
         winner, logits = vote(outputs)
-        order = rank_labels(logits, winner.answer, temperature)
+        order = rank_labels(logits, winner.answer, temperature, places)
         return cls(order, winner, _token_counts(prepared[:1], outputs))
 
     @classmethod
-    def pointwise(cls, prepared: Sequence[Prepared], outputs: Sequence[Output]) -> WindowResult:
-        """The result of one prompt per candidate."""
-        order = rank_verdicts([output.label_logits for output in outputs])
+    def pointwise(
+        cls, prepared: Sequence[Prepared], outputs: Sequence[Output], places: Sequence[int] | None
+    ) -> WindowResult:
+        """The result of one prompt per candidate; ``places`` order equal scores."""
+        order = rank_verdicts([output.label_logits for output in outputs], places)
         best = order[0][0]
         winner = replace(outputs[best], answer=best)
         return cls(order, winner, _token_counts(prepared, outputs))
@@ -63,6 +70,7 @@ class CandidateList:
         items: the query, then the candidates.
         window: candidates in one window; None for one window over the whole list.
         instruction: wording of the task; None for the checkpoint's own.
+        tie_seed: seed that orders equal scores; None for the order of the list.
     Attributes:
         order: candidate numbers in the order so far.
         start: place in ``order`` where the current window begins.
@@ -71,7 +79,11 @@ class CandidateList:
     """
 
     def __init__(
-        self, items: Sequence[ItemFeatures], window: int | None, instruction: str | None = None
+        self,
+        items: Sequence[ItemFeatures],
+        window: int | None,
+        instruction: str | None = None,
+        tie_seed: int | None = None,
     ) -> None:
         self.query, *self.candidates = items
         self.instruction = instruction
@@ -80,6 +92,10 @@ class CandidateList:
         self.start = max(0, len(self.candidates) - self.window)
         self.tail: list[tuple[int, float]] = []
         self.timings: dict[str, float] = {}
+        self._places: list[int] | None = None
+        if tie_seed is not None:
+            self._places = list(self.order)
+            random.Random(tie_seed).shuffle(self._places)
 
     @property
     def sliding(self) -> bool:
@@ -90,6 +106,11 @@ class CandidateList:
     def current(self) -> list[int]:
         """Candidate numbers of the current window."""
         return self.order[self.start : self.start + self.window]
+
+    @property
+    def places(self) -> list[int] | None:
+        """The order of equal scores in the current window; None for the window's own."""
+        return self._places and [self._places[number] for number in self.current]
 
     def prepare(self, builder: RequestBuilder, options: RankOptions) -> list[Prepared]:
         """The requests of the current window: one per vote, or one per candidate if pointwise."""

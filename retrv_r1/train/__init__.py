@@ -9,18 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retrv_r1.train.stages import STAGES
+
 if TYPE_CHECKING:
     from retrv_r1.train.config import RunConfig
     from retrv_r1.train.machine import Machine
     from retrv_r1.train.schedule import Schedule
 
-STAGES = {
-    "embed": "retrv_r1.train.embed:EmbedStage",
-    "pretrain": "retrv_r1.train.pretrain:PretrainStage",
-    "align": "retrv_r1.train.align:AlignStage",
-    "sft": "retrv_r1.train.sft:SFTStage",
-}
-"""Stages by name, in the order of training; a class is imported when its stage is used."""
+__all__ = ["STAGES", "run", "train_stage"]
 
 
 def run(

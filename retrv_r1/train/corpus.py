@@ -96,12 +96,12 @@ class Corpus:
                 raise ConfigError(f"pictures.jsonl lacks {image}: build the data set again")
             return Entry(text or None, self.bank.row_of[image] if image else None, known)
 
-        number = task.row_of
+        number = task.pool.row
         return Cell(
             name=task.dataset,
             queries=[entry(q.text, q.image, {}) for q in task.queries],
             pool=[entry(c.text, c.image, meta.get(c.did, {})) for c in task.pool],
-            positives=[np.array([number[d] for d in q.positives]) for q in task.queries],
+            positives=[np.array([number(d) for d in q.positives]) for q in task.queries],
             instructions=task.queries[0].instructions,
         )
 

@@ -108,7 +108,7 @@ class RunStats:
 class Stage(ABC):
     """One training stage.
 
-    A stage is a subclass in a file of its own, and a line in :data:`retrv_r1.train.STAGES`. Its
+    A stage is a subclass in a file of its own, and a line in ``retrv_r1.train.stages``. Its
     constructor takes a :class:`Setup` and makes ``model`` and ``processor``.
 
     Attributes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,14 @@ from retrv_r1.data.pictographs.phrases import BY_KEY, FAMILIES, SHAPES, dataset
 from retrv_r1.data.pictographs.sources import Drawings
 from retrv_r1.data.pictographs.splits import hashed
 from retrv_r1.data.pictographs.store import Picture
+from retrv_r1.files import write_whole
 
 Row = Mapping[str, Any]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Writes a file whole."""
+    write_whole(path, text)
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
