@@ -154,7 +154,6 @@ def test_interrupt_is_clean(folder):
         ("red", "--stats", 0),
         ("interrupt", "--stats", 130),
         ("red", "--votes=3", 2),  # an error while ranking
-        ("red", "--html=pictures/red.png/page", 2),  # an error while writing
     ],
 )
 def test_the_engine_is_closed_however_the_command_ends(folder, query, option, status):
