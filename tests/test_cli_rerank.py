@@ -38,6 +38,7 @@ def test_ranking_reasoning_and_cost_are_printed(folder):
     assert result.exit_code == 0 and result.stderr == ""
     lines = result.stdout.splitlines()
     assert "pictures/red.png" in lines[1] and "answer, inspected" in lines[1]
+    assert "reasoning, as the model wrote it" in result.stdout
     assert "▸ inspects [3] yes." in result.stdout
     assert "words, reasoning mode: 30 ms" in result.stdout
     assert "3 candidates; 30 prompt rows, 9 of them candidates" in result.stdout
