@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from sglang_doubles import QUICK, make_engine, until
+from sglang_doubles import QUICK, changed, make_engine, until
 
-from retrv_engine import EngineDied, EngineMissing
-from retrv_engine.sglang import process
+from retrv_engine import DeadlineExceeded, EngineDied, EngineMissing
+from retrv_engine.sglang import connection, process
 from retrv_engine.sglang.client import Client, _weight_messages
 from retrv_engine.sglang.concurrency import CandidateLoader
 from retrv_engine.sglang.worker import server
@@ -144,3 +145,48 @@ def test_a_server_that_was_restarted_is_noticed(small_model, fake_server):
         with pytest.raises(EngineDied, match="it was restarted"):
             engine.generate([QUICK])
         assert engine.generate([QUICK])[0].answer == 0, "with the same weights"
+
+
+def test_flushing_waits_until_the_server_has_aborted_calls(small_model, fake_server):
+    with make_engine(small_model, url=fake_server.url) as engine:
+        fake_server.computes.clear()
+        handle = engine.submit(QUICK)
+        until(lambda: fake_server.count("/generate") == 1)
+        fake_server.hangs = True
+        handle.cancel()
+        until(lambda: fake_server.count("/abort_request") == 1)
+        thread = threading.Thread(target=engine.flush)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive() and not fake_server.count("/flush_cache")
+        fake_server.hangs = False
+        fake_server.computes.set()
+        thread.join(10)
+        assert fake_server.count("/flush_cache") == 1
+
+
+def test_new_weights_wait_for_a_start(small_model, processes, monkeypatch):
+    """A start reads the model, even if nobody waits for it any more."""
+    start = vars(connection)["ServerProcess"]
+
+    def hanging(*values: Any) -> Any:
+        made = start(*values)
+        made.server.hangs = True
+        return made
+
+    with make_engine(small_model) as engine:
+        processes[0].end()
+        with pytest.raises(EngineDied):
+            engine.generate([QUICK])
+        monkeypatch.setattr(connection, "ServerProcess", hanging)
+        with pytest.raises(DeadlineExceeded):
+            engine.submit(QUICK, deadline=0.05).result(timeout=8)
+        until(lambda: len(processes) == 2)
+        new = changed(small_model, "head.weight")
+        thread = threading.Thread(target=engine.load_weights, args=(new,))
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive() and not torch.equal(small_model.head.weight, new["head.weight"])
+        processes[1].server.hangs = False
+        thread.join(10)
+        assert torch.equal(processes[1].server.weights["head.weight"], new["head.weight"])
