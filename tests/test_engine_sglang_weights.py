@@ -22,6 +22,7 @@ from sglang_doubles import (
 )
 
 from retrv_engine import EngineDied
+from retrv_engine.model import load_weights
 from retrv_engine.sglang import client, connection
 
 pytest_plugins = ["sglang_fixtures"]
@@ -123,6 +124,39 @@ def test_weights_loaded_as_the_server_dies_reach_the_next(small_model, processes
             engine.load_weights(changed(small_model, NAME))
         assert engine.generate([QUICK])[0].answer == 0
         same_weights(small_model, processes[1].server)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["at a url", "started here"])
+def test_weights_that_the_model_took_in_part_reach_the_next_server(
+    small_model, fake_server, processes, monkeypatch, own
+):
+    config = {} if own else {"url": fake_server.url}
+    with make_engine(small_model, **config) as engine:
+        weights = changed(small_model, NAME) | changed(small_model, "head.weight")
+
+        def fail(model: SmallModel, _: Any) -> None:
+            load_weights(model, {NAME: weights[NAME]})
+            raise RuntimeError("a fault")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(connection, "load_weights", fail)
+            with pytest.raises(RuntimeError, match="a fault"):
+                engine.load_weights(weights)
+        assert torch.equal(small_model.language_model[1].weight, weights[NAME])
+        assert engine.generate([QUICK])[0].answer == 0
+        same_weights(small_model, processes[1].server if own else fake_server)
+        assert not own or processes[0].ended
+
+
+def test_a_value_that_is_no_tensor_changes_nothing(small_model, fake_server):
+    with make_engine(small_model, url=fake_server.url) as engine:
+        weights: dict[str, Any] = dict(changed(small_model, NAME))
+        weights["head.weight"] = small_model.head.weight.detach().numpy()
+        with pytest.raises(ValueError, match=r"head\.weight is a ndarray: make it a tensor"):
+            engine.load_weights(weights)
+        same_weights(small_model, fake_server)
+        assert engine.generate([QUICK])[0].answer == 0
+        assert fake_server.version == CHECKPOINT
 
 
 @pytest.mark.parametrize("name", [None, "compressor.weight"])

@@ -37,12 +37,15 @@ def load_weights(model: Parameters, weights: Mapping[str, Tensor]) -> None:
     """Copies values into a model's parameters, by name.
 
     Raises:
-        ValueError: a name or a shape that the model does not have; nothing is changed then.
+        ValueError: a name or a shape that the model does not have, or a value that is no tensor;
+            nothing is changed then.
     """
     own = dict(model.named_parameters())
     for name, value in weights.items():
         if name not in own:
             raise ValueError(f"the model has no parameter {name!r}")
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__}: make it a tensor")
         if own[name].shape != value.shape:
             shapes = f"{tuple(own[name].shape)}, not {tuple(value.shape)}"
             raise ValueError(f"{name} is of shape {shapes}")

@@ -126,12 +126,22 @@ class Connection:
         """Sets the parameters of the model and of the server, after running calls have ended.
 
         Raises:
-            ValueError: the model has no parameter of a name or shape; nothing is changed then.
+            ValueError: the model has no parameter of a name or shape, or a value is no tensor;
+                nothing is changed then.
             EngineDied: the server did not take them. The next one gets them when it starts.
+        After any other error the model may be changed in part, and the next server gets all of it.
         """
         async with self._alone():
             server = await self._settled()  # a start reads the model
-            await asyncio.to_thread(load_weights, self.model, weights)
+            try:
+                await asyncio.to_thread(load_weights, self.model, weights)
+            except ValueError:
+                raise
+            except Exception:  # in the midst of it
+                self._loaded_version = uuid.uuid4().hex
+                self._server = None
+                await self._end()
+                raise
             served = {name: weights[name] for name in parameters_of(self.model) if name in weights}
             if served:  # whatever happens from here on, no server has these yet
                 self._loaded_version = uuid.uuid4().hex
