@@ -15,6 +15,7 @@ from sglang_doubles import (
     QUICK,
     FakeProcess,
     FakeServer,
+    changed,
     make_engine,
     reasoning,
     until,
@@ -118,6 +119,34 @@ def test_a_server_starts_when_the_one_before_has_ended(small_model, processes):
         with pytest.raises(EngineDied, match="has died, exit status 1"):
             first.result(timeout=5)
         assert second.result(timeout=5).answer == 0 and len(processes) == 2
+
+
+@pytest.mark.parametrize("refuses", [False, True], ids=["other weights", "refused weights"])
+def test_a_healthy_server_is_not_waited_for(small_model, processes, refuses):
+    with make_engine(small_model) as engine:
+        waits: list[float] = []
+        processes[0].wait = lambda seconds: waits.append(seconds)  # type: ignore[method-assign]
+        if refuses:
+            processes[0].server.taken = 0
+            with pytest.raises(EngineDied, match="did not take the new weights: no memory"):
+                engine.load_weights(changed(small_model, "head.weight"))
+        else:
+            processes[0].server.version = "somebody's"
+            with pytest.raises(EngineDied, match="somebody else loaded others"):
+                engine.generate([QUICK])
+        assert waits == [0.0] and processes[0].ended
+        assert engine.generate([QUICK])[0].answer == 0 and len(processes) == 2
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_an_answer_without_a_part_is_the_servers_death(small_model, processes, scores):
+    with make_engine(small_model) as engine:
+        server = processes[0].server
+        server._generate = lambda _: (200, [])  # type: ignore[method-assign]
+        processes[0].wait = lambda _: False  # type: ignore[method-assign]
+        with pytest.raises(EngineDied, match="ended its answer to a call without a part"):
+            engine.score([30], [31]) if scores else engine.generate([QUICK])
+        assert engine.generate([QUICK])[0].answer == 0 and len(processes) == 2
 
 
 def test_nothing_is_submitted_to_an_engine_that_closes(small_model, fake_server, monkeypatch):

@@ -24,6 +24,10 @@ SIGN_SECONDS = 10.0
 """How long a server may take to accept a connection, or to say that it lives."""
 
 
+class NoAnswer(EngineDied):
+    """The server cannot be reached, gives no sign of life, or broke off its answer."""
+
+
 @dataclass(frozen=True)
 class ServerInfo:
     """What a server says of itself.
@@ -43,7 +47,7 @@ class Client:
     A server may take its time: it queues requests, and computes. After each ``silent_seconds``
     without an answer it is asked for a sign of life, which its front end gives even then.
 
-    Every method raises :class:`EngineDied` if the server cannot be reached or gives no sign of
+    Every method raises :class:`NoAnswer` if the server cannot be reached or gives no sign of
     life, and ValueError with the server's message if it refuses.
     """
 
@@ -61,14 +65,17 @@ class Client:
             answer = await self._patiently(stack.enter_async_context(asked))
             if not answer.is_success:
                 raise ValueError(_error_message(await self._patiently(answer.aread())))
-            lines = answer.aiter_lines()
+            lines, empty = answer.aiter_lines(), True
             while (line := await self._patiently(_next(lines))) is not None:
                 if not line.startswith("data: ") or line == "data: [DONE]":
                     continue
                 part = json.loads(line.removeprefix("data: "))
                 if "error" in part:
                     raise ValueError(part["error"]["message"])
+                empty = False
                 yield part
+            if empty:
+                raise NoAnswer(f"{self.url} ended its answer to a call without a part of it")
 
     async def abort(self, rid: str) -> None:
         """Aborts the call with this ``rid``."""
@@ -143,7 +150,7 @@ class Client:
         except (httpx.TransportError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not self._http.is_closed:
                 raise  # httpx raises a RuntimeError if another call has closed it
-            raise EngineDied(
+            raise NoAnswer(
                 f"no answer from {self.url} ({type(error).__name__}): check that the server runs, "
                 "or raise silent_seconds"
             ) from error

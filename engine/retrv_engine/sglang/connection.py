@@ -30,7 +30,7 @@ from retrv_engine.base import EngineDied, RequestTooLarge
 from retrv_engine.config import SGLangConfig
 from retrv_engine.model import LanguageModel, load_weights
 from retrv_engine.sglang.calls import Chunk
-from retrv_engine.sglang.client import Client
+from retrv_engine.sglang.client import Client, NoAnswer
 from retrv_engine.sglang.concurrency import CLOSED, SharedLock
 from retrv_engine.sglang.process import ServerProcess
 from retrv_engine.sglang.weights import differing_name, parameters_of
@@ -258,7 +258,10 @@ class Connection:
     async def _bury(self, error: EngineDied) -> str:
         """Ends the server; returns what to tell all its calls."""
         message, process = str(error), self._process
-        if process is not None and await asyncio.to_thread(process.wait, SECONDS_TO_DIE):
+        # A server that answered is not about to end by itself.
+        silent = isinstance(error, NoAnswer) or isinstance(error.__cause__, NoAnswer)
+        seconds = SECONDS_TO_DIE if silent else 0.0
+        if process is not None and await asyncio.to_thread(process.wait, seconds):
             report = process.exit_report()
             message = f"the server has died, {report}\nThe next request starts another"
         await self._end()
