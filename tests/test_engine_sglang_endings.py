@@ -20,7 +20,7 @@ from sglang_doubles import QUICK, changed, make_engine, until
 from retrv_engine import DeadlineExceeded, EngineDied, EngineMissing
 from retrv_engine.sglang import connection, process
 from retrv_engine.sglang.client import Client, _weight_messages
-from retrv_engine.sglang.concurrency import CandidateLoader
+from retrv_engine.sglang.concurrency import CandidateLoader, LoopThread
 from retrv_engine.sglang.worker import server
 
 pytest_plugins = ["sglang_fixtures"]
@@ -44,6 +44,32 @@ def test_an_engine_can_be_closed_in_a_handles_callback(small_model, processes):
     assert handle.result(timeout=10).answer == 0
     until(lambda: not engine._loop._thread.is_alive())
     assert processes[0].ended and "cannot wait" in refused[0]
+
+
+def test_an_end_that_fails_leaves_no_thread():
+    loop = LoopThread("a test's")
+    cancelled = threading.Event()
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async def start() -> None:
+        tasks.append(asyncio.create_task(wait()))
+        await asyncio.sleep(0)
+
+    async def fail() -> None:
+        raise OSError("no end")
+
+    tasks: list[Any] = []
+    loop.run(start())
+    loop.refuse()
+    with pytest.raises(OSError, match="no end"):
+        loop.close(fail())
+    assert not loop._thread.is_alive() and loop._loop.is_closed() and cancelled.is_set()
 
 
 def test_a_source_that_cannot_be_hashed_is_an_error():
@@ -120,6 +146,24 @@ def test_an_interpreter_that_does_not_run_leaves_no_log(small_model, logs, tmp_p
     with pytest.raises(EngineMissing, match=r"nowhere does not run .*: name another python"):
         make_engine(small_model, python=tmp_path / "nowhere")
     assert not list(logs.iterdir())
+
+
+def test_a_report_reads_only_the_end_of_a_log(logs, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "SECONDS_TO_END", 0.2)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+    started = process.ServerProcess("checkpoint", "float32", {}, python)
+    assert started.wait(10)
+    started.log.write_text("\n".join(["a" * 8 * 2**20, *map(str, range(20))]))
+    tracemalloc.start()
+    try:
+        report = started.exit_report()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    started.end()
+    assert report.split()[-12:] == [*map(str, range(8, 20))] and peak < 2**20
 
 
 def test_a_log_that_is_gone_hides_no_error(small_model, logs, tmp_path, monkeypatch):

@@ -75,11 +75,17 @@ class LoopThread:
         if self._is_current():
             threading.Thread(target=self.close, args=(last,)).start()
             return
-        for coroutine in (self._cancel(submitted=True), last, self._cancel(submitted=False)):
-            asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self._finish(self._cancel(submitted=True))
+            self._finish(last)
+        finally:
+            self._finish(self._cancel(submitted=False))
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    def _finish(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     def _is_current(self) -> bool:
         return threading.current_thread() is self._thread

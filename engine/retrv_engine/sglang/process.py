@@ -22,6 +22,7 @@ CPU_PYTHON = Path(sys.prefix) / "sglang" / "bin" / "python"
 """Interpreter of the environment that ``make sglang-cpu`` makes. SGLang has one of its own there,
 since the torchvision that it needs breaks the import of transformers beside a CPU's PyTorch."""
 LOG_LINES = 12
+LOG_BYTES = 64 * 2**10
 SECONDS_TO_END = 10.0
 
 
@@ -81,7 +82,9 @@ class ServerProcess:
         """Exit status and the last lines of the log, which is kept from now on."""
         self._reported = True
         try:
-            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+            with self.log.open("rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_BYTES))
+                lines = log.read(LOG_BYTES).decode("utf-8", "replace").splitlines()
         except OSError as error:  # somebody else has deleted it
             lines = [str(error)]
         tail = "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
