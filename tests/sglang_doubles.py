@@ -172,12 +172,13 @@ class FakeProcess:
     """The process of a fake server, in the place of :class:`ServerProcess`.
 
     Attributes:
+        version: version of the weights that it was started with.
         killed: event after which the process is seen to have ended.
         ended: whether it has.
     """
 
     def __init__(self, server: FakeServer) -> None:
-        self.server, self.url = server, server.url
+        self.server, self.url, self.version = server, server.url, server.version
         self.killed = threading.Event()
         self.log = Path("a.log")
 

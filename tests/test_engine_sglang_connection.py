@@ -213,6 +213,25 @@ def test_closing_ends_a_start(small_model, processes):
     assert handle.future.cancelled() and processes[1].ended and len(processes) == 2
 
 
+def test_another_server_that_took_the_port_is_not_ours(small_model, processes):
+    with make_engine(small_model) as engine:
+        processes[0].end()
+        with pytest.raises(EngineDied):
+            engine.generate([QUICK])
+        opened = hold_starts(processes)
+        handle = engine.submit(QUICK)
+        until(lambda: len(processes) == 2)
+        processes[1].server.version = "somebody's"
+        opened()
+        with pytest.raises(EngineDied, match="another server has taken the port"):
+            handle.result(timeout=5)
+        assert processes[1].ended
+        handle = engine.submit(QUICK)
+        until(lambda: len(processes) == 3)
+        opened()
+        assert handle.result(timeout=5).answer == 0
+
+
 # Silence.
 
 
@@ -310,6 +329,18 @@ def test_the_log_that_an_error_names_is_kept(small_model, script):
     log = next(Path(word.rstrip(":")) for word in str(info.value).split() if "retrv-sglang" in word)
     assert log.read_text() == "loading\n"
     log.unlink()
+
+
+@pytest.mark.parametrize("asked", [{}, {"weight-version": "mine"}])
+def test_a_server_is_told_its_version(script, asked):
+    python = script('echo "$@" >&2; cat > /dev/null')
+    started = process.ServerProcess("checkpoint", "float32", asked, python)
+    until(lambda: started.log.read_text().endswith("\n"))
+    words = started.log.read_text().split()
+    started.end()
+    assert words.count("--weight-version") == 1
+    assert words[words.index("--weight-version") + 1] == started.version
+    assert started.version == "mine" if asked else len(started.version) == 32
 
 
 def test_workers_end_with_their_server_and_its_log_goes(script):

@@ -187,6 +187,10 @@ class Connection:
             self._client = Client(url, self.config.silent_seconds)
             await self._wait_until_it_answers(self._client)
             info = await self._client.info()
+            if self._process is not None and info.version != self._process.version:
+                raise EngineDied(
+                    f"another server has taken the port of {url}: the next request starts another"
+                )
             self.max_rows = info.max_rows
             server = Server(self._client, info.version)
             await self._give_weights(server)

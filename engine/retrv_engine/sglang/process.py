@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ class ServerProcess:
         dtype: dtype of the weights, such as "float32".
         arguments: further arguments of SGLang's server, by name.
         python: interpreter of an environment with SGLang, or None to look for one.
+    Attributes:
+        version: version of its weights, by which its answers are told from another server's.
     Raises:
         EngineMissing: SGLang is not installed, or the interpreter does not run; the message says
             what to do.
@@ -53,11 +56,14 @@ class ServerProcess:
         self.log = Path(log)
         self._reported = False
         own = {"model_path": checkpoint, "dtype": dtype, "host": "127.0.0.1", "port": port}
+        own |= {"weight_version": uuid.uuid4().hex}
+        own |= {name.replace("-", "_"): value for name, value in arguments.items()}
+        self.version = str(own["weight_version"])
         words = [str(python), "-m", "retrv_engine.sglang.worker.server", STOP_WITH_STDIN]
         try:
             with os.fdopen(handle, "wb") as output:
                 self._process = subprocess.Popen(
-                    [*words, *_words({**own, **arguments})],
+                    [*words, *_words(own)],
                     env=_environment(),
                     stdin=subprocess.PIPE,  # closed when we end, which stops the server
                     stdout=output,
