@@ -24,6 +24,7 @@ from sglang_doubles import (
 from retrv_engine import EngineDied
 from retrv_engine.model import load_weights
 from retrv_engine.sglang import client, connection
+from retrv_engine.sglang.wire_format import sample_of
 
 pytest_plugins = ["sglang_fixtures"]
 
@@ -118,10 +119,13 @@ def test_weights_loaded_while_no_server_starts_reach_the_next(small_model, proce
 
 
 def test_weights_loaded_as_the_server_dies_reach_the_next(small_model, processes):
+    weights = small_model.head.weight.detach().clone()
+    weights[0, 1] += 1  # one that a comparison does not see: only the version tells
+    assert sample_of(weights) == sample_of(small_model.head.weight)
     with make_engine(small_model) as engine:
         processes[0].end()
         with pytest.raises(EngineDied, match="has died"):
-            engine.load_weights(changed(small_model, NAME))
+            engine.load_weights({"head.weight": weights})
         assert engine.generate([QUICK])[0].answer == 0
         same_weights(small_model, processes[1].server)
 
@@ -209,6 +213,16 @@ def test_a_server_at_a_url_with_other_weights_is_refused(small_model, fake_serve
         engine.load_weights(changed(small_model, "head.weight"))
         assert engine.generate([QUICK])[0].answer == 0
         same_weights(small_model, fake_server)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_small_change_of_weights_of_the_same_dtype_is_found(small_model, fake_server, dtype):
+    small_model.to(dtype)
+    fake_server.weights = {name: value.to(dtype) for name, value in fake_server.weights.items()}
+    make_engine(small_model, url=fake_server.url).close()
+    fake_server.weights[NAME] = fake_server.weights[NAME] * (1 + 0.6 * torch.finfo(dtype).eps)
+    with pytest.raises(EngineDied, match=f"other weights than the model here .{NAME} differs"):
+        make_engine(small_model, url=fake_server.url)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

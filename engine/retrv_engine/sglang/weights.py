@@ -15,9 +15,10 @@ from retrv_engine.sglang.client import Client
 from retrv_engine.sglang.wire_format import sample_of
 
 ROUNDING = 2.0**-7
-"""Relative difference of values that count as the same: the server's dtype may be bfloat16."""
+"""Relative difference of values that count as the same if one is rounded: to bfloat16, at most."""
 TINY = 1e-7
 """Likewise, absolute: the smallest values of float16."""
+HALVES = torch.bfloat16, torch.float16
 
 
 def parameters_of(model: LanguageModel) -> dict[str, Tensor]:
@@ -30,7 +31,8 @@ def parameters_of(model: LanguageModel) -> dict[str, Tensor]:
 async def differing_name(client: Client, model: LanguageModel) -> str | None:
     """Name of a parameter that differs between a model and a server, or None.
 
-    A few values of each parameter are compared, so a change of a few others is not found.
+    A few values of each parameter are compared, so a change of a few others is not found. They must
+    be equal, or near if the server was given weights of another dtype.
 
     Raises:
         EngineDied: the server cannot say which weights it has.
@@ -49,8 +51,19 @@ def _first_difference(
     own: Mapping[str, Tensor], replicas: Sequence[Sequence[Sequence[float]]]
 ) -> str | None:
     for samples in replicas:
-        for (name, value), sample in zip(own.items(), samples, strict=True):
-            here, there = torch.tensor(sample_of(value)), torch.tensor(sample)
-            if here.shape != there.shape or not torch.allclose(here, there, ROUNDING, TINY):
+        theirs = [torch.tensor(sample) for sample in samples]
+        dtype = _dtype_of(theirs)
+        for (name, value), there in zip(own.items(), theirs, strict=True):
+            here = torch.tensor(sample_of(value))
+            tolerances = (0.0, 0.0) if value.dtype == dtype else (ROUNDING, TINY)
+            if here.shape != there.shape or not torch.allclose(here, there, *tolerances):
                 return name
     return None
+
+
+def _dtype_of(samples: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of weights, seen from some of their values: the first that holds them all."""
+    for dtype in HALVES:
+        if all(torch.equal(one, one.to(dtype).float()) for one in samples):
+            return dtype
+    return torch.float32
