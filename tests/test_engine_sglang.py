@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from engine_doubles import NAMES, SIZE, Source, names_of, request
+from sglang_doubles import make_engine, reasoning
 
 from retrv_engine import (
     EngineDied,
@@ -25,7 +27,7 @@ from retrv_engine import (
 from retrv_engine.generation import Generation
 from retrv_engine.plain import embed_pieces
 from retrv_engine.sampler import pick
-from retrv_engine.sglang import calls, process, worker
+from retrv_engine.sglang import calls, client, process, wire_format, worker
 from retrv_engine.sglang.calls import Chunk
 from retrv_engine.sglang.concurrency import (
     CandidateLoader,
@@ -41,6 +43,8 @@ from retrv_engine.sglang.wire_format import (
     tensor_to_json,
 )
 from retrv_engine.sglang.worker import server
+
+pytest_plugins = ["sglang_fixtures"]
 
 
 def test_the_processes_share_the_wire_format_alone():
@@ -91,6 +95,34 @@ def test_items_outside_the_prompt_are_refused(first, length):
     items = [{"first": 0, "length": 2, "width": 0}, {"first": first, "length": length, "width": 0}]
     with pytest.raises(ValueError, match="an item at rows"):
         mrope_positions(items[bool(first == -1) :], 6)
+
+
+def test_rows_are_encoded_once_and_not_in_the_event_loop(small_model, fake_server, monkeypatch):
+    encoded: list[str] = []
+    joined: list[str] = []
+
+    def noting(function: Any, names: list[str]) -> Any:
+        def noted(values: Any) -> Any:
+            names.append(threading.current_thread().name)
+            return function(values)
+
+        return noted
+
+    message = noting(client._call_message, joined)
+    monkeypatch.setattr(wire_format, "tensor_to_json", noting(tensor_to_json, encoded))
+    monkeypatch.setattr(client, "_call_message", message)
+    rows = [torch.randn(3, 4), torch.randn(2, 4)]
+    prompt = [30, *(FeatureRows(one, 0, len(one), k, 0) for k, one in enumerate(rows)), 31]
+    with make_engine(small_model, url=fake_server.url) as engine:
+        assert engine.generate([replace(reasoning(5), prompt=prompt)])[0].answer == 0
+    asked = [body for path, body in fake_server.asked if path == "/generate"]
+    assert len(asked) == len(joined) == 2 and "retrv-sglang" not in joined
+    assert encoded == [threading.current_thread().name] * 2
+    for body in asked:
+        items = [(one["first"], one["length"], one["key"]) for one in body["image_data"]]
+        assert items == [(1, 3, 0), (4, 2, 1)] and body["stream"] is True
+        for one, expected in zip(body["image_data"], rows, strict=True):
+            assert torch.equal(tensor_from_json(one["rows"]), expected)
 
 
 # Calls.

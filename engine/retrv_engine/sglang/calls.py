@@ -160,9 +160,10 @@ def _numbers(entries: Sequence[Sequence[Any]]) -> list[float]:
 
 
 def _call(prompt: WirePrompt, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """A call as JSON values, but for its items, which are JSON already."""
     return {
         "input_ids": prompt.ids,
-        "image_data": prompt.items or None,
+        "image_data": prompt.encoded,
         "sampling_params": sampling,
         "return_logprob": True,
     }

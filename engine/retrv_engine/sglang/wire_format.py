@@ -7,6 +7,7 @@ only after it has been prepared.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -33,12 +34,14 @@ class WirePrompt:
 
     Attributes:
         ids: one token per row, 0 in the rows of an item.
-        items: feature rows, in order.
+        items: place and key of feature rows, in order.
+        encoded: these items with their rows, as JSON; made once, however often they are sent.
     """
 
     def __init__(self, pieces: Sequence[Piece] = ()) -> None:
         self.ids: list[int] = []
         self.items: list[WireItem] = []
+        self.encoded: list[bytes] = []
         self.extend(pieces)
 
     @property
@@ -57,7 +60,8 @@ class WirePrompt:
                 self.ids.append(piece)
                 continue
             place = dict(first=len(self.ids), length=piece.length, width=piece.width)
-            self.items.append(dict(place, key=piece.key, rows=tensor_to_json(piece.rows)))
+            self.items.append(item := dict(place, key=piece.key))
+            self.encoded.append(json.dumps({**item, "rows": tensor_to_json(piece.rows)}).encode())
             self.ids += [0] * piece.length
 
 
