@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from sglang_doubles import (
 )
 
 from retrv_engine import DeadlineExceeded, EngineDied, Request, RequestTooLarge
-from retrv_engine.sglang import connection, process
+from retrv_engine.sglang import connection
 
 pytest_plugins = ["sglang_fixtures"]
 
@@ -304,55 +303,3 @@ def test_reasoning_is_limited_to_what_the_server_takes(small_model):
         with pytest.raises(RequestTooLarge, match="44 rows, but the server takes 43"):
             engine.submit(Request([30] * 43, LABELS, reason=False))
     server.die()
-
-
-# The process.
-
-
-@pytest.fixture
-def script(tmp_path, monkeypatch) -> Callable[[str], Path]:
-    monkeypatch.setattr(process, "SECONDS_TO_END", 0.2)
-
-    def write(text: str) -> Path:
-        path = tmp_path / "python"
-        path.write_text(f"#!/bin/sh\n{text}\n")
-        path.chmod(0o755)
-        return path
-
-    return write
-
-
-def test_the_log_that_an_error_names_is_kept(small_model, script):
-    python = script("echo loading >&2; cat > /dev/null")
-    with pytest.raises(EngineDied, match=r"no answer within start_seconds=0") as info:
-        make_engine(small_model, python=python, start_seconds=0.3)
-    log = next(Path(word.rstrip(":")) for word in str(info.value).split() if "retrv-sglang" in word)
-    assert log.read_text() == "loading\n"
-    log.unlink()
-
-
-@pytest.mark.parametrize("asked", [{}, {"weight-version": "mine"}])
-def test_a_server_is_told_its_version(script, asked):
-    python = script('echo "$@" >&2; cat > /dev/null')
-    started = process.ServerProcess("checkpoint", "float32", asked, python)
-    until(lambda: started.log.read_text().endswith("\n"))
-    words = started.log.read_text().split()
-    started.end()
-    assert words.count("--weight-version") == 1
-    assert words[words.index("--weight-version") + 1] == started.version
-    assert started.version == "mine" if asked else len(started.version) == 32
-
-
-def test_workers_end_with_their_server_and_its_log_goes(script):
-    python = script("sleep 60 & echo $! >&2; wait")
-    started = process.ServerProcess("checkpoint", "float32", {}, python)
-    until(lambda: started.log.read_text().endswith("\n"))
-    worker = int(started.log.read_text())
-    started.end()
-    until(lambda: not runs(worker))
-    assert not started.log.exists()
-
-
-def runs(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
