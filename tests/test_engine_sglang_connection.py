@@ -124,7 +124,7 @@ def test_a_server_starts_when_the_one_before_has_ended(small_model, processes):
 def test_a_healthy_server_is_not_waited_for(small_model, processes, refuses):
     with make_engine(small_model) as engine:
         waits: list[float] = []
-        processes[0].wait = lambda seconds: waits.append(seconds)  # type: ignore[method-assign]
+        processes[0].wait = lambda seconds: waits.append(seconds)
         if refuses:
             processes[0].server.taken = 0
             with pytest.raises(EngineDied, match="did not take the new weights: no memory"):
@@ -141,8 +141,8 @@ def test_a_healthy_server_is_not_waited_for(small_model, processes, refuses):
 def test_an_answer_without_a_part_is_the_servers_death(small_model, processes, scores):
     with make_engine(small_model) as engine:
         server = processes[0].server
-        server._generate = lambda _: (200, [])  # type: ignore[method-assign]
-        processes[0].wait = lambda _: False  # type: ignore[method-assign]
+        server._generate = lambda _: (200, [])
+        processes[0].wait = lambda _: False
         with pytest.raises(EngineDied, match="ended its answer to a call without a part"):
             engine.score([30], [31]) if scores else engine.generate([QUICK])
         assert engine.generate([QUICK])[0].answer == 0 and len(processes) == 2
