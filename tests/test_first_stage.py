@@ -109,6 +109,14 @@ def test_equal_similarities_are_drawn_and_not_the_pools_first(stage, monkeypatch
     assert sorted(numbers[:4].tolist()) == [0, 2, 3, 4] and numbers[4] == 5
 
 
+def test_a_seeds_order_of_ties_is_no_shifted_copy_of_its_neighbours(stage):
+    pool, query = torch.eye(16)[:1].expand(50, 16), torch.eye(16)[:1]
+    (one, next_one), shared = stage.search(query.expand(2, 16), pool, 50, [7, 8])[1].tolist(), 0
+    for a, b in zip(one, one[1:], strict=False):
+        shared += (a - 1, b - 1) in zip(next_one, next_one[1:], strict=False)
+    assert shared < 10
+
+
 def test_texts_that_are_cut_are_counted(stage):
     before = stage.cut
     stage.embed(["short", "long " * 30, "long " * 40])

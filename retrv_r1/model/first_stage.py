@@ -198,8 +198,16 @@ def _draw_last(similar: Tensor, found: Tensor, places: Tensor, seeds: Tensor, st
 
 
 def _tie_keys(seeds: Tensor, numbers: Tensor) -> Tensor:
-    """Random-looking integers, one for each seed and candidate (splitmix64's last steps)."""
-    bits = (seeds + numbers) * -0x61C8864680B583EB
+    """Random-looking integers, one for each seed and candidate.
+
+    Seeds are mixed before numbers are added, or seed s + 1 would have the order of s, shifted.
+    """
+    return _mix(_mix(seeds) + numbers)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """The last steps of splitmix64."""
+    bits = bits * -0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         bits = (bits ^ ((bits >> shift) & ((1 << 64 - shift) - 1))) * factor
     return bits ^ ((bits >> 31) & ((1 << 33) - 1))
