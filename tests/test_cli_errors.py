@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cli_doubles import run
 
+from retrv_kernels.extras import install_command
 from retrv_r1.command import recipe, ship
 
 pytest_plugins = ("training_fixtures",)
@@ -144,4 +145,4 @@ print(json.dumps(ended))
 def test_a_missing_extra_is_named_with_its_command(without_extras, name):
     status, line = without_extras[name]
     extra = "train" if name == "recipe" else name
-    assert status == 2 and line.startswith("error: ") and f"'retrv-r1[{extra}]'" in line
+    assert status == 2 and line.startswith("error: ") and install_command(extra) in line

@@ -213,7 +213,7 @@ def test_options_that_cannot_be(dataset, model_files, ranker, tmp_path, monkeypa
     with pytest.raises(CheckpointError, match="no checkpoint"):
         evaluate(dataset, tmp_path / "nowhere")
     monkeypatch.setitem(sys.modules, "ir_measures", None)
-    with pytest.raises(EvalError, match=r"retrv-r1\[eval\]"):
+    with pytest.raises(EvalError, match=r"pip install .*\[eval\]'"):
         evaluate(dataset, model_files)
 
 
