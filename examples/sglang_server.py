@@ -9,7 +9,7 @@ from pathlib import Path
 from retrv_r1 import EngineMissing, Reranker, SGLangConfig
 
 config = SGLangConfig(max_requests=8)  # or url="http://…", the address of a server that runs
-pictures = sorted(Path(__file__).parent.glob("demo/*.png"))[:12]
+pictures = sorted(Path(__file__).parent.glob("demo/*.png"))
 
 try:
     reranker = Reranker.from_pretrained("tiny", engine="sglang", config=config)
@@ -17,7 +17,7 @@ except EngineMissing as error:
     sys.exit(str(error))
 
 with reranker:
-    results = reranker.rank("a fire engine", pictures)
+    results = reranker.rank("guitar", pictures)
 
 print(f"reasoning: {results.reasoning}")
 for rank, item in enumerate(results.top(3), start=1):

@@ -8,7 +8,7 @@ from retrv_r1.types import DeviceError
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 }
 
 
@@ -43,14 +43,18 @@ def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dty
     checkpoint keeps its own: bfloat16 for Qwen2.5-VL, float32 for ``tiny``, whose file holds
     float16 to be small.
 
+    float64 is for comparisons: it runs slowly, in reference kernels.
+
     Raises:
-        DeviceError: another dtype than those of ``DTYPES``.
+        DeviceError: another dtype than those of ``DTYPES``, or float64 on a GPU.
     """
     if dtype is None:
         return torch.float32 if device.type == "cpu" else None
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise DeviceError(f"the dtype must be one of {', '.join(DTYPES)}, not {name}")
+    if name == "float64" and device.type != "cpu":
+        raise DeviceError(f"float64 runs on cpu only, not on {device}; use float32")
     return DTYPES[name]
 
 

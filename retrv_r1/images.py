@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from retrv_r1.item_values import URL
 from retrv_r1.types import ImageSource, Item, ItemError
 
 MAX_PIXELS = 2**21
@@ -42,7 +43,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     EXIF orientation is applied. An animation gives its first frame, a PIL picture its current one.
     Transparent pixels are blended with white. 16-bit grey is scaled to 8 bits; float and 32-bit
     pictures are stretched from their lowest to their highest value. Pictures of more than
-    ``max_pixels`` are shrunk, and strips longer than ``MAX_ASPECT`` are padded with white.
+    ``max_pixels`` are shrunk, and strips longer than ``MAX_ASPECT`` are padded with white. A JPEG
+    that lacks only its end mark is read; one that lacks pixels is damaged.
 
     Args:
         source: path, encoded bytes, or PIL picture (which is not changed).
@@ -90,8 +92,8 @@ def describe(source: ImageSource) -> str:
 def _check_file(source: str | Path) -> Path:
     """Path of a non-empty regular file; any other path raises an error that says what it is."""
     name = describe(source)
-    if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
-        raise ItemError(f"{name} is a URL, not a file; fetch or decode it and pass the bytes")
+    if isinstance(source, str) and URL.match(source):
+        raise ItemError(f"{name} is a URL, not a file; download it and pass the file or its bytes")
     path = Path(source)
     try:
         if path.is_dir():
@@ -123,19 +125,15 @@ def _encoded(source: str | Path | bytes) -> bytes:
 def _decode(source: ImageSource, target: int | None) -> Image.Image:
     """Upright RGB pixels, possibly fewer than in the file, but at least ``target`` of them."""
     name = describe(source)
-    if isinstance(source, Image.Image):
-        return _to_rgb(source, name)
-    if not isinstance(source, str | Path | bytes):
+    if not isinstance(source, Image.Image | str | Path | bytes):
         raise ItemError(f"a picture is a path, bytes or a PIL picture, not {type(source).__name__}")
     if source == b"":
         raise ItemError("the picture is empty (0 bytes); pass the bytes of a picture file")
-    file = io.BytesIO(source) if isinstance(source, bytes) else _check_file(source)
     try:
-        with Image.open(file, formats=_formats()) as picture:
-            _check_size(picture, name)
-            if target is not None:
-                _draft(picture, target)
-            return _to_rgb(picture, name)
+        if isinstance(source, Image.Image):
+            return _to_rgb(source, name)
+        file = io.BytesIO(source) if isinstance(source, bytes) else _check_file(source)
+        return _pixels(file, name, target)
     except ItemError:
         raise
     except UnidentifiedImageError as error:
@@ -148,7 +146,38 @@ def _decode(source: ImageSource, target: int | None) -> Image.Image:
     except PermissionError as error:
         raise ItemError(f"cannot read {name}: {error.strerror}; check its permissions") from error
     except Exception as error:  # decoders raise almost any exception for damaged files
+        if not isinstance(source, Image.Image):
+            whole = _without_end_mark(_encoded(source), name, target)
+            if whole is not None:
+                return whole
         raise ItemError(f"{name} is damaged ({error}); copy or download it again") from error
+
+
+def _pixels(file: Path | io.BytesIO, name: str, target: int | None) -> Image.Image:
+    with Image.open(file, formats=_formats()) as picture:
+        _check_size(picture, name)
+        if target is not None:
+            _draft(picture, target)
+        return _to_rgb(picture, name)
+
+
+def _without_end_mark(data: bytes, name: str, target: int | None) -> Image.Image | None:
+    """The picture of a JPEG that lacks its end mark only, as viewers show it; else None.
+
+    Where pixels are missing too, bytes that are appended become pixels: so two different endings
+    give two pictures.
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    data = data.rstrip(b"\xff")
+    try:
+        one, other = (
+            _pixels(io.BytesIO(data + more + b"\xff\xd9"), name, target)
+            for more in (b"", b"\x5a\x17" * 64)
+        )
+    except Exception:  # damaged in other ways as well
+        return None
+    return one if one.tobytes() == other.tobytes() else None
 
 
 def _formats() -> tuple[str, ...]:
@@ -176,10 +205,7 @@ def _draft(picture: Image.Image, target: int) -> None:
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    try:
-        upright = ImageOps.exif_transpose(picture)
-    except Exception as error:
-        raise ItemError(f"{name} is damaged ({error}); copy or download it again") from error
+    upright = ImageOps.exif_transpose(picture)
     if upright.width == 0 or upright.height == 0:
         raise ItemError(f"{name} has no pixels; pass a picture of at least 1 x 1")
     if upright.mode == "I" or upright.mode == "F" or upright.mode.startswith("I;"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 from PIL import Image
+
+from retrv_r1.item_values import Array, id_of, is_picture, picture_of, text_of
 
 EngineName: TypeAlias = Literal["local", "plain", "sglang"]
 Mode: TypeAlias = Literal["reason", "fast"]
@@ -40,23 +42,38 @@ class Item:
 
     Args:
         text: plain text; special tokens in it are read as ordinary characters.
-        image: PIL picture, path, or encoded bytes of a picture file.
-        id: the caller's name for the item, repeated in results.
+        image: PIL picture, path, or encoded bytes of a picture file. Other forms become one of
+            these: see :func:`retrv_r1.item_values.picture_of`.
+        id: the caller's name for the item, a string or a number, repeated in results.
+    Raises:
+        ItemError: there is neither a text nor a picture, or a value of another type.
     """
 
     text: str | None = None
     image: ImageSource | None = None
-    id: str | None = None
+    id: str | int | float | None = None
 
     def __post_init__(self) -> None:
+        try:
+            values = text_of(self.text), picture_of(self.image), id_of(self.id)
+        except ValueError as error:
+            raise ItemError(str(error)) from error
+        for name, value in zip(("text", "image", "id"), values, strict=True):
+            object.__setattr__(self, name, value)
         if self.image is None and not (self.text and self.text.strip()):
             raise ItemError("an item needs a non-empty text, a picture, or both")
+
+    @property
+    def id_text(self) -> str:
+        """The id as text; empty without one."""
+        return "" if self.id is None else str(self.id)
 
     @classmethod
     def of(cls, value: ItemLike) -> Item:
         """Makes an item from a text, a picture, a path, or a mapping with ``text`` and ``image``.
 
-        A ``str`` is a text; use ``Path`` (or ``{"image": …}``) for a picture file.
+        A ``str`` is a text; use ``Path`` (or ``{"image": …}``) for a picture file. Pictures may
+        have any form that :func:`retrv_r1.item_values.picture_of` takes.
 
         Raises:
             ItemError: another type, or an unknown field of a mapping.
@@ -65,8 +82,8 @@ class Item:
             return value
         if isinstance(value, str):
             return cls(text=value)
-        if isinstance(value, Image.Image | Path | bytes):
-            return cls(image=value)
+        if is_picture(value):
+            return cls(image=value)  # type: ignore[arg-type]
         if isinstance(value, Mapping):
             unknown = set(value) - {"text", "image", "id"}
             if unknown:
@@ -77,7 +94,10 @@ class Item:
         )
 
 
-ItemLike: TypeAlias = Item | str | Path | bytes | Image.Image | Mapping[str, Any]
+Buffer: TypeAlias = bytes | bytearray | memoryview
+ItemLike: TypeAlias = (
+    Item | str | Path | Buffer | IO[bytes] | Array | Image.Image | Mapping[str, Any]
+)
 
 
 @dataclass(frozen=True)
@@ -105,8 +125,10 @@ class RankRequest:
                 the value.
         """
         values = self.candidates
-        single = str | bytes | Mapping | Item | Image.Image
-        if isinstance(values, single) or not isinstance(values, Iterable):
+        single = isinstance(values, str | Mapping | Item) or is_picture(values)
+        if getattr(values, "ndim", 0) in (1, 4):  # an array of texts, or of pictures
+            single = False
+        if single or not isinstance(values, Iterable):
             raise ItemError(
                 f"candidates must be a list of items, not {type(values).__name__}; "
                 "put a single one into a list"
@@ -130,12 +152,15 @@ class RankedItem:
         score: calibrated relevance in [0, 1]; never increases down the ranking.
         item: the candidate itself.
         inspected: whether the model looked at the candidate in full.
+        truncated: whether only the start of the candidate's text was read, because it has more
+            tokens than the reranker's ``max_text_tokens``.
     """
 
     index: int
     score: float
     item: Item
     inspected: bool = False
+    truncated: bool = False
 
     @property
     def name(self) -> str:
@@ -145,7 +170,7 @@ class RankedItem:
         text = " ".join(self.text.split())
         if len(text) > _NAME_LENGTH:
             text = text[: _NAME_LENGTH - 1] + "…"
-        return text or self.item.id or f"candidate {self.index}"
+        return text or self.item.id_text or f"candidate {self.index}"
 
     @property
     def text(self) -> str:
@@ -191,6 +216,7 @@ class RankedResults:
         tokens: rows read and tokens written.
         device: device of the model, such as ``"cpu"``.
         dtype: dtype of its weights, such as ``"float32"``.
+        query_truncated: whether only the start of the query's text was read.
     """
 
     query: Item
@@ -205,6 +231,7 @@ class RankedResults:
     tokens: TokenCounts = field(default_factory=TokenCounts)
     device: str = ""
     dtype: str = ""
+    query_truncated: bool = False
 
     def __len__(self) -> int:
         return len(self.ranking)

@@ -36,6 +36,7 @@ class WordReranker:
     calls: list[dict] = []  # noqa: RUF012
     loaded: dict = {}  # noqa: RUF012
     placed: tuple[str | None, str | None] = (None, None)
+    max_text_tokens = 0
     closed = 0
 
     def __enter__(self) -> Self:
@@ -58,8 +59,10 @@ class WordReranker:
         cache: Path | None,
         device: str | None,
         dtype: str | None,
+        max_text_tokens: int,
     ) -> WordReranker:
         cls.placed = device, dtype
+        cls.max_text_tokens = max_text_tokens
         if device == "cuda":
             raise DeviceError("no device cuda:\nsay cpu")
         if isinstance(config, SGLangConfig):

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from emulated_cuda import emulate
 from emulated_device import Activity, EmulatedDevice
-from engine_doubles import LABELS, NAMES, Source
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
+from engine_doubles import LABELS, NAMES, Backbone, Source
+from transformers import Qwen2_5_VLConfig
 
 from retrv_engine import EngineConfig, LocalEngine, Request, Sampling
 
@@ -43,36 +43,22 @@ class StepCost(NamedTuple):
     waits: int
 
 
-class Backbone:
-    """Random weights with the heads of Qwen2.5-VL-3B: 16 of queries, 2 of keys, 128 wide.
+def qwen_3b(layers: int) -> Qwen2_5_VLConfig:
+    """The heads of Qwen2.5-VL-3B: 16 of queries, 2 of keys, 128 wide.
 
     The MLP is narrow and the tower is not used, because no count depends on them.
     """
-
-    def __init__(self, layers: int, device: EmulatedDevice, dtype: torch.dtype) -> None:
-        torch.manual_seed(0)
-        rope = dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24])
-        text = dict(
-            vocab_size=300,
-            hidden_size=2048,
-            intermediate_size=64,
-            num_hidden_layers=layers,
-            num_attention_heads=16,
-            num_key_value_heads=2,
-            rope_parameters=rope,
-        )
-        vision = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2)
-        config = Qwen2_5_VLConfig(
-            text_config=text,
-            vision_config=vision | {"out_hidden_size": 2048},
-            tie_word_embeddings=True,
-        )
-        model = AutoModelForImageTextToText.from_config(config).eval().to(dtype)
-        self.model = device.move(model)
-        self.language_model: Any = model.model.language_model
-        self.get_input_embeddings = model.get_input_embeddings
-        self.get_output_embeddings = model.get_output_embeddings
-        self.named_parameters = model.named_parameters
+    text = dict(
+        vocab_size=300,
+        hidden_size=2048,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]),
+    )
+    vision = dict(depth=1, hidden_size=32, intermediate_size=32, num_heads=2, out_hidden_size=2048)
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
 
 
 @dataclass
@@ -87,7 +73,8 @@ class Engine:
     dtype: torch.dtype = torch.bfloat16
 
     def __post_init__(self) -> None:
-        model = Backbone(self.layers, self.device, self.dtype)
+        model = Backbone(qwen_3b(self.layers), self.dtype)
+        self.device.move(model.model)
         self.engine = LocalEngine(model, NAMES, EngineConfig(cache_bytes=2**26, graphs=self.graphs))
         numbers = range(self.sequences)
         self.handles = [self.engine.submit(self._request(number)) for number in numbers]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import AutoModelForImageTextToText, DynamicCache
 
 from retrv_engine import (
     EngineConfig,
@@ -143,6 +143,18 @@ def real_requests(
             )
         )
     return made
+
+
+class Backbone:
+    """A model of transformers as engines want one, with random weights."""
+
+    def __init__(self, config: Any, dtype: torch.dtype = torch.float32) -> None:
+        torch.manual_seed(0)
+        self.model = AutoModelForImageTextToText.from_config(config).eval().to(dtype)
+        self.language_model = self.model.model.language_model
+        self.get_input_embeddings = self.model.get_input_embeddings
+        self.get_output_embeddings = self.model.get_output_embeddings
+        self.named_parameters = self.model.named_parameters
 
 
 class Steered:

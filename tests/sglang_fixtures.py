@@ -1,4 +1,4 @@
-"""A pytest plugin: an SGLang server for tests that name it in ``pytest_plugins``."""
+"""A pytest plugin: SGLang servers, real and seeming ones, for tests that name it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import torch
+from sglang_doubles import FakeProcess, FakeServer, SmallModel
 
 from retrv_engine import EngineMissing
+from retrv_engine.sglang import connection
 from retrv_engine.sglang.process import ServerProcess, find_python
 
 
@@ -41,3 +45,32 @@ def sglang_python() -> Path:
         if os.environ.get("CI"):
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def small_model() -> SmallModel:
+    torch.manual_seed(0)
+    return SmallModel()
+
+
+@pytest.fixture
+def fake_server(small_model) -> Iterator[FakeServer]:
+    made = FakeServer(small_model)
+    yield made
+    made.die()
+
+
+@pytest.fixture
+def processes(small_model, monkeypatch) -> Iterator[list[FakeProcess]]:
+    """The processes that engines start, on the checkpoint of the model as it is now."""
+    started: list[FakeProcess] = []
+    servers = [FakeServer(small_model) for _ in range(4)]
+
+    def start(*_: Any) -> FakeProcess:
+        started.append(FakeProcess(servers[len(started)]))
+        return started[-1]
+
+    monkeypatch.setattr(connection, "ServerProcess", start)
+    yield started
+    for one in servers:
+        one.die()

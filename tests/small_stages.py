@@ -5,6 +5,7 @@ A test module takes the fixtures by assignment: ``build = small_stages.build``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +16,8 @@ import torch
 import yaml
 
 from retrv_r1.train import loop, run
-from retrv_r1.train.build import build_stage
 from retrv_r1.train.config import read_config
-from retrv_r1.train.stage import Stage
+from retrv_r1.train.stage import Stage, build_stage
 
 pytestmark = pytest.mark.skipif(not find_spec("accelerate"), reason="needs the train extra")
 
@@ -174,6 +174,12 @@ def same(ours: Any, theirs: Any) -> bool:
         return False
     pairs = list(zip(ours, theirs, strict=True))
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
+
+
+def curve(path: Path) -> list[dict[str, Any]]:
+    """The lines of a curve file, but for what the clock decides."""
+    rows = map(json.loads, path.read_text().splitlines())
+    return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")} for r in rows]
 
 
 class Killed(BaseException):

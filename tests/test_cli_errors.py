@@ -48,6 +48,7 @@ WRONG = {
     f"rerank q {DEMO}/cat.png --model empty": "empty is not a checkpoint",
     f"rerank q {DEMO}/cat.png --model file": "file is not a checkpoint",
     f"rerank q {DEMO}/cat.png --model none": "no checkpoint 'none': give a directory",
+    f"rerank q {DEMO}/cat.png --device cuda:77": "no device cuda:77: ",
     f"rerank q {DEMO}/cat.png --cache file": "cannot use file as a feature cache",
     f"rerank q {DEMO}/cat.png --html file/page.html": "cannot write file/page.html",
     f"rerank q {DEMO}/cat.png --engine sglang --url host": "url must begin with http",

@@ -89,7 +89,8 @@ def test_json_is_the_response_form_and_nothing_else(folder):
     response = json.loads(result.stdout)
     assert response["object"] == "rerank" and response["model"] == "words"
     assert [row["index"] for row in response["results"]] == [2, 0]
-    assert response["results"][0] == {"index": 2, "id": "pictures/red.png", "relevance_score": 1.0}
+    best = {"index": 2, "id": "pictures/red.png", "relevance_score": 1.0, "truncated": False}
+    assert response["results"][0] == best
     assert response["usage"] == {
         "prompt_tokens": 35,
         "completion_tokens": 9,
@@ -141,11 +142,24 @@ def test_errors_are_one_line_on_stderr(folder, arguments, expected):
     assert result.stderr.count("\n") == 1
 
 
-def test_interrupt_is_clean_and_closes_the_engine(folder):
-    closed = WordReranker.closed
+def test_interrupt_is_clean(folder):
     result = run("rerank", "interrupt", "pictures")
-    assert WordReranker.closed == closed + 1
     assert result.exit_code == 130 and result.stderr == "interrupted\n" and result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("query", "option", "status"),
+    [
+        ("red", "--stats", 0),
+        ("interrupt", "--stats", 130),
+        ("red", "--votes=3", 2),  # an error while ranking
+        ("red", "--html=pictures/red.png/page", 2),  # an error while writing
+    ],
+)
+def test_the_engine_is_closed_however_the_command_ends(folder, query, option, status):
+    closed = WordReranker.closed
+    result = run("rerank", query, "pictures", "--mode", "fast", option)
+    assert result.exit_code == status and WordReranker.closed == closed + 1
 
 
 @pytest.mark.parametrize("option", ["", "--json"])

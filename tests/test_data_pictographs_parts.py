@@ -189,12 +189,7 @@ def test_cldr_files_are_read_and_may_be_absent(tmp_path: Path) -> None:
     (tmp_path / "properties" / "labels.txt").write_text(labels, encoding="utf-8")
     assert lexicon.cldr_keywords(tmp_path) == {"1F415": ["dog", "pet"]}
     assert lexicon.cldr_version(tmp_path) == "2022"
-    assert set(lexicon.cldr_subgroups(tmp_path)) == {
-        "1F415",
-        "1F416",
-        "1F417",
-        "1F468-200D-1F692",
-    }
+    assert set(lexicon.cldr_subgroups(tmp_path)) == {"1F415", "1F416", "1F417", "1F468-200D-1F692"}
     (folder / "en.xml").write_text("<ldml>", encoding="utf-8")
     with pytest.raises(RetrvError, match="cannot be parsed"):
         lexicon.cldr_keywords(tmp_path)

@@ -1,23 +1,23 @@
-"""Where models run: by name, by default, and what is refused with a message that says the fix."""
+"""Where models run: by name, by default, what is refused with a message that says the fix; and what
+they take of a GPU's memory: shares of what is free once the engine has taken its own."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from typer.testing import CliRunner
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 
 from retrv_engine import EngineConfig
-from retrv_r1 import DeviceError
+from retrv_r1 import DeviceError, Item, memory
 from retrv_r1.command import doctor
-from retrv_r1.command.cli import app
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.model.checkpoint import saved_dtype
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.rerank.feature_encoder import FeatureEncoder
 from retrv_r1.rerank.reranker import Reranker
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+CPU, GPU, GIB = torch.device("cpu"), torch.device("cuda", 0), 2**30
+INSPECTED = 50 * 1280 * 3584 * 2  # fifty pictures of 1,280 rows at 7B in half precision: 459 MB
 
 
 @pytest.fixture
@@ -59,11 +59,14 @@ def test_weights_are_float32_on_a_cpu_and_the_checkpoints_own_on_a_gpu():
     assert dtype_of(None, CPU) == torch.float32 and dtype_of(None, GPU) is None
     for device in (CPU, GPU):
         assert dtype_of("float16", device) == dtype_of(torch.float16, device) == torch.float16
-    for other in ("int8", "float", torch.float64):
+    for other in ("int8", "float", torch.int64):
         with pytest.raises(
-            DeviceError, match="dtype must be one of float32, float16, bfloat16, not"
+            DeviceError, match="dtype must be one of float32, float16, bfloat16, float64, not"
         ):
             dtype_of(other, CPU)
+    assert dtype_of("float64", CPU) == torch.float64
+    with pytest.raises(DeviceError, match="float64 runs on cpu only, not on cuda:0"):
+        dtype_of(torch.float64, GPU)
 
 
 def test_a_checkpoint_says_how_it_is_read(make_model, tmp_path):
@@ -92,18 +95,62 @@ def test_the_doctor_says_what_would_be_used(gpus, monkeypatch):
     assert doctor.report()["default"] == {"device": "cuda:0", "dtype": "the checkpoint's"}
 
 
-def test_commands_refuse_in_one_line(tmp_path):
-    (tmp_path / "texts.txt").write_text("red\nblue\n")
-    arguments = ["rerank", "red", str(tmp_path / "texts.txt"), "--device", "cuda:77"]
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: no device cuda:77: ")
-    assert len(done.stderr.splitlines()) == 1
+# Memory.
 
 
-def test_rankings_say_what_made_them(tmp_path):
-    (tmp_path / "texts.txt").write_text("a red apple\nblue\n")
-    arguments = ["rerank", "red", str(tmp_path / "texts.txt"), "--json", "--mode", "fast"]
-    done = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--dtype", "bfloat16"])
-    made_by = json.loads(done.stdout)["retrv"]
-    assert (made_by["device"], made_by["dtype"]) == ("cpu", "bfloat16")
+@pytest.fixture
+def free(monkeypatch):
+    """Says how much of a GPU is free, and how much of it PyTorch holds without use."""
+
+    def there_is(free: float, held: float = 0) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(free - held), 80 * GIB))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: int(GIB + held))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: GIB)
+
+    return there_is
+
+
+class Tower:
+    """The sizes of Qwen2.5-VL's."""
+
+    config = Qwen2_5_VLVisionConfig(hidden_size=1280, intermediate_size=3420)
+    dtype = torch.bfloat16
+
+
+@pytest.mark.parametrize("held", [0, GIB // 8])
+def test_features_get_a_quarter_and_room_for_fifty_pictures_where_it_is_there(free, held):
+    free(12 * GIB, held)
+    assert memory.feature_bytes(GPU) == 3 * GIB
+    free(GIB, held)
+    assert INSPECTED < memory.feature_bytes(GPU) == GIB // 2
+    free(GIB / 2, held)
+    assert memory.feature_bytes(GPU) == GIB // 4
+    assert memory.feature_bytes(CPU) == 256 * 2**20
+
+
+def test_a_batch_of_the_tower_takes_a_quarter_at_most(free):
+    free(12 * GIB)
+    assert memory.tower_rows_at_once(Tower, GPU) == 2**14
+    free(3 * GIB)
+    rows = memory.tower_rows_at_once(Tower, GPU)
+    assert 2**11 < rows < 2**14
+    free(6 * GIB)
+    assert memory.tower_rows_at_once(Tower, GPU) == pytest.approx(2 * rows, abs=1)
+    free(0)
+    assert memory.tower_rows_at_once(Tower, GPU) == 2**11
+    assert memory.tower_rows_at_once(Tower, CPU) == 2**14
+
+
+def test_the_encoder_asks_at_its_first_request_and_once(model, processor, monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "feature_bytes", lambda device: asked.append(device) or 10**6)
+    monkeypatch.setattr(memory, "tower_rows_at_once", lambda _, device: asked.append(device) or 64)
+    encoder = FeatureEncoder(model, processor)
+    assert asked == []
+    for text in ("a", "b"):
+        encoder.encode([Item(text=text)])
+    assert asked == [model.device] * 2
+    assert (encoder.capacity_bytes, encoder.batch_rows) == (10**6, 64)
+    given = FeatureEncoder(model, processor, 0, 1)
+    given.encode([Item(text="a")])
+    assert (given.capacity_bytes, given.batch_rows) == (0, 1) and len(asked) == 2

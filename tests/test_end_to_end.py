@@ -1,19 +1,31 @@
-"""The main job on real input: the shipped checkpoint, real pictures, the command line."""
+"""The main job on real input: the shipped checkpoint, real pictures, the command line, examples."""
 
 from __future__ import annotations
 
 import json
 import random
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
+from rerank_doubles import check
 from typer.testing import CliRunner
 
 from retrv_r1 import Reranker
 from retrv_r1.command.cli import app
 from retrv_r1.model.checkpoint import SHIPPED
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo"
+pytest_plugins = ("sglang_fixtures",)
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+DEMO = EXAMPLES / "demo"
+PRINTED = {
+    "rank_pictures": "1. 0.983  police-officer-dark-skin-tone.png  (inspected)",
+    "rank_batch": "change it to green: green-apple.png",
+    "rounded_weights": "pictures encoded: 0, found on disk: 51",
+    "sglang_server": "guitar.png",
+}
 
 
 @pytest.fixture(scope="module")
@@ -21,27 +33,15 @@ def reranker() -> Reranker:
     return Reranker.from_pretrained("tiny")
 
 
-def sound(results) -> bool:
-    scores = [line.score for line in results]
-    return (
-        results.answer == results[0].index
-        and all(0 <= score <= 1 for score in scores)
-        and scores == sorted(scores, reverse=True)
-        and sorted(line.index for line in results) == list(range(len(results)))
-    )
-
-
 @pytest.mark.parametrize("mode", ["reason", "fast"])
 @pytest.mark.parametrize("reading", ["compressed", "full"])
 def test_demo_pictures_are_ranked(reranker, mode, reading):
     pictures = sorted(DEMO.glob("*.png"))
     results = reranker.rank("a red apple", pictures, mode=mode, reading=reading)
-    assert sound(results) and len(results) == len(pictures)
+    check(results, len(pictures))
     assert bool(results.reasoning) == (mode == "reason")
-    if reading == "compressed":
-        assert results.tokens.candidates == 3 * len(pictures)
-    else:
-        assert results.tokens.candidates == 12 * len(pictures)
+    rows = 3 if reading == "compressed" else 12
+    assert results.tokens.candidates == rows * len(pictures)
 
 
 def test_short_lists_are_ranked_above_chance(reranker):
@@ -55,22 +55,6 @@ def test_short_lists_are_ranked_above_chance(reranker):
         name = picture.stem.replace("-", " ")
         right += reranker.rank(name, candidates, mode="fast")[0].item.image == picture
     assert right >= 18
-
-
-def test_a_batch_equals_its_requests_alone(reranker):
-    from retrv_r1 import RankRequest
-
-    pictures = sorted(DEMO.glob("*.png"))
-    queries = [
-        RankRequest("dog", pictures[:9]),
-        RankRequest("a taxi", pictures),
-        RankRequest(pictures[3], ["a", "b"]),
-    ]
-    for together, query in zip(reranker.rank_batch(queries), queries, strict=True):
-        alone = reranker.rank(query.query, query.candidates)
-        assert together.answer == alone.answer
-        assert together.reasoning == alone.reasoning
-        assert together.inspected == alone.inspected
 
 
 def test_command_line(tmp_path):
@@ -91,3 +75,25 @@ def test_the_record_is_shipped():
     assert {path.stem for path in records.glob("*.jsonl")} >= {"embed", "pretrain", "sft"}
     size = sum(path.stat().st_size for path in (SHIPPED / "tiny").rglob("*") if path.is_file())
     assert size < 25e6
+
+
+def test_every_example_is_run():
+    assert sorted(PRINTED) == sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_an_example_prints_its_ranking(name, capsys, monkeypatch, request):
+    if name == "sglang_server":
+        request.getfixturevalue("sglang_python")
+    if name == "rounded_weights":
+        pytest.importorskip("diskcache")
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    assert PRINTED[name] in capsys.readouterr().out
+
+
+def test_the_sglang_example_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("retrv_engine.sglang.process.CPU_PYTHON", Path("nowhere"))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    with pytest.raises(SystemExit, match=r"SGLang is not installed: make sglang-cpu"):
+        runpy.run_path(str(EXAMPLES / "sglang_server.py"), run_name="__main__")

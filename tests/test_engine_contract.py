@@ -103,7 +103,7 @@ def test_greedy_tokens_are_those_of_the_plain_engine(engine, requests, plain):
     assert not all(output.well_formed for output in expected)
     for one, output in zip(requests, expected, strict=True):  # alone
         same(engine.generate([one]), [output])
-    same(engine.generate(requests), expected)  # with strangers, warm
+    same(engine.generate(requests), expected)  # with other requests, warm
     engine.flush()
     same(engine.generate(requests[::-1]), expected[::-1])
 
@@ -264,8 +264,10 @@ def test_a_cancelled_request_ends_at_once(engine, long, requests, plain):
 
 
 def test_a_deadline_that_passes(engine, long):
+    before = engine.stats().failed
     with pytest.raises(DeadlineExceeded, match=r"not done in 0\.2 s"):
         engine.submit(long, deadline=0.2).result()
+    assert engine.stats().failed == before + 1
     handle = engine.submit(long)
     with pytest.raises(TimeoutError, match="it goes on"):
         handle.result(timeout=0.05)

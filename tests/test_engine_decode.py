@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import random
 import weakref
 from collections import Counter
 from dataclasses import replace
@@ -12,15 +11,7 @@ import pytest
 import torch
 from engine_doubles import Steered, names_of, real_requests, same
 
-from retrv_engine import (
-    EngineConfig,
-    LocalEngine,
-    PlainEngine,
-    Request,
-    Sampling,
-    decode,
-    sharing,
-)
+from retrv_engine import EngineConfig, LocalEngine, PlainEngine, Request, Sampling, decode, sharing
 from retrv_engine.decode import BUCKETS, DecodeStep, DecodeSteps
 from retrv_engine.graphs import Graphs
 from retrv_engine.sampler import Level
@@ -208,27 +199,6 @@ def test_an_engine_that_is_let_go_lets_its_cache_go(steered, requests):
         assert runner() is None
     finally:
         gc.enable()
-
-
-def test_tiny_in_bfloat16_ties_no_labels(shipped):
-    """Logits of the labels are float32: 50 candidates get 50 different ones."""
-    model, processor = shipped
-    names, labels = names_of(processor), processor.tokens.labels[:50]
-    half = LocalEngine(model, names, EngineConfig(cache_bytes=2**22))
-    rng = random.Random(0)
-    for _ in range(3):
-        prompt = [rng.randrange(200, 800) for _ in range(40)]
-        prompt = [t for label in labels for t in (label, rng.choice(prompt))]
-        (output,) = half.generate([Request(prompt, labels, reason=False)])
-        assert len(set(output.label_logits.tolist())) == 50
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    from retrv_r1.model.checkpoint import load_checkpoint
-
-    model, processor = load_checkpoint("tiny", torch.bfloat16)
-    return model.eval(), processor
 
 
 @pytest.mark.gpu

@@ -1,7 +1,10 @@
-"""What goes wrong with one request, and leaves the others and the engine as they were."""
+"""What goes wrong with one request, and leaves the others and the engine as they were; and many
+callers of one engine: threads, streams, callers that give up."""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from concurrent.futures import CancelledError
 from dataclasses import replace
@@ -23,10 +26,10 @@ from engine_doubles import (
 from torch import Tensor
 
 from retrv_engine import (
-    DeadlineExceeded,
     EngineConfig,
     FeatureRows,
     LocalEngine,
+    Output,
     Request,
     RequestTooLarge,
     Sampling,
@@ -74,29 +77,6 @@ def test_cancelled_requests_give_their_pages_back_at_the_next_step():
     with pytest.raises(CancelledError):
         handle.result()
     assert not handle.cancel() or handle.future.cancelled()
-
-
-def test_deadlines():
-    engine = ledger()
-    late = engine.submit(made(3), deadline=0.0)
-    kept = engine.submit(made(4), deadline=60.0)
-    time.sleep(0.01)
-    with pytest.raises(DeadlineExceeded, match="not done in"):
-        late.result()
-    assert kept.result().tokens == alone(made(4)).tokens
-    assert engine.stats().failed == 1
-
-
-def test_an_error_of_a_source_fails_only_who_asked():
-    bad = Source(CANDIDATES.pieces, bad={0, 1, 2, 3})
-    engine = ledger(max_sequences=8)
-    looks = [n for n in range(40) if alone(made(n)).inspected][:3]
-    broken = engine.submit(replace(made(looks[0]), source=bad, inspections=range(4)))
-    fine = [engine.submit(made(n)) for n in looks[1:]]
-    assert [h.result().tokens for h in fine] == [alone(made(n)).tokens for n in looks[1:]]
-    with pytest.raises(OSError, match="cannot read"):
-        broken.result()
-    engine.check()
 
 
 def test_a_source_that_gives_too_little_fails_only_who_asked():
@@ -160,3 +140,64 @@ def test_settings_that_cannot_be_are_refused(values):
 def test_an_engine_needs_a_model():
     with pytest.raises(ValueError, match="needs a model"):
         LocalEngine(None, NAMES)
+
+
+# Many callers.
+
+
+def test_many_threads_share_an_engine():
+    engine = ledger(60, max_sequences=6)
+    outcomes: dict[int, Output] = {}
+
+    def work(seed: int) -> None:
+        (outcomes[seed],) = engine.generate([made(seed)])
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert {s: o.tokens for s, o in outcomes.items()} == {
+        s: alone(made(s)).tokens for s in range(24)
+    }
+    engine.check()
+
+
+def test_two_engines_in_one_process_do_not_touch_each_other():
+    engines = [ledger(60), ledger(60)]
+    handles = [engine.submit(made(3)) for engine in engines]
+    engines[1].load_weights({"version": 9})
+    assert handles[0].result().tokens == alone(made(3)).tokens
+    handles[1].result()
+    assert engines[0].stats().cached_pages > 0
+
+
+def test_a_caller_that_awaits_no_longer_ends_its_request():
+    async def run(engine: LocalEngine) -> None:
+        handle = engine.submit(replace(made(3), sampling=Sampling(max_reasoning_tokens=10**6)))
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.ensure_future(handle), 0.05)
+
+    class Endless(Ledger):
+        @staticmethod
+        def _of(keys: list[int]) -> Tensor:
+            return torch.zeros(SIZE).index_fill(0, torch.tensor([30]), 1.0)
+
+    engine = LocalEngine(None, NAMES, EngineConfig(page_size=4), runner=Endless(10**5, 4))
+    with engine:
+        asyncio.run(run(engine))
+        end = time.time() + 10
+        while engine.stats().cancelled == 0 and time.time() < end:
+            time.sleep(0.01)
+        assert engine.stats().cancelled == 1 and engine.stats().running == 0
+
+
+def test_streaming_without_a_thread_and_a_closed_engine():
+    engine = ledger()
+    assert tuple(engine.submit(made(3)).tokens()) == alone(made(3)).tokens
+    pending = engine.submit(made(4))
+    engine.close()
+    with pytest.raises(CancelledError):
+        pending.result()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit(made(3))

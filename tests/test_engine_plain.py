@@ -68,7 +68,7 @@ def test_fast_mode_answers_at_once():
     assert [i for i, _ in rows] == [PROMPT, PROMPT + 900, PROMPT + 900, ANSWER]
 
 
-WISHES = {
+PLANS = {
     "answer without closing": ([THINK, WORD, ANSWER], False),
     "no answer tag": ([THINK, WORD, END_THINK, WORD, LABELS[0]], False),
     "no label as answer": ([THINK, WORD, END_THINK, ANSWER, WORD], False),
@@ -82,7 +82,7 @@ WISHES = {
 }
 
 
-@pytest.mark.parametrize("plan, well_formed", WISHES.values(), ids=WISHES)
+@pytest.mark.parametrize("plan, well_formed", PLANS.values(), ids=PLANS)
 def test_whatever_the_model_wants_the_output_is_valid(plan, well_formed):
     output, _ = run(plan, banned=(STRANGE,))
     tokens = list(output.tokens)

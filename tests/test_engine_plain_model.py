@@ -103,26 +103,6 @@ def test_cached_steps_equal_one_plain_pass_over_the_final_sequence(
                 assert float(scores.max() - scores[tokens[n]]) < 1e-4
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_batch_writes_what_each_request_writes_alone(model, names, requests, temperature):
-    requests = [
-        replace(r, sampling=replace(r.sampling, temperature=temperature, top_p=0.95))
-        for r in requests
-    ]
-    eager = Steered(model, names)
-    alone = [PlainEngine(eager, names).generate([one])[0] for one in requests]
-    assert sum(len(output.inspected) for output in alone) >= 5
-    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
-        together = PlainEngine(eager, names, batch_size=4).generate([requests[i] for i in order])
-        for i, output in zip(order, together, strict=True):
-            assert output.tokens == alone[i].tokens
-            assert output.inspected == alone[i].inspected
-            torch.testing.assert_close(output.label_logits, alone[i].label_logits)
-            torch.testing.assert_close(
-                torch.tensor(output.logprobs), torch.tensor(alone[i].logprobs)
-            )
-
-
 def test_padding_rows_are_never_read(model, names, requests, monkeypatch):
     """Whatever numbers stand in the padding, outputs are the same."""
     pad_left: Callable = plain._pad_left

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
 
-import torch
-from engine_doubles import (
-    CANDIDATES,
-    LABELS,
-    Source,
-    alone,
-    ledger,
-    made,
-)
+from engine_doubles import CANDIDATES, LABELS, Source, alone, ledger, made
 
-from retrv_engine import (
-    FeatureRows,
-    Output,
-    Request,
-    Sampling,
-)
+from retrv_engine import Output, Request, Sampling
 
 
 def test_soak():
@@ -71,25 +57,6 @@ def test_a_second_identical_request_computes_the_last_row_of_its_prompt_alone():
     assert first.tokens == second.tokens
 
 
-def test_one_changed_candidate_costs_itself_and_what_follows():
-    """Fifty candidates of a label and two tokens; number 30 is another one."""
-    table = torch.zeros(100, 1)
-
-    def prompt(changed: int | None) -> list[Any]:
-        pieces: list[Any] = [11] * 37
-        for k in range(50):
-            key = 10**6 if k == changed else 100 + 2 * k
-            pieces += [20, FeatureRows(table, 2 * k, 1, key), FeatureRows(table, 2 * k, 1, key + 1)]
-        return [*pieces, 12, 13]
-
-    engine = ledger()
-    requests = [Request(prompt(changed), LABELS, reason=False) for changed in (None, 30)]
-    engine.generate(requests[:1])
-    (output,) = engine.generate(requests[1:])
-    assert output.cached_rows == 37 + 3 * 30 + 1, "up to the label of the changed one"
-    assert output.computed_rows == output.prompt_rows + 1 - output.cached_rows
-
-
 def test_a_group_computes_its_prompt_once():
     engine = ledger(max_sequences=8)
     request = replace(made(3), sampling=Sampling(1.0, max_reasoning_tokens=9, max_inspections=0))
@@ -99,24 +66,6 @@ def test_a_group_computes_its_prompt_once():
     assert [output.cached_rows for output in outputs] == [0, *[rows - 1] * 7]
     assert len({output.tokens for output in outputs}) > 4
     assert [output.tokens for output in outputs] == [alone(one).tokens for one in group]
-
-
-def test_pointwise_prompts_compute_their_query_once():
-    engine = ledger(max_sequences=50)
-    query = [11] * 30
-    prompts = [[*query, FeatureRows(torch.zeros(9, 1), 0, 9, k, 3), 12] for k in range(50)]
-    outputs = engine.generate([Request(prompt, LABELS, reason=False) for prompt in prompts])
-    assert [output.cached_rows for output in outputs] == [0, *[30] * 49]
-    assert engine.stats().computed_rows == 30 + 50 * 11
-
-
-def test_an_inspection_computes_its_rows_and_nothing_again():
-    engine = ledger()
-    output = next(o for o in map(lambda n: engine.generate([made(n)])[0], range(50)) if o.inspected)
-    # Every token but the last two is fed: the answer's label and its closing tag.
-    assert output.cached_rows + output.computed_rows == (
-        output.prompt_rows + len(output.tokens) - 2 + output.inspected_rows
-    )
 
 
 def test_inspected_candidates_are_loaded_together_and_once():

@@ -34,6 +34,7 @@ from retrv_engine.sglang.concurrency import (
     SharedLock,
 )
 from retrv_engine.sglang.wire_format import (
+    LIKELIEST,
     WirePrompt,
     mrope_positions,
     tensor_from_json,
@@ -113,6 +114,18 @@ def test_banned_tokens_of_a_server_are_refused():
         calls.take_reasoning(written, chunk([30], []))
 
 
+def test_nan_of_a_server_is_an_error():
+    null = {"prompt_tokens": 3, "cached_tokens": 0, "weight_version": ""}
+    null |= {"output_token_logprobs": [[None, 30, None]], LIKELIEST: [30]}
+    null["output_token_ids_logprobs"] = [[[None, 20, None], [-1.0, 21, None]]]
+    given = Chunk.from_answer({"output_ids": [30], "meta_info": null})
+    with pytest.raises(FloatingPointError, match="logits are NaN"):
+        calls.take_reasoning(Generation(request(), NAMES), given)
+    answers = Generation(replace(request(candidates=2), labels=[20, 21], reason=False), NAMES)
+    with pytest.raises(FloatingPointError, match="logits are NaN"):
+        calls.take_label(answers, given)
+
+
 @pytest.mark.parametrize("sampling", [{}, dict(temperature=0.8), dict(temperature=2.0, top_p=0.6)])
 @pytest.mark.parametrize("inspects", [True, False])
 def test_labels_are_chosen_as_from_all_logits(sampling, inspects):
@@ -136,6 +149,18 @@ def test_labels_are_chosen_as_from_all_logits(sampling, inspects):
         assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-6)
         if not inspects:
             torch.testing.assert_close(found.label_logits, expected.label_logits)
+
+
+def test_any_number_is_a_seed_of_32_bits_for_the_server():
+    def sent(seed: int) -> int:
+        asked = replace(request(), sampling=Sampling(temperature=1.0, seed=seed))
+        call = calls.reasoning_call(Generation(asked, NAMES), WirePrompt([30]), 16, 100)
+        return call["sampling_params"]["sampling_seed"]
+
+    seeds = [0, 1, 2**32, 2**32 + 1, 2**33, 7 << 32, 2**63, 10**30]
+    found = [sent(seed) for seed in seeds]
+    assert len(set(found)) == len(seeds) and found == [sent(seed) for seed in seeds]
+    assert all(0 <= one < 2**32 for one in [*found, sent(-5)])
 
 
 def test_an_abort_is_raised_with_the_reason():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from engine_doubles import Source, names_of
 
 from retrv_engine import EngineDied, Request, Sampling, SGLangConfig, SGLangEngine
 from retrv_engine.sglang import process
+from retrv_engine.sglang.weights import parameters_of
 from retrv_engine.sglang.wire_format import tensor_to_json
 from retrv_engine.sglang.worker import server
 from retrv_r1 import Item, Reranker
@@ -81,15 +83,37 @@ def test_a_silent_server_counts_as_dead(checkpoint, sglang_server):
         assert impatient.generate([ask(7)])[0].answer >= 0, "it connects again"
 
 
+@pytest.mark.parametrize("seed", [2**32, 2**40 + 7, 2**63 - 1, -1, 10**30])
+def test_any_seed_leaves_the_server_alive(engine, sglang_server, seed):
+    sampling = Sampling(temperature=1.0, seed=seed, max_reasoning_tokens=4, max_inspections=0)
+    asked = Request(
+        [40, 41], range(300, 302), range(2), Source({0: [5], 1: [5]}), sampling=sampling
+    )
+    first, second = (engine.generate([asked])[0].tokens for _ in range(2))
+    assert first == second
+    if 0 <= seed < 2**63:  # from others that use the server
+        values = {"max_new_tokens": 2, "temperature": 1.0, "sampling_seed": seed}
+        call = {"input_ids": [1, 2], "sampling_params": values}
+        answer = httpx.post(f"{sglang_server.url}/generate", json=call, timeout=60)
+        assert answer.status_code == 200
+
+
 def test_weights_loaded_by_somebody_else_are_noticed(engine, checkpoint, sglang_server):
     model, processor, _ = checkpoint
     config = SGLangConfig(url=sglang_server.url)
-    name, value = next(iter(model.named_parameters()))
-    with SGLangEngine(model, names_of(processor), config) as other:
-        other.load_weights({name: value.detach().clone()})
+    name, value = next(iter(parameters_of(model).items()))
+    with SGLangEngine(copy.deepcopy(model), names_of(processor), config) as other:
+        other.load_weights({name: value.clone()})
         with pytest.raises(EngineDied, match="somebody else loaded others"):
             engine.generate([ask(7)])
-        assert engine.generate([ask(7)])[0].answer >= 0, "the next request takes the new weights"
+        assert engine.generate([ask(7)])[0].answer >= 0, "they are the same"
+        other.load_weights({name: 1.1 * value})
+        with pytest.raises(EngineDied, match="somebody else loaded others"):
+            engine.generate([ask(7)])
+        with pytest.raises(EngineDied, match=f"other weights than the model here .{name} differs"):
+            engine.generate([ask(7)])
+        other.load_weights({name: value.clone()})
+    assert engine.generate([ask(7)])[0].answer >= 0
 
 
 @pytest.mark.parametrize("mode", ["reason", "fast"])

@@ -111,22 +111,22 @@ def test_a_folder_gives_each_cell_its_file(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(SIX)
 
-    def name(*asked):
+    def found(*asked):
         return find_file(tmp_path, *asked).name
 
-    assert name("cirr_task7", "test", "local").startswith("mbeir_cirr_task7_single_pool_test")
-    assert name("cirr_task7", "test", "global").startswith("mbeir_cirr_task7_union_pool_test")
-    assert name("cirr_task7", "val", "local").startswith("mbeir_cirr_task7_single_pool_val")
-    assert name("fashioniq_task7", "test", "local").startswith("mbeir_fashioniq_task7_union")
-    assert name("oven_task6", "test", "local") == "first-stage.trec"
-    assert name("oven_task6", "test", "global") == "first-stage-global.trec"
+    assert found("cirr_task7", "test", "local").startswith("mbeir_cirr_task7_single_pool_test")
+    assert found("cirr_task7", "test", "global").startswith("mbeir_cirr_task7_union_pool_test")
+    assert found("cirr_task7", "val", "local").startswith("mbeir_cirr_task7_single_pool_val")
+    assert found("fashioniq_task7", "test", "local").startswith("mbeir_fashioniq_task7_union")
+    assert found("oven_task6", "test", "local") == "first-stage.trec"
+    assert found("oven_task6", "test", "global") == "first-stage-global.trec"
     write_lamra(tmp_path, [[[0.2, 0.8]], [[0.1, 0.1]]], "nights_task4")
-    assert name("nights_task4", "test", "local").endswith("query_names.json")
+    assert found("nights_task4", "test", "local").endswith("query_names.json")
     with pytest.raises(EvalError, match="has 0 files of candidates for edis_task2"):
-        name("edis_task2", "test", "local")
+        found("edis_task2", "test", "local")
     (tmp_path / "cirr_task7_test_other_single.run").write_text(SIX)
     with pytest.raises(EvalError, match="has 2 files of candidates for cirr_task7"):
-        name("cirr_task7", "test", "local")
+        found("cirr_task7", "test", "local")
     with pytest.raises(EvalError, match="neither a file nor a folder"):
         find_file(tmp_path / "nowhere", "cirr_task7", "test", "local")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import sqlite3
 import threading
 
@@ -118,24 +117,28 @@ def test_a_full_disk_costs_a_warning(model, processor, items, tmp_path, monkeypa
     assert len(caught) == 1 and counts(encoder) == (0, 0, 3)
 
 
+@pytest.mark.parametrize("damage", ["nonsense", "unable to open", "disk I/O error"])
+def test_a_cache_that_cannot_be_opened_costs_one_warning(
+    model, processor, items, tmp_path, monkeypatch, damage
+):
+    def refuse(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError(damage)
+
+    if damage == "nonsense":
+        (tmp_path / "cache.db").write_bytes(bytes(range(256)) * 16)
+    else:
+        monkeypatch.setattr(diskcache, "Cache", refuse)
+    with pytest.warns(UserWarning, match="goes on without the feature cache") as caught:
+        encoder = FeatureEncoder(model, processor, directory=tmp_path)
+        encoder.encode(items)
+        encoder.encode(items)
+    assert len(caught) == 1 and counts(encoder) == (3, 0, 3)
+
+
 def test_a_folder_that_cannot_be_is_refused(model, processor, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RetrvError, match="name a writable folder"):
+    with pytest.raises(RetrvError, match="it is a file; name a folder"):
         FeatureEncoder(model, processor, directory=tmp_path / "file")
-
-
-def test_without_the_library_the_fix_is_named(model, processor, tmp_path, monkeypatch):
-    load = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "diskcache":
-            raise ImportError(name)
-        return load(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(RetrvError, match=r"pip install 'retrv-r1\[cache\]'"):
-        FeatureStore(tmp_path, 10**6)
-    FeatureEncoder(model, processor)
 
 
 def test_the_directory_stays_within_its_size(model, processor, tmp_path):

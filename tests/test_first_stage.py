@@ -1,4 +1,4 @@
-"""The first stage: the vectors of training, errors that say the mend, exact search."""
+"""The first stage: the vectors of training, errors that say the fix, exact search."""
 
 from __future__ import annotations
 

@@ -270,8 +270,3 @@ def test_content_hash(tmp_path):
         Item(image=Image.new("RGB", (4, 8))),
     ]
     assert len({content_hash(item) for item in distinct}) == len(distinct)
-
-
-def test_content_hash_of_a_missing_file(tmp_path):
-    with pytest.raises(ItemError, match="no such picture"):
-        content_hash(Item(image=tmp_path / "gone.png"))

@@ -97,8 +97,10 @@ def test_rows_that_are_not_contiguous():
 def test_it_can_be_called_without_checks(op):
     given = named(op, "width_64").arguments(torch.float32)
     if op == "rotate_to_pages":
-        found = ops.unchecked(op, "cpu")(*given.values(), 1e-6)
+        found = ops.unchecked(op, "cpu", torch.float32)(*given.values(), 1e-6)
     else:
-        found = ops.unchecked(op, "cpu")(*given.values(), *([1e-6] if op == "add_rms_norm" else []))
+        found = ops.unchecked(op, "cpu", torch.float32)(
+            *given.values(), *([1e-6] if op == "add_rms_norm" else [])
+        )
     expected = getattr(ops, op)(**given)
     assert error_of(found, expected) == 0

@@ -140,7 +140,8 @@ def test_values_that_cancel_have_a_norm(variant, seed):
     values = 10 * torch.randn(3, 1, 256, generator=generator)
     values[2] = -values[0] - values[1]
     zeros, bounds = torch.zeros(3, 4), torch.tensor([0, 3])
-    out = ops.relate_tokens(zeros, bounds, zeros, bounds, values, torch.randn(2, 256), eps=1e-6)
+    queries, output = torch.randn(2, 256), torch.eye(256)[:, None]
+    out = ops.relate_tokens(zeros, bounds, zeros, bounds, values, output, queries, eps=1e-6)
     assert out.isfinite().all()
 
 
@@ -180,17 +181,25 @@ class TestGradients:
     @pytest.mark.parametrize("eps", [1e-3, None])
     def test_relate_tokens(self, eps):
         keys, query_keys = torch.randn(5, 4).double(), torch.randn(5, 4).double()
-        values, queries = torch.randn(5, 2, 3).double(), torch.randn(2, 3).double()
+        values, output = torch.randn(5, 2, 2).double(), torch.randn(3, 2, 2).double()
+        queries = torch.randn(2, 3).double()
         offsets, bounds = torch.tensor([0, 2, 5]), torch.tensor([0, 3, 5])
         pairs = torch.tensor([0, 1, 1]), torch.tensor([1, 0, 1])
-        inputs = tuple(x.requires_grad_() for x in (keys, query_keys, values, queries))
+        inputs = tuple(x.requires_grad_() for x in (keys, query_keys, values, output, queries))
         torch.autograd.gradcheck(
-            lambda k, qk, v, q: ops.relate_tokens(k, offsets, qk, bounds, v, q, *pairs, eps=eps),
+            lambda k, qk, v, w, q: ops.relate_tokens(
+                k, offsets, qk, bounds, v, w, q, *pairs, eps=eps
+            ),
             inputs,
         )
 
     @pytest.mark.parametrize(
-        ("op", "name"), [("pool_tokens", "ragged"), ("relate_tokens", "text_query")]
+        ("op", "name"),
+        [
+            ("pool_tokens", "ragged"),
+            ("relate_tokens", "text_query"),
+            ("relate_tokens", "mixed_queries"),
+        ],
     )
     def test_float32_gradients_agree_with_float64(self, op, name, variant):
         arguments = arguments_of(op, name)
@@ -206,7 +215,7 @@ class TestGradients:
             gradients.append(
                 [v.grad for v in own.values() if isinstance(v, Tensor) and v.requires_grad]
             )
-        assert len(gradients[0]) == {"pool_tokens": 2, "relate_tokens": 4}[op]
+        assert len(gradients[0]) == {"pool_tokens": 2, "relate_tokens": 5}[op]
         for single, exact in zip(*gradients, strict=True):
             assert error_of(single, exact) < 1e-4
 

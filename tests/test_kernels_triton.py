@@ -60,13 +60,15 @@ class TestInterpreted:
 
     def test_a_pair_does_not_depend_on_the_others(self):
         keys, asks = torch.randn(50, 16), torch.randn(12, 16)
-        values, queries = torch.randn(12, 2, 24), torch.randn(3, 24)
+        values, output, queries = torch.randn(12, 2, 8), torch.randn(24, 2, 8), torch.randn(3, 24)
         offsets, asked = torch.tensor([0, 40, 50]), torch.tensor([0, 5, 12])
         pairs = torch.tensor([1, 0, 0]), torch.tensor([1, 1, 0])
-        together = ops.relate_tokens(keys, offsets, asks, asked, values, queries, *pairs, eps=1e-6)
+        together = ops.relate_tokens(
+            keys, offsets, asks, asked, values, output, queries, *pairs, eps=1e-6
+        )
         alone = ops.relate_tokens(
-            keys[:40], torch.tensor([0, 40]), asks[5:], torch.tensor([0, 7]), values[5:], queries,
-            eps=1e-6,
+            keys[:40], torch.tensor([0, 40]), asks[5:], torch.tensor([0, 7]), values[5:], output,
+            queries, eps=1e-6,
         )  # fmt: skip
         assert error_of(together[1], alone[0]) < 2e-6
 
@@ -128,12 +130,13 @@ class TestInterpreted:
 
     def test_a_gpu_multiplies_halves_into_float32(self, monkeypatch):
         """This checks the call of PyTorch; only a GPU can check its result."""
-        module = importlib.import_module("retrv_kernels.relate_tokens.triton_impl")
+        module = importlib.import_module("retrv_kernels.relate_tokens.triton_direct")
         multiply, asked = torch.bmm, []
         monkeypatch.setattr(
             torch, "bmm", lambda a, b, **how: asked.append((a.dtype, how)) or multiply(a, b, **how)
         )
         with FakeTensorMode(), torch.device("cuda"):
-            out = module._squared(torch.empty(1, 32, 8, dtype=torch.bfloat16))
+            rows = torch.empty(1, 32, 8, dtype=torch.bfloat16)
+            out = module.product(rows, rows.mT)
         assert out.dtype == torch.float32 and out.shape == (1, 32, 32)
         assert asked == [(torch.bfloat16, {"out_dtype": torch.float32})]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from retrv_r1 import CheckpointError, RetrvError
+from retrv_r1 import CheckpointError
 from retrv_r1.model.checkpoint import load_checkpoint, resolve
 from retrv_r1.model.tokens import train_tokenizer
 from retrv_r1.rerank.reranker import Reranker
@@ -70,15 +70,9 @@ def test_a_folder_or_file_that_holds_no_model_is_refused(tmp_path):
         load_checkpoint(tmp_path / "weights")
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"model_type": "retrv', "\x00"])
+@pytest.mark.parametrize("text", [b"", b"{", b'{"model_type": "retrv', b"\x00", b"\xff\xfe\x00"])
 def test_a_damaged_config_is_refused(saved, text):
-    (saved / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
-        load_checkpoint(saved)
-
-
-def test_a_config_that_is_not_text_is_refused(saved):
-    (saved / "config.json").write_bytes(b"\xff\xfe\x00")
+    (saved / "config.json").write_bytes(text)
     with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
         load_checkpoint(saved)
 
@@ -129,18 +123,14 @@ def test_weights_that_are_missing_are_named(saved):
         load_checkpoint(saved)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "tokenizer.json", "preprocessor_config.json"]
 )
-def test_a_file_that_is_missing_is_an_error(saved, name):
+def test_a_file_that_is_missing_or_damaged_is_an_error(saved, name, damaged):
     (saved / name).unlink()
-    with pytest.raises(CheckpointError, match="model"):
-        load_checkpoint(saved)
-
-
-@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json"])
-def test_a_damaged_side_file_is_an_error(saved, name):
-    (saved / name).write_text("{")
+    if damaged:
+        (saved / name).write_text("{")
     with pytest.raises(CheckpointError, match="model"):
         load_checkpoint(saved)
 
@@ -151,8 +141,3 @@ def test_a_tokenizer_of_another_checkpoint_is_refused(saved):
     larger.save_pretrained(saved)
     with pytest.raises(CheckpointError, match="belong to different checkpoints"):
         load_checkpoint(saved)
-
-
-def test_callers_can_catch_it_as_our_error(tmp_path):
-    with pytest.raises(RetrvError):
-        Reranker.from_pretrained(tmp_path)

@@ -111,16 +111,6 @@ def test_the_tower_never_sees_much_more_than_a_batch(model, processor, items, mo
     assert len(sizes) > 2 and max(sizes) < 30 + longest
 
 
-def test_a_changed_model_needs_a_cleared_cache(make_model, processor):
-    model = make_model(seed=2)
-    encoder, item = FeatureEncoder(model, processor), Item(text="a red apple")
-    before = encoder.encode([item])[0].rows
-    with torch.no_grad():
-        model.get_input_embeddings().weight.add_(1)
-    encoder.clear()
-    torch.testing.assert_close(encoder.encode([item])[0].rows, before + 1)
-
-
 def test_an_unusable_item_is_named_by_its_first_place_or_its_id(model, processor, picture):
     encoder, broken = FeatureEncoder(model, processor), Item(image=b"nonsense")
     good = Item(text="q")
@@ -177,12 +167,6 @@ def test_an_unusable_picture_is_named_whatever_thread_has_read_it(model, process
     with pytest.raises(ItemError, match=r"^candidate 6: "):
         encoder.encode([*photos[:7], broken, *photos[7:], broken])
     assert len(encoder.encode(photos)) == len(photos), "the encoder goes on working"
-
-
-def test_a_missing_file_is_named(model, processor, tmp_path):
-    encoder = FeatureEncoder(model, processor)
-    with pytest.raises(ItemError, match=r"^candidate 0: no such picture file"):
-        encoder.encode([Item(text="q"), *(Item(image=tmp_path / name) for name in "ab")])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

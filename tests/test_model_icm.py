@@ -140,18 +140,6 @@ def test_tokens_are_what_the_equations_say(config, scale):
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}
 
 
-@torch.no_grad()
-def test_a_token_does_not_depend_on_what_it_is_packed_with():
-    icm = compressor(ICMConfig(relate_dim=8))
-    features, offsets = rows_of([4, 1, 20])
-    alone = icm.content(features[:4], torch.tensor([0, 4]))[0]
-    torch.testing.assert_close(icm.content(features, offsets)[0], alone)
-    two = torch.cat([features[:4], features[4:5]])
-    pair = torch.tensor([0]), torch.tensor([1])
-    related = icm.relation(two, torch.tensor([0, 4, 5]), *pair)
-    torch.testing.assert_close(icm.relation(features, offsets, *pair), related)
-
-
 @pytest.mark.parametrize("config", list(CONFIGS.values())[:6], ids=list(CONFIGS)[:6])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_folded_and_direct_form_are_one(config, dtype, tolerance):
@@ -210,21 +198,6 @@ def test_int8_keys_change_relation_tokens_a_little():
     assert 0 < (rounded - exact).norm() / exact.norm() < 0.02
     with torch.enable_grad():
         assert icm.relation_keys(features)[0].dtype == torch.float32
-
-
-@torch.no_grad()
-def test_the_relation_depends_on_the_query_and_the_content_does_not():
-    icm = compressor(ICMConfig(relate_dim=8))
-    features, offsets = rows_of([4, 6, 3])
-    pair = torch.tensor([0]), torch.tensor([2])
-    content, relation = icm.content(features, offsets), icm.relation(features, offsets, *pair)
-    features[-3:] += torch.randn(3, D, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(icm.content(features, offsets)[:2], content[:2])
-    assert (icm.relation(features, offsets, *pair) - relation).abs().max() > 1e-3
-    # Attention has no positions: the order of the rows says nothing, their number and values do.
-    shuffled = features.clone()
-    shuffled[:4] = features[[2, 0, 3, 1]]
-    torch.testing.assert_close(icm.content(shuffled, offsets), icm.content(features, offsets))
 
 
 @pytest.mark.parametrize("config", [{}, {"memory_size": 6, "agreement": True}])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
+from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.types import Item, ItemError
 
 
@@ -29,12 +29,7 @@ def test_a_pack_has_pictures_before_texts_and_offsets_of_items(processor, pictur
     packed = processor.pack(items)
     pad = processor.tokens.image_pad
     assert packed.cu_seqlens.tolist() == [0, *np.cumsum([len(item) for item in items])]
-    assert packed.ids.tolist() == [
-        *items[0].text_ids,
-        *[pad] * 8,
-        *items[1].text_ids,
-        *[pad] * 9,
-    ]
+    assert packed.ids.tolist() == [*items[0].text_ids, *[pad] * 8, *items[1].text_ids, *[pad] * 9]
     assert torch.equal(packed.pixel_values, torch.cat([items[1].patches, items[2].patches]))
     assert packed.image_grid_thw.tolist() == [[1, 4, 8], [1, 6, 6]]
     texts = processor.pack(items[:1])
@@ -81,7 +76,3 @@ def test_a_saved_processor_encodes_the_same(processor, picture, tmp_path):
     assert torch.equal(ours.patches, theirs.patches)
     assert (ours.text_ids, ours.grid, ours.rows) == (theirs.text_ids, theirs.grid, theirs.rows)
     assert back.tokens == processor.tokens
-
-
-def test_an_empty_item_has_no_rows():
-    assert len(EncodedItem(())) == 0

@@ -107,7 +107,7 @@ def test_ids_are_distinct_and_complete(any_tokenizer):
     ]
 
 
-def test_a_tokenizer_without_our_tokens_is_refused_with_the_mend():
+def test_a_tokenizer_without_our_tokens_is_refused_with_the_fix():
     with pytest.raises(ValueError, match="add_retrv_tokens"):
         TokenIds.of(byte_level())
 

@@ -248,6 +248,7 @@ def test_response_form(items):
         "index": 1,
         "id": "pictures/red.png",
         "relevance_score": 0.9,
+        "truncated": False,
     }
     assert response["usage"] == {
         "prompt_tokens": 52,
@@ -257,6 +258,6 @@ def test_response_form(items):
     }
     assert set(response["retrv"]) == {
         *("answer", "reasoning", "inspected", "timings", "mode", "well_formed"),
-        *("device", "dtype"),
+        *("device", "dtype", "query_truncated"),
     }
     assert to_response(results(items))["id"] != to_response(results(items))["id"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rerank_doubles import SHORT, Record, check, distinct_texts, same
 
-from retrv_engine import EngineConfig, Sampling, SGLangConfig
+from retrv_engine import EngineConfig, EngineDied, Sampling, SGLangConfig
 from retrv_r1.model.prompts import TableLayout
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.types import Item, ItemError, RankRequest
@@ -197,7 +197,28 @@ def test_new_weights_are_used_for_everything(make_model, processor, mixed):
         reranker.load_weights({"x": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("bad", ["", " \n", 5, None, {"txt": "a"}, b"no picture", b""], ids=repr)
+def test_features_of_old_weights_are_forgotten_although_the_engine_dies(
+    make_model, processor, mixed, monkeypatch
+):
+    reranker, other = (Reranker(make_model(seed), processor) for seed in (0, 1))
+    reranker.rank("a red apple", mixed, sampling=SHORT)
+    load = reranker.engine.load_weights
+
+    def die(weights) -> None:
+        load(weights)
+        raise EngineDied
+
+    monkeypatch.setattr(reranker.engine, "load_weights", die)
+    with pytest.raises(EngineDied):
+        reranker.load_weights(dict(other.model.named_parameters()))
+    found, expected = (r.rank("a red apple", mixed, sampling=SHORT) for r in (reranker, other))
+    assert found.ranking == expected.ranking
+
+
+UNUSABLE = ["", " \n", 5, None, {"txt": "a"}, {"text": 5}, {"image": 5}, b"no picture", b""]
+
+
+@pytest.mark.parametrize("bad", UNUSABLE, ids=repr)
 def test_an_unusable_item_is_named(reranker, bad):
     with pytest.raises(ItemError, match=r"^candidate 1: "):
         reranker.rank("q", ["a", bad, "c"])
@@ -299,10 +320,11 @@ def test_each_mode_has_its_temperature(make_model, processor):
     assert make_model(score_temperature=0.7).config.temperature_of("reason") == 0.7
 
 
-def test_bfloat16_tells_all_candidates_apart():
+@pytest.mark.parametrize("engine", ["local", "plain"])
+def test_bfloat16_tells_all_candidates_apart(engine):
     """Logits of 8 to 16 lie a sixteenth apart in bfloat16: half of fifty tied, ranked by place."""
     reranker = Reranker.from_pretrained(
-        "tiny", device="cpu", dtype=torch.bfloat16, engine="plain", window=64
+        "tiny", device="cpu", dtype=torch.bfloat16, engine=engine, window=64
     )
     record = Record(reranker)
     words = ("red", "tree", "house", "music", "boat", "small", "happy")

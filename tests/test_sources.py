@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -72,7 +73,7 @@ def test_jsonl(folder):
     path = Path("pictures/items.jsonl")
     path.write_text("\n\n".join(json.dumps(line) for line in lines))
     items = read("pictures/items.jsonl")
-    assert [i.id for i in items] == ["x", "7", f"{path}:5", f"{path}:7"]
+    assert [i.id for i in items] == ["x", 7, f"{path}:5", f"{path}:7"]
     assert items[1].image == Path("pictures/b.png") and items[2].text == "plain"
     assert items[3].image == Path("pictures/a.JPG").resolve()
 
@@ -157,3 +158,55 @@ def test_names_that_are_not_utf8_stay_printable(folder):
     (item,) = read(os.fsdecode(raw))
     assert item.id is not None and item.id.endswith("caf\ufffd.png")
     item.id.encode()
+
+
+def test_pictures_that_cannot_be_read_are_counted(folder):
+    for name in ("a.heic", "deep/b.HEIC", "c.svg", "notes.txt"):
+        Path("pictures", name).write_text("x")
+    with pytest.warns(UserWarning, match=r"^3 pictures of pictures .*\(2 \.heic, 1 \.svg\): conv"):
+        assert len(read("pictures")) == 4
+    Path("phone").mkdir()
+    Path("phone/a.jxl").write_text("x")
+    with pytest.raises(ItemError, match=r"1 pictures of phone cannot be read \(1 \.jxl\)"):
+        read("phone")
+    with pytest.raises(ItemError, match=r"cannot read \.jxl pictures: convert phone/a\.jxl"):
+        read("phone/a.jxl")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"], ids=repr)
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=repr)
+def test_lines_end_in_any_way_and_only_there(folder, end, mark):
+    Path("t.txt").write_bytes((mark + end.join(["a cat", "b\u2028c", "", "d"]) + end).encode())
+    assert [(i.id, i.text) for i in read("t.txt")] == [
+        ("t.txt:1", "a cat"),
+        ("t.txt:2", "b\u2028c"),
+        ("t.txt:4", "d"),
+    ]
+    Path("t.jsonl").write_bytes((mark + end.join(['"a\u2028b"', '{"text": "c"}'])).encode())
+    assert [i.text for i in read("t.jsonl")] == ["a\u2028b", "c"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl"])
+def test_wider_encodings_are_refused_with_the_line(folder, encoding, name):
+    Path(name).write_bytes('"a cat"\n"b"\n'.encode(encoding))
+    with pytest.raises(ItemError, match=rf"^{name}:1 .*convert the file to UTF-8"):
+        read(name)
+
+
+def test_a_data_uri_is_a_picture_and_a_url_is_shown_as_it_was_given(folder):
+    content = Path("pictures/b.png").read_bytes()
+    uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    Path("t.jsonl").write_text(json.dumps({"image": uri}) + "\n")
+    (item,) = read("t.jsonl")
+    assert item.image == content and item.id == "t.jsonl:1"
+    url = "https://example.com/a.png"
+    Path("u.jsonl").write_text(json.dumps({"image": url}) + "\n")
+    for argument in ("u.jsonl", url):
+        with pytest.raises(ItemError, match=f"{url}.*download it"):
+            read(argument)
+    Path("v.jsonl").write_text(json.dumps({"image": "data:," + "!" * 9000}) + "\n")
+    for argument in (uri * 20, "x" * 9000):
+        with pytest.raises(ItemError) as caught:
+            read(argument)
+        assert len(str(caught.value)) < 400

@@ -147,14 +147,6 @@ def test_targets_are_the_models_own_tokens_and_nothing_else(collator, sampler, f
     assert spliced_lists > 10
 
 
-def candidate_rows(collator, candidate: Entry, full: bool) -> int:
-    """Rows between a candidate's label and its last row."""
-    if not full:
-        return 2
-    item = collator.encode(candidate)
-    return len(item) + 2 * bool(item.rows)
-
-
 def test_direct_answers_train_the_label_and_what_closes_it(collator, sampler):
     rng, tokens = np.random.default_rng(0), collator.tokens
     examples = sampler.draw(rng, 6, 4, 0.5)
@@ -193,7 +185,8 @@ def test_candidates_end_at_their_last_rows(collator, sampler, full):
     ends, labels = batch.candidate_ends.view(8, 4), batch.candidate_labels.view(8, 4)
     for b, example in enumerate(examples):
         for number, row in enumerate(ends[b].tolist()):
-            before = candidate_rows(collator, example.candidates[number], full)
+            item = collator.encode(example.candidates[number])
+            before = len(item) + 2 * bool(item.rows) if full else 2
             assert batch.input_ids[b, row - before] == labels[b, number]
             assert int(labels[b, number]) in collator.tokens.labels
             following = int(batch.input_ids[b, row + 1])

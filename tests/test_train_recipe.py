@@ -18,7 +18,6 @@ from retrv_r1.data.pack import pack
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.train.machine import Machine
 from retrv_r1.train.record import slug
-from retrv_r1.types import RetrvError
 
 pytest_plugins = ["training_fixtures"]
 
@@ -127,9 +126,3 @@ def test_a_missing_calibration_is_the_last_thing_said(monkeypatch, tmp_path, cap
     assert (
         folders == [tmp_path / "cpu" / "train"] and slug("NVIDIA H100 80GB") == "nvidia-h100-80gb"
     )
-
-
-def test_a_quick_recipe_needs_a_pack(pictographs, tmp_path):
-    with pytest.raises(RetrvError, match="needs a pack, not the folder"):
-        options = {"minutes": 1, "machine": Machine(), "quick": True}
-        train_all(pictographs, tmp_path / "out", tmp_path / "work", **options)

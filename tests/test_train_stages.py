@@ -1,4 +1,5 @@
-"""Stages from their YAML files: reproducible batches, resuming, what is trained and saved."""
+"""Stages from their YAML files: reproducible batches, resuming, what is trained and saved; and
+mistakes in a file, its data or an earlier result, each named with its fix."""
 
 from __future__ import annotations
 
@@ -6,29 +7,25 @@ import json
 from typing import Any
 
 import pytest
-import small_stages
+import small_stages as stages
 import torch
 from PIL import Image
-from small_stages import BACKBONE, LOOP, OPTIONS, Killed, same
+from small_stages import BACKBONE, EMBED, LOOP, OPTIONS, Killed, curve, same
 
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.train import run
-from retrv_r1.train.build import build_stage
-from retrv_r1.train.config import LoopConfig, read_config
+from retrv_r1.train.config import ConfigError, LoopConfig, read_config
 from retrv_r1.train.curves import draw_curves
 from retrv_r1.train.loop import fit
+from retrv_r1.train.machine import Machine
+from retrv_r1.train.stage import build_stage
 
 pytest_plugins = ("training_fixtures",)
-pytestmark = small_stages.pytestmark
-build, config, folder, trained = (
-    small_stages.build,
-    small_stages.config,
-    small_stages.folder,
-    small_stages.trained,
-)
-undrawn = small_stages.undrawn
+pytestmark = stages.pytestmark
+build, config, folder, trained = stages.build, stages.config, stages.folder, stages.trained
+undrawn = stages.undrawn
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
@@ -44,11 +41,11 @@ def test_a_batch_is_a_function_of_the_step_alone(build, name):
         assert same(other.batch(step), batches[step])
 
 
-@pytest.mark.parametrize("name", list(OPTIONS))
-def test_a_killed_run_resumes_to_the_same_end(build, name, tmp_path):
-    settings = LoopConfig(**LOOP)
+@pytest.mark.parametrize(("name", "workers"), [*((name, 0) for name in OPTIONS), ("pretrain", 2)])
+def test_a_killed_run_resumes_to_the_same_end(build, name, workers, tmp_path):
+    settings, machine = LoopConfig(**LOOP), Machine(workers=workers)
     whole = build(name)
-    fit(whole, settings, tmp_path / "whole", resume=True)
+    fit(whole, settings, tmp_path / "whole", resume=True, machine=machine)
 
     killed, calls = build(name), []
     loss = killed.loss
@@ -61,25 +58,21 @@ def test_a_killed_run_resumes_to_the_same_end(build, name, tmp_path):
 
     killed.loss = dies
     with pytest.raises(Killed):
-        fit(killed, settings, tmp_path / "cut", resume=True)
-    lines = (tmp_path / "cut" / f"{name}.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)][-1] == 5
+        fit(killed, settings, tmp_path / "cut", resume=True, machine=machine)
+    curves = [tmp_path / folder / f"{name}.jsonl" for folder in ("cut", "whole")]
+    assert [row["step"] for row in curve(curves[0]) if "loss" in row][-1] == 5
 
     resumed, steps = build(name), []
     batch = resumed.batch
     resumed.batch = lambda step: (steps.append(step), batch(step))[1]
-    final = fit(resumed, settings, tmp_path / "cut", resume=True)
-    assert steps == [4, 5], "it goes on from the checkpoint of step 4"
+    final = fit(resumed, settings, tmp_path / "cut", resume=True, machine=machine)
+    assert workers or steps == [4, 5], "it goes on from the checkpoint of step 4"
     expected, found = whole.model.state_dict(), resumed.model.state_dict()
     assert expected.keys() == found.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=1e-6, rtol=1e-5, msg=key)
 
-    def curve(folder: str) -> list[dict[str, Any]]:
-        rows = map(json.loads, (tmp_path / folder / f"{name}.jsonl").read_text().splitlines())
-        return [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_s")} for r in rows]
-
-    for mine, theirs in zip(curve("cut"), curve("whole"), strict=True):
+    for mine, theirs in zip(*map(curve, curves), strict=True):
         assert mine == pytest.approx(theirs, abs=1e-5)
     assert (final / "config.json").is_file()
 
@@ -189,3 +182,48 @@ def test_a_model_of_a_stage_loads_with_everything_tied(trained):
     )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loop": LOOP | {"learning_rat": 1}}, r"loop: unknown options \['learning_rat'\]; known"),
+        ({"stage": {"hards": 1}}, r"stage: unknown options \['hards'\]; known"),
+        ({"lop": {}}, r"unknown options \['lop'\]; known"),
+        ({"loop": {}}, r"loop: the options \['steps'\] are missing"),
+        ({"loop": [1]}, "loop must be a mapping"),
+        ({"loop": {"steps": 1, "learning_rate": "1e-3"}}, "must be of type float.* write 1.0e-3"),
+    ],
+)
+def test_a_wrong_option_is_named(config, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config("sft", config("sft", **changes))
+
+
+def test_sections_that_every_stage_needs_are_named(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="at least data, out and loop"):
+        read_config("sft", tmp_path / "list.yaml")
+
+
+def test_shapes_of_a_new_model_are_checked(config):
+    shape = {name: value for name, value in EMBED.items() if name != "vocab_size"}
+    with pytest.raises(ConfigError, match=r"model: the options \['vocab_size'\] are missing"):
+        build_stage(read_config("embed", config("embed", model=shape)))
+
+
+def test_a_stage_without_the_one_before_says_so(config, folder):
+    with pytest.raises(ConfigError, match=r"init\.model is missing"):
+        build_stage(read_config("align", config("align", init={})))
+    nowhere = config("align", init={"model": str(folder / "nowhere")})
+    with pytest.raises(ConfigError, match=r"no finished model stage at .*nowhere"):
+        build_stage(read_config("align", nowhere))
+
+
+def test_a_rate_for_nothing_is_refused(build, tmp_path):
+    settings = LoopConfig(**LOOP, rates={"visaul": 0.5})
+    with pytest.raises(ValueError, match="no parameter's name contains 'visaul'"):
+        fit(build("pretrain"), settings, tmp_path / "run", resume=False)

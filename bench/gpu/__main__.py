@@ -17,6 +17,7 @@ from bench import machine, report
 from bench.gpu import tables
 from bench.gpu.context import Row
 from bench.gpu.parts import PARTS, PartEnd, measure
+from retrv_r1.files import write_whole
 from retrv_r1.train.record import slug
 
 FILE = "bench.json"
@@ -98,9 +99,7 @@ def main(
 
 def write(path: Path, result: dict[str, Any]) -> None:
     """Replaces the report in one step, so that the file is complete at any moment."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    new.replace(path)
+    write_whole(path, json.dumps(result, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

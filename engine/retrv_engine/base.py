@@ -120,7 +120,7 @@ class Handle(Generic[T]):
     ) -> None:
         self.future: Future[T] = Future()
         self._drive, self._start = drive, start
-        self._news: SimpleQueue[Sequence[int]] = SimpleQueue()
+        self._unread: SimpleQueue[Sequence[int]] = SimpleQueue()
 
     def done(self) -> bool:
         """Whether the request has ended: with a result, with an error or cancelled."""
@@ -143,10 +143,10 @@ class Handle(Generic[T]):
     def tokens(self) -> Iterator[int]:
         """Yields the tokens as they are written, each once; raises what ``result`` would."""
         while True:
-            self._drive(lambda: not self._news.empty() or self.future.done(), None)
-            while not self._news.empty():
-                yield from self._news.get()
-            if self.future.done() and self._news.empty():
+            self._drive(lambda: not self._unread.empty() or self.future.done(), None)
+            while not self._unread.empty():
+                yield from self._unread.get()
+            if self.future.done() and self._unread.empty():
                 self.future.result(timeout=0)
                 return
 
@@ -165,7 +165,7 @@ class Handle(Generic[T]):
 
     def add(self, tokens: Sequence[int]) -> None:
         """Adds new tokens; for engines."""
-        self._news.put(tokens)
+        self._unread.put(tokens)
 
     def finish(self, outcome: T | Exception) -> None:
         """Ends the request with a result or an error, unless it was cancelled; for engines."""
@@ -247,7 +247,6 @@ class Engine(ABC):
         """Cancels all requests and ends the engine's threads and processes."""
 
     def _handle(self, start: Callable[[], object] = lambda: None) -> Handle:
-        """A handle for a new request."""
         handle: Handle = Handle(self._drive, start)
         handle.future.add_done_callback(lambda _: self._notify())
         return handle

@@ -76,7 +76,7 @@ class Batch:
             op, tables = "paged_attention", (part.offsets, part.lengths)
             if part.shared:
                 op, tables = "shared_prefix_attention", (part.lengths, part.offsets)
-            attend = unchecked(op, device)
+            attend = unchecked(op, device, query.dtype)
             out.append(attend(query[part.rows], keys, values, part.page_table, *tables, scale))
         return out[0] if len(out) == 1 else torch.cat(out)
 

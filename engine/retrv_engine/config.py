@@ -62,15 +62,16 @@ class SGLangConfig:
     """Settings of :class:`SGLangEngine`.
 
     Args:
-        url: address of a running server (``python -m retrv_engine.sglang.worker.server``); None
-            starts one that ends with the engine.
+        url: address of a running server (``python -m retrv_engine.sglang.worker.server``) with the
+            model's checkpoint; None starts one that ends with the engine.
         arguments: arguments of the server to start, by SGLang's names: ``{"tp_size": 2}``.
         python: interpreter of an environment with SGLang; by default the one that
             ``make sglang-cpu`` makes, then this one.
         max_requests: number of requests sent to the server at once; others wait, by priority.
         stream_rows: number of tokens after which the server reports what it has written.
         start_seconds: time limit for the server to answer after its start.
-        silent_seconds: time without an answer after which the server counts as dead.
+        silent_seconds: time without an answer after which the server is asked for a sign of life.
+            Without one for as long again, or for 10 seconds, it counts as dead.
     """
 
     url: str | None = None

@@ -161,7 +161,6 @@ class DecodeStep:
         self._sampled = sample(self._logits, self._masks, self.inputs.columns, self.shape.level)
 
     def _batch(self) -> Batch:
-        """The rows of the step, as attention takes them."""
         inputs, rows = self.inputs, self.shape.rows
         if self.shape.nodes:
             offsets, lengths = inputs.node_rows, inputs.node_lens

@@ -18,14 +18,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from retrv_engine.request import (
-    Candidate,
-    Output,
-    Piece,
-    Request,
-    Vocabulary,
-    length_of,
-)
+from retrv_engine.request import Candidate, Output, Piece, Request, Vocabulary, length_of
 from retrv_engine.sampler import COLDEST, Choice, Permitted, Picked, check_numbers
 
 

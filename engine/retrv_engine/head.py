@@ -1,4 +1,7 @@
-"""Float32 logits of an output head of any type and dtype."""
+"""Float32 logits of an output head of any type and dtype.
+
+Apart from ``model.py``, which an SGLang worker imports without ``retrv_kernels``.
+"""
 
 from __future__ import annotations
 

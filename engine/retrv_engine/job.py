@@ -1,20 +1,90 @@
-"""A request on its way through the local engine, and the rows of it that one step computes."""
+"""A request on its way through the local engine: its work, its rows, those of one step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from retrv_engine.base import Handle
 from retrv_engine.context import Context
 from retrv_engine.generation import Generation
 from retrv_engine.radix import Node
 from retrv_engine.request import Candidate, Piece
-from retrv_engine.sampler import Choice, Picked
-from retrv_engine.work import Work
+from retrv_engine.sampler import Choice, Picked, check_numbers
 
 Phase = Literal["prefill", "decode", "inspection"]
+
+
+class Work(Protocol):
+    """What the scheduler and the runner need of a running request.
+
+    Attributes:
+        tokens: tokens written so far.
+        due: number of its last rows from whose logits a token is taken.
+    """
+
+    tokens: list[int]
+    due: int
+
+    @property
+    def done(self) -> bool: ...
+
+    def take_pending(self) -> list[Piece]:
+        """Returns the pieces to compute next, once."""
+        ...
+
+    def choice(self, number: int) -> Choice:
+        """How a token is taken from row ``number`` of those that are due."""
+        ...
+
+    def advance(self, picks: Sequence[Picked]) -> Candidate | None:
+        """Takes the tokens from the due rows; returns the candidate that it inspects next, if any.
+
+        Raises:
+            FloatingPointError: the model's logits are NaN.
+        """
+        ...
+
+    def output(self) -> Any:
+        """Result, when done."""
+        ...
+
+
+class Scoring:
+    """Log-probabilities of given tokens: one pass, and nothing is written."""
+
+    def __init__(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> None:
+        if not prompt or not tokens:
+            raise ValueError("scoring needs a prompt and at least one token")
+        self.tokens: list[int] = []
+        self.due = len(tokens)
+        self._pending: list[Piece] = [*prompt, *tokens[:-1]]
+        self._scored = list(tokens)
+        self._logprobs: list[float] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self._logprobs is not None
+
+    def take_pending(self) -> list[Piece]:
+        """See :meth:`Work.take_pending`."""
+        pieces, self._pending = self._pending, []
+        return pieces
+
+    def choice(self, number: int) -> Choice:
+        """Scored token ``number``, taken whatever its logit is."""
+        return Choice(target=self._scored[number])
+
+    def advance(self, picks: Sequence[Picked]) -> None:
+        """Keeps the tokens' log-probabilities; see :meth:`Work.advance`."""
+        check_numbers(picks)
+        self._logprobs = [pick.logprob for pick in picks]
+
+    def output(self) -> list[float]:
+        """Log-probability of each token."""
+        assert self._logprobs is not None
+        return self._logprobs
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from retrv_engine import decode, warming
 from retrv_engine.base import DeadlineExceeded, Handle, Stats
 from retrv_engine.config import EngineConfig
 from retrv_engine.generation import Generation
-from retrv_engine.job import Extend, Job
+from retrv_engine.job import Extend, Job, Scoring, Work
 from retrv_engine.model import LanguageModel
 from retrv_engine.pages import PagePool
 from retrv_engine.request import (
@@ -36,7 +36,6 @@ from retrv_engine.runner import ModelRunner, Runner
 from retrv_engine.sampler import Picked
 from retrv_engine.scheduler import Scheduler
 from retrv_engine.stepping import SteppingEngine
-from retrv_engine.work import Scoring, Work
 
 
 class LocalEngine(SteppingEngine):
@@ -112,7 +111,9 @@ class LocalEngine(SteppingEngine):
             if self._jobs or self._thread is not None:
                 raise RuntimeError("an engine is warmed before it has requests, and before start")
             self.runner.warm()
-            warming.run(self, samplings, self.runner.sizes if sizes is None else sizes, rows)
+            sizes = self.runner.sizes if sizes is None else sizes
+            most = self.scheduler.pool.count * self.config.page_size - 16  # with the tokens written
+            warming.run(self, self.vocabulary, samplings, sizes, rows, most)
             self._reset_counts()
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:

@@ -182,7 +182,6 @@ def embed_pieces(
 
 
 def _splice(generations: Sequence[Generation]) -> None:
-    """Splices in the candidates that requests inspect."""
     pieces = load_distinct([one.inspecting for one in generations if one.inspecting is not None])
     for generation in generations:
         if generation.inspecting is not None:

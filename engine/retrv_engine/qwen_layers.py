@@ -84,7 +84,7 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Maps rows ``[n, d]`` and a delta yet to be added to them, ``[n, d]``, to the same."""
         add_norm, rotate, gated = (
-            unchecked(op, hidden.device.type)
+            unchecked(op, hidden.device.type, hidden.dtype)
             for op in ("add_rms_norm", "rotate_to_pages", "silu_product")
         )
         hidden, normed = add_norm(hidden, delta, self.before.weight, self.before.eps)

@@ -214,9 +214,7 @@ def check_pieces(pieces: Sequence[Piece], table: Tensor) -> None:
             raise ValueError(f"feature rows are on {rows.device}, not {table.device}")
 
 
-def load_distinct(
-    candidates: Sequence[Candidate],
-) -> dict[Candidate, Sequence[Piece] | Exception]:
+def load_distinct(candidates: Sequence[Candidate]) -> dict[Candidate, Sequence[Piece] | Exception]:
     """Pieces of candidates: each source is called once, with each distinct name once.
 
     A source that fails is called again name by name, so that only broken candidates fail.

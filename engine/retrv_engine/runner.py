@@ -108,7 +108,7 @@ class ModelRunner:
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         row = 2 * text.num_hidden_layers * heads * width * self.table.element_size()
         size = config.page_size
-        self.pages = min(MOST_PAGES, max(1, self._budget() // (row * size)))
+        self.pages = min(MOST_PAGES, max(1, self._cache_bytes() // (row * size)))
         # One more page, which padding rows of a decode step write to.
         shape = text.num_hidden_layers, 2, self.pages + 1, heads, size, width
         self.cache = PagedCache(self.table.new_empty(shape))
@@ -116,14 +116,14 @@ class ModelRunner:
         self.steps = DecodeSteps(self.cache, self.pages, self.fixed, config.max_sequences)
         self.sizes: Sequence[int] = self.steps.buckets
         self._masks: Masks | None = None
-        self._places = self._parameters()
+        self._places = self._addresses()
 
     def check(self, pieces: Sequence[Piece]) -> None:
         """See :meth:`Runner.check`."""
         check_pieces(pieces, self.table)
 
     def copy(self, source: int, target: int, rows: int) -> None:
-        """Copies the first rows of a page to another."""
+        """See :meth:`Runner.copy`."""
         self.cache.copy(source, target, rows)
 
     def run(self, extends: Sequence[Extend]) -> list[list[Picked]]:
@@ -132,7 +132,7 @@ class ModelRunner:
         if self._masks is None:
             rows = 2 * self.config.max_sequences + 2
             self._masks = Masks(rows, self.words, self.table.device)
-        if all(map(_decodes, extends)):
+        if all(job.phase == "decode" and stop - first == 1 for job, first, stop in extends):
             single = [one[0] if one else Choice() for one in choices]
             found = self.steps.run(self._logits, extends, single, self._masks)
             return [[pick] if one else [] for one, pick in zip(choices, found, strict=True)]
@@ -198,7 +198,7 @@ class ModelRunner:
         for module in (*self.decoder.modules(), self.head):
             if isinstance(module, PreparedLinear):
                 module.refresh()
-        if (places := self._parameters()) != self._places:  # captured graphs read the old places
+        if (places := self._addresses()) != self._places:  # captured graphs read the old places
             self._places = places
             self.steps.clear()
 
@@ -215,12 +215,10 @@ class ModelRunner:
         self.steps.clear()
         self._masks = None
 
-    def _parameters(self) -> list[int]:
-        """Addresses of the parameters."""
+    def _addresses(self) -> list[int]:
         return [parameter.data_ptr() for _, parameter in self.model.named_parameters()]
 
-    def _budget(self) -> int:
-        """Size of the cache in bytes."""
+    def _cache_bytes(self) -> int:
         if self.config.cache_bytes is not None:
             return self.config.cache_bytes
         device = self.table.device
@@ -229,12 +227,6 @@ class ModelRunner:
             free = torch.cuda.mem_get_info(device)[0]
             return max(free // 2, min(free * 4 // 5, free - REST_BYTES))
         return CPU_CACHE_BYTES
-
-
-def _decodes(extend: Extend) -> bool:
-    """Whether a job that decodes computes one token."""
-    job, first, stop = extend
-    return job.phase == "decode" and stop - first == 1
 
 
 def prepare_linears(module: nn.Module, dtype: torch.dtype | None) -> None:

@@ -48,7 +48,6 @@ class SteppingEngine(Engine):
             self._thread.join()
 
     def _post(self, job: Job) -> None:
-        """Puts a job into the inbox."""
         with self._news:
             if self._closed:
                 raise RuntimeError("the engine is closed")

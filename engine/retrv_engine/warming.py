@@ -5,13 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from retrv_engine import decode
+from retrv_engine.base import Engine
 from retrv_engine.request import Piece, Request, Sampling, Vocabulary
-
-if TYPE_CHECKING:
-    from retrv_engine.local import LocalEngine
 
 SHORT = 24  # rows of a prompt that one program of a head reads
 LONG = 300  # rows of a prompt that several programs read, whose parts are merged
@@ -19,13 +16,21 @@ TOKENS = 4  # a step runs eagerly first, is captured the second time, and replay
 
 
 def run(
-    engine: LocalEngine, samplings: Sequence[Sampling], sizes: Sequence[int], rows: int
+    engine: Engine,
+    vocabulary: Vocabulary,
+    samplings: Sequence[Sampling],
+    sizes: Sequence[int],
+    rows: int,
+    most: int,
 ) -> None:
-    """Runs requests of all kinds through an engine; see :meth:`LocalEngine.warm`."""
-    most = engine.stats().pages * engine.config.page_size - 16  # with the tokens written
+    """Runs requests of all kinds through an engine; see ``LocalEngine.warm``.
+
+    Args:
+        most: rows of the longest prompt that fits.
+    """
     lengths = [SHORT, *(tier + 1 for tier in decode.tiers(rows) if tier < rows)]
     for sampling in samplings:
-        prompts = _Prompts(engine.vocabulary, sampling)
+        prompts = _Prompts(vocabulary, sampling)
         for size, length in itertools.product(sizes, lengths):
             engine.generate([prompts.of(min(length, most))] * size)
         # Two that decode, and share a prompt, while another is prefilled.

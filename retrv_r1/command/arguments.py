@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 Weights: TypeAlias = Literal["model", "float16", "int8"]
-Dtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+Dtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float64"]
 Instructions: TypeAlias = Literal["first", "random", "none"]
 Order: TypeAlias = Literal["shuffled", "retrieved"]
 EarlierWindows: TypeAlias = Literal["fast", "same"]
@@ -25,8 +25,7 @@ ModelName = Annotated[
     ),
 ]
 RoundedWeights = Annotated[
-    Weights,
-    typer.Option("--weights", help="Round the language model's weights; faster on a CPU."),
+    Weights, typer.Option("--weights", help="Round the language model's weights; faster on a CPU.")
 ]
 DeviceName = Annotated[
     str | None,

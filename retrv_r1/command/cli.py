@@ -14,7 +14,7 @@ from retrv_r1 import __version__
 from retrv_r1.command.arguments import AsJson
 from retrv_r1.command.evaluate import evaluate
 from retrv_r1.command.rerank import rerank
-from retrv_r1.command.shell import Group, clear_errors, print_json, stdout
+from retrv_r1.command.shell import Group, clear_errors, echo, print_json, stdout
 from retrv_r1.train import STAGES
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ app.add_typer(data, name="data")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"retrv-r1 {__version__}")
+        echo(f"retrv-r1 {__version__}")
         raise typer.Exit
 
 
@@ -76,7 +76,7 @@ def pictographs(
             limit_concepts=limit_concepts,
         )
     state = "built" if manifest.fresh else "already complete"
-    typer.echo(f"{state}: {manifest.root}  {len(manifest.counts)} tasks, hash {manifest.hash[:16]}")
+    echo(f"{state}: {manifest.root}  {len(manifest.counts)} tasks, hash {manifest.hash[:16]}")
 
 
 @data.command()
@@ -87,7 +87,7 @@ def pack(
     """Write the part of a data set that training needs into one file; takes minutes."""
     from retrv_r1.data.pack import pack as write
 
-    typer.echo(f"packed: {file}  {write(root, file) / 1e6:.1f} MB")
+    echo(f"packed: {file}  {write(root, file) / 1e6:.1f} MB")
 
 
 @app.command()
@@ -117,7 +117,7 @@ def train(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(help="Time limit; the schedule is stretched or pressed into it."),
+        typer.Option(help="Time limit; the schedule is stretched or compressed to fit."),
     ] = None,
 ) -> None:
     """Train one stage of the model and print the folder of the result."""
@@ -131,7 +131,7 @@ def train(
         "minutes": minutes,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    typer.echo(str(run(stage, config, out=out, resume=resume, **given)))
+    echo(str(run(stage, config, out=out, resume=resume, **given)))
 
 
 @app.command()

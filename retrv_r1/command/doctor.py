@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,6 @@ DEBIAN_DATA = {
     "wordnet-base": (Path("/usr/share/wordnet"), "glosses"),
 }
 
-_SERVER = "a server run by"
-
 EXTRA_USES = {
     "data": "build the pictograph data set",
     "eval": "compute retrieval metrics",
@@ -53,16 +52,20 @@ def report() -> dict[str, Any]:
     ``problems`` lists what is broken and how to fix it; absent optional parts are not problems.
     """
     problems: list[str] = []
-    engines = _engines()
+    found, sglang = _sglang()
     return {
         "versions": _versions(problems),
         "cpu": _cpu(),
         "gpus": _gpus(),
         "default": _default(),
         "kernels": _kernels(problems),
-        "engines": engines,
+        "engines": {
+            "local": "embedded, always available",
+            "plain": "transformers, always available",
+            "sglang": sglang,
+        },
         "checkpoints": _checkpoints(CHECKPOINTS, problems),
-        "extras": _extras(sglang=_SERVER in engines["sglang"]),
+        "extras": _extras(sglang=found),
         "data": _data_sources(),
         "problems": problems,
     }
@@ -104,21 +107,16 @@ def _versions(problems: list[str]) -> dict[str, str]:
 
 
 def _cpu() -> dict[str, Any]:
+    lines: list[str] = []
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return {
-        "name": _cpu_name(),
+        "name": next(names, "") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.backends.cpu.get_cpu_capability(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -169,20 +167,15 @@ def _kernels(problems: list[str]) -> dict[str, Any]:
     }
 
 
-def _engines() -> dict[str, str]:
-    """The engines, and where SGLang is or how to add it."""
+def _sglang() -> tuple[bool, str]:
+    """Whether SGLang was found, and where it is or how to add it."""
     from retrv_engine import EngineMissing
     from retrv_engine.sglang.process import find_python
 
     try:
-        sglang = f"{_SERVER} {find_python()}"
+        return True, f"a server run by {find_python()}"
     except EngineMissing as error:
-        sglang = str(error)
-    return {
-        "local": "embedded, always available",
-        "plain": "transformers, always available",
-        "sglang": sglang,
-    }
+        return False, str(error)
 
 
 def _checkpoints(root: Path, problems: list[str]) -> list[dict[str, Any]]:
@@ -223,7 +216,8 @@ def _extras(*, sglang: bool) -> dict[str, dict[str, Any]]:
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist") or []]
     result = {}
     for extra in metadata.get_all("Provides-Extra") or []:
-        wanted = [r for r in requirements if r.marker and _only_for(r, extra)]
+        marked = [(r, r.marker.evaluate) for r in requirements if r.marker]
+        wanted = [r for r, holds in marked if holds({"extra": extra}) > holds({"extra": ""})]
         if sglang and extra == "sglang":
             wanted = []
         result[extra] = {
@@ -232,12 +226,6 @@ def _extras(*, sglang: bool) -> dict[str, dict[str, Any]]:
             "install": f"pip install '{DISTRIBUTION}[{extra}]'",
         }
     return result
-
-
-def _only_for(requirement: Requirement, extra: str) -> bool:
-    marker = requirement.marker
-    assert marker is not None
-    return marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
 
 
 def _satisfied(requirement: Requirement) -> bool:
@@ -250,17 +238,12 @@ def _satisfied(requirement: Requirement) -> bool:
 
 def _data_sources() -> dict[str, dict[str, Any]]:
     """Optional sources of `data pictographs` beyond the data extra."""
-    sources: dict[str, dict[str, Any]] = {
-        "npm": {
-            "gives": "most picture styles",
-            "present": shutil.which("npm") is not None,
-            "install": "apt install npm",
-        }
+    sources = [("npm", shutil.which("npm") is not None, "most picture styles")]
+    sources += [(name, path.is_dir(), gives) for name, (path, gives) in DEBIAN_DATA.items()]
+    return {
+        name: {"gives": gives, "present": present, "install": f"apt install {name}"}
+        for name, present, gives in sources
     }
-    for name, (path, gives) in DEBIAN_DATA.items():
-        install = f"apt install {name}"
-        sources[name] = {"gives": gives, "present": path.is_dir(), "install": install}
-    return sources
 
 
 def _sections(report: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -291,7 +274,13 @@ def _sections(report: dict[str, Any]) -> Iterator[tuple[str, list[tuple[str, str
         or [("none", "no checkpoint comes with this install")],
     )
     yield "extras", [(name, _extra_line(extra)) for name, extra in report["extras"].items()]
-    yield "data sources", [(name, _source_line(s)) for name, s in report["data"].items()]
+    yield (
+        "data sources",
+        [
+            (name, f"{'present' if source['present'] else source['install']} ({source['gives']})")
+            for name, source in report["data"].items()
+        ],
+    )
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:
@@ -307,7 +296,3 @@ def _extra_line(extra: dict[str, Any]) -> str:
     if not extra["missing"]:
         return f"installed: {extra['use']}"
     return f"to {extra['use']}: {extra['install']}   (lacks {', '.join(extra['missing'])})"
-
-
-def _source_line(source: dict[str, Any]) -> str:
-    return f"{'present' if source['present'] else source['install']} ({source['gives']})"

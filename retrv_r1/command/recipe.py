@@ -28,6 +28,7 @@ from retrv_r1.command.shell import clean_ending, print_json
 from retrv_r1.command.ship import assemble
 from retrv_r1.data import mbeir
 from retrv_r1.data.pack import unpack
+from retrv_r1.files import replacing
 from retrv_r1.train import train_stage
 from retrv_r1.types import RetrvError
 
@@ -186,10 +187,9 @@ def _calibrate_and_rank(
 
 def _archive(out: Path, checkpoint: Path, console: Console) -> None:
     """Replaces the archived checkpoint in one step: a reader finds the old or the new one."""
-    new, path = checkpoint.with_suffix(".tar.gz"), out / "checkpoint.tar.gz"
-    with tarfile.open(new, "w:gz") as archive:
+    path = out / "checkpoint.tar.gz"
+    with replacing(path) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
         archive.add(checkpoint, "checkpoint")
-    shutil.move(new, path)
     if (size := path.stat().st_size) > LARGEST:
         console.print(f"{path} has {size:,} bytes, more than the {LARGEST:,} that can be copied")
 

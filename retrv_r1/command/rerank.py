@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retrv_r1.command.arguments import AsJson, DeviceName, ModelName, RoundedWeights, WeightsDtype
 from retrv_r1.command.shell import clear_errors, print_json, status, stdout
+from retrv_r1.files import check_writable
 from retrv_r1.types import EngineName, Item, ItemError, Mode, RetrvError
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ def rerank(
     cache: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep features of items for later runs.")
     ] = None,
+    max_text_tokens: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Tokens of a text that are read; the rest is cut."),
+    ] = 4096,
     stats: Annotated[
         bool, typer.Option("--stats", help="Print times, computed rows and cache hits.")
     ] = False,
@@ -84,26 +89,34 @@ def rerank(
     )
 
     asked = _query(query, image)
-    if html is not None and html.is_dir():
-        raise RetrvError(f"cannot write {html}: it is a folder; name a file")
+    if html is not None:
+        check_writable(html)
     items = _candidates(candidates)
     with (
         clear_errors(),
-        _reranker(model, engine, _config(engine, url, weights), cache, device, dtype) as reranker,
+        _reranker(
+            model,
+            engine=engine,
+            config=_config(engine, url, weights),
+            cache=cache,
+            device=device,
+            dtype=dtype,
+            max_text_tokens=max_text_tokens,
+        ) as reranker,
     ):
         with status(f"ranking {len(items)} candidates"):
             results = reranker.rank(
                 asked, items, top_k=top, mode=mode, instruction=instruction, votes=votes
             )
         counts = to_stats(results, *reranker.stats()) if stats else None
+    if html is not None:  # first: it is kept where standard output cannot be written
+        write_html(render_html(results, candidates=items), html)
     if as_json:
         print_json(to_response(results) | ({} if counts is None else {"stats": counts}))
     else:
         print_ranking(results, stdout(), candidates=len(items))
         if counts is not None:
             print_stats(results, counts, stdout())
-    if html is not None:
-        write_html(render_html(results, candidates=items), html)
 
 
 def _query(text: str, image: Path | None) -> Item:
@@ -121,9 +134,10 @@ def _query(text: str, image: Path | None) -> Item:
 def _candidates(arguments: list[str]) -> list[Item]:
     from retrv_r1.command.sources import read_candidates
 
-    if "-" in arguments and sys.stdin.isatty():
-        sys.stderr.write("reading candidates from the terminal, one per line; end with Ctrl-D\n")
-    return list(read_candidates(arguments, sys.stdin.buffer))
+    stdin = None if sys.stdin is None else sys.stdin.buffer  # None if it is closed
+    if "-" in arguments and stdin is not None and sys.stdin.isatty():
+        typer.echo("reading candidates from the terminal, one per line; end with Ctrl-D", err=True)
+    return list(read_candidates(arguments, stdin))
 
 
 def _config(engine: EngineName, url: str | None, weights: Weights) -> EngineConfig | SGLangConfig:
@@ -139,14 +153,7 @@ def _config(engine: EngineName, url: str | None, weights: Weights) -> EngineConf
 
 
 @contextmanager
-def _reranker(
-    model: str,
-    engine: EngineName,
-    config: EngineConfig | SGLangConfig,
-    cache: Path | None,
-    device: str | None,
-    dtype: str | None,
-) -> Iterator[Reranker]:
+def _reranker(model: str, **options: Any) -> Iterator[Reranker]:
     """Loads a model, and closes its engine in the end, whatever happens."""
     with status(f"loading {model}"):
         from transformers.utils import logging
@@ -154,8 +161,6 @@ def _reranker(
         from retrv_r1.rerank.reranker import Reranker
 
         logging.disable_progress_bar()  # the spinner shows that; stderr is for errors
-        reranker = Reranker.from_pretrained(
-            model, engine=engine, config=config, cache=cache, device=device, dtype=dtype
-        )
+        reranker = Reranker.from_pretrained(model, **options)
     with reranker:
         yield reranker

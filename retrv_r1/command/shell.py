@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -25,27 +27,79 @@ TRAINING_PACKAGES = ("accelerate", "matplotlib")
 
 @contextmanager
 def clean_ending() -> Iterator[None]:
-    """Ends a command with one line for an error that its caller can fix, for Ctrl-C, and silently
-    for a closed pipe. Other errors are ours and keep their traceback."""
+    """Ends a command with one line for an error that its caller can fix, for output that cannot be
+    written and for Ctrl-C, and silently for a closed pipe. Other errors are ours and keep their
+    traceback."""
+    _replace_what_output_lacks()
+    if sys.stdout is None:
+        _say("error: standard output is closed; redirect it, to /dev/null if it is not needed")
+        raise typer.Exit(1)
     try:
-        yield
-        sys.stdout.flush()
+        with _short_warnings():
+            yield
+        with _output():
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
     except BrokenPipeError:
-        # What is still buffered has no reader: let the flush at exit go nowhere, silently.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         raise typer.Exit(141) from None
-    except (RetrvError, OSError, ModuleNotFoundError) as error:
+    except (RetrvError, OSError, ModuleNotFoundError, FloatingPointError) as error:
         message = _message(error)
         if message is None:
             raise
-        from retrv_r1.report.view import printable
+        _say(f"error: {message}")
+        raise typer.Exit(1 if isinstance(error, OutputError) else 2) from error
 
-        line = Text(f"error: {printable(' '.join(message.split()))}", "red")
-        Console(stderr=True, soft_wrap=True, highlight=False).print(line)
-        raise typer.Exit(2) from error
+
+class OutputError(RetrvError):
+    """Standard output cannot be written."""
+
+
+@contextmanager
+def _output() -> Iterator[None]:
+    """Around writing to standard output: tells its errors from those of other files."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_output()
+        raise OutputError(
+            f"cannot write to standard output: {error.strerror}; redirect it to another place"
+        ) from error
+
+
+def _replace_what_output_lacks() -> None:
+    """Has characters that standard output cannot encode replaced by question marks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """Lets the flush at exit go nowhere: what is still buffered cannot be written."""
+    with suppress(OSError):  # standard output of a test has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say(line: str) -> None:
+    """Prints one line to standard error, if there is one."""
+    from retrv_r1.report.view import printable
+
+    text = Text(
+        printable(" ".join(line.split())), "yellow" if line.startswith("warning") else "red"
+    )
+    with suppress(OSError):
+        Console(stderr=True, soft_wrap=True, highlight=False).print(text)
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Shows a warning as one line without a place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+        yield
 
 
 def _message(error: Exception) -> str | None:
@@ -64,13 +118,27 @@ def _message(error: Exception) -> str | None:
 class Group(TyperGroup):
     """All commands end as :func:`clean_ending` says."""
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Also for what is printed without a command, such as help."""
+        _replace_what_output_lacks()
+        try:
+            with _output():
+                return super().main(*args, **kwargs)
+        except OutputError as error:
+            _say(f"error: {error}")
+            sys.exit(1)
+
     def invoke(self, ctx: Any) -> Any:
         with clean_ending():
             return super().invoke(ctx)
 
 
 class PipeConsole(Console):
-    """A console that leaves a closed pipe to :func:`clean_ending`, as every other write does."""
+    """A console that leaves errors of its file to :func:`clean_ending`, as all writes do."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with _output():
+            super().print(*objects, **options)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -98,7 +166,8 @@ def status(what: str) -> Iterator[None]:
     if not console.is_terminal:
         yield
         return
-    with console.status(Text(f"{what} …", "dim")):
+    spinner = "dots" if console.encoding.startswith("utf") else "line"
+    with console.status(Text(f"{what} …", "dim"), spinner=spinner):
         yield
 
 
@@ -110,4 +179,11 @@ def stdout() -> Console:
 
 def print_json(value: Any) -> None:
     """Prints a value as JSON, and nothing else."""
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+    escape = not (sys.stdout.encoding or "").lower().startswith("utf")  # nothing is replaced
+    echo(json.dumps(value, ensure_ascii=escape, allow_nan=False, indent=2))
+
+
+def echo(line: str) -> None:
+    """Prints a line to standard output."""
+    with _output():
+        typer.echo(line)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from safetensors.torch import load_file, save_file
 
-from retrv_r1.command.shell import clean_ending
+from retrv_r1.command.shell import clean_ending, echo
 from retrv_r1.train import STAGES
 from retrv_r1.types import RetrvError
 
@@ -33,7 +33,7 @@ def ship(
 
     assemble(runs, out)
     for mode, fitted in calibrate(out, dataset).items():
-        print(mode, fitted)
+        echo(f"{mode} {fitted}")
 
 
 def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from retrv_r1.data.mbeir_lines import json_lines
+from retrv_r1.files import replacing
 from retrv_r1.types import RetrvError
 
 FORMAT = 1
@@ -66,10 +67,9 @@ def pack(root: Path, out: Path) -> int:
             f"pictures.npy or manifest.json of {root} is damaged ({error}), {_AGAIN}"
         ) from error
     numbered = [{**row, "row": number} for number, row in enumerate(rows)]
-    temporary = out.with_name(f".{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
     with (
-        lzma.open(temporary, "wb", check=lzma.CHECK_SHA256, filters=[_FILTER]) as stream,
+        replacing(out) as file,
+        lzma.open(file, "wb", check=lzma.CHECK_SHA256, filters=[_FILTER]) as stream,
         tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as archive,
         tempfile.TemporaryFile() as array,
     ):
@@ -80,7 +80,6 @@ def pack(root: Path, out: Path) -> int:
         _add_file(archive, "pictures.jsonl", io.BytesIO(_json_lines(numbered)))
         np.save(array, pixels)
         _add_file(archive, "pictures.npy", array)
-    temporary.replace(out)
     return out.stat().st_size
 
 

@@ -9,7 +9,7 @@ import torch
 
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.model.processing import MAX_TEXT_TOKENS, RetrvR1Processor
 from retrv_r1.types import CheckpointError
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
@@ -61,16 +61,21 @@ def saved_dtype(folder: Path) -> torch.dtype:
 
 
 def load_checkpoint(
-    name: str | Path, dtype: torch.dtype | None = None
+    name: str | Path,
+    dtype: torch.dtype | None = None,
+    max_text_tokens: int = MAX_TEXT_TOKENS,
 ) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
     """Model and processor of a checkpoint.
 
     Args:
         name: name of a shipped checkpoint, directory, or hub id (which transformers downloads).
         dtype: dtype of the weights; None takes the one in the config.
+        max_text_tokens: see :class:`RetrvR1Processor`.
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of another format.
     """
+    if max_text_tokens < 1:
+        raise ValueError(f"max_text_tokens must be at least 1, got {max_text_tokens}")
     source = resolve(name)
     if isinstance(source, Path):
         _check(source)
@@ -78,7 +83,7 @@ def load_checkpoint(
         model, info = RetrvR1ForConditionalGeneration.from_pretrained(
             source, dtype=dtype or "auto", output_loading_info=True
         )
-        processor = RetrvR1Processor.from_pretrained(source, model.config)
+        processor = RetrvR1Processor.from_pretrained(source, model.config, max_text_tokens)
     except Exception as error:  # transformers raises almost any error for damaged files
         raise CheckpointError(
             f"cannot load the checkpoint {name} ({type(error).__name__}: {error}); "

@@ -93,9 +93,7 @@ class RetrvEmbedder(PreTrainedModel):
 
     @staticmethod
     def fuse(
-        size: int,
-        pictures: tuple[Tensor, Tensor] | None,
-        texts: tuple[Tensor, Tensor] | None,
+        size: int, pictures: tuple[Tensor, Tensor] | None, texts: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """Score fusion into unit vectors ``[size, e]``.
 

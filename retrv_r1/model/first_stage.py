@@ -163,7 +163,7 @@ class FirstStage:
         try:
             return self.processor.encode(item)
         except ItemError as error:
-            raise ItemError(f"{item.id or f'item {number}'}: {error}") from error
+            raise ItemError(f"{item.id_text or f'item {number}'}: {error}") from error
 
 
 def _nearest(

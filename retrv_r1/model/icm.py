@@ -101,8 +101,7 @@ class InformationCompressor(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Content tokens ``[m, d]`` and relation tokens ``[c, d]``, sharing what both need.
 
-        Args:
-            features, cu_seqlens, candidate, query: the same as those of :meth:`relation`.
+        The arguments are those of :meth:`relation`.
         """
         pooled = self.pooled(features, cu_seqlens)
         code = None if self.memory is None else self.memory.code(pooled)
@@ -111,13 +110,7 @@ class InformationCompressor(nn.Module):
         return content, self._add_agreement(related, pooled, code, candidate, query)
 
     def content(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Content tokens of packed items, with the memory's part.
-
-        Args:
-            features, cu_seqlens: the same as those of :meth:`pooled`.
-        Returns:
-            Content tokens, ``[m, d]``.
-        """
+        """Content tokens ``[m, d]`` with the memory's part; the arguments are :meth:`pooled`'s."""
         return self.recall(self.pooled(features, cu_seqlens))
 
     def recall(self, pooled: Tensor) -> Tensor:
@@ -125,13 +118,11 @@ class InformationCompressor(nn.Module):
         return pooled if self.memory is None else pooled + self.memory(pooled)
 
     def pooled(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Content tokens of packed items by the equation, without the memory's part.
+        """Content tokens ``[m, d]`` of packed items by the equation, without the memory's part.
 
         Args:
             features: feature rows of all items, ``[n, d]``.
             cu_seqlens: row offsets of the items, ``[m + 1]``; every item has at least one row.
-        Returns:
-            Pooled tokens, ``[m, d]``.
         """
         queries = self.pool.folded_queries(self.row_norm.weight)
         offsets = cu_seqlens.to(features.device, non_blocking=True)
@@ -139,10 +130,8 @@ class InformationCompressor(nn.Module):
         return self.content_norm(self.pool.token(pooled, self.row_norm.weight))
 
     def relation_keys(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Keys of candidates' rows for relation tokens, the same for every query.
+        """Keys of candidates' rows ``[n, d]`` for relation tokens, the same for every query.
 
-        Args:
-            features: rows of candidates, ``[n, d]``.
         Returns:
             Keys ``[n, relate_dim]``, and their scales ``[n]`` if they are int8.
         """
@@ -152,7 +141,7 @@ class InformationCompressor(nn.Module):
     def relation(
         self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
     ) -> Tensor:
-        """Relation tokens of (candidate, query) pairs of packed items.
+        """Relation tokens ``[c, d]`` of (candidate, query) pairs of packed items.
 
         The three index tensors should be on the CPU; reading them from a device waits for it.
 
@@ -161,8 +150,6 @@ class InformationCompressor(nn.Module):
             cu_seqlens: row offsets of the items, ``[m + 1]``.
             candidate: item number of each pair's candidate, ``[c]``.
             query: item number of each pair's query, ``[c]``.
-        Returns:
-            Relation tokens, ``[c, d]``.
         """
         related = self._relation_by_equation(features, cu_seqlens, candidate, query)
         if self.agree is None:
@@ -193,7 +180,8 @@ class InformationCompressor(nn.Module):
             cu_seqlens,
             self.relate.k_proj(rows) * self.relate.scale,
             offsets,
-            self.relate.folded_values(rows),
+            self.relate.by_head(self.relate.v_proj(rows)),
+            self.relate.by_head(self.relate.o_proj.weight),
             pool.folded_queries(norm),
             candidate,
             place,

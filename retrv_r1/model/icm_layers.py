@@ -66,11 +66,6 @@ class Attention(nn.Module):
         """Splits a dimension into heads and the width of a head."""
         return tensor.unflatten(dim, (self.heads, -1))
 
-    def folded_values(self, rows: Tensor) -> Tensor:
-        """Output ``[n, E, d]`` of each row if head e attended to it alone."""
-        values = self.by_head(self.v_proj(rows))
-        return torch.einsum("nev,dev->ned", values, self.by_head(self.o_proj.weight))
-
 
 class Pool(nn.Module):
     """ATT₁ with its learned query embedding: pools many rows into one token."""

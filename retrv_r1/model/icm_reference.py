@@ -15,17 +15,12 @@ from retrv_r1.model.icm_layers import Attention, Pool
 def weigh(
     attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, fused: bool
 ) -> Tensor:
-    """Attention of projected queries over projected rows, before the output projection.
+    """Weighted values ``[b, m, d]``: attention before the output projection.
 
     Args:
-        attention: module with the number of heads.
-        q: projected queries, ``[b, m, w]``.
-        k: projected keys, ``[b, n, w]``.
-        v: projected values, ``[b, n, d]``.
+        q, k, v: projected queries ``[b, m, w]``, keys ``[b, n, w]`` and values ``[b, n, d]``.
         mask: which rows are real, ``[b, n]``; None if all are.
         fused: whether PyTorch's attention is used instead of products and a softmax.
-    Returns:
-        Weighted values, ``[b, m, d]``.
     """
     q, k, v = (attention.by_head(x).transpose(1, 2) for x in (q, k, v))
     seen = None if mask is None else mask[:, None, None, :]

@@ -48,8 +48,7 @@ class PackedItems:
         """The same items on a device; offsets and grids stay on the CPU, where they are read."""
         moved = {name: getattr(self, name) for name in ("ids", "pixel_values", "vision_rows")}
         return replace(
-            self,
-            **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None},
+            self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None}
         )
 
 

@@ -18,6 +18,8 @@ from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.tokens import TokenIds, encode_text
 from retrv_r1.types import Item, ItemError
 
+MAX_TEXT_TOKENS = 4096
+
 
 @dataclass(frozen=True)
 class EncodedItem:
@@ -28,12 +30,14 @@ class EncodedItem:
         patches: flattened patches of its picture, ``[p, patch_dim]``, or None.
         grid: patch grid (t, h, w) of the picture, or None.
         rows: grid (h, w) of the picture's merged rows, or None.
+        truncated: whether the text has more tokens than these.
     """
 
     text_ids: tuple[int, ...]
     patches: Tensor | None = None
     grid: tuple[int, int, int] | None = None
     rows: tuple[int, int] | None = None
+    truncated: bool = False
 
     @property
     def picture_rows(self) -> int:
@@ -45,14 +49,18 @@ class EncodedItem:
 
 
 class RetrvR1Processor:
-    """Tokenizes texts, preprocesses pictures, and packs items."""
+    """Tokenizes texts, preprocesses pictures, and packs items.
+
+    Args:
+        max_text_tokens: tokens of an item's text that are read; the rest is cut.
+    """
 
     def __init__(
         self,
         config: RetrvR1Config,
         tokenizer: PreTrainedTokenizerBase,
         image_processor: Qwen2VLImageProcessorPil,
-        max_text_tokens: int = 4096,
+        max_text_tokens: int = MAX_TEXT_TOKENS,
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
@@ -61,12 +69,15 @@ class RetrvR1Processor:
         self.max_text_tokens = max_text_tokens
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, config: RetrvR1Config) -> RetrvR1Processor:
+    def from_pretrained(
+        cls, path: str | Path, config: RetrvR1Config, max_text_tokens: int = MAX_TEXT_TOKENS
+    ) -> RetrvR1Processor:
         """Loads what :meth:`save_pretrained` wrote."""
         return cls(
             config,
             AutoTokenizer.from_pretrained(path),
             Qwen2VLImageProcessorPil.from_pretrained(path),
+            max_text_tokens,
         )
 
     def save_pretrained(self, path: str | Path) -> None:
@@ -80,14 +91,16 @@ class RetrvR1Processor:
         Raises:
             ItemError: the picture is unreadable, or the text has no tokens.
         """
-        ids: tuple[int, ...] = ()
+        tokens: list[int] = []
         if item.text and item.text.strip():
-            ids = tuple(encode_text(self.tokenizer, item.text)[: self.max_text_tokens])
+            tokens = encode_text(self.tokenizer, item.text)
+        ids = tuple(tokens[: self.max_text_tokens])
+        truncated = len(ids) < len(tokens)
         if item.image is None:
             if not ids:
                 raise ItemError("the text of an item has no tokens")
-            return EncodedItem(ids)
-        return EncodedItem(ids, *self.encode_picture(load_image(item.image)))
+            return EncodedItem(ids, truncated=truncated)
+        return EncodedItem(ids, *self.encode_picture(load_image(item.image)), truncated)
 
     def encode_picture(
         self, image: Image.Image

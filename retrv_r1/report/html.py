@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from retrv_r1.files import write_whole
 from retrv_r1.images import load_image
 from retrv_r1.report.view import (
     printable,
@@ -47,6 +45,7 @@ class Card:
     score: float = 0.0
     answer: bool = False
     inspected: bool = False
+    truncated: bool = False
 
 
 def render_html(
@@ -101,34 +100,17 @@ def render_html(
 
 
 def write_html(page: str, path: Path) -> None:
-    """Writes a page atomically: a reader sees the old file or the new one, never a part.
+    """Writes a page; a reader sees the old file or the new one, never a part.
 
     Raises:
-        RetrvError: the folder cannot be written to.
+        RetrvError: the file cannot be written.
     """
-    scratch = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name[:64]}.", delete=False
-        ) as file:
-            scratch = file.name
-            file.write(page)
-        os.chmod(scratch, 0o666 & ~_umask())
-        os.replace(scratch, path)
+        write_whole(path, page)
     except OSError as error:
-        if scratch:
-            with contextlib.suppress(OSError):
-                os.unlink(scratch)
         raise RetrvError(
             f"cannot write {path}: {error.strerror}; name a file in a writable folder"
         ) from error
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def _least_count(results: RankedResults) -> int:
@@ -142,13 +124,14 @@ def _card(results: RankedResults, rank: int, pictures: dict[str, str]) -> Card:
     return Card(
         index=row.index,
         name=short_name(row.item, row.index),
-        full_name=printable(row.item.id or row.item.text or ""),
+        full_name=printable(row.item.id_text or row.item.text or ""),
         text=printable(row.item.text or ""),
         picture=_add_picture(pictures, f"c{row.index}", row.item, _LARGE if answer else _CARD),
         rank=rank,
         score=row.score,
         answer=answer,
         inspected=row.inspected,
+        truncated=row.truncated,
     )
 
 

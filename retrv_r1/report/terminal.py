@@ -1,6 +1,8 @@
-"""A ranking as text, for a terminal or a pipe."""
+"""A ranking and its costs as text, for a terminal or a pipe."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -45,7 +47,35 @@ def print_ranking(results: RankedResults, console: Console, *, candidates: int) 
             console.print(_step(step, plain))
     if results.mode == "reason" and not results.well_formed:
         console.print(Text("the reasoning did not end in a well-formed answer", "yellow"))
+    if results.query_truncated:
+        console.print(Text("only the start of the query was read", "yellow"))
     console.print(Text("\n" + _footer(results, candidates), "dim"))
+
+
+def print_stats(results: RankedResults, stats: dict[str, Any], console: Console) -> None:
+    """Prints the values of :func:`to_stats` as a table."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    for share in timing_shares(results):
+        bar = "#" * round(share.percent / 4)
+        table.add_row(share.name, seconds(share.value), f"{share.percent:3.0f} % {bar}")
+    engine, features = stats["engine"], stats["features"]
+    table.add_row("rows computed", str(engine["computed_rows"]), f"in {engine['steps']} steps")
+    hit_rate = f"{100 * engine['hit_rate']:.0f} %"
+    table.add_row("rows found cached", str(engine["cached_rows"]), hit_rate)
+    if engine["pages"]:  # unknown for a server
+        table.add_row(
+            "pages",
+            str(engine["pages"] - engine["free_pages"]),
+            f"of {engine['pages']} in use or cached; {engine['evicted_pages']} evicted, "
+            f"{engine['preempted']} times preempted",
+        )
+    hits = f"{features['ram_hits']} from memory, {features['disk_hits']} from disk"
+    table.add_row("items encoded", str(features["encoded"]), hits)
+    console.print()
+    console.print(table)
 
 
 def _bar(score: float, plain: bool) -> str:
@@ -67,7 +97,8 @@ def _name(row: RankedItem, style: str) -> Text:
 
 def _mark(row: RankedItem, answer: int | None) -> Text:
     chosen = row.index == answer
-    marks = [word for word, on in (("answer", chosen), ("inspected", row.inspected)) if on]
+    words = {"answer": chosen, "inspected": row.inspected, "truncated": row.truncated}
+    marks = [word for word, on in words.items() if on]
     return Text(", ".join(marks), "green" if chosen else "magenta")
 
 

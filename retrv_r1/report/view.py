@@ -44,8 +44,8 @@ class Share:
 
 def display_name(item: Item, index: int | None = None) -> str:
     """Printable name of an item: its id, else the picture's file name, else the whole text."""
-    if item.id:
-        name = item.id
+    if item.id_text:
+        name = item.id_text
     elif isinstance(item.image, str | Path):
         name = Path(item.image).name
     else:

@@ -243,7 +243,7 @@ class FeatureEncoder:
         except ItemError as error:
             if item.image is not None and item.id == describe(item.image):
                 raise  # the message names the picture already
-            name = item.id or ("the query" if index == 0 else f"candidate {index - 1}")
+            name = item.id_text or ("the query" if index == 0 else f"candidate {index - 1}")
             raise ItemError(f"{name}: {error}") from error
 
     def _keep(self, new: dict[str, Features], version: int, disk_hits: int, encoded: int) -> None:

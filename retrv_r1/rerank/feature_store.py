@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -21,14 +22,15 @@ CHUNK = 2**24
 class FeatureStore:
     """Feature rows by name in a directory that processes may share.
 
-    An entry that cannot be read counts as absent, and one that cannot be written is not kept: a
-    damaged entry or a full disk costs time, but never a request.
+    An entry that cannot be read counts as absent, and one that cannot be written is not kept; a
+    cache that cannot be opened is empty and stays so. A damaged or read-only cache or a full disk
+    costs time and a warning, but never a request.
 
     Args:
         directory: the directory; made if it is missing.
         size: largest size in bytes; the least recently used entries are evicted.
     Raises:
-        RetrvError: the library is not installed, or the directory cannot be used.
+        RetrvError: the library is not installed, or ``directory`` is a file.
     """
 
     def __init__(self, directory: Path, size: int) -> None:
@@ -38,18 +40,26 @@ class FeatureStore:
             raise RetrvError(
                 "a feature cache on disk needs diskcache: pip install 'retrv-r1[cache]'"
             ) from error
+        if directory.exists() and not directory.is_dir():
+            raise RetrvError(
+                f"cannot use {directory} as a feature cache: it is a file; name a folder"
+            )
+        self._warned = False
+        self._cache: Any = None
         try:
             self._cache = diskcache.Cache(
                 str(directory), size_limit=size, eviction_policy="least-recently-used"
             )
         except Exception as error:  # errors of SQLite and of the system
-            raise RetrvError(
-                f"cannot use {directory} as a feature cache ({error}); name a writable folder"
-            ) from error
-        self._warned = False
+            self._warn(
+                f"goes on without the feature cache {directory} ({error}): make it writable, or "
+                "delete it if it is damaged"
+            )
 
     def get(self, name: str) -> tuple[EncodedItem, Tensor] | None:
         """The stored item and its rows ``[n, d]``; None if they are absent or damaged."""
+        if self._cache is None:
+            return None
         try:
             value = self._cache.get(name)
             if value is None:
@@ -61,6 +71,7 @@ class FeatureStore:
                 text_ids=tuple(item["text_ids"]),
                 grid=None if item["grid"] is None else tuple(item["grid"]),
                 rows=None if item["rows"] is None else tuple(item["rows"]),
+                truncated=item["truncated"],
             )
             return (encoded, rows) if len(encoded) == len(rows) else None
         except Exception as error:  # a damaged entry or disk can cause any
@@ -69,7 +80,14 @@ class FeatureStore:
 
     def put(self, name: str, item: EncodedItem, rows: Tensor) -> None:
         """Stores the rows of an item."""
-        values = {"text_ids": item.text_ids, "grid": item.grid, "rows": item.rows}
+        if self._cache is None:
+            return
+        values = {
+            "text_ids": item.text_ids,
+            "grid": item.grid,
+            "rows": item.rows,
+            "truncated": item.truncated,
+        }
         header = torch.tensor(list(json.dumps(values).encode()), dtype=torch.uint8)
         try:
             self._cache.set(name, save({"item": header, "rows": rows.cpu().contiguous()}))
@@ -88,6 +106,7 @@ def fingerprint(model: RetrvR1ForConditionalGeneration, processor: RetrvR1Proces
     settings = [
         processor.image_processor.to_json_string(),
         str(model.config.pad_to_square),
+        f"truncated after {processor.max_text_tokens}",
         json.dumps(sorted(processor.tokenizer.get_vocab().items())),
         str(model.config.backbone_config.vision_config.to_json_string()),
     ]

@@ -1,7 +1,8 @@
-"""From label logits to candidates in order, with scores."""
+"""From outputs to a ranking: candidates in order with scores, and the reasoning as text."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from retrv_engine import Output
+from retrv_r1.model.processing import RetrvR1Processor
 
 
 def rank_labels(
@@ -26,8 +28,11 @@ def rank_labels(
         temperature: the checkpoint's calibrated temperature.
         places: order among candidates of equal logits, ``[k]``, which also decides the answer if
             several have the largest one; None for the order of the labels behind the answer.
+    Raises:
+        FloatingPointError: a score is NaN.
     """
     scores = torch.softmax(logits.double() / temperature, -1)
+    _check_numbers(scores)
     order = _descending(logits, places)
     if places is None or logits[answer] < logits.max():
         order.remove(answer)
@@ -71,9 +76,21 @@ def rank_verdicts(
     Args:
         logits: logits of "yes" and "no" of each candidate, ``[2]``.
         places: order among candidates of equal probability; None for the candidates' own.
+    Raises:
+        FloatingPointError: a score is NaN.
     """
     margins = torch.stack([yes_no[0] - yes_no[1] for yes_no in logits]).double()
+    _check_numbers(margins)
     return [(k, float(margins[k].sigmoid())) for k in _descending(margins, places)]
+
+
+def _check_numbers(values: Tensor) -> None:
+    """Refuses NaN, which infinite logits give as well, whatever the engine let through."""
+    if bool(values.isnan().any()):
+        raise FloatingPointError(
+            "scores are NaN, because the model's logits overflow or its weights are damaged: load "
+            "it in bfloat16 or float32, or other weights"
+        )
 
 
 def merge_windows(
@@ -86,3 +103,32 @@ def merge_windows(
         floor = min(floor, score)
         merged.append((candidate, floor))
     return merged
+
+
+def reasoning_text(
+    processor: RetrvR1Processor, written: Sequence[int], numbers: Sequence[int]
+) -> str:
+    """The text between the think tags, where ``[index + 1]`` stands for a label.
+
+    Args:
+        written: tokens of an output.
+        numbers: index in the caller's list, for each label of the prompt.
+    """
+    tokens = processor.tokens
+    if tokens.think_end not in written:
+        return ""
+    number = dict(zip(tokens.labels, numbers, strict=False))
+    silent = {tokens.inspect_start, tokens.inspect_end}
+    parts: list[str] = []
+    plain: list[int] = []
+    for token in (*written[1 : list(written).index(tokens.think_end)], None):
+        if token is not None and token not in number and token not in silent:
+            plain.append(token)
+            continue
+        parts.append(processor.tokenizer.decode(plain))
+        plain = []
+        if token in number:
+            parts.append(f" [{number[token] + 1}]")
+        elif token == tokens.inspect_start:
+            parts.append(" inspect")
+    return re.sub(r" {2,}", " ", "".join(parts)).strip()

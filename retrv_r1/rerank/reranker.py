@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self, get_args
+from typing import NoReturn, Self, get_args
 
 import torch
 from torch import Tensor
@@ -16,13 +16,12 @@ from retrv_engine import EngineConfig, Sampling, SGLangConfig, Stats
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.model.checkpoint import load_checkpoint, resolve
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.model.processing import MAX_TEXT_TOKENS, RetrvR1Processor
 from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.rerank.engines import make_engine
 from retrv_r1.rerank.feature_encoder import FeatureEncoder, FeatureStats
 from retrv_r1.rerank.options import RankOptions, default_sampling
-from retrv_r1.rerank.ordering import merge_windows
-from retrv_r1.rerank.reasoning import reasoning_text
+from retrv_r1.rerank.ordering import merge_windows, reasoning_text
 from retrv_r1.rerank.requests import ItemFeatures, RequestBuilder
 from retrv_r1.rerank.windows import CandidateList, WindowResult
 from retrv_r1.types import (
@@ -59,7 +58,8 @@ class Reranker:
         config: an ``EngineConfig`` for the local engine, an ``SGLangConfig`` for a server.
         checkpoint: directory that an SGLang server is started on; it holds the weights of
             ``model``.
-        cache: directory that keeps features of items for later runs.
+        cache: directory that keeps features of items for later runs. One that cannot be used costs
+            a warning.
     Raises:
         ValueError: arguments out of range, or a config of another engine.
     """
@@ -105,6 +105,7 @@ class Reranker:
         engine: EngineName = "local",
         config: EngineConfig | SGLangConfig | None = None,
         cache: str | Path | None = None,
+        max_text_tokens: int = MAX_TEXT_TOKENS,
     ) -> Self:
         """Loads a checkpoint: ``"tiny"`` (shipped), a directory, or a hub id.
 
@@ -116,6 +117,8 @@ class Reranker:
             dtype: dtype of the weights. By default float32 on a CPU, and on a GPU the dtype that
                 the checkpoint's config names: float32 for ``"tiny"``, bfloat16 for models made from
                 Qwen2.5-VL.
+            max_text_tokens: tokens of an item's text that are read; results say where more were
+                cut off (``truncated``).
         Raises:
             CheckpointError: nothing usable is there; the message says what to do.
             DeviceError: there is no such device, or it cannot do what ``config`` asks for.
@@ -124,7 +127,7 @@ class Reranker:
         place = device_of(device)
         if isinstance(config, EngineConfig):
             check_weights(config.weights, place)
-        model, processor = load_checkpoint(name, dtype_of(dtype, place))
+        model, processor = load_checkpoint(name, dtype_of(dtype, place), max_text_tokens)
         return cls(
             model.to(place),
             processor,
@@ -167,6 +170,8 @@ class Reranker:
         Raises:
             ItemError: an item cannot be used; the message names it.
             ValueError: options that are unknown or exclude each other.
+            FloatingPointError: the model gives NaN: its numbers overflow, or its weights are
+                damaged.
             RequestTooLarge: a prompt that the engine's cache cannot hold.
             EngineDied: the process of an SGLang server has ended; the next request restarts it.
         """
@@ -212,10 +217,13 @@ class Reranker:
 
         Raises:
             ValueError: the model has no parameter of that name or shape; nothing is changed then.
+            EngineDied: a server did not take them; it gets them before the next request.
         """
         with self._weights:
-            self.engine.load_weights(weights)
-            self.encoder.clear()
+            try:
+                self.engine.load_weights(weights)
+            finally:  # the model here may have them although a server did not take them
+                self.encoder.clear()
 
     def warm(self, sampling: Sampling | None = None) -> None:
         """Has the engine compile and capture what queries launch on a GPU.
@@ -232,6 +240,12 @@ class Reranker:
     def close(self) -> None:
         """Ends the threads and processes that the engine has started."""
         self.engine.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Reranker cannot be pickled or copied: it owns threads and caches; call "
+            "Reranker.from_pretrained in each process"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -285,6 +299,7 @@ class Reranker:
             model=self.name,
             device=str(self.model.device),
             dtype=str(self.model.dtype).removeprefix("torch."),
+            query_truncated=one.query.features.item.truncated,
         )
         if last is None:
             return nothing
@@ -295,7 +310,13 @@ class Reranker:
             nothing,
             answer=current[last.order[0][0]],
             ranking=tuple(
-                RankedItem(number, score, one.candidates[number].item, number in inspected)
+                RankedItem(
+                    number,
+                    score,
+                    one.candidates[number].item,
+                    number in inspected,
+                    one.candidates[number].features.item.truncated,
+                )
                 for number, score in order[: options.top_k]
             ),
             reasoning=reasoning_text(self.processor, output.tokens, current),

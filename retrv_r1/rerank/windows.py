@@ -18,9 +18,9 @@ class WindowResult:
     """Outcome of one window.
 
     Args:
-        order: candidates with scores, best first.
-        output: output that gives the answer and the reasoning.
-        tokens: tokens of all outputs of the window.
+        order: places in the window with scores, best first.
+        output: output that gives the answer, whose numbers are places too, and the reasoning.
+        tokens: token counts of all outputs of the window.
     """
 
     order: list[tuple[int, float]]

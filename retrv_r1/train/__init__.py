@@ -9,18 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from retrv_r1.train.stages import STAGES
+
 if TYPE_CHECKING:
     from retrv_r1.train.config import RunConfig
     from retrv_r1.train.machine import Machine
     from retrv_r1.train.schedule import Schedule
 
-STAGES = {
-    "embed": "retrv_r1.train.embed:EmbedStage",
-    "pretrain": "retrv_r1.train.pretrain:PretrainStage",
-    "align": "retrv_r1.train.align:AlignStage",
-    "sft": "retrv_r1.train.sft:SFTStage",
-}
-"""Stages by name, in the order of training; a class is imported when its stage is used."""
+__all__ = ["STAGES", "run", "train_stage"]
 
 
 def run(
@@ -69,9 +65,9 @@ def train_stage(
     config: RunConfig, machine: Machine, schedule: Schedule | None, *, resume: bool
 ) -> Path:
     """Trains a stage by steps or by a schedule, and writes its record."""
-    from retrv_r1.train.build import build_stage
     from retrv_r1.train.loop import fit
     from retrv_r1.train.record import write_record
+    from retrv_r1.train.stage import build_stage
 
     stage = build_stage(config, machine)
     stage.schedule = schedule

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrv_r1.train.build import Setup
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import described_pictures, used_pictures
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import ListOutput, run_lists
 from retrv_r1.train.sampling import ListSampler
-from retrv_r1.train.stage import Stage
+from retrv_r1.train.stage import Setup, Stage
 from retrv_r1.train.vision_rows import RowBank
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
 
-from retrv_r1.train import STAGES
+from retrv_r1.train.stages import STAGES
 from retrv_r1.types import RetrvError
-
-if TYPE_CHECKING:
-    from retrv_r1.train.stage import Stage
 
 T = TypeVar("T")
 
@@ -81,8 +78,8 @@ class RunConfig:
     stage: Any
 
 
-def stage_class(name: str) -> type[Stage]:
-    """The class of a stage by its name; this imports it."""
+def stage_class(name: str) -> type[Any]:
+    """The subclass of ``Stage`` that has a name; this imports it."""
     if name not in STAGES:
         raise ConfigError(f"unknown stage {name!r}; choose one of {', '.join(STAGES)}")
     return resolve_name(STAGES[name])

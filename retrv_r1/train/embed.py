@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from retrv_r1.model.embedder import RetrvEmbedder
-from retrv_r1.train.build import Setup
 from retrv_r1.train.config import checked
 from retrv_r1.train.corpus import Cell, Corpus, used_pictures
 from retrv_r1.train.entry_vectors import EntryEmbedder
-from retrv_r1.train.stage import Stage
+from retrv_r1.train.stage import Setup, Stage
 from retrv_r1.train.tiny import EmbedderShape, new_embedder, texts_of
 
 

@@ -108,16 +108,10 @@ class PairBatch:
 
 @dataclass
 class _Sequence:
-    """A prompt and what the model is to write after it.
-
-    Attributes:
-        prompt: all rows so far.
-        written: rows of the tokens that are targets.
-        answer_row: as in :class:`ListBatch`.
-    """
+    """A prompt and what the model is to write after it."""
 
     prompt: Prompt
-    written: list[range] = field(default_factory=list)
+    written: list[range] = field(default_factory=list)  # rows of the tokens that are targets
     answer_row: int | None = None
 
     def write(self, ids: Sequence[int]) -> None:

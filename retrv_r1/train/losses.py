@@ -18,8 +18,7 @@ def contrast(
 
     Args:
         queries: state of each list's query, ``[b, d]``.
-        states: state of each candidate, ``[c, d]``.
-        candidates: the candidates of all lists.
+        states: state of each candidate of all lists, ``[c, d]``.
         temperature: divisor of the similarities.
     """
     normalize, lists = nn.functional.normalize, torch.arange(len(queries), device=queries.device)
@@ -103,7 +102,6 @@ class ListOutput:
         return queries, states[self.batch.candidates.owner, self.batch.candidate_ends]
 
     def _lists(self) -> Tensor:
-        """Numbers of the lists, ``[b]``."""
         return torch.arange(len(self.hidden), device=self.hidden.device)
 
     def _contrast(

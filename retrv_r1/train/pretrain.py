@@ -22,22 +22,16 @@ from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.anchors import Anchors, Concepts
 from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMixer
-from retrv_r1.train.build import Setup
 from retrv_r1.train.chains import describe
 from retrv_r1.train.config import ConfigError, checked
 from retrv_r1.train.corpus import Corpus, Entry, Key, described_pictures, used_pictures
 from retrv_r1.train.entry_vectors import Vectors
-from retrv_r1.train.initialize import (
-    fit_rows,
-    fit_tokens,
-    initialize_compressor,
-    initialize_layers,
-)
+from retrv_r1.train.initialize import fit_rows, fit_tokens, initialize_compressor, initialize_layers
 from retrv_r1.train.lists import ListBatch, ListCollator, PairBatch
 from retrv_r1.train.losses import pair_loss, pooled_tokens, run_lists
 from retrv_r1.train.pictures import side_of
 from retrv_r1.train.sampling import ListSampler, shortened, with_default_instruction
-from retrv_r1.train.stage import Stage
+from retrv_r1.train.stage import Setup, Stage
 from retrv_r1.train.tiny import RerankerShape, new_reranker
 from retrv_r1.train.validation import ListValidation
 from retrv_r1.train.vision_rows import clean_rows, square_rows

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from retrv_r1.train.anchors import Anchors, Concepts
-from retrv_r1.train.build import Setup
 from retrv_r1.train.corpus import used_pictures
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.sampling import ListSampler, with_default_instruction
-from retrv_r1.train.stage import Stage
+from retrv_r1.train.stage import Setup, Stage
 from retrv_r1.train.validation import ListValidation
 from retrv_r1.train.vision_rows import RowBank
 

@@ -16,13 +16,10 @@ T = TypeVar("T")
 
 
 def map_tensors(value: T, change: Callable[[Any], Any], whole: tuple[type, ...] = ()) -> T:
-    """A copy of a tree of dicts and dataclasses with every tensor and array replaced.
+    """A copy of a tree of dicts and dataclasses, with ``change`` of every tensor and array.
 
-    Lists and tuples are left as they are: in a batch they hold numbers and names.
-
-    Args:
-        change: function that is called with each tensor and array.
-        whole: dataclasses that are given to ``change`` as a whole.
+    Dataclasses in ``whole`` are given to ``change`` as they are. Lists and tuples stay: in a batch
+    they hold numbers and names.
     """
     result: Any = value
     if isinstance(value, (Tensor, np.ndarray, *whole)):

@@ -21,14 +21,15 @@ _NOTES = (
     "row is faster.",
     "of bound: the least possible time divided by the measured time. The least time is the bytes "
     "that must be moved divided by the read bandwidth (on a GPU, that of copies), or the "
-    "operations of the folded form divided by the rate of products, whichever is larger.",
+    "operations of the cheaper form divided by the rate of products, whichever is larger.",
     "error: largest difference from float64, relative to the largest value. A row whose error "
     "exceeds the tolerance has no speed.",
-    "folded, dense: the folded form in plain PyTorch for items of one length, without padding.",
+    "folded, dense and direct, dense: either form in plain PyTorch for items of one length, "
+    "without padding; the direct one forms all of R.",
     "content token: pool_tokens, then value and output projection. direct: the paper's equation "
     "from the same features and weights, with the norm.",
     "relation token: computed from stored relation keys. What depends only on the query (its keys "
-    "and values, folded or not) is computed before timing, for every form. direct: forms and norms "
+    "and values) is computed before timing, for every form. direct: forms and norms "
     "R, projects its keys and values, and pools.",
     "SDPA, dense: before timing, each sequence gets a contiguous copy of its keys and values. "
     "SDPA, gathered: copies them from pages within the call.",

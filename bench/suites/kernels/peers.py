@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from retrv_kernels.ops import Span
 from retrv_kernels.ragged import dequantize, widen
+from retrv_kernels.relate_tokens.forms import folded_values
 from retrv_r1.model import icm_reference
 from retrv_r1.model.icm_layers import Attention, Pool
 
@@ -59,23 +60,49 @@ def folded_pool(
 def folded_relate(
     relation_keys: Tensor,
     query_keys: Tensor,
-    folded_values: Tensor,
+    query_values: Tensor,
+    output: Tensor,
     folded_queries: Tensor,
     scales: Tensor | None,
     eps: float | None,
     count: int,
 ) -> Tensor:
     """relate_tokens for one query and ``count`` candidates of one length, ``[count, H, d]``."""
-    heads = folded_values.shape[1]
-    rows = dequantize(relation_keys, scales).unflatten(0, (count, -1)).unflatten(-1, (heads, -1))
-    keys = widen(query_keys).unflatten(-1, (heads, -1))
-    values = widen(folded_values).transpose(0, 1).flatten(0, 1)
-    weights = torch.einsum("cnew,qew->cneq", rows, keys).softmax(-1).flatten(2)
+    weights = _weights(relation_keys, query_keys, query_values.shape[1], scales, count).flatten(2)
+    values = widen(folded_values(query_values, output)).transpose(0, 1).flatten(0, 1)
     if eps is not None:
         squares = ((weights @ (values @ values.T)) * weights).sum(-1, keepdim=True)
         weights = weights * (squares.clamp(min=0) / values.shape[-1] + eps).rsqrt()
     scores = weights @ (values @ widen(folded_queries).T)
     return scores.softmax(1).transpose(1, 2) @ weights @ values
+
+
+def direct_relate(
+    relation_keys: Tensor,
+    query_keys: Tensor,
+    query_values: Tensor,
+    output: Tensor,
+    folded_queries: Tensor,
+    scales: Tensor | None,
+    eps: float | None,
+    count: int,
+) -> Tensor:
+    """The same as `folded_relate`, with all of R formed; pooling is folded."""
+    weights = _weights(relation_keys, query_keys, query_values.shape[1], scales, count)
+    related = torch.einsum("cneq,qev->cnev", weights, widen(query_values)).flatten(2)
+    related = related @ widen(output).flatten(1).T
+    if eps is not None:
+        related = nn.functional.rms_norm(related, related.shape[-1:], eps=eps)
+    return (related @ widen(folded_queries).T).softmax(1).transpose(1, 2) @ related
+
+
+def _weights(
+    relation_keys: Tensor, query_keys: Tensor, heads: int, scales: Tensor | None, count: int
+) -> Tensor:
+    """ATT₂'s weights, ``[count, n, E, q]``."""
+    rows = dequantize(relation_keys, scales).unflatten(0, (count, -1)).unflatten(-1, (heads, -1))
+    keys = widen(query_keys).unflatten(-1, (heads, -1))
+    return torch.einsum("cnew,qew->cneq", rows, keys).softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -90,4 +90,4 @@ def _full(asked: int | None) -> Iterator[Sizes]:
             yield Sizes(model, asked=8)
             yield Sizes(model, asked=8, norm=False)
             yield Sizes(model, asked=64, norm=False, plots=("ratios",))
-        yield Sizes(QWEN_3B, asked=256)
+        yield from (Sizes(m, asked=q) for m in (QWEN_3B, QWEN_7B) for q in (256, 1280))

@@ -19,7 +19,7 @@ from retrv_kernels.inputs import Case
 from retrv_kernels.pool_tokens import cases as pool_tokens
 from retrv_kernels.relate_tokens import cases as relate_tokens
 
-# Seconds of a call above which a direct form is left out; it needs four calls or more.
+# Seconds of a call above which a peer is left out; it needs four calls or more.
 SLOWEST = 10.0
 # Rows at a time in float64: the reference would need 8 GB for all at once.
 EXACT_ROWS = 2**14
@@ -75,7 +75,12 @@ def _operation(context: Context, one: Sizes, form: str) -> Trial:
         dense = {name: value for name, value in arguments.items() if name not in _RAGGED}
         dense["count"] = one.candidates
         if charted:
-            made.append(Entry("folded, dense", partial(dense_form(one), **dense), baseline=True))
+            because = _too_slow(context, _dense_operations(one))
+            run = partial(dense_form(one), **dense)
+            made.append(Entry("folded, dense", run, baseline=True, because=because))
+        if one.asked is not None and "ratios" not in one.plots and charted:
+            run = partial(peers.direct_relate, **dense)
+            made.append(Entry("direct, dense", run, baseline=True))
         if "ratios" in one.plots and charted:
             made.append(compiled("folded, dense, compiled", partial(fast, **dense), context))
         return made
@@ -107,8 +112,7 @@ def _token(context: Context, one: Sizes) -> Trial:
     form, d = context.dtype_name, one.model.d
     case = case_of(one, form)
     projections = 4 if one.asked is None else 6  # FLOPs a row are this times d²
-    seconds = projections * one.candidates * one.rows * d * d / context.rate
-    because = f"left out: a call would take about {seconds:.0f} s" if seconds > SLOWEST else ""
+    because = _too_slow(context, projections * one.candidates * one.rows * d * d)
     equation = peers.content_token if one.asked is None else peers.relation_token
 
     def entries(
@@ -152,6 +156,18 @@ def _token(context: Context, one: Sizes) -> Trial:
     )
 
 
+def _dense_operations(one: Sizes) -> int:
+    """Operations of the folded form's norms in plain PyTorch, which does not use their symmetry."""
+    weights = HEADS[0] * (one.asked or 0) if one.norm else 0
+    return 2 * weights * weights * (one.candidates * one.rows + one.model.d)
+
+
+def _too_slow(context: Context, operations: int) -> str:
+    """Why an entry is left out; empty if it is not."""
+    seconds = operations / context.rate
+    return f"left out: a call would take about {seconds:.0f} s" if seconds > SLOWEST else ""
+
+
 def _expected(one: Sizes, op: str, arguments: Mapping[str, Any]) -> Tensor:
     """The result of the operation in float64, computed for some candidates at a time."""
     rows = "features" if one.asked is None else "relation_keys"
@@ -176,6 +192,6 @@ def _bytes(one: Sizes, form: str) -> int:
     """Bytes of the rows, their scales, the folded arguments and the result, each once."""
     d, size = one.model.d, DTYPES[form].itemsize
     row = one.row_width * (1 if form == "int8" else size) + (4 if form == "int8" else 0)
-    query = (one.asked or 0) * (one.model.w + HEADS[0] * d)
+    query = 0 if one.asked is None else one.asked * (one.model.w + d) + d * d
     out = 4 * one.candidates * HEADS[1] * d
     return one.candidates * one.rows * row + (query + HEADS[1] * d) * size + out

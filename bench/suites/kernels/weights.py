@@ -54,7 +54,8 @@ class Weights:
         folded = {"folded_queries": wide.pool.folded_queries(None)}
         if len(wide.asked):
             folded["query_keys"] = wide.relate.k_proj(wide.asked) * wide.relate.scale
-            folded["folded_values"] = wide.relate.folded_values(wide.asked)
+            folded["query_values"] = wide.relate.by_head(wide.relate.v_proj(wide.asked))
+            folded["output"] = wide.relate.by_head(wide.relate.o_proj.weight)
         return converted(folded, dtype)
 
     def to(self, dtype: torch.dtype) -> Weights:

@@ -8,6 +8,8 @@ rows in the cache.
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 
 from retrv_engine.generation import Generation
 from retrv_engine.request import Sampling
-from retrv_engine.sampler import ALL, COLDEST, Picked, pick
+from retrv_engine.sampler import ALL, COLDEST, Picked, check_numbers, pick
 from retrv_engine.sglang.wire_format import LIKELIEST, WirePrompt
 
 BAN = -1000.0
@@ -69,10 +71,12 @@ class Chunk:
         prompt_likeliest = meta.get("input_top_logprobs") or [()]
         return cls(
             tokens=values["output_ids"],
-            logprobs=[logprob for logprob, _, _ in meta.get("output_token_logprobs") or ()],
+            logprobs=_numbers(meta.get("output_token_logprobs") or ()),
             likeliest=meta.get(LIKELIEST) or (),
-            labels={token: logprob for logprob, token, _ in labels[-1]},
-            prompt_logprobs=[logprob for logprob, _, _ in prompt_logprobs[1:]],
+            labels=dict(
+                zip((token for _, token, _ in labels[-1]), _numbers(labels[-1]), strict=True)
+            ),
+            prompt_logprobs=_numbers(prompt_logprobs[1:]),
             prompt_likeliest=[top[0][1] for top in prompt_likeliest[1:]],
             prompt_rows=meta["prompt_tokens"],
             cached_rows=meta["cached_tokens"],
@@ -80,12 +84,21 @@ class Chunk:
         )
 
 
-def reasoning_call(generation: Generation, prompt: WirePrompt, interval: int) -> dict[str, Any]:
-    """Asks for a chain of thought, up to a label or its end; a chunk has ``interval`` tokens."""
+def reasoning_call(
+    generation: Generation, prompt: WirePrompt, interval: int, max_rows: int
+) -> dict[str, Any]:
+    """Asks for a chain of thought, up to a label or its end.
+
+    Args:
+        interval: number of tokens of a chunk.
+        max_rows: number of rows that the server takes. It refuses a call that could write more,
+            even if it would not; so it is asked for one row more at most, and the next call, if
+            there is one, is too large.
+    """
     vocabulary = generation.vocabulary
     sampling = {
         **_sampling(generation.request.sampling),
-        "max_new_tokens": generation.room,
+        "max_new_tokens": min(generation.room, max_rows + 1 - len(prompt.ids)),
         "stop_token_ids": [vocabulary.inspect_start, vocabulary.think_end],
         "logit_bias": {str(token): BAN for token in generation.banned},
         "stream_interval": interval,
@@ -98,6 +111,7 @@ def take_reasoning(generation: Generation, chunk: Chunk) -> None:
 
     Raises:
         RuntimeError: the server does not sample by our rules.
+        FloatingPointError: the model's logits are NaN.
     """
     if len(chunk.likeliest) != len(chunk.tokens):
         raise RuntimeError(f"the server does not use our sampler: {HOW_TO_SERVE}")
@@ -106,6 +120,7 @@ def take_reasoning(generation: Generation, chunk: Chunk) -> None:
     ):
         if generation.choices is not None or token in generation.banned:
             raise RuntimeError(f"the server wrote token {token}, which is banned: {HOW_TO_SERVE}")
+        check_numbers([Picked(token, logprob, likeliest)])
         generation.think(token, logprob, likeliest)
 
 
@@ -139,6 +154,11 @@ def score_call(prompt: WirePrompt, tokens: int) -> dict[str, Any]:
     return _call(prompt, ONE_TOKEN) | {"logprob_start_len": len(prompt.ids) - tokens - 1}
 
 
+def _numbers(entries: Sequence[Sequence[Any]]) -> list[float]:
+    """The log-probabilities of the server's triples; JSON has null for NaN."""
+    return [math.nan if logprob is None else logprob for logprob, _, _ in entries]
+
+
 def _call(prompt: WirePrompt, sampling: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "input_ids": prompt.ids,
@@ -153,5 +173,6 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
     return {
         "temperature": 0.0 if greedy else sampling.temperature,
         "top_p": 1.0 if greedy else sampling.top_p,
-        "sampling_seed": sampling.seed,
+        # The server takes 32 bits; drawn as in the other engines, for which any number is a seed.
+        "sampling_seed": random.Random(sampling.seed).getrandbits(32),
     }

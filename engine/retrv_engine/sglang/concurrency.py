@@ -7,9 +7,10 @@ import heapq
 import itertools
 import threading
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from retrv_engine.prefix import shared_prefix_length
 from retrv_engine.request import Candidate, Piece, load_distinct
@@ -18,6 +19,7 @@ T = TypeVar("T")
 MIN_SHARED_ROWS = 32
 """Length from which a shared prefix is worth waiting for."""
 SECONDS_TO_CANCEL = 5.0
+CLOSED = "the engine is closed: make another one"
 
 
 class LoopThread:
@@ -25,31 +27,55 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._accepting = threading.Lock()  # held while work is accepted, or refused from then on
+        self._refuses = False
+        self._submitted: WeakSet[Coroutine[Any, Any, Any]] = WeakSet()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Runs a coroutine in the loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Runs a coroutine in the loop.
+
+        Raises:
+            RuntimeError: the engine is closed.
+        """
+        with self._accepting:
+            if self._refuses:
+                coroutine.close()
+                raise RuntimeError(CLOSED)
+            self._submitted.add(coroutine)
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine in the loop and waits for its result."""
-        return self.submit(coroutine).result()
+        """Runs a coroutine in the loop and waits for its result; raises as :meth:`submit`."""
+        try:
+            return self.submit(coroutine).result()
+        except CancelledError:
+            raise RuntimeError(CLOSED) from None
+
+    def refuse(self) -> bool:
+        """Accepts no work from now on; False if that is so already."""
+        with self._accepting:
+            refused, self._refuses = self._refuses, True
+        return not refused
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Cancels all that runs in the loop, runs a last coroutine, and ends the thread."""
-        self.run(self._cancel_all())
-        self.run(last)
+        """Cancels what was submitted, runs a last coroutine, and ends all that is left."""
+        assert self._refuses
+        for coroutine in (self._cancel(submitted=True), last, self._cancel(submitted=False)):
+            asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    async def _cancel_all(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+    async def _cancel(self, submitted: bool) -> None:
+        """Cancels the tasks that were submitted, or that were not, and waits for them."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        chosen = [one for one in tasks if (one.get_coro() in self._submitted) == submitted]
+        for task in chosen:
             task.cancel()
-        if others:
-            await asyncio.wait(others, timeout=SECONDS_TO_CANCEL)
+        if chosen:
+            await asyncio.wait(chosen, timeout=SECONDS_TO_CANCEL)
 
 
 class PrioritySemaphore:

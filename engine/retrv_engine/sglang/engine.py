@@ -20,7 +20,7 @@ from torch import Tensor
 from retrv_engine.base import DeadlineExceeded, Engine, Handle, Stats
 from retrv_engine.config import SGLangConfig
 from retrv_engine.generation import Generation
-from retrv_engine.model import LanguageModel, load_weights
+from retrv_engine.model import LanguageModel
 from retrv_engine.request import Output, Piece, Request, Sampling, Vocabulary, check_pieces
 from retrv_engine.sglang import calls
 from retrv_engine.sglang.active_request import ActiveRequest
@@ -45,7 +45,8 @@ class SGLangEngine(Engine):
         checkpoint: folder of a checkpoint or its id on a hub, to start a server on.
         generation_type: class of the running requests, as for the local engine.
     Raises:
-        EngineDied: the server does not start or does not answer; the message ends with its log.
+        EngineDied: the server does not start, does not answer, is no SGLang server or has other
+            weights than the model. If it was started here the message ends with its log.
         EngineMissing: SGLang is not installed; the message says how to install it.
     """
 
@@ -67,7 +68,6 @@ class SGLangEngine(Engine):
         self._prefills, self._loader = PrefillQueue(), CandidateLoader()
         self._active: set[ActiveRequest] = set()
         self._counts: Counter[str] = Counter()
-        self._closed = False
         self._loop = LoopThread("retrv-sglang")
         try:
             self._loop.run(self._connection.connect())
@@ -85,13 +85,15 @@ class SGLangEngine(Engine):
         generation = self.generation_type(request, self.vocabulary)
         prompt = WirePrompt(generation.take_pending())
         self._connection.check_size(len(prompt.ids))
-        if self._closed:
-            raise RuntimeError("the engine is closed: make another one")
         handle: Handle[Output] = self._handle()
         submitted = time.perf_counter()
         active = ActiveRequest(generation, prompt, handle, priority, submitted)
-        self._active.add(active)
-        task = self._loop.submit(self._serve(active, deadline))
+        self._active.add(active)  # before it is accepted: ``close`` cancels all that were
+        try:
+            task = self._loop.submit(self._serve(active, deadline))
+        except RuntimeError:
+            self._active.discard(active)
+            raise
         handle.future.add_done_callback(lambda future: future.cancelled() and task.cancel())
         return handle
 
@@ -110,7 +112,6 @@ class SGLangEngine(Engine):
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """See :meth:`retrv_engine.base.Engine.load_weights`; waits for running calls to end."""
-        load_weights(self.model, weights)
         self._loop.run(self._connection.load_weights(weights))
 
     def flush(self) -> None:
@@ -130,9 +131,8 @@ class SGLangEngine(Engine):
 
     def close(self) -> None:
         """See :meth:`retrv_engine.base.Engine.close`; ends the server if it was started here."""
-        if self._closed:
+        if not self._loop.refuse():
             return
-        self._closed = True
         for active in list(self._active):
             active.handle.cancel()
         self._loop.close(self._connection.close())
@@ -187,7 +187,12 @@ class SGLangEngine(Engine):
                 phase = "decode"
             else:
                 if generation.room:
-                    call = calls.reasoning_call(generation, active.prompt, self.config.stream_rows)
+                    call = calls.reasoning_call(
+                        generation,
+                        active.prompt,
+                        self.config.stream_rows,
+                        self._connection.max_rows,
+                    )
                     await self._call(active, call, calls.take_reasoning, phase, "decode")
                 if generation.choices is None and not generation.room:
                     generation.cut()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ class ServerProcess:
         python = python or find_python()
         handle, log = tempfile.mkstemp(prefix="retrv-sglang-", suffix=".log")
         self.log = Path(log)
+        self._reported = False
         own = {"model_path": checkpoint, "dtype": dtype, "host": "127.0.0.1", "port": port}
         words = [str(python), "-m", "retrv_engine.sglang.worker.server", STOP_WITH_STDIN]
         with os.fdopen(handle, "wb") as output:
@@ -63,23 +66,28 @@ class ServerProcess:
     def ended(self) -> bool:
         return self._process.poll() is not None
 
+    def wait(self, seconds: float) -> bool:
+        """Waits for the server to end by itself; False if it does not."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self.ended
+
     def exit_report(self) -> str:
-        """Exit status and the last lines of the log."""
+        """Exit status and the last lines of the log, which is kept from now on."""
+        self._reported = True
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         tail = "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
         return f"exit status {self._process.poll()}; the end of {self.log}:\n{tail}"
 
     def end(self) -> None:
-        """Ends the server and its workers; the log is kept if the server had ended by itself."""
-        by_itself = self.ended
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if not by_itself:
+        """Ends the server and its workers, and deletes the log unless a report has named it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self.wait(SECONDS_TO_END)
+        with suppress(ProcessLookupError):  # whoever is left of its session
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if not self._reported:
             self.log.unlink(missing_ok=True)
 
 

@@ -18,6 +18,8 @@ from retrv_engine.request import Piece, advance_of, positions_of
 
 LIKELIEST = "likeliest"
 """Key in an answer's ``meta_info``: for each written token, the likeliest one before bans."""
+SAMPLES = 16
+"""Number of values of a parameter that are compared, to see whether weights are the same."""
 STOP_WITH_STDIN = "--stop-with-stdin"
 """Server argument: stop when standard input is closed."""
 
@@ -75,6 +77,14 @@ def tensor_from_json(values: Mapping[str, Any]) -> Tensor:
     raw = np.frombuffer(bytearray(base64.b64decode(values["data"])), np.uint8)
     dtype = getattr(torch, values["dtype"])
     return torch.from_numpy(raw).view(dtype).view(*values["shape"])
+
+
+def sample_of(parameter: Tensor) -> list[float]:
+    """Up to ``SAMPLES`` values of a parameter, from all its rows and columns."""
+    # An odd stride: one that a row's length is a multiple of would stay in few columns.
+    stride = max(1, parameter.numel() // SAMPLES) | 1
+    values: list[float] = parameter.detach().flatten()[::stride][:SAMPLES].float().tolist()
+    return values
 
 
 def mrope_positions(items: Sequence[WireItem], rows: int) -> Tensor:

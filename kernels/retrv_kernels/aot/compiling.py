@@ -148,7 +148,9 @@ def compile_for(configuration: Configuration, target: Target) -> tuple[list[Comp
         except Exception as failure:  # of any kind: the table shows which kernels fail
             error = f"{type(failure).__name__}: {failure}"
         names = configuration.op, configuration.name, function.__name__.lstrip("_"), target.name
-        kernels.append(CompiledKernel(*names, target.shared, code, error))
+        compiled = CompiledKernel(*names, target.shared, code, error)
+        if compiled not in kernels:  # a loop launches the same one again
+            kernels.append(compiled)
 
     # Triton caches compiled kernels by the device's number.
     gpu = GPUTarget(target.backend, target.arch, target.warp)

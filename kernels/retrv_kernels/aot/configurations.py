@@ -44,6 +44,10 @@ def configurations() -> tuple[Configuration, ...]:
         _relate("3B int8", 2048, 64, BYTE),
         _relate("3B float32", 2048, 64, SINGLE),
         _relate("7B picture query", 3584, 256, HALF),
+        _relate("3B page query", 2048, 1280, HALF, quick=True),
+        _relate("3B page query int8", 2048, 1280, BYTE),
+        _relate("3B page query float32", 2048, 1280, SINGLE),
+        _relate("7B page query", 3584, 1280, HALF),
         _splice("3B", 2048, quick=True),
         _splice("7B", 3584),
         _paged("3B decode", 8, 8, (16, 2), HALF, quick=True),
@@ -98,12 +102,13 @@ def _relate(
     query = (
         _meta(asked, width // 4, dtype=floats),
         _meta(2),
-        _meta(asked, 8, width, dtype=floats),
+        _meta(asked, 8, width // 8, dtype=floats),
+        _meta(width, 8, width // 8, dtype=floats),
         _meta(4, width, dtype=floats),
     )
     offsets, pairs = _meta(CANDIDATES + 1), _meta(CANDIDATES)
     arguments = keys, offsets, *query, pairs, pairs, scales, 1e-6
-    least = size(*arguments[:9]) + CANDIDATES * 4 * width * 4
+    least = size(*arguments[:10]) + CANDIDATES * 4 * width * 4
     return Configuration("relate_tokens", name, arguments, least, quick=quick)
 
 

@@ -23,7 +23,7 @@ def float_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     Differentiable: if a gradient is needed, the whole table is widened. Autocast is ignored.
 
     Args:
-        hidden: ``[m, d]`` float32, float16 or bfloat16.
+        hidden: ``[m, d]`` float32, float16, bfloat16 or float64.
         weight: ``[V, d]``, any of these dtypes.
         bias: ``[V]`` floats.
 
@@ -34,6 +34,9 @@ def float_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return float_logits(hidden, weight, bias)
+    if torch.float64 in (hidden.dtype, weight.dtype):
+        bias = None if bias is None else bias.double()
+        return nn.functional.linear(hidden.double(), weight.double(), bias).float()
     given = (hidden, weight) if bias is None else (hidden, weight, bias)
     if hidden.dtype is weight.dtype is torch.float32 or (
         torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from retrv_kernels.inputs import FLOATS, Case, offsets, quantized, seeded, tolerance
+from retrv_kernels.relate_tokens.forms import norm_operations
 
 TOLERANCE = tolerance(2e-5, 2e-3, 1.6e-2)
 SMOKE = "odd_sizes"
-LARGE = ("picture_query", "chosen_pairs", "candidates_200")
+LARGE = ("picture_query", "page_query", "long_without_norm", "chosen_pairs", "candidates_200")
 
 
 def make(
@@ -46,14 +47,17 @@ def make(
         keys, scales = quantized(keys, dtype, int8)
         spread = sharpness / magnitude / (key_width / relate) ** 0.5
         query_keys = spread * torch.randn(asked, key_width, generator=generator)
-        values = torch.randn(asked, relate, width, generator=generator)
+        depth = -(-width // relate)
+        values = torch.randn(asked, relate, depth, generator=generator)
+        output = torch.randn(width, relate, depth, generator=generator) / depth**0.5
         pooled = torch.randn(pool, width, generator=generator) * (4 / width**0.5)
         return {
             "relation_keys": keys,
             "cu_seqlens": offsets(lengths),
             "query_keys": query_keys.to(dtype),
             "cu_queries": offsets(queries),
-            "folded_values": values.to(dtype),
+            "query_values": values.to(dtype),
+            "output": output.to(dtype),
             "folded_queries": pooled.to(dtype),
             "candidate": torch.tensor([c for c, _ in pairs], dtype=torch.long),
             "query": torch.tensor([q for _, q in pairs], dtype=torch.long),
@@ -63,10 +67,11 @@ def make(
 
     flops = 0
     for c, q in pairs:
-        weights = queries[q] * relate
-        norm = 0 if eps is None else weights * (weights + 1)  # V Vᵀ is symmetric
-        flops += lengths[c] * (2 * queries[q] * key_width + 4 * pool * weights + norm)
+        weights, values = queries[q] * relate, (queries[q], relate, -(-width // relate))
+        flops += lengths[c] * (2 * queries[q] * key_width + 4 * pool * weights)
         flops += 2 * pool * weights * width
+        if eps is not None:
+            flops += min(norm_operations(lengths[c], values, width, form) for form in (True, False))
     return Case(
         "relate_tokens",
         name,
@@ -89,11 +94,15 @@ CASES = (
     make("one_row", [1], [1], 16, 40),
     make("text_query", [81, 9, 40], [8], 64, 192),
     make("picture_query", [30, 7], [256], 64, 96),
+    make("page_query", [300, 0, 270, 3], [384], 64, 96),
+    make("mixed_queries", [5, 0, 9], [3, 130, 0], 24, 40, (8, 2)),
     make("without_norm", [30, 7], [19], 64, 96, eps=None),
+    make("long_without_norm", [30, 7], [384], 64, 96, eps=None),
     make("odd_sizes", [13, 30, 7], [3, 11], 21, 45, (3, 5)),
     make("chosen_pairs", [5, 9, 2], [4, 7], 24, 40, pairs=[(2, 1), (0, 0), (2, 0), (1, 1)]),
     make("candidates_200", [1 + 7 * i % 13 for i in range(200)], [6], 16, 32),
     make("magnitude_1e4", [30, 7], [9], 32, 48, magnitude=1e4),
     make("sharp", [30, 7], [9], 32, 48, sharpness=30.0),
     make("int8", [30, 7], [9], 32, 48, int8=True),
+    make("int8_long_query", [30, 7], [128], 32, 48, int8=True),
 )

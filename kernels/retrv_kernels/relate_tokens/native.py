@@ -1,4 +1,4 @@
-"""One read of the relation keys; torch's threads share the pairs.
+"""The folded form in one read of the relation keys; torch's threads share the pairs.
 
 The kernel computes the weight of every value in each pair's token; a matrix product for each query
 turns weights into tokens. The norm's quadratic form is symmetric, so it takes (E·q)²
@@ -8,11 +8,14 @@ floating-point operations for each candidate row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retrv_kernels import native
+from retrv_kernels.relate_tokens.direct import relate_directly
+from retrv_kernels.relate_tokens.forms import Arguments, folded_values, in_either_form
 
 
 @dataclass(frozen=True)
@@ -63,22 +66,17 @@ class _Query:
         return used.transpose(1, 2).flatten(1) @ self.values
 
 
-def relate_tokens(
-    relation_keys: Tensor,
-    cu_seqlens: Tensor,
-    query_keys: Tensor,
-    cu_queries: Tensor,
-    folded_values: Tensor,
-    folded_queries: Tensor,
-    candidate: Tensor,
-    query: Tensor,
-    scales: Tensor | None,
-    eps: float | None,
-) -> Tensor:
+def relate_tokens(*arguments: Any) -> Tensor:
     """Native implementation of `retrv_kernels.ops.relate_tokens`."""
-    keys, queries = relation_keys.contiguous(), folded_queries.float().contiguous()
-    scales = None if scales is None else scales.contiguous()
-    (pool_heads, width), relate_heads = queries.shape, folded_values.shape[1]
+    return in_either_form(relate_folded, relate_directly, Arguments(*arguments))
+
+
+def relate_folded(given: Arguments) -> Tensor:
+    """Tokens of all pairs in the folded form."""
+    keys, queries = given.relation_keys.contiguous(), given.folded_queries.float().contiguous()
+    scales = None if given.scales is None else given.scales.contiguous()
+    candidate, query, cu_queries = given.candidate, given.query, given.cu_queries
+    (pool_heads, width), relate_heads = queries.shape, given.query_values.shape[1]
     out = queries.new_zeros(len(candidate), pool_heads, width)
     # Pairs are sorted by query, so that the weights of a query's pairs form one matrix. Pairs whose
     # query has no rows stay 0.
@@ -86,15 +84,20 @@ def relate_tokens(
     order = order[cu_queries.diff()[query[order]] > 0]
     if len(order) == 0:
         return out
+    values = folded_values(given.query_values, given.output)
     numbers, place, counts = query[order].unique(return_inverse=True, return_counts=True)
     bounds, asked = cu_queries.tolist(), []
     for number in numbers.tolist():
         own = slice(bounds[number], bounds[number + 1])
-        asked.append(_Query.of(query_keys[own].float(), folded_values[own].float(), queries, eps))
+        asked.append(
+            _Query.of(given.query_keys[own].float(), values[own].float(), queries, given.eps)
+        )
     sizes = counts.new_tensor([own.scores.numel() for own in asked])
     begins = sizes[place].cumsum(0) - sizes[place]
     mine = candidate[order]
-    pairs = torch.stack([cu_seqlens[mine], cu_seqlens.diff()[mine], place, begins], 1).long()
+    pairs = torch.stack(
+        [given.cu_seqlens[mine], given.cu_seqlens.diff()[mine], place, begins], 1
+    ).long()
     table = counts.new_tensor([own.row() for own in asked])
     weights = queries.new_empty(int((sizes * counts).sum()))
     native.function("relate_tokens")(
@@ -107,7 +110,7 @@ def relate_tokens(
         table.data_ptr(),
         pairs.data_ptr(),
         len(pairs),
-        eps or 0.0,
+        given.eps or 0.0,
         weights.data_ptr(),
         torch.get_num_threads(),
     )

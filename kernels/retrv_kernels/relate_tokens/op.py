@@ -16,7 +16,8 @@ def relate_tokens(
     cu_seqlens: Tensor,
     query_keys: Tensor,
     cu_queries: Tensor,
-    folded_values: Tensor,
+    query_values: Tensor,
+    output: Tensor,
     folded_queries: Tensor,
     candidate: Tensor | None = None,
     query: Tensor | None = None,
@@ -24,14 +25,16 @@ def relate_tokens(
     scales: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """Pools the rows R with which a candidate attends to a query, without forming R.
+    """Pools the rows R with which a candidate attends to a query, without storing R.
 
         pᵢₑⱼ = softmaxⱼ(kᵢₑ·qⱼₑ),   Rᵢ = Σₑⱼ pᵢₑⱼ Vⱼₑ,   rᵢ = Rᵢ ρᵢ,   a = softmaxᵢ(q̃ₕ·rᵢ)
         out[pair, h] = Σᵢ aᵢₕ rᵢ = Σₑⱼ (Σᵢ aᵢₕ ρᵢ pᵢₑⱼ) Vⱼₑ
 
-    for candidate rows i, query rows j, heads e of ATT₂ and h of ATT₁. The score is
-    ``ρᵢ Σₑⱼ pᵢₑⱼ (q̃ₕ·Vⱼₑ)``. With ``eps``, RMSNorm's factor is ``ρᵢ = 1 / √(|Rᵢ|²/d + eps)``, where
-    ``|Rᵢ|² = pᵢ (V Vᵀ) pᵢ`` is exact up to rounding. Without ``eps``, ρᵢ is 1.
+    for candidate rows i, query rows j, heads e of ATT₂ and h of ATT₁, and ``Vⱼₑ = Wₑ vⱼₑ``. The
+    score is ``ρᵢ Σₑⱼ pᵢₑⱼ (q̃ₕ·Vⱼₑ)``. With ``eps``, RMSNorm's factor is
+    ``ρᵢ = 1 / √(|Rᵢ|²/d + eps)``; without, it is 1. For short queries ``|Rᵢ|²`` is
+    ``pᵢ (V Vᵀ) pᵢ``; for long ones tiles of R are formed (`forms.py`). Both are exact up to
+    rounding, and memory grows linearly with rows of candidates and queries.
 
     Args:
         relation_keys: rows of all candidates, ``[n, w]``, float32, float16 or bfloat16; or int8
@@ -39,8 +42,8 @@ def relate_tokens(
         cu_seqlens: row offsets of the candidates, ``[m + 1]`` integers.
         query_keys: rows of all queries, ``[q, w]`` floats, already divided by √(w / E).
         cu_queries: row offsets of the queries, ``[g + 1]`` integers.
-        folded_values: ``Vⱼₑ``, query row j after value and output projection of head e,
-            ``[q, E, d]``.
+        query_values: ``vⱼₑ``, query row j after value projection of head e, ``[q, E, v]``.
+        output: output projection ``Wₑ`` of ATT₂'s heads, ``[d, E, v]``.
         folded_queries: ``q̃`` of the pooling attention, ``[H, d]``.
         candidate, query: indices of each pair's candidate and query, ``[c]`` integers; if None,
             every candidate is paired with the only query, so c = m.
@@ -60,19 +63,24 @@ def relate_tokens(
     checks.offsets("cu_seqlens", cu_seqlens)
     checks.shape("query_keys", query_keys, "q", relation_keys.shape[1])
     checks.offsets("cu_queries", cu_queries)
-    checks.shape("folded_values", folded_values, len(query_keys), "E", "d")
-    heads, width = folded_values.shape[1:]
-    if heads == 0 or width == 0 or relation_keys.shape[1] % heads:
+    checks.shape("query_values", query_values, len(query_keys), "E", "v")
+    heads, depth = query_values.shape[1:]
+    if heads == 0 or depth == 0 or relation_keys.shape[1] % heads:
         raise ValueError(
-            f"folded_values [q, E, d] must have heads E that divide the keys' width "
-            f"{relation_keys.shape[1]} and d > 0, not {list(folded_values.shape)}"
+            f"query_values [q, E, v] must have heads E that divide the keys' width "
+            f"{relation_keys.shape[1]} and v > 0, not {list(query_values.shape)}"
         )
+    checks.shape("output", output, "d", heads, depth)
+    width = len(output)
+    if width == 0:
+        raise ValueError("output must be [d, E, v] with d > 0")
     checks.shape("folded_queries", folded_queries, "H", width)
     if len(folded_queries) == 0:
         raise ValueError("folded_queries must be [H, d] with H > 0")
     for name, floats in (
         ("query_keys", query_keys),
-        ("folded_values", folded_values),
+        ("query_values", query_values),
+        ("output", output),
         ("folded_queries", folded_queries),
     ):
         checks.dtype(name, floats, checks.FLOATS)
@@ -94,7 +102,8 @@ def relate_tokens(
         cu_seqlens=cu_seqlens,
         query_keys=query_keys,
         cu_queries=cu_queries,
-        folded_values=folded_values,
+        query_values=query_values,
+        output=output,
         folded_queries=folded_queries,
         candidate=candidate,
         query=query,
@@ -107,7 +116,8 @@ def relate_tokens(
         cu_seqlens,
         query_keys,
         cu_queries,
-        folded_values,
+        query_values,
+        output,
         folded_queries,
         candidate,
         query,
@@ -117,12 +127,12 @@ def relate_tokens(
 
 
 def _fake(*arguments: Any) -> Tensor:
-    keys, _, _, _, values, queries, candidate, *_ = arguments
+    keys, _, _, _, values, _, queries, candidate, *_ = arguments
     return keys.new_empty((candidate.shape[0], *queries.shape), dtype=accumulated(values))
 
 
 def _check(*arguments: Any) -> None:
-    keys, cu_seqlens, query_keys, cu_queries, _, _, candidate, query, *_ = arguments
+    keys, cu_seqlens, query_keys, cu_queries, _, _, _, candidate, query, *_ = arguments
     checks.ascending("cu_seqlens", cu_seqlens, len(keys))
     checks.ascending("cu_queries", cu_queries, len(query_keys))
     checks.indices("candidate", candidate, len(cu_seqlens) - 1)
@@ -130,4 +140,7 @@ def _check(*arguments: Any) -> None:
 
 
 register("relate_tokens", _fake, _check)
-differentiable("relate_tokens", ("relation_keys", "query_keys", "folded_values", "folded_queries"))
+differentiable(
+    "relate_tokens",
+    ("relation_keys", "query_keys", "query_values", "output", "folded_queries"),
+)

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from retrv_kernels.pool_tokens.reference import pool_rows
 from retrv_kernels.ragged import dequantize, pad_rows, take_items, widen
+from retrv_kernels.relate_tokens.direct import relate_directly
+from retrv_kernels.relate_tokens.forms import Arguments, folded_values, in_either_form
 
 
 def relate_tokens(
@@ -14,7 +16,8 @@ def relate_tokens(
     cu_seqlens: Tensor,
     query_keys: Tensor,
     cu_queries: Tensor,
-    folded_values: Tensor,
+    query_values: Tensor,
+    output: Tensor,
     folded_queries: Tensor,
     candidate: Tensor,
     query: Tensor,
@@ -22,15 +25,25 @@ def relate_tokens(
     eps: float | None,
 ) -> Tensor:
     """Reference for `retrv_kernels.ops.relate_tokens`."""
-    keys, query_keys = dequantize(relation_keys, scales), widen(query_keys)
-    values, queries = widen(folded_values), widen(folded_queries)
-    bounds = cu_queries.tolist()
+    given = Arguments(
+        *(relation_keys, cu_seqlens, query_keys, cu_queries, query_values, output),
+        *(folded_queries, candidate, query, scales, eps),
+    )
+    return in_either_form(relate_folded, relate_directly, given)
+
+
+def relate_folded(given: Arguments) -> Tensor:
+    """Tokens of all pairs in the folded form."""
+    keys, query_keys = dequantize(given.relation_keys, given.scales), widen(given.query_keys)
+    values = widen(folded_values(given.query_values, given.output))
+    queries, candidate, query = widen(given.folded_queries), given.candidate, given.query
+    bounds = given.cu_queries.tolist()
     parts, order = [values.new_zeros(0, *queries.shape)], [candidate.new_zeros(0).long()]
     for number in query.unique().tolist():
         pairs = (query == number).nonzero().squeeze(1)
-        rows, mask = pad_rows(*take_items(keys, cu_seqlens, candidate[pairs]))
+        rows, mask = pad_rows(*take_items(keys, given.cu_seqlens, candidate[pairs]))
         own = slice(bounds[number], bounds[number + 1])
-        parts.append(_one_query(rows, mask, query_keys[own], values[own], queries, eps))
+        parts.append(_one_query(rows, mask, query_keys[own], values[own], queries, given.eps))
         order.append(pairs)
     return torch.cat(parts)[torch.cat(order).argsort()]
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from retrv_r1.data.pictographs import lexicon
-from retrv_r1.data.pictographs.attribution import attribution
 from retrv_r1.data.pictographs.catalog import Catalog, near_concepts
 from retrv_r1.data.pictographs.cells import build_cell
 from retrv_r1.data.pictographs.changes import changes
@@ -33,6 +32,7 @@ from retrv_r1.data.pictographs.splits import Splits, hashed, make_splits
 from retrv_r1.data.pictographs.store import picture_rows, place_pictures, write_pixels
 from retrv_r1.data.pictographs.styles import BY_NAME, STYLES, Roles, roles_of, styles_to_build
 from retrv_r1.data.pictographs.write import (
+    attribution,
     union_stem,
     write_cell,
     write_instructions,

@@ -29,12 +29,7 @@ TRAIN_QUERIES: Mapping[str, int] = {
     "it2i": 5000,
     "it2it": 4000,
 }
-EVALUATION_QUERIES: Mapping[str, int] = {
-    "val": 100,
-    "test": 250,
-    "composition": 100,
-    "unseen": 100,
-}
+EVALUATION_QUERIES: Mapping[str, int] = {"val": 100, "test": 250, "composition": 100, "unseen": 100}
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def wordnet_glosses(concepts: Mapping[str, Concept], root: Path = WORDNET) -> di
         raise RetrvError(
             f"{root} is not a WordNet database ({error}); reinstall wordnet-base"
         ) from error
-    shared = [g for g in glosses.values()]
+    shared = list(glosses.values())
     return {code: g for code, g in glosses.items() if g and shared.count(g) == 1}
 
 

@@ -51,14 +51,12 @@ def fetch_sets(
 
 
 def fetch_npm(style: Style, cache: Path) -> Path:
-    """Tarball of a style, from `cache` or fetched with `npm pack`.
+    """Fetches a style's tarball into `cache` with `npm pack`.
 
     Raises:
         RetrvError: the fetch failed.
     """
     target = tarball(style, cache)
-    if target.exists():
-        return target
     cache.mkdir(parents=True, exist_ok=True)
     temporary = cache / f"tmp-{os.getpid()}"
     temporary.mkdir(exist_ok=True)

@@ -1,10 +1,9 @@
-"""Writes a built set in M-BEIR's layout, with its metadata."""
+"""Writes a built set in M-BEIR's layout, with its metadata and its attribution."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,17 @@ from retrv_r1.data.pictographs.catalog import Candidate, Catalog, image_path
 from retrv_r1.data.pictographs.cells import CellData
 from retrv_r1.data.pictographs.draft import Draft
 from retrv_r1.data.pictographs.phrases import BY_KEY, FAMILIES, SHAPES, dataset
+from retrv_r1.data.pictographs.sources import Drawings
 from retrv_r1.data.pictographs.splits import hashed
 from retrv_r1.data.pictographs.store import Picture
+from retrv_r1.files import write_whole
 
 Row = Mapping[str, Any]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Writes a file whole."""
+    write_whole(path, text)
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
@@ -185,6 +183,32 @@ def write_metadata(root: Path, catalog: Catalog, pictures: Sequence[Picture]) ->
             }
 
     write_jsonl(root / "metadata.jsonl", rows())
+
+
+def attribution(drawings: Sequence[Drawings], cldr: str, glosses: Mapping[str, str]) -> str:
+    """Markdown with author, licence, version and address of every source in use."""
+    lines = [
+        "# Attribution",
+        "",
+        "The pictures were rendered from these works: cropped to their drawing, padded to a",
+        "square and reduced. Pictures of CC BY-SA works stay under CC BY-SA.",
+        "",
+        "| style | author | licence | package | source |",
+        "|---|---|---|---|---|",
+    ]
+    for d in drawings:
+        s = d.style
+        package = f"{s.package} {d.version}"
+        lines.append(f"| {s.name} | {s.author} | {s.licence} | {package} | {s.url} |")
+    lines += [
+        "",
+        "Names: the Python package `emoji` (BSD), which carries Unicode's names (Unicode licence).",
+    ]
+    if cldr:
+        lines.append(f"Keywords and labels: Unicode CLDR, {cldr} (Unicode-DFS-2016).")
+    if glosses:
+        lines.append("Glosses: WordNet 3.0, Copyright 2006 Princeton University (WordNet licence).")
+    return "\n".join(lines) + "\n"
 
 
 def sha256_of(path: Path) -> str:

@@ -84,7 +84,7 @@ def apply_top_p(logprobs: Tensor, top_ps: Tensor) -> Tensor:
 
 
 def draw(logprobs: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """Samples a token from each row of log-probabilities, by its seed and position."""
+    """Samples a token from each row of log-probabilities, by its seed (32 bits) and position."""
     if logprobs.is_cuda:
         return multinomial_with_seed(logprobs, seeds, positions).view(-1)
     tokens = []
@@ -98,7 +98,8 @@ def pass_seeds() -> None:
     """Passes the requests' seeds to the sampler, through a hook of SGLang's."""
 
     def keep(info: SamplingBatchInfo, batch: Any, vocabulary: int) -> None:
-        seeds = [request.sampling_params.sampling_seed or 0 for request in batch.reqs]
+        # A larger seed would raise in ``draw``, which ends the scheduler and all requests.
+        seeds = [(request.sampling_params.sampling_seed or 0) % 2**32 for request in batch.reqs]
         info.sampling_seed = torch.tensor(seeds).to(info.device, non_blocking=True)
 
     SamplingBatchInfo.adjusted_from_schedule_batch = keep

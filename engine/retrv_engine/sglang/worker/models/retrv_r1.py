@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import MultimodalDataItem
 from sglang.srt.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from torch import Tensor
 
+from retrv_engine.sglang.wire_format import sample_of
 from retrv_engine.sglang.worker.prepare import ARCHITECTURE
 
 
@@ -21,11 +22,25 @@ class RetrvR1ForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         dtype = self.model.embed_tokens.weight.dtype
         return [item.feature.to(dtype) for item in items]
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._samples: dict[str, list[float]] = {}
+
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
         """Takes parameters by a checkpoint's or our model's names; leaves out the compressor's."""
-        return super().load_weights(
-            (sglang_name(name), value) for name, value in weights if not name.startswith("icm.")
-        )
+        return super().load_weights(self._sampled(weights))
+
+    def _sampled(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Keeps a few values of each parameter, before it is split over GPUs or rounded."""
+        for name, value in weights:
+            if not name.startswith("icm."):
+                name = sglang_name(name)
+                self._samples[name] = sample_of(value)
+                yield name, value
+
+    def get_weights_by_name(self, name: str, *_: Any, **__: Any) -> list[list[float]]:
+        """Samples of the parameters with these names, one name a line."""
+        return [self._samples[sglang_name(one)] for one in name.splitlines()]
 
 
 def sglang_name(name: str) -> str:

@@ -1,15 +1,22 @@
-"""The radix tree against a dictionary of everything that was ever put into it."""
+"""Rows and pages: the radix tree against a dictionary of everything that was ever put into it, the
+keys of rows, and which pages sequences share."""
 
 from __future__ import annotations
 
+import random
+
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from retrv_engine import FeatureRows
+from retrv_engine.context import Context
 from retrv_engine.pages import PagePool, pages_of
 from retrv_engine.prefix import shared_prefix_length
 from retrv_engine.radix import RadixTree
+from retrv_engine.sharing import Sharing
 
 SIZE, PAGES = 3, 24
 
@@ -139,18 +146,18 @@ def filled(*sequences: list[int]) -> tuple[RadixTree, PagePool]:
     return tree, pool
 
 
-def test_what_was_used_last_is_forgotten_last():
+def test_what_was_used_last_is_evicted_last():
     tree, _ = filled([1] * 6, [2] * 6, [3] * 3)
-    tree.match([1] * 6, 6)  # a look is a use
+    tree.match([1] * 6, 6)  # a match is a use
     left = []
     while tree.size:
         tree.evict(1)
         left.append(sorted(node.keys[0] for node in tree))
-    # Of a sequence the end goes before the beginning.
+    # The end of a sequence is evicted before its beginning.
     assert left == [[1, 1, 2, 3], [1, 1, 3], [1, 1], [1], []]
 
 
-def test_held_pages_are_never_forgotten():
+def test_locked_pages_are_never_evicted():
     tree, _ = filled([1] * 6, [2] * 3)
     nodes = tree.match([1] * 6, 6).nodes
     tree.lock(nodes)
@@ -194,3 +201,55 @@ def test_common_beginnings():
         assert shared_prefix_length(a, a) == shared_prefix_length(a, [*a, 1]) == length
         for at in range(0, length, 17):
             assert shared_prefix_length(a, [*a[:at], -1, *a[at + 1 :]]) == at
+
+
+def test_rows_in_a_grid_are_not_those_in_a_line():
+    """Their positions differ, so that their keys and values do."""
+    contexts = [Context() for _ in range(2)]
+    for context, width in zip(contexts, (0, 4), strict=True):
+        context.extend([FeatureRows(torch.zeros(12, 1), 0, 12, 77, width)])
+    assert not set(contexts[0].keys) & set(contexts[1].keys)
+
+
+def test_pieces_are_cut_anywhere():
+    context, table = Context(), torch.zeros(20, 1)
+    context.extend([5, FeatureRows(table, 3, 12, 99, 4), 6, FeatureRows(table, 15, 3, 7)])
+    assert len(context) == 17 and context.position == 1 + 4 + 1 + 3
+    for first in range(17):
+        for stop in range(first + 1, 18):
+            rows = []
+            for piece in context.placed(first, stop):
+                at = piece.row if piece.table is None else 100 + piece.row
+                rows += [at] * piece.length if piece.table is None else range(at, at + piece.length)
+            assert rows == [5, *range(103, 115), 6, *range(115, 118)][first:stop]
+    assert len(set(context.keys)) == 17 and context.keys[0] == 5 and context.keys[13] == 6
+    assert all(key < 0 for key in context.keys[1:13])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sharing_is_found_once_and_grows_with_its_sequences(seed):
+    """Nodes cover each sequence's pages in order, as looking at all of them again would."""
+    rng, size = random.Random(seed), 4
+    numbers = iter(rng.sample(range(1000), 1000))
+    trunk = [next(numbers) for _ in range(rng.randint(0, 5))]
+    pages = []
+    for _ in range(rng.randint(1, 6)):
+        shared = trunk[: rng.randint(0, len(trunk))] if trunk else []
+        pages.append([*shared, *(next(numbers) for _ in range(rng.randint(1, 3)))])
+    lengths = [size * len(own) - rng.randint(0, size - 1) for own in pages]
+    sharing = Sharing.of(pages, lengths, size)
+    for _ in range(9):
+        ordered = [lengths[i] for i in sharing.order]
+        nodes = sharing.nodes(ordered, size)
+        for place, i in enumerate(sharing.order):
+            over = [node for node in nodes if node.first <= place < node.stop]
+            assert sum(node.length for node in over) == lengths[i]
+            assert [p for node in over for p in node.pages] == pages[i]
+        assert sharing.nodes(ordered, size) == Sharing.of(pages, lengths, size).nodes(ordered, size)
+        grows = rng.randrange(len(pages))
+        lengths[grows] += 1
+        if pages_of(lengths[grows], size) > len(pages[grows]):
+            pages[grows].append(next(numbers))
+        assert sharing.holds(pages)
+    assert not sharing.holds([*pages[:-1], list(pages[-1])]), "an equal list is another's"
+    assert not sharing.holds(pages[:-1])
