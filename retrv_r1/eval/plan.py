@@ -278,7 +278,9 @@ class _Reader:
         if len(checked.bad) == len(candidates):
             raise mbeir.MBEIRError(f"{path}: no candidate has a picture that can be used")
         content = fingerprint({"file": file_hash(self.root, [path]), "pictures": checked.content})
-        return Pool(kind, candidates.without(checked.bad), content, len(checked.bad))
+        if checked.bad:
+            candidates = candidates.without(checked.bad)
+        return Pool(kind, candidates, content, len(checked.bad))
 
     def _files(self, cell: mbeir.Cell) -> str:
         """Hash of queries, relevance, instructions, and the data set's manifest."""
