@@ -62,7 +62,9 @@ def test_lists_of_one_evaluation_are_looked_up_in_one_pool(
     assert "which pool that first stage searched is not known" in notes_of(report)
 
 
-def test_lists_that_the_union_lacks_leave_the_part(two_cells, model_files, ranker, tmp_path):
+def test_a_cell_without_lists_of_that_pool_leaves_the_part(
+    two_cells, model_files, ranker, tmp_path
+):
     give(tmp_path / "lists/a_task1_local.trec", [1, 2])
     give(tmp_path / "lists/b_task1.trec", [1, 77])
     report = evaluate(two_cells, model_files, candidates=str(tmp_path / "lists"), **FAST)
@@ -128,7 +130,7 @@ def test_lists_are_not_overwritten(two_cells, model_files, ranker, tmp_path):
     out = tmp_path / "out"
     evaluate(two_cells, model_files, out=out, **FAST)
     for given in (out / "runs", out, out / "runs/a_task1_test/first-stage.trec"):
-        with pytest.raises(EvalError, match="would be overwritten.*name another --out"):
+        with pytest.raises(EvalError, match=r"would be overwritten.*name another --out"):
             evaluate(two_cells, model_files, out=out, candidates=str(given), **FAST)
 
 
@@ -261,5 +263,5 @@ def test_counts_are_computed_once(dataset, model_files, ranker, monkeypatch):
 
 def test_errors_of_lists_name_their_fix(two_cells, model_files, ranker, tmp_path):
     path = give(tmp_path / "all.trec", [99, 1])
-    with pytest.raises(EvalError, match="names 9:99, which is not in .*choose another --pool"):
+    with pytest.raises(EvalError, match=r"names 9:99, which is not in .*choose another --pool"):
         evaluate(two_cells, model_files, candidates=str(path), **FAST)

@@ -79,8 +79,8 @@ class Pictures:
         while part := list(islice(numbered, _BATCH)):
             try:
                 found = self._look(sorted({name for _, name in part if name}))
-            except sqlite3.DatabaseError as error:
-                raise self._unusable(error) from error
+            except sqlite3.DatabaseError as failure:
+                raise self._unusable(failure) from failure
             for place, name in part:
                 if name:
                     content, error = found[name]
