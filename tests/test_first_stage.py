@@ -113,6 +113,9 @@ def test_texts_that_are_cut_are_counted(stage):
     before = stage.cut
     stage.embed(["short", "long " * 30, "long " * 40])
     assert stage.cut == before + 2
+    assert stage.cut_places == [1, 2]
+    stage.embed(["long " * 30, "short"] * 33)
+    assert stage.cut_places == list(range(0, 66, 2))  # in more than one batch
 
 
 def test_a_search_in_blocks_finds_what_one_in_all_finds(stage, monkeypatch):
