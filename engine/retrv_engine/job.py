@@ -133,8 +133,8 @@ class Job:
         self.context.extend(self.work.take_pending())
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """Sort key: the smallest goes first."""
+    def order(self) -> tuple[int, int]:
+        """Sort key of the priority order: the smallest goes first."""
         return -self.priority, self.number
 
     @property

@@ -1,6 +1,6 @@
 """The embedded engine: a continuous batch over a paged, radix-cached key-value cache.
 
-One step is three calls: schedule → run → take.
+One step is four calls: schedule → run → take → inspect.
 """
 
 from __future__ import annotations
@@ -180,10 +180,10 @@ class LocalEngine(SteppingEngine):
             try:
                 with self._timed("run"):
                     picks = self.runner.run(extends)
-                with self._timed("sample"):
+                with self._timed("take"):
                     inspected = self._take(extends, picks)
                 with self._timed("inspect"):
-                    self._splice(inspected)
+                    self._inspect(inspected)
                 self._count(extends, phases, began)
             except Exception as error:
                 self._fail_all(error)
@@ -191,11 +191,11 @@ class LocalEngine(SteppingEngine):
         return True
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        """Adds the time inside to a phase of the statistics."""
+    def _timed(self, part: str) -> Iterator[None]:
+        """Adds the time inside to a part of the step in the statistics."""
         began = time.perf_counter()
         yield
-        self._seconds[phase] += time.perf_counter() - began
+        self._seconds[part] += time.perf_counter() - began
 
     def _collect(self) -> None:
         """Accepts new jobs, and removes those that were cancelled or are late."""
@@ -228,7 +228,7 @@ class LocalEngine(SteppingEngine):
                 inspected[job] = candidate
         return inspected
 
-    def _splice(self, inspected: Mapping[Job, Candidate]) -> None:
+    def _inspect(self, inspected: Mapping[Job, Candidate]) -> None:
         """Appends the rows of inspected candidates; each candidate is loaded once for all jobs."""
         pieces = load_distinct(list(inspected.values()))
         self._counts["inspections"] += len(inspected)
@@ -287,7 +287,7 @@ class LocalEngine(SteppingEngine):
 
     def _reset_counts(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._seconds = dict.fromkeys(("schedule", "run", "sample", "inspect"), 0.0)
+        self._seconds = dict.fromkeys(("schedule", "run", "take", "inspect"), 0.0)
         self.scheduler.preempted = self.scheduler.tree.evicted = 0
 
     def _submit(self, work: Work, priority: int = 0, deadline: float | None = None) -> Handle:

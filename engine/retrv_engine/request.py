@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+from retrv_engine.config import check_whole
 
 
 @dataclass(frozen=True)
@@ -104,10 +107,13 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+        numbers = isinstance(self.temperature, Real) and isinstance(self.top_p, Real)
+        if not (numbers and 0 <= self.temperature < math.inf and 0 < self.top_p <= 1):
             raise ValueError("temperature must be finite and ≥ 0, and top_p in (0, 1]")
-        if self.max_reasoning_tokens < 1 or self.max_inspections < 0:
-            raise ValueError("max_reasoning_tokens must be ≥ 1 and max_inspections ≥ 0")
+        check_whole("max_reasoning_tokens", self.max_reasoning_tokens, 1)
+        check_whole("max_inspections", self.max_inspections, 0)
+        if not isinstance(self.seed, Integral):
+            raise ValueError(f"seed must be a whole number, not {self.seed!r}")
 
 
 @dataclass(frozen=True)

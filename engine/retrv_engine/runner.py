@@ -108,7 +108,13 @@ class ModelRunner:
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         row = 2 * text.num_hidden_layers * heads * width * self.table.element_size()
         size = config.page_size
-        self.pages = min(MOST_PAGES, max(1, self._cache_bytes() // (row * size)))
+        space = self._cache_bytes()
+        if space < row * size:
+            raise ValueError(
+                f"a cache of {space} bytes holds no page of {size} rows, which takes {row * size}: "
+                "raise the engine's cache_bytes"
+            )
+        self.pages = min(MOST_PAGES, space // (row * size))
         # One more page, which padding rows of a decode step write to.
         shape = text.num_hidden_layers, 2, self.pages + 1, heads, size, width
         self.cache = PagedCache(self.table.new_empty(shape))

@@ -1,12 +1,14 @@
 """Decides which rows the next step computes, and in which pages.
 
 Jobs past their prompt go first, with all rows that they have left: a token, or an inspected
-candidate. Prompts share a budget of ``chunk_rows``: the first in rank gets at least half of it, and
+candidate. Prompts share a budget of ``chunk_rows``: the first gets at least half of it, and
 the rest goes to those that need least, so that a short prompt does not wait for a long one.
 
-When pages run out, unlocked cached pages are evicted, least recently used first. Then the running
-job that is last in rank is preempted; its rows stay cached, so that it may find them again. So the
-first in rank can always go on, unless it does not fit at all.
+When pages run out, unlocked cached pages are evicted, least recently used first. Then the last
+running job is preempted; its rows stay cached, so that it may find them again. So the first can
+always go on, unless it does not fit at all.
+
+First and last are meant in priority order: higher priorities first, then in order of arrival.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Scheduler:
         """Plans the next step; empty if there is nothing to do."""
         self._admit()
         plan: dict[Job, int] = {}
-        for job in sorted(self.running, key=lambda job: job.rank):
+        for job in sorted(self.running, key=lambda job: job.order):
             if job.phase != "prefill" and job in self.running:
                 rows = 1 if self._fixed and job.left == 2 else job.left
                 self._plan(job, rows, plan)
@@ -145,7 +147,7 @@ class Scheduler:
         """Allocates the pages for a job's first ``rows`` rows; False if the job has to wait."""
         need = pages_of(rows, self.pool.size) - len(job.pages)
         while not self._make_free(need):
-            last = max(self.running, key=lambda job: job.rank)
+            last = max(self.running, key=lambda job: job.order)
             if last is job and len(self.running) == 1:
                 self.remove(job)
                 self.rejected.append((job, self._too_large(job)))
@@ -165,7 +167,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Starts waiting jobs, as many as there is room for."""
-        for job in sorted(self.waiting, key=lambda job: job.rank):
+        for job in sorted(self.waiting, key=lambda job: job.order):
             match = self.tree.match(job.context.keys, job.logits_from)
             if self._being_computed(job, match.rows):
                 continue
@@ -193,8 +195,8 @@ class Scheduler:
         return need <= len(self.pool) + self.tree.evictable
 
     def _preempt_lower(self, job: Job) -> bool:
-        """Preempts the running job last in rank, if its priority is lower than the job's."""
-        last = max(self.running, key=lambda job: job.rank, default=None)
+        """Preempts the last running job, if its priority is lower than the job's."""
+        last = max(self.running, key=lambda job: job.order, default=None)
         if last is None or last.priority >= job.priority:
             return False
         self.preempt(last)
@@ -225,11 +227,11 @@ class Scheduler:
         )
 
     def _prefill_rows(self) -> list[tuple[Job, int]]:
-        """How many rows of its prompt each job computes in this step, first in rank first."""
+        """How many rows of its prompt each job computes in this step; the first comes first."""
         prompts = [job for job in self.running if job.phase == "prefill"]
         if not prompts:
             return []
-        oldest, *others = sorted(prompts, key=lambda job: job.rank)
+        oldest, *others = sorted(prompts, key=lambda job: job.order)
         budget = self.config.chunk_rows
         assert budget is not None, "EngineConfig.on sets it"
         least = min(oldest.left, -(-budget // 2))

@@ -213,6 +213,8 @@ def _extras(*, sglang: bool) -> dict[str, dict[str, Any]]:
         metadata = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return {}
+    checkout = (Path(retrv_r1.__file__).parents[1] / "pyproject.toml").is_file()
+    source = "-e '." if checkout else f"'{DISTRIBUTION}"
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist") or []]
     result = {}
     for extra in metadata.get_all("Provides-Extra") or []:
@@ -221,9 +223,9 @@ def _extras(*, sglang: bool) -> dict[str, dict[str, Any]]:
         if sglang and extra == "sglang":
             wanted = []
         result[extra] = {
-            "use": EXTRA_USES.get(extra, ""),
+            "use": EXTRA_USES.get(extra, f"add what {extra!r} brings"),
             "missing": [f"{r.name}{r.specifier}" for r in wanted if not _satisfied(r)],
-            "install": f"pip install '{DISTRIBUTION}[{extra}]'",
+            "install": f"pip install {source}[{extra}]'",
         }
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -156,11 +157,12 @@ def _config(engine: EngineName, url: str | None, weights: Weights) -> EngineConf
 def _reranker(model: str, **options: Any) -> Iterator[Reranker]:
     """Loads a model, and closes its engine in the end, whatever happens."""
     with status(f"loading {model}"):
-        from transformers.utils import logging
+        from transformers.utils.logging import disable_progress_bar
 
         from retrv_r1.rerank.reranker import Reranker
 
-        logging.disable_progress_bar()  # the spinner shows that; stderr is for errors
+        disable_progress_bar()  # the spinner shows that; stderr is for errors
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # one line for each retry
         reranker = Reranker.from_pretrained(model, **options)
     with reranker:
         yield reranker

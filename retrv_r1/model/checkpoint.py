@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from retrv_engine.config import check_whole
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import MAX_TEXT_TOKENS, RetrvR1Processor
@@ -17,6 +18,8 @@ SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 def resolve(name: str | Path) -> Path | str:
     """The directory of a shipped or local checkpoint; otherwise ``name`` as a hub id."""
+    if not isinstance(name, str | Path):
+        raise CheckpointError(f"a checkpoint is a str or a Path, not {name!r}: give its name")
     if (SHIPPED / str(name) / "config.json").is_file():
         return SHIPPED / str(name)
     path = Path(name)
@@ -74,8 +77,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: the checkpoint is missing, damaged, or of another format.
     """
-    if max_text_tokens < 1:
-        raise ValueError(f"max_text_tokens must be at least 1, got {max_text_tokens}")
+    check_whole("max_text_tokens", max_text_tokens, 1)
     source = resolve(name)
     if isinstance(source, Path):
         _check(source)
@@ -85,6 +87,11 @@ def load_checkpoint(
         )
         processor = RetrvR1Processor.from_pretrained(source, model.config, max_text_tokens)
     except Exception as error:  # transformers raises almost any error for damaged files
+        if isinstance(source, str) and isinstance(error, OSError):  # it could not be downloaded
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"cannot load the checkpoint {name}: no network, or no such model ({reason})"
+            ) from error
         raise CheckpointError(
             f"cannot load the checkpoint {name} ({type(error).__name__}: {error}); "
             "copy or download it again"

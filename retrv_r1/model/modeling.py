@@ -97,12 +97,15 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel):
         return self.backbone.model.language_model
 
     def get_input_embeddings(self) -> nn.Module:
+        """The table of token embeddings, that of the language model."""
         return self.backbone.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the table of token embeddings."""
         self.backbone.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
+        """The language model's head: hidden rows to logits."""
         return self.backbone.get_output_embeddings()
 
     def encode_pictures(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:

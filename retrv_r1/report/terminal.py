@@ -42,7 +42,7 @@ def print_ranking(results: RankedResults, console: Console, *, candidates: int) 
         table.add_row(str(rank), score, _name(row, "bold green" if answer else ""), mark)
     console.print(table)
     if results.reasoning:
-        console.print(Text("\nreasoning", "bold"))
+        console.print(Text.assemble(("\nreasoning", "bold"), (", as the model wrote it", "dim")))
         for step in reasoning_steps(results.reasoning, candidates):
             console.print(_step(step, plain))
     if results.mode == "reason" and not results.well_formed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 from retrv_engine import (
     Engine,
@@ -29,21 +28,14 @@ def make_engine(
 ) -> Engine | PlainEngine:
     """Makes an engine by its name; :class:`Reranker` documents the arguments.
 
-    Raises:
-        ValueError: an unknown name, or a config of another engine.
+    Args:
+        config: settings that :func:`retrv_r1.rerank.options.check_settings` let through.
     """
-    if name not in get_args(EngineName):
-        known = ", ".join(map(repr, get_args(EngineName)))
-        raise ValueError(f"engine must be one of {known}, got {name!r}")
     if name == "sglang":
-        if isinstance(config, EngineConfig):
-            raise ValueError("the sglang engine takes an SGLangConfig, not an EngineConfig")
+        assert not isinstance(config, EngineConfig), "check_settings refuses it"
         return SGLangEngine(model, vocabulary, config, checkpoint=checkpoint)
-    if isinstance(config, SGLangConfig):
-        raise ValueError(f'an SGLangConfig is for engine="sglang", not {name!r}')
+    assert not isinstance(config, SGLangConfig), "check_settings refuses it"
     if name == "local":
         config = config or EngineConfig(max_sequences=batch_size)
         return LocalEngine(model, vocabulary, config)
-    if config is not None and config.weights != "model":
-        raise ValueError("the plain engine rounds no weights: use the local engine")
     return PlainEngine(model, vocabulary, batch_size)

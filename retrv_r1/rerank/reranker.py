@@ -17,10 +17,14 @@ from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.model.checkpoint import load_checkpoint, resolve
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import MAX_TEXT_TOKENS, RetrvR1Processor
-from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.rerank.engines import make_engine
 from retrv_r1.rerank.feature_encoder import FeatureEncoder, FeatureStats
-from retrv_r1.rerank.options import RankOptions, default_sampling
+from retrv_r1.rerank.options import (
+    RankOptions,
+    check_settings,
+    default_sampling,
+    list_of_requests,
+)
 from retrv_r1.rerank.ordering import merge_windows, reasoning_text
 from retrv_r1.rerank.requests import ItemFeatures, RequestBuilder
 from retrv_r1.rerank.windows import CandidateList, WindowResult
@@ -33,6 +37,7 @@ from retrv_r1.types import (
     RankedResults,
     RankRequest,
     Reading,
+    RetrvError,
 )
 
 WINDOW, BATCH_SIZE = 50, 16
@@ -78,8 +83,7 @@ class Reranker:
         checkpoint: str | Path | None = None,
         cache: str | Path | None = None,
     ) -> None:
-        if not 2 <= window <= MAX_CANDIDATES:
-            raise ValueError(f"window must be between 2 and {MAX_CANDIDATES}, got {window}")
+        check_settings(engine, config, window=window, batch_size=batch_size, cache=cache)
         if earlier_windows not in get_args(EarlierWindows):
             raise ValueError(f"earlier_windows must be 'fast' or 'same', got {earlier_windows!r}")
         self.model, self.processor, self.name, self.window = model.eval(), processor, name, window
@@ -87,6 +91,7 @@ class Reranker:
         directory = None if cache is None else Path(cache)
         self.encoder = FeatureEncoder(model, processor, directory=directory)
         self.builder = RequestBuilder(model, processor, self.encoder)
+        self._closed = False
         self._weights = threading.RLock()  # held while weights are read outside the engine
         self.engine = make_engine(
             engine, model, processor.tokens, config, batch_size=batch_size, checkpoint=checkpoint
@@ -124,6 +129,7 @@ class Reranker:
             DeviceError: there is no such device, or it cannot do what ``config`` asks for.
             EngineMissing: SGLang is not installed; the message says how to install it.
         """
+        check_settings(engine, config, window=window, batch_size=batch_size, cache=cache)
         place = device_of(device)
         if isinstance(config, EngineConfig):
             check_weights(config.weights, place)
@@ -170,6 +176,7 @@ class Reranker:
         Raises:
             ItemError: an item cannot be used; the message names it.
             ValueError: options that are unknown or exclude each other.
+            RetrvError: the reranker is closed.
             FloatingPointError: the model gives NaN: its numbers overflow, or its weights are
                 damaged.
             RequestTooLarge: a prompt that the engine's cache cannot hold.
@@ -196,6 +203,9 @@ class Reranker:
 
         Arguments and errors are those of :meth:`rank`; ``top_k`` applies to each result.
         """
+        if self._closed:
+            raise RetrvError("the reranker is closed: make a new one")
+        requests = list_of_requests(requests)
         if sampling is None:
             sampling = default_sampling(votes, self.model.config.max_inspections)
         options = RankOptions(mode, reading, sampling, votes, top_k)
@@ -238,8 +248,13 @@ class Reranker:
         return self.engine.stats(), self.encoder.stats()
 
     def close(self) -> None:
-        """Ends the threads and processes that the engine has started."""
+        """Ends the threads and processes that the engine has started; it ranks no more."""
+        self._closed = True
         self.engine.close()
+
+    def __repr__(self) -> str:
+        engine = type(self.engine).__name__
+        return f"{type(self).__name__}({self.name!r}, device={self.model.device}, engine={engine})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
