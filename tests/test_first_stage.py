@@ -170,12 +170,14 @@ def test_what_cannot_be_loaded_says_so(two_stages, tmp_path):
 
 
 def test_a_hubs_checkpoint_is_downloaded_whole(monkeypatch, tmp_path):
-    asked = []
-
-    def cached_file(name, file):
-        asked.append((name, file))
-        return str(tmp_path / file)
-
-    monkeypatch.setattr("retrv_r1.model.first_stage.cached_file", cached_file)
+    names = "retrv_r1.model.first_stage.snapshot_download"
+    monkeypatch.setattr(names, {"owner/name": str(tmp_path)}.__getitem__)
     assert local_checkpoint("owner/name") == tmp_path
-    assert ("owner/name", "embedder/model.safetensors") in asked
+
+
+@pytest.mark.parametrize("name", ["owner/none", "owner/no name"])
+def test_a_hubs_checkpoint_that_cannot_be_downloaded(monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=f"cannot get {name}: ") as caught:
+        local_checkpoint(name)
+    assert "\n" not in str(caught.value)

@@ -74,7 +74,7 @@ def run(
     folder = None if out is None else _writable(Path(out))
     place = device_of(device)
     check_weights(options.get("weights", "model"), place)
-    checkpoint = local_checkpoint(model, first_stage=options.get("candidates") is None)
+    checkpoint = local_checkpoint(model)
     weights_dtype = dtype_of(dtype, place) or saved_dtype(checkpoint)
     settings = EvalSettings(
         k=tuple(sorted(set(k))),

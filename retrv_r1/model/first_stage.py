@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from transformers.utils import cached_file
 
 from retrv_r1.model.checkpoint import resolve
 from retrv_r1.model.config import RetrvR1Config
@@ -210,11 +210,9 @@ def _tie_keys(seeds: Tensor, numbers: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & ((1 << 33) - 1))
 
 
-def local_checkpoint(name: str | Path, *, first_stage: bool = True) -> Path:
-    """The directory of a checkpoint; one on the hub is downloaded.
+def local_checkpoint(name: str | Path) -> Path:
+    """The directory of a checkpoint; one on the hub is downloaded whole.
 
-    Args:
-        first_stage: whether its first stage is needed.
     Raises:
         CheckpointError: there is no such checkpoint.
     """
@@ -222,11 +220,9 @@ def local_checkpoint(name: str | Path, *, first_stage: bool = True) -> Path:
     if isinstance(source, Path):
         return source
     try:
-        config = cached_file(source, "config.json")
-        if first_stage:
-            cached_file(source, f"{FOLDER}/config.json")
-            cached_file(source, f"{FOLDER}/model.safetensors")
-    except OSError as error:
-        folder = f" with its {FOLDER!r} folder" if first_stage else ""
-        raise CheckpointError(f"cannot get {source}{folder}: {error}") from error
-    return Path(config).parent
+        return Path(snapshot_download(source))
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(
+            f"cannot get {source}: {why}; check name and network, or name a local directory"
+        ) from error
