@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -13,14 +14,17 @@ from typing import IO
 
 from retrv_r1.types import RetrvError
 
+_CLOSED = errno.EACCES, errno.EPERM, errno.EROFS
+"""Errors of a folder in which no file can be made."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file that takes the place of ``path`` at the end, unless an error ends the block.
 
     A link stays, and the file that it points to is replaced. Mode and, where that is permitted,
-    owner are kept. What is no regular file (a device, a pipe) and what cannot be replaced (a file
-    in a folder that is not writable, a mount) is written in place.
+    group and owner are kept. What is no regular file (a device, a pipe) and what cannot be replaced
+    (a file in a folder that is not writable, a mount) is written in place.
 
     Raises:
         OSError: the file cannot be written.
@@ -32,9 +36,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         return
     target = Path(os.path.realpath(path))
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
-    except PermissionError:
-        if not target.exists():
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:32]}.", dir=target.parent)
+    except OSError as error:
+        if error.errno not in _CLOSED or not target.exists():
             raise
         with tempfile.TemporaryFile() as file:
             yield file
@@ -47,8 +51,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             _take_over(target, name)
             try:
                 os.replace(name, target)
-            except OSError:
-                if not os.path.ismount(target):
+            except OSError as error:
+                if error.errno != errno.EBUSY:  # a mounted file
                     raise
                 _copy(file, target)
     finally:
@@ -87,15 +91,16 @@ def _is_special(path: Path) -> bool:
 
 
 def _take_over(target: Path, name: str) -> None:
-    """Gives a new file the mode and the owner of the one that it replaces."""
+    """Gives a new file the mode of the one that it replaces, and its group and owner if it may."""
     try:
         old = target.stat()
     except FileNotFoundError:
         os.chmod(name, 0o666 & ~_umask())
         return
-    with contextlib.suppress(OSError, AttributeError):
-        os.chown(name, old.st_uid, old.st_gid)  # which clears bits of the mode
-    os.chmod(name, stat.S_IMODE(old.st_mode))
+    for owner, group in ((-1, old.st_gid), (old.st_uid, -1)):  # a group may be kept alone
+        with contextlib.suppress(OSError, AttributeError):
+            os.chown(name, owner, group)
+    os.chmod(name, stat.S_IMODE(old.st_mode))  # last: chown clears bits of the mode
 
 
 def _copy(file: IO[bytes], target: Path) -> None:

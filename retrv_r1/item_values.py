@@ -5,12 +5,13 @@ All functions raise ValueError for a value that they cannot take; the message sa
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.request import urlopen
+from urllib.request import DataHandler, Request
 
 from PIL import Image
 
@@ -40,7 +41,8 @@ def id_of(value: object) -> str | int | float | None:
     if getattr(value, "shape", None) == () and callable(item := getattr(value, "item", None)):
         value = item()
     fits = value is None or isinstance(value, str | int | float)
-    if not fits or isinstance(value, bool) or value != value:
+    infinite = isinstance(value, float) and not math.isfinite(value)  # or NaN
+    if not fits or isinstance(value, bool) or infinite:
         shown = f" {value}" if isinstance(value, bool | float) else ""
         raise ValueError(
             f"an id must be a string or a number, not {type(value).__name__}{shown}; pass str(id)"
@@ -84,7 +86,7 @@ def picture_of(value: Any) -> Image.Image | str | Path | bytes | None:
 
 def _decoded(uri: str) -> bytes:
     try:
-        with urlopen(uri) as answer:  # opens no connection for data:
+        with DataHandler().data_open(Request(uri)) as answer:
             return answer.read()
     except Exception as error:  # a missing comma, a character outside base64
         raise ValueError(

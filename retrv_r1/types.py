@@ -131,8 +131,8 @@ class RankRequest:
         """
         values = self.candidates
         single = isinstance(values, str | Mapping | Item) or is_picture(values)
-        if getattr(values, "ndim", 0) in (1, 4):  # an array of texts, or of pictures
-            single = False
+        if hasattr(values, "__array__") and getattr(values, "ndim", 1) in (1, 4):
+            single = False  # a column of texts, or an array of pictures
         if single or not isinstance(values, Iterable):
             raise ItemError(
                 f"candidates must be a list of items, not {type(values).__name__}; "

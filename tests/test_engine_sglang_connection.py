@@ -32,11 +32,11 @@ pytest_plugins = ["sglang_fixtures"]
 def test_a_deadline_does_not_wait_for_a_server_that_hangs(small_model, fake_server):
     with make_engine(small_model, url=fake_server.url) as engine:
         fake_server.computes.clear()
-        handle = engine.submit(QUICK, deadline=0.3)
+        handle = engine.submit(QUICK, deadline=1.0)
         until(lambda: fake_server.count("/generate") == 1)
         fake_server.hangs = True
         with pytest.raises(DeadlineExceeded):
-            handle.result(timeout=3)
+            handle.result(timeout=8)
         until(lambda: fake_server.count("/abort_request") == 1)
         asked = {path: body for path, body in fake_server.asked}
         assert asked["/generate"]["rid"] == asked["/abort_request"]["rid"]
@@ -188,18 +188,18 @@ def test_closing_ends_a_start(small_model, processes):
 
 
 def test_a_busy_server_is_not_dead(small_model, fake_server):
-    with make_engine(small_model, url=fake_server.url, silent_seconds=0.05) as engine:
+    with make_engine(small_model, url=fake_server.url, silent_seconds=0.5) as engine:
         fake_server.computes.clear()
         handle = engine.submit(QUICK)
         until(lambda: fake_server.count("/generate") == 1)
         before = fake_server.count("/model_info")
-        until(lambda: fake_server.count("/model_info") >= before + 3)  # it was asked, and lives
+        until(lambda: fake_server.count("/model_info") >= before + 2)  # it was asked, and lives
         fake_server.computes.set()
         assert handle.result(timeout=5).answer == 0
 
 
 def test_a_server_that_hangs_is_dead(small_model, fake_server):
-    with make_engine(small_model, url=fake_server.url, silent_seconds=0.2) as engine:
+    with make_engine(small_model, url=fake_server.url, silent_seconds=0.5) as engine:
         fake_server.hangs = True
         with pytest.raises(EngineDied, match=r"no answer from .*ReadTimeout"):
             engine.submit(QUICK).result(timeout=5)

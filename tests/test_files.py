@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -50,6 +51,21 @@ def test_modes_are_kept_and_new_files_have_the_usual_one(tmp_path, write_file):
     assert stat.S_IMODE(path.stat().st_mode) == 0o4640 and path.read_text() == "2"
 
 
+def test_the_group_is_kept_where_the_owner_cannot_be(tmp_path, monkeypatch):
+    given = []
+
+    def chown(_, owner: int, group: int) -> None:
+        if owner != -1:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        given.append(group)
+
+    path = tmp_path / "a"
+    path.write_text("old")
+    monkeypatch.setattr(files.os, "chown", chown)
+    write_whole(path, "new")
+    assert path.read_text() == "new" and given == [path.stat().st_gid]
+
+
 def test_pipes_and_devices_are_written_in_place(tmp_path, write_file):
     pipe, found = tmp_path / "pipe", []
     os.mkfifo(pipe)
@@ -70,17 +86,37 @@ def test_what_a_process_has_open_is_continued(tmp_path):
         assert (tmp_path / "out").read_text() == "before page "
 
 
-def test_a_file_in_a_closed_folder_is_written_in_place(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_file_in_a_closed_folder_is_written_in_place(tmp_path, monkeypatch, number):
     def refuse(**_):
-        raise PermissionError(13, "Permission denied")
+        raise OSError(number, os.strerror(number))
 
     path = tmp_path / "a"
     path.write_text("old and longer")
     monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
     write_whole(path, "new")
     assert path.read_text() == "new"
-    with pytest.raises(PermissionError):
+    with pytest.raises(OSError, match=os.strerror(number)):
         write_whole(tmp_path / "b", "new")
+
+
+def test_a_mounted_file_is_written_in_place(tmp_path, monkeypatch):
+    """As containers mount single files, which cannot be replaced."""
+
+    def refuse(*_):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    path = tmp_path / "a"
+    path.write_text("old and longer")
+    monkeypatch.setattr(files.os, "replace", refuse)
+    write_whole(path, "new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    path = tmp_path / ("\N{MICROSCOPE}" * 63)  # 252 bytes
+    write_whole(path, "new")
+    assert path.read_text() == "new"
 
 
 def test_an_error_leaves_the_old_file_alone(tmp_path):

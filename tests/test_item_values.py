@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import pickle
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ WRONG: dict[str, Any] = {
     "id must be a string or a number, not bool": {"text": "x", "id": True},
     "id must be a string or a number, not tuple": {"text": "x", "id": (1, 2)},
     "id must be a string or a number, not float nan": {"text": "x", "id": float("nan")},
+    "id must be a string or a number, not float inf": {"text": "x", "id": float("inf")},
 }
 
 
@@ -85,16 +87,32 @@ def test_another_value_is_refused_with_the_candidates_number(expected):
         RankRequest("query", ["good", WRONG[expected]]).items()
 
 
-@pytest.mark.parametrize("single", [RED, read_buffer(), {"text": "x"}, Item("x")], ids=type)
+@pytest.mark.parametrize(
+    "single", [RED, read_buffer(), memoryview(b"x"), {"text": "x"}, Item("x")], ids=type
+)
 def test_a_single_item_is_no_list_of_candidates(single):
     with pytest.raises(ItemError, match="candidates must be a list"):
         RankRequest("query", single).items()
 
 
+class Column(list):
+    """A column of a table, as polars has them: it converts to an array, and has no ``ndim``."""
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        return np.array(list(self))
+
+
 def test_arrays_of_texts_or_pictures_are_lists():
+    assert len(RankRequest("query", Column(["a", "b"])).items()) == 3
     texts = RankRequest("query", np.array(["a", "b"])).items()
     assert [item.text for item in texts] == ["query", "a", "b"]
     assert len(RankRequest("query", np.stack([RED, RED])).items()) == 3
+
+
+def test_a_data_uri_is_read_without_the_programs_url_opener(monkeypatch):
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    monkeypatch.setenv("data_proxy", "http://127.0.0.1:9")
+    assert Item(image=URI).image == encoded()
 
 
 @pytest.mark.parametrize("name", ["seven", 7, 0, 1.5, np.int64(7)], ids=repr)

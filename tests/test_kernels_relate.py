@@ -125,14 +125,43 @@ def test_tiles_bound_memory_whatever_the_number_of_candidate_rows():
 @pytest.mark.parametrize("model", PAGE)
 def test_short_queries_are_folded_and_page_sized_ones_are_not(model):
     rows, width = PAGE[model]
-    output = torch.empty(width, 8, width // 8, device="meta")
 
-    def folded(asked: int, rows: int = rows, eps: float | None = 1e-6) -> bool:
-        values = torch.empty(asked, 8, width // 8, device="meta")
-        return forms.is_folded(rows, values, output, eps)
+    def folded(
+        asked: int, rows: int = rows, eps: float | None = 1e-6, candidates: int = 50
+    ) -> bool:
+        return forms.is_folded(rows, 4 * candidates, (asked, 8, width // 8), width, eps)
 
     chosen = [folded(asked) for asked in (1, 8, 64, 192, 512, 1280, 4096)]
     assert chosen == [True] * 4 + [False] * 3
-    assert folded(4096, eps=None)  # nothing is quadratic without the norm
     # The Gram matrix is made for all candidates: few of them do not pay for it.
     assert folded(192) and not folded(192, rows=20)
+    # Without the norm nothing is quadratic, but few rows do not pay for projecting all values, nor
+    # do many short candidates, whose tokens are made of them.
+    assert folded(4096, eps=None)
+    assert not folded(512, rows=16, eps=None, candidates=2)
+    assert not folded(1280, rows=800, eps=None, candidates=800)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "native"])
+def test_short_queries_are_folded_in_groups_of_bounded_memory(implementation, monkeypatch):
+    case = make("x", [7, 40, 0, 9], [5, 70, 0, 66, 5, 9], 24, 40)
+    given = case.arguments(torch.float32)
+    with registry.use(implementation):
+        together = ops.relate_tokens(**given)
+        monkeypatch.setattr(forms, "_GRAMS", 2 * (8 * 9) ** 2)
+        torch.testing.assert_close(ops.relate_tokens(**given), together)
+    lengths = [5, 70, 0, 66, 5, 9]
+    assert forms._by_memory(range(6), lengths, 8, 1e-6) == [[1], [3], [0, 5], [2, 4]]
+    assert forms._by_memory(range(6), lengths, 8, None) == [[0, 1, 2, 3, 4, 5]]
+
+
+@pytest.mark.parametrize("implementation", ["reference", "native"])
+def test_a_long_query_in_a_batch_does_not_copy_keys_for_every_pair(implementation):
+    """All queries meet the same candidates, whose keys are the largest tensor."""
+    if implementation == "native" and native.find() is None:
+        pytest.skip("the native module is not built")
+    case = make("x", [64] * 20, [256, *[1] * 40], 64, 64)
+    given = case.arguments(torch.float32)
+    with torch.no_grad(), registry.use(implementation), Largest() as largest:
+        registry.run(OP, list(given.values()))
+    assert largest.elements <= 8 * given["relation_keys"].numel()

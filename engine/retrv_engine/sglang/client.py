@@ -7,6 +7,7 @@ import base64
 import json
 import pickle
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -55,9 +56,9 @@ class Client:
 
     async def generate(self, call: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Streams the answer to a call; each part holds only what is new."""
-        request = self._http.build_request("POST", "/generate", json={**call, "stream": True})
-        answer = await self._patiently(self._http.send(request, stream=True))
-        try:
+        async with AsyncExitStack() as stack:  # closes the answer, whoever is cancelled when
+            asked = self._http.stream("POST", "/generate", json={**call, "stream": True})
+            answer = await self._patiently(stack.enter_async_context(asked))
             if not answer.is_success:
                 raise ValueError(_error_message(await self._patiently(answer.aread())))
             lines = answer.aiter_lines()
@@ -68,8 +69,6 @@ class Client:
                 if "error" in part:
                     raise ValueError(part["error"]["message"])
                 yield part
-        finally:
-            await answer.aclose()
 
     async def abort(self, rid: str) -> None:
         """Aborts the call with this ``rid``."""
@@ -179,12 +178,18 @@ def _weight_messages(weights: Mapping[str, Tensor], version: str) -> Iterator[by
         buckets[-1].append(name)
         size += value.nbytes
     for number, names in enumerate(buckets, 1):
-        # By value, not by a handle to shared memory: the server may be on another machine.
-        bucket = [(name, weights[name].detach().cpu().contiguous().clone()) for name in names]
         last = number == len(buckets)
-        message = {
-            "serialized_named_tensors": [base64.b64encode(pickle.dumps(bucket)).decode()],
+        rest = {
             "flush_cache": last,
             "weight_version": version if last else f"{version}, incomplete",
         }
-        yield json.dumps(message).encode()
+        yield _message({name: weights[name] for name in names}, rest)
+
+
+def _message(weights: Mapping[str, Tensor], rest: Mapping[str, Any]) -> bytes:
+    """A message with tensors; joined by hand, since json would copy them several times more."""
+    # By value, not by a handle to shared memory: the server may be on another machine.
+    values = [(name, one.detach().cpu().contiguous().clone()) for name, one in weights.items()]
+    serialized = base64.b64encode(pickle.dumps(values))
+    fields = json.dumps(rest).removeprefix("{").encode()
+    return b'{"serialized_named_tensors": ["%b"], %b' % (serialized, fields)

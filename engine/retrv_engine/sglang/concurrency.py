@@ -47,7 +47,14 @@ class LoopThread:
             return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine in the loop and waits for its result; raises as :meth:`submit`."""
+        """Runs a coroutine in the loop and waits for its result.
+
+        Raises:
+            RuntimeError: the engine is closed, or this is the loop's thread, which cannot wait.
+        """
+        if self._is_current():
+            coroutine.close()
+            raise RuntimeError("a handle's callback cannot wait: call this in another thread")
         try:
             return self.submit(coroutine).result()
         except CancelledError:
@@ -60,13 +67,22 @@ class LoopThread:
         return not refused
 
     def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Cancels what was submitted, runs a last coroutine, and ends all that is left."""
+        """Cancels what was submitted, runs a last coroutine, and ends all that is left.
+
+        In the loop's thread, which is where callbacks of handles run, it returns before that.
+        """
         assert self._refuses
+        if self._is_current():
+            threading.Thread(target=self.close, args=(last,)).start()
+            return
         for coroutine in (self._cancel(submitted=True), last, self._cancel(submitted=False)):
             asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _is_current(self) -> bool:
+        return threading.current_thread() is self._thread
 
     async def _cancel(self, submitted: bool) -> None:
         """Cancels the tasks that were submitted, or that were not, and waits for them."""
@@ -212,12 +228,17 @@ class CandidateLoader:
     async def _run(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            loaded = await asyncio.to_thread(load_distinct, [candidate for candidate, _ in batch])
-            self.loaded += len(loaded)
+            candidates = [candidate for candidate, _ in batch]
+            error: Exception | None = None
+            try:
+                loaded = await asyncio.to_thread(load_distinct, candidates)
+                self.loaded += len(loaded)
+            except Exception as raised:  # such as a source that cannot be hashed
+                error = raised
             for candidate, pieces in batch:
                 if pieces.done():  # its request was cancelled
                     continue
-                result = loaded[candidate]
+                result = error or loaded[candidate]
                 if isinstance(result, Exception):
                     pieces.set_exception(result)
                 else:

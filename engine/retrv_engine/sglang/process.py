@@ -34,7 +34,8 @@ class ServerProcess:
         arguments: further arguments of SGLang's server, by name.
         python: interpreter of an environment with SGLang, or None to look for one.
     Raises:
-        EngineMissing: SGLang is not installed; the message says how to install it.
+        EngineMissing: SGLang is not installed, or the interpreter does not run; the message says
+            what to do.
     """
 
     def __init__(
@@ -52,15 +53,19 @@ class ServerProcess:
         self._reported = False
         own = {"model_path": checkpoint, "dtype": dtype, "host": "127.0.0.1", "port": port}
         words = [str(python), "-m", "retrv_engine.sglang.worker.server", STOP_WITH_STDIN]
-        with os.fdopen(handle, "wb") as output:
-            self._process = subprocess.Popen(
-                [*words, *_words({**own, **arguments})],
-                env=_environment(),
-                stdin=subprocess.PIPE,  # closed when we end, which stops the server
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        try:
+            with os.fdopen(handle, "wb") as output:
+                self._process = subprocess.Popen(
+                    [*words, *_words({**own, **arguments})],
+                    env=_environment(),
+                    stdin=subprocess.PIPE,  # closed when we end, which stops the server
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self.log.unlink()
+            raise EngineMissing(f"{python} does not run ({error}): name another python") from error
 
     @property
     def ended(self) -> bool:
@@ -75,7 +80,10 @@ class ServerProcess:
     def exit_report(self) -> str:
         """Exit status and the last lines of the log, which is kept from now on."""
         self._reported = True
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError as error:  # somebody else has deleted it
+            lines = [str(error)]
         tail = "\n".join(f"  {line}" for line in lines[-LOG_LINES:])
         return f"exit status {self._process.poll()}; the end of {self.log}:\n{tail}"
 

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import uuid
 from collections.abc import Sequence
 
 from retrv_engine.sglang.wire_format import STOP_WITH_STDIN
@@ -42,6 +43,8 @@ def default_arguments(cuda: bool) -> list[str]:
     """Arguments that the user's override."""
     always = ["--skip-tokenizer-init", "--sampling-backend", SAMPLER, "--schedule-policy", "lpm"]
     always += ["--incremental-streaming-output", "--skip-server-warmup"]
+    # A name of its own for each start, so that engines notice a server that was restarted.
+    always += ["--weight-version", uuid.uuid4().hex]
     if cuda:
         return always
     cpu = ["--device", "cpu", "--attention-backend", "torch_native"]
