@@ -75,7 +75,7 @@ WRONG = {
     "eval empty": "empty has no `query` folder",
     "eval set --mode slow": "modes must be 'reason', 'fast' or both",
     "eval set --model empty": "empty has no first stage",
-    "eval set --limit 1 --k 2 --out file": "cannot use file",
+    "eval set --limit 1 --k 2 --out file": "cannot write to file",
     f"{RECIPE} --out new --data none": "none is .*folder: .* builds a data set",
     f"{RECIPE} --out new --data file": "file is no pack",
     f"{RECIPE} --out new --data empty": "empty has no pictures.jsonl",
