@@ -33,8 +33,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if _is_special(path):
-        with path.open("ab") as file:
+    if (special := _special(path)) is not None:
+        with open(special, "ab") as file:
             yield file
         return
     target = Path(os.path.realpath(path))
@@ -90,16 +90,21 @@ def check_writable(path: Path) -> None:
         raise RetrvError(f"cannot write {path}; name a file in a writable folder")
 
 
-def _is_special(path: Path) -> bool:
-    """Whether a path is no regular file, or one that a process has open, such as /dev/stdout."""
+def _special(path: Path) -> Path | int | None:
+    """What to write in place: no regular file, or what a process has open, such as /dev/stdout.
+
+    A copy of the descriptor where this process has it open, so that both share their place in it.
+    """
     for _ in range(_MOST_LINKS):
         folder = os.path.realpath(path.parent)
-        if folder == "/dev" or (folder.startswith("/proc/") and folder.endswith("/fd")):
-            return True
+        if folder == f"/proc/{os.getpid()}/fd" and path.name.isdigit():
+            return os.dup(int(path.name))
+        if folder.startswith("/proc/") and folder.endswith("/fd"):
+            return path
         if not path.is_symlink():
             break
         path = Path(folder, os.readlink(path))
-    return path.exists() and not path.is_file()
+    return path if folder == "/dev" or (path.exists() and not path.is_file()) else None
 
 
 def _take_over(old: os.stat_result, name: Path) -> None:

@@ -116,7 +116,9 @@ def test_what_a_process_has_open_is_continued(tmp_path):
         (tmp_path / "first").symlink_to(f"/dev/fd/{file.fileno()}")
         (tmp_path / "second").symlink_to("first")
         write_whole(tmp_path / "second", "more")
-        assert (tmp_path / "out").read_text() == "before page more"
+        file.write(" after")
+        file.flush()
+        assert (tmp_path / "out").read_text() == "before page more after"
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
