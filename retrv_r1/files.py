@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from retrv_r1.types import RetrvError
 
 _CLOSED = errno.EACCES, errno.EPERM, errno.EROFS
 """Errors of a folder in which no file can be made."""
+_MOST_LINKS = 40
+"""Links that Linux follows for one path."""
 
 
 @contextmanager
@@ -30,15 +33,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         OSError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if _is_special(path):
-        with path.open("ab") as file:
+    if (special := _special(path)) is not None:
+        with open(special, "ab") as file:
             yield file
         return
     target = Path(os.path.realpath(path))
+    old = target.stat() if target.exists() else None
+    name = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}")
+    mode = 0o666 if old is None else 0o600  # a private file's new content is private from the start
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:32]}.", dir=target.parent)
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
     except OSError as error:
-        if error.errno not in _CLOSED or not target.exists():
+        if error.errno not in _CLOSED or old is None:
             raise
         with tempfile.TemporaryFile() as file:
             yield file
@@ -48,7 +54,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
-            _take_over(target, name)
+            if old is not None:
+                _take_over(old, name)
             try:
                 os.replace(name, target)
             except OSError as error:
@@ -83,24 +90,32 @@ def check_writable(path: Path) -> None:
         raise RetrvError(f"cannot write {path}; name a file in a writable folder")
 
 
-def _is_special(path: Path) -> bool:
-    """Whether a path is no regular file, or one that a process has open, such as /dev/stdout."""
-    folder = os.path.realpath(path.parent)
-    opened = folder == "/dev" or (folder.startswith("/proc/") and folder.endswith("/fd"))
-    return opened or (path.exists() and not path.is_file())
+def _special(path: Path) -> Path | int | None:
+    """What to write in place: no regular file, or what a process has open, such as /dev/stdout.
+
+    A copy of the descriptor where this process has it open, so that both share their place in it.
+    """
+    for _ in range(_MOST_LINKS):
+        folder = os.path.realpath(path.parent)
+        if folder == f"/proc/{os.getpid()}/fd" and path.name.isdigit():
+            return os.dup(int(path.name))
+        if folder.startswith("/proc/") and folder.endswith("/fd"):
+            return path
+        if not path.is_symlink():
+            break
+        path = Path(folder, os.readlink(path))
+    return path if folder == "/dev" or (path.exists() and not path.is_file()) else None
 
 
-def _take_over(target: Path, name: str) -> None:
+def _take_over(old: os.stat_result, name: Path) -> None:
     """Gives a new file the mode of the one that it replaces, and its group and owner if it may."""
-    try:
-        old = target.stat()
-    except FileNotFoundError:
-        os.chmod(name, 0o666 & ~_umask())
-        return
     for owner, group in ((-1, old.st_gid), (old.st_uid, -1)):  # a group may be kept alone
         with contextlib.suppress(OSError, AttributeError):
             os.chown(name, owner, group)
-    os.chmod(name, stat.S_IMODE(old.st_mode))  # last: chown clears bits of the mode
+    new, mode = name.stat(), stat.S_IMODE(old.st_mode)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        mode &= ~(stat.S_ISUID | stat.S_ISGID)  # they would lend the rights of another
+    os.chmod(name, mode)  # last: chown clears bits of the mode
 
 
 def _copy(file: IO[bytes], target: Path) -> None:
@@ -108,9 +123,3 @@ def _copy(file: IO[bytes], target: Path) -> None:
     with target.open("wb") as out:
         while part := file.read(2**20):
             out.write(part)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

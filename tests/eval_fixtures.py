@@ -71,7 +71,7 @@ def model_files(tmp_path):
 class Stage:
     """Finds a query's candidates in the order that its text gives."""
 
-    cut = 0
+    cut, cut_places = 0, ()
 
     def embed(self, items, what=""):
         rows = torch.zeros(len(items), 6)

@@ -138,7 +138,7 @@ def test_eval_passes_its_options_on(monkeypatch):
     assert run("eval", "set", "--k", "5, 20", "--limit", "7").stdout == "0 cells\n"
     default = {
         **{"model": "tiny", "k": (5, 20), "split": "all", "limit": 7, "out": None, "device": None},
-        **{"dtype": None, "modes": ("reason", "fast"), "full_tokens": True, "readings": None},
+        **{"dtype": None, "modes": ("reason", "fast"), "full_tokens": None, "readings": None},
         **{"fuse": None, "candidates": None, "instructions": "first", "order": "shuffled"},
         **{"window": 50, "earlier_windows": "fast", "seed": 0, "int8_keys": False},
         **{"weights": "model", "run_format": "trec", "cells": (), "pool": "local"},

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cli_doubles import run
 
+from retrv_kernels.extras import install_command
 from retrv_r1.command import recipe, ship
 
 pytest_plugins = ("training_fixtures",)
@@ -74,7 +75,7 @@ WRONG = {
     "eval empty": "empty has no `query` folder",
     "eval set --mode slow": "modes must be 'reason', 'fast' or both",
     "eval set --model empty": "empty has no first stage",
-    "eval set --limit 1 --k 2 --out file": "cannot use file",
+    "eval set --limit 1 --k 2 --out file": "cannot write to file",
     f"{RECIPE} --out new --data none": "none is .*folder: .* builds a data set",
     f"{RECIPE} --out new --data file": "file is no pack",
     f"{RECIPE} --out new --data empty": "empty has no pictures.jsonl",
@@ -144,4 +145,4 @@ print(json.dumps(ended))
 def test_a_missing_extra_is_named_with_its_command(without_extras, name):
     status, line = without_extras[name]
     extra = "train" if name == "recipe" else name
-    assert status == 2 and line.startswith("error: ") and f"'retrv-r1[{extra}]'" in line
+    assert status == 2 and line.startswith("error: ") and install_command(extra) in line

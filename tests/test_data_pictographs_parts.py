@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-pytest.importorskip("emoji", reason="needs the data extra: pip install 'retrv-r1[data]'")
+pytest.importorskip("emoji", reason="needs the data extra: pip install -e '.[data]'")
 
+from retrv_kernels.extras import install_command
 from retrv_r1.data.pictographs import lexicon, npm
 from retrv_r1.data.pictographs.catalog import spread
 from retrv_r1.data.pictographs.changes import changes
@@ -168,7 +170,7 @@ def test_a_damaged_tarball_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "emoji", None)
-    with pytest.raises(RetrvError, match=r"pip install 'retrv-r1\[data\]'"):
+    with pytest.raises(RetrvError, match=re.escape(install_command("data"))):
         concept_table({}, {}, {})
 
 

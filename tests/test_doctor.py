@@ -121,7 +121,7 @@ def test_an_extra_without_a_description_is_named_and_an_install_is_not_a_checkou
 ):
     monkeypatch.setattr(doctor, "EXTRA_USES", {})
     monkeypatch.setattr(doctor, "_satisfied", lambda requirement: False)
-    monkeypatch.setattr(doctor.retrv_r1, "__file__", str(tmp_path / "retrv_r1" / "__init__.py"))
+    monkeypatch.setattr("retrv_kernels.extras._ROOT", tmp_path)
     text = rendered(doctor.report())
     assert "to add what 'data' brings: pip install 'retrv-r1[data]'" in text
     assert "to :" not in text

@@ -59,7 +59,7 @@ def write_set(root, queries, pool):
 class Stage:
     """A first stage that gives equal vectors to texts that ``told`` makes equal."""
 
-    cut = 0
+    cut, cut_places = 0, ()
 
     def __init__(self, told) -> None:
         self.told = told

@@ -13,7 +13,8 @@ from PIL import Image
 from retrv_r1.eval import EvalError, run
 from retrv_r1.eval.cells import choose
 from retrv_r1.eval.metrics import hits
-from retrv_r1.eval.plan import read_cells, remarks
+from retrv_r1.eval.notes import remarks
+from retrv_r1.eval.plan import read_cells
 from retrv_r1.eval.retrieval import Retriever
 from retrv_r1.eval.settings import EvalSettings
 from retrv_r1.images import load_image
@@ -68,7 +69,7 @@ def root(tmp_path):
 class Stage:
     """Mean colours as vectors; records what it embeds."""
 
-    cut = 0
+    cut, cut_places = 0, ()
 
     def __init__(self):
         self.seen = []

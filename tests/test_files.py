@@ -66,6 +66,35 @@ def test_the_group_is_kept_where_the_owner_cannot_be(tmp_path, monkeypatch):
     assert path.read_text() == "new" and given == [path.stat().st_gid]
 
 
+def test_another_owner_lends_no_rights(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    path = tmp_path / "a"
+    path.touch()
+    path.chmod(0o6755)
+    values = list(path.stat())
+    values[stat.ST_UID] += 1
+    monkeypatch.setattr(files.os, "chown", refuse)
+    files._take_over(os.stat_result(values), path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_the_mask_of_the_process_is_never_changed(tmp_path, monkeypatch):
+    """Other threads would make files with the changed mask."""
+    monkeypatch.delattr(os, "umask")
+    write_whole(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_new_content_of_a_private_file_is_private_while_it_is_written(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+    path.chmod(0o600)
+    with replacing(path) as file:
+        assert stat.S_IMODE(os.fstat(file.fileno()).st_mode) == 0o600
+
+
 def test_pipes_and_devices_are_written_in_place(tmp_path, write_file):
     pipe, found = tmp_path / "pipe", []
     os.mkfifo(pipe)
@@ -84,16 +113,26 @@ def test_what_a_process_has_open_is_continued(tmp_path):
         file.flush()
         write_whole(Path(f"/dev/fd/{file.fileno()}"), "page ")
         assert (tmp_path / "out").read_text() == "before page "
+        (tmp_path / "first").symlink_to(f"/dev/fd/{file.fileno()}")
+        (tmp_path / "second").symlink_to("first")
+        write_whole(tmp_path / "second", "more")
+        file.write(" after")
+        file.flush()
+        assert (tmp_path / "out").read_text() == "before page more after"
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
 def test_a_file_in_a_closed_folder_is_written_in_place(tmp_path, monkeypatch, number):
-    def refuse(**_):
-        raise OSError(number, os.strerror(number))
+    really = os.open
+
+    def refuse(name, *rest):
+        if Path(name).parent == tmp_path:
+            raise OSError(number, os.strerror(number))
+        return really(name, *rest)
 
     path = tmp_path / "a"
     path.write_text("old and longer")
-    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(files.os, "open", refuse)
     write_whole(path, "new")
     assert path.read_text() == "new"
     with pytest.raises(OSError, match=os.strerror(number)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,10 +110,20 @@ def test_equal_similarities_are_drawn_and_not_the_pools_first(stage, monkeypatch
     assert sorted(numbers[:4].tolist()) == [0, 2, 3, 4] and numbers[4] == 5
 
 
+def test_a_seeds_order_of_ties_is_no_shifted_copy_of_its_neighbours(stage):
+    pool, query = torch.eye(16)[:1].expand(50, 16), torch.eye(16)[:1]
+    one, other = stage.search(query.expand(2, 16), pool, 50, [7, 8])[1].tolist()
+    shifted = {(a - 1, b - 1) for a, b in pairwise(one)}
+    assert len(shifted & set(pairwise(other))) < 10
+
+
 def test_texts_that_are_cut_are_counted(stage):
     before = stage.cut
     stage.embed(["short", "long " * 30, "long " * 40])
     assert stage.cut == before + 2
+    assert stage.cut_places == [1, 2]
+    stage.embed(["long " * 30, "short"] * 33)
+    assert stage.cut_places == list(range(0, 66, 2))  # in more than one batch
 
 
 def test_a_search_in_blocks_finds_what_one_in_all_finds(stage, monkeypatch):
@@ -167,12 +178,14 @@ def test_what_cannot_be_loaded_says_so(two_stages, tmp_path):
 
 
 def test_a_hubs_checkpoint_is_downloaded_whole(monkeypatch, tmp_path):
-    asked = []
-
-    def cached_file(name, file):
-        asked.append((name, file))
-        return str(tmp_path / file)
-
-    monkeypatch.setattr("retrv_r1.model.first_stage.cached_file", cached_file)
+    names = "retrv_r1.model.first_stage.snapshot_download"
+    monkeypatch.setattr(names, {"owner/name": str(tmp_path)}.__getitem__)
     assert local_checkpoint("owner/name") == tmp_path
-    assert ("owner/name", "embedder/model.safetensors") in asked
+
+
+@pytest.mark.parametrize("name", ["owner/none", "owner/no name"])
+def test_a_hubs_checkpoint_that_cannot_be_downloaded(monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=f"cannot get {name}: ") as caught:
+        local_checkpoint(name)
+    assert "\n" not in str(caught.value)

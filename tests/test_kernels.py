@@ -12,6 +12,7 @@ import torch
 
 from retrv_kernels import gpu, native, ops, ragged, registry, selection
 from retrv_kernels.availability import Availability
+from retrv_kernels.extras import install_command
 from retrv_kernels.registry import Choice
 
 OFFSETS = torch.tensor([0, 2])
@@ -170,13 +171,13 @@ def test_a_native_module_older_than_the_sources_is_an_error():
         native.function("op_of_tomorrow")
 
 
-@pytest.mark.parametrize(("package", "check"), [("triton", gpu.triton), ("xformers", gpu.xformers)])
-def test_gpu_kernels_without_their_package(monkeypatch, package, check):
+@pytest.mark.parametrize(("extra", "check"), [("gpu", gpu.triton), ("xformers", gpu.xformers)])
+def test_gpu_kernels_without_their_package(monkeypatch, extra, check):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
     gpu._version.cache_clear()
     try:
         assert not check("cuda")
-        assert check("cuda").reason.startswith("not installed: pip install 'retrv-r1[")
+        assert check("cuda").reason == f"not installed: {install_command(extra)}"
         assert "not for mps" in check("mps").reason
     finally:
         gpu._version.cache_clear()

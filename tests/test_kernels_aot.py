@@ -11,7 +11,7 @@ import pytest
 
 from retrv_kernels import gpu, registry
 
-pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
+pytest.importorskip("triton", reason="triton is not installed: pip install -e '.[gpu]'")
 
 from retrv_kernels.aot import compiling
 

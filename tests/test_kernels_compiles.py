@@ -16,7 +16,7 @@ import torch
 
 from retrv_kernels import gpu, registry
 
-pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
+pytest.importorskip("triton", reason="triton is not installed: pip install -e '.[gpu]'")
 pytestmark = pytest.mark.skipif(
     os.environ.get(gpu.INTERPRETER) == "1", reason="the interpreter stands in for the compiler"
 )

@@ -101,7 +101,7 @@ def test_is_a_sound_torch_operator(case):
 
 @pytest.mark.parametrize("op", [op for op, name in runnable() if name == "triton"])
 def test_does_not_wait_for_the_device(op, triton):
-    """With one query; with several, relate_tokens waits for their lengths."""
+    """With one query; with several, relate_tokens waits to choose forms, and for lengths."""
     arguments = typical(op)
     getattr(ops, op)(**arguments)
     if op == "splice_features":

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from retrv_kernels import gpu, ops, registry, selection
 from retrv_kernels.cases import SMALL, TOLERANCE, error_of, expected_of, named, result_of
 
-pytest.importorskip("triton", reason="triton is not installed: pip install 'retrv-r1[gpu]'")
+pytest.importorskip("triton", reason="triton is not installed: pip install -e '.[gpu]'")
 INTERPRETED = os.environ.get(gpu.INTERPRETER) == "1"
 # The interpreter truncates float32 to bfloat16 where a GPU rounds: one step of its 8 bits.
 TRUNCATION = 2.0**-7

@@ -15,9 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from retrv_kernels import ops
 from retrv_kernels.cases import CASES, error_of
 
-pytest.importorskip(
-    "xformers", reason="xformers is not installed: pip install 'retrv-r1[xformers]'"
-)
+pytest.importorskip("xformers", reason="xformers is not installed: pip install -e '.[xformers]'")
 
 from xformers.ops import fmha
 

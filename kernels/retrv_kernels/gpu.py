@@ -8,6 +8,7 @@ import importlib.util
 import os
 
 from retrv_kernels.availability import Availability
+from retrv_kernels.extras import install_command
 from retrv_kernels.selection import IMPLEMENTATION, requested
 
 INTERPRETER = "TRITON_INTERPRET"
@@ -48,7 +49,7 @@ def _installed(package: str, extra: str, suffix: str = "") -> Availability:
     """Whether a package of an extra is installed; its version and ``suffix`` are the reason."""
     version = _version(package)
     if version is None:
-        return Availability(False, f"not installed: pip install 'retrv-r1[{extra}]'")
+        return Availability(False, f"not installed: {install_command(extra)}")
     return Availability(True, f"{package} {version}{suffix}")
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 import retrv_r1
 from retrv_kernels import native, ops
+from retrv_kernels.extras import install_command
 from retrv_r1.devices import device_of, dtype_of
 
 DISTRIBUTION = "retrv-r1"
@@ -213,8 +214,6 @@ def _extras(*, sglang: bool) -> dict[str, dict[str, Any]]:
         metadata = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
         return {}
-    checkout = (Path(retrv_r1.__file__).parents[1] / "pyproject.toml").is_file()
-    source = "-e '." if checkout else f"'{DISTRIBUTION}"
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist") or []]
     result = {}
     for extra in metadata.get_all("Provides-Extra") or []:
@@ -225,7 +224,7 @@ def _extras(*, sglang: bool) -> dict[str, dict[str, Any]]:
         result[extra] = {
             "use": EXTRA_USES.get(extra, f"add what {extra!r} brings"),
             "missing": [f"{r.name}{r.specifier}" for r in wanted if not _satisfied(r)],
-            "install": f"pip install {source}[{extra}]'",
+            "install": install_command(extra),
         }
     return result
 

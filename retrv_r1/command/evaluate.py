@@ -68,8 +68,10 @@ Modes = Annotated[
     ),
 ]
 FullTokens = Annotated[
-    bool,
-    typer.Option(help="Also rerank with candidates at full length.", rich_help_panel=_WHAT),
+    bool | None,
+    typer.Option(
+        help="Also rerank with candidates at full length. Default: yes.", rich_help_panel=_WHAT
+    ),
 ]
 Readings = Annotated[
     list[str] | None,
@@ -150,7 +152,7 @@ def evaluate(
     k: Counts = "10,50",
     limit: Limit = None,
     modes: Modes = None,
-    full_tokens: FullTokens = True,
+    full_tokens: FullTokens = None,
     readings: Readings = None,
     fuse: Fuse = None,
     pool: PoolChoice = "local",
@@ -166,7 +168,9 @@ def evaluate(
     weights: RoundedWeights = "model",
     device: DeviceName = None,
     dtype: WeightsDtype = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the report, and of the global pool's gigabytes.")
+    ] = None,
     run_format: Format = "trec",
     as_json: AsJson = False,
 ) -> None:

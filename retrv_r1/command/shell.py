@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from retrv_kernels.extras import install_command
 from retrv_r1.types import RetrvError
 
 PIPE_WIDTH = 240
@@ -108,7 +109,7 @@ def _message(error: Exception) -> str | None:
         package = (error.name or "").partition(".")[0]
         if package not in TRAINING_PACKAGES:
             return None
-        return f"training needs the package {package}: pip install 'retrv-r1[train]'"
+        return f"training needs the package {package}: {install_command('train')}"
     if isinstance(error, OSError) and not isinstance(error, RetrvError):
         place = f"cannot use {error.filename}: " if error.filename else ""
         return f"{place}{error.strerror or error}; name a path that can be read and written"

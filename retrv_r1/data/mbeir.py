@@ -142,7 +142,7 @@ def load(
 ) -> Task:
     """Reads one dataset's queries of a split with their candidate pool.
 
-    Positives come from the qrels, or from a query's own list where the qrels have none for it.
+    Positives come from the qrels, or from a query's own list where the qrels do not judge it.
 
     Args:
         pool: kind of pool, or a pool that was read before.

@@ -211,7 +211,7 @@ def parse_query(
 ) -> Query:
     """A query from a line; MBEIRError as above.
 
-    Positives are those of the qrels, and the line's own list only where the qrels have none.
+    Positives are those of the qrels, and the line's own list only where the qrels lack the query.
 
     Args:
         judged: relevant dids by qid, from the qrels.
@@ -224,9 +224,12 @@ def parse_query(
     if not isinstance(task, int) or task not in TASKS:
         raise MBEIRError(f"{where}: 'task_id' must be one of {sorted(TASKS)}, not {task!r}")
     listed = _ids(row, "pos_cand_list", where)
-    positives = tuple(judged.get(qid, ())) or listed
+    positives = tuple(judged.get(qid, listed))
     if not positives:
-        raise MBEIRError(f"{where}: query {qid} has no positive, and the qrels have none either")
+        raise MBEIRError(
+            f"{where}: query {qid} has no positive, and the qrels have none either; add one to the "
+            "qrels, or remove the query"
+        )
     return Query(
         qid=qid,
         text=text,
@@ -241,7 +244,7 @@ def parse_query(
 
 
 def read_qrels(path: Path) -> dict[str, list[str]]:
-    """Relevant dids of each qid; empty if there is no such file."""
+    """Relevant dids of each judged qid, if any; empty if there is no such file."""
     found: dict[str, list[str]] = {}
     for line in lines(path) if path.is_file() else ():
         fields = line.text.split()
@@ -251,8 +254,9 @@ def read_qrels(path: Path) -> dict[str, list[str]]:
             )
         if not (IDENTITY.fullmatch(fields[0]) and IDENTITY.fullmatch(fields[2])):
             raise MBEIRError(f"{line.where}: ids must look like '9:12', not {line.text.strip()!r}")
+        relevant = found.setdefault(fields[0], [])
         if int(fields[3]) > 0:
-            found.setdefault(fields[0], []).append(fields[2])
+            relevant.append(fields[2])
     return found
 
 

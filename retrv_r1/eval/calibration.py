@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from retrv_r1.eval.models import Models
 from retrv_r1.eval.plan import read_cells
 from retrv_r1.eval.ranking import CellRun, CellRunner
 from retrv_r1.eval.settings import EvalSettings
+from retrv_r1.files import write_whole
 from retrv_r1.types import CheckpointError, Mode
 
 LOWEST, HIGHEST = 0.02, 50.0
@@ -187,11 +187,9 @@ def calibrate(
 
 
 def _write(config: Path, name: str, value: float) -> None:
-    """Sets a value of a JSON file, which is replaced in one step."""
+    """Sets a value of a JSON file, which is replaced in one step; a link to it stays."""
     values = json.loads(config.read_text(encoding="utf-8")) | {name: value}
-    partial = config.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, config)
+    write_whole(config, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _lists(runs: Sequence[CellRun], mode: Mode, before: float) -> _Lists:

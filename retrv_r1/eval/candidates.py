@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from retrv_r1.data import mbeir
 from retrv_r1.eval.cells import EvalError
+from retrv_r1.eval.outcomes import fingerprint
 
 _NAMES, _DIDS, _SCORES = "_query_names.json", "_cand_names.json", "_scores.json"
 _SUFFIXES = (".trec", ".txt", ".run", _NAMES)
@@ -54,6 +56,34 @@ class GivenList:
         rises = all(low <= high for low, high in pairwise(scores))
         own = scores if falls else [-score for score in scores] if rises else ranks
         return cls(tuple(dids), tuple(own), similarities=falls)
+
+
+class KeptLists:
+    """Lists of a cell's queries in a temporary file, so that they take no memory until its turn.
+
+    Args:
+        asked: qids of the lists to keep.
+        folder: folder of the file; None for the system's.
+    Attributes:
+        content: hash of the dids of all lists.
+    """
+
+    def __init__(
+        self, lists: Mapping[str, GivenList], asked: Iterable[str], folder: Path | None
+    ) -> None:
+        self.content = fingerprint({qid: one.dids for qid, one in lists.items()})
+        self._file = TemporaryFile("w+", encoding="utf-8", dir=folder)  # noqa: SIM115
+        kept = {qid: lists[qid] for qid in asked}
+        rows = {qid: (one.dids, one.scores, one.similarities) for qid, one in kept.items()}
+        json.dump(rows, self._file)
+
+    def load(self) -> dict[str, GivenList]:
+        """The lists, by qid."""
+        self._file.seek(0)
+        return {
+            qid: GivenList(tuple(dids), tuple(scores), own)
+            for qid, (dids, scores, own) in json.load(self._file).items()
+        }
 
 
 def read_lists(path: Path) -> dict[str, GivenList]:
@@ -174,14 +204,19 @@ def find_file(path: Path, cell: str, split: str, pool: str) -> Path:
     if len(choice) != 1:
         names = ", ".join(file.name for file in choice) or "none"
         raise EvalError(
-            f"{path} has {len(choice)} files of candidates for {cell} ({split}, {pool} pool), and "
-            f"one is needed: {names}"
+            f"{path} has {len(choice)} files of candidates for {cell} ({split}, {pool} pool): "
+            f"{names}; keep one there, or name it alone"
         )
     return choice[0]
 
 
 def lists_of(
-    path: Path, cell: mbeir.Cell, pool: str, known: Iterable[str], asked: Iterable[str]
+    path: Path,
+    cell: mbeir.Cell,
+    pool: str,
+    known: Iterable[str],
+    asked: Iterable[str],
+    read: Callable[[Path], Mapping[str, GivenList]] = read_lists,
 ) -> dict[str, GivenList]:
     """The candidates of a cell's queries, from its file.
 
@@ -189,15 +224,16 @@ def lists_of(
         pool: kind of the pool.
         known: qids of the cell's queries; the file may have others.
         asked: qids of those that need candidates.
+        read: function that reads a file.
     Raises:
         EvalError: see :func:`read_lists` and :func:`find_file`; or a query has no candidates.
     """
     file = find_file(path, cell.dataset, cell.split, pool)
-    lists = read_lists(file)
+    lists = read(file)
     wanted = list(asked)
     if absent := [qid for qid in wanted if qid not in lists]:
         raise EvalError(
             f"{file} has no candidates for {len(absent)} of {len(wanted)} queries of "
-            f"{cell.dataset}, {absent[0]} among them"
+            f"{cell.dataset}, {absent[0]} among them; add them, or rank fewer with --limit"
         )
     return {qid: lists[qid] for qid in known if qid in lists}

@@ -10,18 +10,21 @@ from typing import Unpack
 
 import torch
 
+from retrv_engine import RequestTooLarge
 from retrv_r1.data.mbeir import MBEIRError
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.eval.cells import EvalError, choose
 from retrv_r1.eval.chart import draw
 from retrv_r1.eval.metrics import require_metrics
 from retrv_r1.eval.models import Models
-from retrv_r1.eval.plan import BadCell, Plan, read_cells, remarks
+from retrv_r1.eval.notes import remarks
+from retrv_r1.eval.plan import BadCell, Plan, read_cells
 from retrv_r1.eval.ranking import CellRunner
 from retrv_r1.eval.report import Report, build
 from retrv_r1.eval.result import CellResult, measure
 from retrv_r1.eval.settings import EvalOptions, EvalSettings
-from retrv_r1.eval.trec import write_runs
+from retrv_r1.eval.trec import remove_others, write_runs
+from retrv_r1.files import write_whole
 from retrv_r1.model.checkpoint import saved_dtype
 from retrv_r1.model.first_stage import local_checkpoint
 from retrv_r1.types import ItemError
@@ -57,7 +60,7 @@ def run(
             pictograph set's test cells; ``all`` for every test cell.
         cells: names of cells, such as ``cirr_task7``; all of the split if empty.
         out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/``, ``outcomes/``,
-            and ``vectors/`` of the pools.
+            and ``vectors/`` of the pools. Run files of an earlier report are removed.
         device, dtype: see :meth:`retrv_r1.Reranker.from_pretrained`.
         options: fields of :class:`EvalSettings`.
     Raises:
@@ -71,7 +74,7 @@ def run(
     folder = None if out is None else _writable(Path(out))
     place = device_of(device)
     check_weights(options.get("weights", "model"), place)
-    checkpoint = local_checkpoint(model, first_stage=options.get("candidates") is None)
+    checkpoint = local_checkpoint(model)
     weights_dtype = dtype_of(dtype, place) or saved_dtype(checkpoint)
     settings = EvalSettings(
         k=tuple(sorted(set(k))),
@@ -79,6 +82,8 @@ def run(
         dtype=str(weights_dtype).removeprefix("torch."),
         **options,
     )
+    if folder is not None:
+        _check_apart(folder / "runs", settings)
     root = Path(dataset)
     models = Models(model, settings)
     plan = read_cells(root, choose(root, split, cells), settings, folder)
@@ -100,21 +105,25 @@ def _rank(
     Raises:
         EvalError: no cell is left, or an outcome is not valid.
     """
-    results, bad = [], list(plan.bad)
+    results, bad, written = [], list(plan.bad), list[Path]()
     for cell in bad:
         runner.say(f"not evaluated: {cell.name}: {cell.error}")
     for work in plan.works:
         try:
             run = runner.run(work)
-        except (MBEIRError, ItemError) as error:
-            bad.append(BadCell(work.cell.dataset, work.cell.split, work.pool.kind, str(error)))
-            runner.say(f"not evaluated: {bad[-1].name}: {error}")
+        except (MBEIRError, ItemError, RequestTooLarge) as error:
+            large = isinstance(error, RequestTooLarge)
+            message = f"{error}{'; or lower --window or --k' * large}"
+            bad.append(BadCell(work.cell.dataset, work.cell.split, work.pool.kind, message))
+            runner.say(f"not evaluated: {bad[-1].name}: {message}")
             continue
         results.append(measure(run, settings))
         if folder is not None:
-            write_runs(run, folder / "runs", settings.run_format)
+            written += write_runs(run, folder / "runs", settings.run_format)
     if not results:
         raise EvalError(f"no cell could be evaluated; {bad[-1].name}: {bad[-1].error}")
+    if folder is not None:
+        remove_others(folder / "runs", written)
     return results, bad
 
 
@@ -134,11 +143,21 @@ def _writable(folder: Path) -> Path:
         ) from error
 
 
+def _check_apart(runs: Path, settings: EvalSettings) -> None:
+    """Raises EvalError if the given lists are among the run files, which are written anew."""
+    given = settings.candidates and Path(settings.candidates).resolve()
+    if given and (given.is_relative_to(runs.resolve()) or runs.resolve().is_relative_to(given)):
+        raise EvalError(
+            f"{settings.candidates} would be overwritten by the run files in {runs}; name another "
+            "--out"
+        )
+
+
 def _write(report: Report, folder: Path) -> None:
     """Writes report and chart."""
     if draw(report, folder / "chart.png"):
         report["chart"] = "chart.png"
     else:
         report["notes"].append("No chart: matplotlib is not installed (pip install matplotlib).")
-    (folder / "report.json").write_text(report.to_json() + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+    write_whole(folder / "report.json", report.to_json() + "\n")
+    write_whole(folder / "report.md", report.to_markdown())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrv_kernels.extras import install_command
 from retrv_r1.eval.cells import EvalError
 from retrv_r1.eval.outcomes import Outcome
 
@@ -40,7 +41,7 @@ def require_metrics() -> None:
         import ir_measures  # noqa: F401
     except ImportError as error:
         raise EvalError(
-            f"evaluation needs ir-measures ({error}): pip install 'retrv-r1[eval]'"
+            f"evaluation needs ir-measures ({error}): {install_command('eval')}"
         ) from error
 
 

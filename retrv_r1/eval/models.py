@@ -32,7 +32,7 @@ class Models:
     def __init__(self, name: str | Path, settings: EvalSettings) -> None:
         self.name, self.settings = str(name), settings
         own = settings.candidates is None
-        self.folder = local_checkpoint(name, first_stage=own)
+        self.folder = local_checkpoint(name)
         if own and not (self.folder / FOLDER / "config.json").is_file():
             raise CheckpointError(
                 f"{self.folder} has no first stage, which evaluation needs: train one with "

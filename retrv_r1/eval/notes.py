@@ -6,8 +6,31 @@ from collections.abc import Sequence
 
 from retrv_r1.eval.benchmark import CUTOFF_OF
 from retrv_r1.eval.models import Models
+from retrv_r1.eval.plan import CellWork
 from retrv_r1.eval.result import CellResult
 from retrv_r1.eval.settings import EvalSettings
+
+_REMARKS = {
+    "positives_outside_the_pool": "positives are in other pools, where nothing can find them",
+    "queries_without_a_positive": "queries have no positive in the pool and count as not found",
+    "queries_with_lists_unlike_the_qrels": "queries list other positives than the qrels, which "
+    "decide",
+    "skipped_candidates": "candidates were left out for pictures that cannot be used",
+    "skipped_queries": "queries were left out for pictures that cannot be used",
+    "queries_with_short_lists": "queries have fewer candidates in the given lists than the largest "
+    "K",
+}
+
+
+def remarks(works: Sequence[CellWork]) -> list[str]:
+    """Sentences on what was left out or is not as it should be, with the cells' counts."""
+    said = []
+    for key, words in _REMARKS.items():
+        found = {f"{w.cell.dataset}, {w.pool.kind} pool": w.counts[key] for w in works}
+        cells = "; ".join(f"{name}: {count}" for name, count in found.items() if count)
+        if cells:
+            said.append(f"{sum(found.values())} {words} ({cells}).")
+    return said
 
 
 def notes(
@@ -22,7 +45,7 @@ def notes(
     return [
         f"R@k: share of queries with a relevant candidate among the first k (M-BEIR's Recall@k); "
         f"{limit}; the mean of a split is over its cells.",
-        *_benchmark(runs),
+        *_benchmark(runs, settings),
         *_first_stage(settings, models, runs),
         *_prompts(settings),
         "Differences are paired by query, with 95 % bootstrap intervals (queries resampled within "
@@ -44,7 +67,7 @@ def _but_fused(settings: EvalSettings) -> str:
     return "" if settings.fuse is None else " unless both stages' are added"
 
 
-def _benchmark(runs: Sequence[CellResult]) -> list[str]:
+def _benchmark(runs: Sequence[CellResult], settings: EvalSettings) -> list[str]:
     """What the column M-BEIR is, and which of its cells are missing from which part."""
     there: dict[str, set[str]] = {}
     for run in runs:
@@ -56,6 +79,12 @@ def _benchmark(runs: Sequence[CellResult]) -> list[str]:
         "M-BEIR: the recall that the benchmark's tables show, R@10 for Fashion200K and FashionIQ "
         "and R@5 for the other cells, and its mean over the 16 cells."
     ]
+    val = any(run.work.cell.split == "val" for run in runs)
+    if val or settings.limit is not None or any(run.work.skipped for run in runs):
+        said.append(
+            "The benchmark's tables are over all queries of the test split, and this is not: do "
+            "not compare the numbers."
+        )
     for part, cells in parts.items():
         missing = [cell for cell in CUTOFF_OF if cell not in cells]
         if cells and missing:
@@ -71,7 +100,10 @@ def _first_stage(settings: EvalSettings, models: Models, runs: Sequence[CellResu
     ceiling = "so its R@K is the ceiling"
     if settings.candidates is not None:
         named = settings.candidates.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-        return [f"K: the K best of the lists in {named} are reranked, {ceiling}."]
+        return [
+            f"K: the K best of the lists in {named} are reranked, {ceiling}. A part's pool is "
+            "where their dids were looked up; which pool that first stage searched is not known."
+        ]
     told = "behind their instruction" if models.reads_instructions else "without an instruction"
     said = [
         f"K: the first stage's K best of a cell's pool are reranked, {ceiling}. It reads queries "
@@ -87,6 +119,9 @@ def _first_stage(settings: EvalSettings, models: Models, runs: Sequence[CellResu
             f"The first stage reads {models.max_text} tokens of a text: {sum(hit.values())} of "
             f"{total} candidates are longer{each}."
         )
+    if cut := sum(run.cut_queries for run in runs):
+        behind = ", their instruction included" if models.reads_instructions else ""
+        said.append(f"It cut {cut} queries to {models.max_text} tokens{behind}.")
     return said
 
 
@@ -114,6 +149,12 @@ def _prompts(settings: EvalSettings) -> list[str]:
             f"Longer lists than {settings.window} are ranked by windows of {settings.window} "
             f"candidates, from the end to the start; those before the last in {mode}."
         )
+        if settings.order == "retrieved":
+            said.append(
+                "The start of such a list reaches the last window without a comparison, so even a "
+                "reranker that gives equal scores keeps some of the first stage's order: its R@k "
+                "is no chance for k > 1."
+            )
     if settings.fuse is not None:
         weight = "LamRA's weight of the cell" if settings.fuse == "lamra" else f"{settings.fuse:g}"
         said.append(f"pointwise + first stage: the first stage's score + {weight} × P(yes).")

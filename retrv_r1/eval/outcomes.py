@@ -28,6 +28,7 @@ class Outcome:
         inspected_rows: rows that inspections inserted.
         generated: number of generated tokens.
         seconds: the query's equal share of its batch's time, without encoding the items.
+        cut: whether the first stage has cut the query's text.
     """
 
     qid: str
@@ -42,6 +43,7 @@ class Outcome:
     inspected_rows: int = 0
     generated: int = 0
     seconds: float = 0.0
+    cut: bool = False
 
     @classmethod
     def of(

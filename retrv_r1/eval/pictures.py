@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from retrv_r1.data import mbeir
+from retrv_r1.data.mbeir_lines import json_lines
 from retrv_r1.eval.cells import EvalError
 from retrv_r1.images import load_image
 from retrv_r1.types import ItemError
 
 FILE = "pictures.db"
+_NAMED = 20  # bad pictures that an error names
 _BATCH = 512  # old versions of SQLite take 999 parameters
 _PIXELS = 1024  # a picture is decoded whole; JPEG's decoder makes it small at once
 
@@ -46,19 +49,24 @@ class Pictures:
         root: folder that picture names start from.
         out: folder of the database; None keeps it in a temporary file.
     Raises:
-        EvalError: the database is damaged.
+        EvalError: the database is damaged, or another evaluation uses it.
     """
 
     def __init__(self, root: Path, out: Path | None) -> None:
-        self.root = root
+        self.root, self.out = root, out
         # An empty name is SQLite's word for a temporary file.
         self._known = sqlite3.connect(out / FILE if out else "", isolation_level=None)
         try:
             self._known.execute("PRAGMA synchronous=NORMAL")
             self._known.execute(_TABLE)
         except sqlite3.DatabaseError as error:
-            raise EvalError(f"cannot use {FILE} in {out} ({error}); delete it") from error
+            raise self._unusable(error) from error
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+    def _unusable(self, error: sqlite3.DatabaseError) -> EvalError:
+        locked = "locked" in str(error)
+        fix = "another evaluation uses this folder: name another --out" if locked else "delete it"
+        return EvalError(f"cannot use {FILE} in {self.out} ({error}); {fix}")
 
     def close(self) -> None:
         self._known.close()
@@ -69,7 +77,10 @@ class Pictures:
         digest, bad = hashlib.sha256(), {}
         numbered = enumerate(names)
         while part := list(islice(numbered, _BATCH)):
-            found = self._look(sorted({name for _, name in part if name}))
+            try:
+                found = self._look(sorted({name for _, name in part if name}))
+            except sqlite3.DatabaseError as failure:
+                raise self._unusable(failure) from failure
             for place, name in part:
                 if name:
                     content, error = found[name]
@@ -130,3 +141,27 @@ def _examine(path: Path) -> tuple[bytes, str | None]:
             return hashlib.file_digest(handle, "sha256").digest(), None
     except (ItemError, OSError) as error:
         return b"", str(error)
+
+
+def bad_candidates(pool: mbeir.CandidatePool, bad: dict[int, str]) -> str:
+    """The error of a pool with bad pictures, by the candidates' rows."""
+    named = [f"line {pool.line(row)}: {error}" for row, error in list(bad.items())[:_NAMED]]
+    return _bad_pictures(pool.path, "candidates", len(bad), named)
+
+
+def bad_queries(path: Path, bad: dict[str, str]) -> str:
+    """The error of a file of queries with bad pictures, by qid."""
+    places = [
+        f"line {where.rpartition(':')[2]}: {bad[row['qid']]}"
+        for row, where in json_lines(path)
+        if row["qid"] in bad
+    ]
+    return _bad_pictures(path, "queries", len(bad), places[:_NAMED])
+
+
+def _bad_pictures(path: Path, things: str, count: int, named: Sequence[str]) -> str:
+    more = f"; and {count - len(named)} more" if count > len(named) else ""
+    return (
+        f"{path}: {count} {things} have pictures that cannot be used: {'; '.join(named)}{more}; "
+        "mend them, or leave them out with --skip-bad"
+    )

@@ -6,21 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from retrv_r1 import __version__
 from retrv_r1.data import mbeir
-from retrv_r1.data.mbeir_lines import json_lines
-from retrv_r1.eval.candidates import GivenList, lists_of
+from retrv_r1.eval.candidates import GivenList, KeptLists, lists_of, read_lists
 from retrv_r1.eval.cells import EvalError, part_of, sample, shape_of, whole_pool
 from retrv_r1.eval.outcomes import Journal, file_hash, fingerprint
-from retrv_r1.eval.pictures import Pictures
+from retrv_r1.eval.pictures import Pictures, bad_candidates, bad_queries
 from retrv_r1.eval.presentation import wording
 from retrv_r1.eval.progress import bar
 from retrv_r1.eval.settings import EvalSettings
 from retrv_r1.types import Item
-
-_NAMED = 20  # bad pictures that an error names
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,8 @@ class CellWork:
         queries: queries to ask, a sample of the task's.
         skipped: number of sampled queries that were left out for their pictures.
         data: hash of everything that was read.
-        given: candidates of each query from another first stage, by qid; None if there are none.
+        given: candidates of each query from another first stage; None if there are none.
+        short: number of queries with fewer such candidates than are to be reranked.
     """
 
     cell: mbeir.Cell
@@ -55,7 +54,8 @@ class CellWork:
     queries: Sequence[mbeir.Query]
     skipped: int
     data: str
-    given: Mapping[str, GivenList] | None = None
+    given: KeptLists | None = None
+    short: int = 0
 
     @property
     def part(self) -> str:
@@ -74,7 +74,7 @@ class CellWork:
         """Consecutive candidates of the pool."""
         return [self.task.item(candidate) for candidate in self.task.pool[start:stop]]
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]:
         """What was left out or is not as it should be, for the report."""
         foreign = [[did for did in q.positives if did not in self.task.pool] for q in self.queries]
@@ -85,6 +85,7 @@ class CellWork:
             "queries_with_lists_unlike_the_qrels": sum(q.disputed for q in self.queries),
             "skipped_candidates": self.pool.skipped,
             "skipped_queries": self.skipped,
+            "queries_with_short_lists": self.short,
         }
 
     def journal(self, out: Path | None, model: str, name: str, **about: object) -> Journal:
@@ -98,7 +99,7 @@ class CellWork:
         folder = out and out / "outcomes" / f"{cell.dataset}_{cell.split}"
         about |= {"cell": cell.dataset, "split": cell.split, "pool": self.pool.kind}
         if self.given is not None:
-            about["lists"] = fingerprint({qid: one.dids for qid, one in self.given.items()})
+            about["lists"] = self.given.content
         about |= {"model": model, "version": __version__, "data": self.data}
         if folder is not None:
             _remove_stale(folder, name, about)
@@ -160,50 +161,43 @@ def read_cells(
             f"{settings.candidates} has lists of one search: name its pool with --pool local or "
             "--pool global, or give a folder with a file for each pool"
         )
-    works, bad = [], []
     with closing(Pictures(root, out)) as pictures:
-        reader = _Reader(root, settings, pictures)
+        reader, works = _Reader(root, settings, pictures, out), list[CellWork]()
         for kind in settings.pools:
-            for cell in cells:
-                try:
-                    works.append(reader.read(cell, kind))
-                except (mbeir.MBEIRError, EvalError) as error:
-                    message = str(error).replace(f"{root}/", "")
-                    bad.append(BadCell(cell.dataset, cell.split, kind, message))
+            works += reader.read_all(cells, kind)
+        local = [work.cell for work in works if work.pool.kind == "local"]
+        if settings.pool == "local" and len(local) < len(works):  # one pool for all lists
+            works = [work for work in works if work.pool.kind == "global"]
+            works += reader.read_all(local, "global")
+    bad = reader.bad
     if not works:
         raise EvalError(f"no cell can be evaluated; {bad[0].name}: {bad[0].error}")
     return Plan(works, bad)
 
 
-_REMARKS = {
-    "positives_outside_the_pool": "positives are in other pools, where nothing can find them",
-    "queries_without_a_positive": "queries have no positive in the pool and count as not found",
-    "queries_with_lists_unlike_the_qrels": "queries list other positives than the qrels, which "
-    "decide",
-    "skipped_candidates": "candidates were left out for pictures that cannot be used",
-    "skipped_queries": "queries were left out for pictures that cannot be used",
-}
-
-
-def remarks(works: Sequence[CellWork]) -> list[str]:
-    """Sentences on what was left out or is not as it should be, with the cells' counts."""
-    said = []
-    for key, words in _REMARKS.items():
-        found = {f"{w.cell.dataset}, {w.pool.kind} pool": w.counts[key] for w in works}
-        cells = "; ".join(f"{name}: {count}" for name, count in found.items() if count)
-        if cells:
-            said.append(f"{sum(found.values())} {words} ({cells}).")
-    return said
-
-
 class _Reader:
     """Reads cells; a pool that several of them share is read once."""
 
-    def __init__(self, root: Path, settings: EvalSettings, pictures: Pictures) -> None:
-        self.root, self.settings, self.pictures = root, settings, pictures
+    def __init__(
+        self, root: Path, settings: EvalSettings, pictures: Pictures, out: Path | None
+    ) -> None:
+        self.root, self.settings, self.pictures, self.out = root, settings, pictures, out
+        self.bad: list[BadCell] = []
         self._pools: dict[Path, Pool | mbeir.MBEIRError] = {}
+        self._lists = lru_cache(maxsize=1)(read_lists)  # one file may serve all cells
 
-    def read(self, cell: mbeir.Cell, kind: mbeir.Pool) -> CellWork:
+    def read_all(self, cells: Sequence[mbeir.Cell], kind: mbeir.Pool) -> list[CellWork]:
+        """Cells that search one kind of pool; those that cannot be read are added to ``bad``."""
+        works = []
+        for cell in cells:
+            try:
+                works.append(self._read(cell, kind))
+            except (mbeir.MBEIRError, EvalError) as error:
+                message = str(error).replace(f"{self.root}/", "")
+                self.bad.append(BadCell(cell.dataset, cell.split, kind, message))
+        return works
+
+    def _read(self, cell: mbeir.Cell, kind: mbeir.Pool) -> CellWork:
         settings = self.settings
         pool, task = self._load(cell, kind)
         if not task.queries:
@@ -216,23 +210,29 @@ class _Reader:
         errors = {task.queries[place].qid: error for place, error in checked.bad.items()}
         bad = {query.qid: errors[query.qid] for query in asked if query.qid in errors}
         if bad and not settings.skip_bad:
-            raise mbeir.MBEIRError(_bad_queries(cell.queries, bad))
+            raise mbeir.MBEIRError(bad_queries(cell.queries, bad))
         queries = [query for query in asked if query.qid not in bad]
         if not queries:
             raise mbeir.MBEIRError(f"{cell.queries}: no query has a picture that can be used")
-        given = None
+        given, short = None, 0
         if settings.candidates is not None:
-            given = self._given(Path(settings.candidates), cell, kind, task, queries)
+            lists = self._given(Path(settings.candidates), cell, kind, task, queries)
             alone = settings.pool == "local" and "global" in cell.pools
-            if alone and _unknown(given, task):  # LamRA reranks with the union pool
+            if alone and _unknown(lists, task):  # LamRA reranks with the union pool
                 pool, task = self._load(cell, "global")
-            if did := _unknown(given, task):
+            if did := _unknown(lists, task):
                 name = pool.candidates.path.name
-                raise EvalError(f"{settings.candidates} names {did}, which is not in {name}")
+                raise EvalError(
+                    f"{settings.candidates} names {did}, which is not in {name}; give lists of a "
+                    "search in that pool, or choose another --pool"
+                )
+            wanted = min(max(settings.k), len(task.pool))
+            short = sum(len(lists[query.qid].dids) < wanted for query in queries)
+            given = KeptLists(lists, [query.qid for query in queries], self.out)
         data = fingerprint(
             {"files": self._files(cell), "pool": pool.content, "pictures": checked.content}
         )
-        return CellWork(cell, pool, task, queries, len(bad), data, given)
+        return CellWork(cell, pool, task, queries, len(bad), data, given, short)
 
     def _given(
         self,
@@ -244,7 +244,7 @@ class _Reader:
     ) -> dict[str, GivenList]:
         """The lists that a file gives for a cell's queries."""
         known, asked = ([query.qid for query in some] for some in (task.queries, queries))
-        lists = lists_of(path, cell, kind, known, asked)
+        lists = lists_of(path, cell, kind, known, asked, self._lists)
         if self.settings.fuse is not None and not all(one.similarities for one in lists.values()):
             raise EvalError(
                 f"{path} gives distances or ranks, which cannot be added to P(yes); leave --fuse "
@@ -274,7 +274,7 @@ class _Reader:
         label = f"checking the pictures of {path.name}"
         checked = self.pictures.check(bar(images, label, len(candidates)))
         if checked.bad and not self.settings.skip_bad:
-            raise mbeir.MBEIRError(_bad_candidates(candidates, checked.bad))
+            raise mbeir.MBEIRError(bad_candidates(candidates, checked.bad))
         if len(checked.bad) == len(candidates):
             raise mbeir.MBEIRError(f"{path}: no candidate has a picture that can be used")
         content = fingerprint({"file": file_hash(self.root, [path]), "pictures": checked.content})
@@ -293,25 +293,3 @@ class _Reader:
 def _unknown(given: Mapping[str, GivenList], task: mbeir.Task) -> str | None:
     """The first given candidate that a task's pool lacks."""
     return next((did for one in given.values() for did in one.dids if did not in task.pool), None)
-
-
-def _bad_candidates(pool: mbeir.CandidatePool, bad: dict[int, str]) -> str:
-    named = [f"line {pool.line(row)}: {error}" for row, error in list(bad.items())[:_NAMED]]
-    return _bad_pictures(pool.path, "candidates", len(bad), named)
-
-
-def _bad_queries(path: Path, bad: dict[str, str]) -> str:
-    places = [
-        f"line {where.rpartition(':')[2]}: {bad[row['qid']]}"
-        for row, where in json_lines(path)
-        if row["qid"] in bad
-    ]
-    return _bad_pictures(path, "queries", len(bad), places[:_NAMED])
-
-
-def _bad_pictures(path: Path, things: str, count: int, named: Sequence[str]) -> str:
-    more = f"; and {count - len(named)} more" if count > len(named) else ""
-    return (
-        f"{path}: {count} {things} have pictures that cannot be used: {'; '.join(named)}{more}; "
-        "mend them, or leave them out with --skip-bad"
-    )

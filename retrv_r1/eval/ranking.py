@@ -75,9 +75,9 @@ class CellRunner:
         self, work: CellWork, nearest: Mapping[str, Sequence[str]], system: System, k: int
     ) -> list[Outcome]:
         """Outcomes of one system over each query's ``k`` nearest candidates."""
-        options = {"mode": system.mode, "reading": system.reading, **self.settings.ranking_options}
+        options = {"reading": system.reading, **self.settings.ranking_options(system.mode, k)}
         model, name = self.models.fingerprint, f"{system.slug}-k{k}"
-        journal = work.journal(self.out, model, name, k=k, **options)
+        journal = work.journal(self.out, model, name, **options)
         waiting = [query for query in work.queries if query.qid not in journal.outcomes]
         size = self.settings.batch_size
         label = f"{work.name}, {system.name}, K = {k}"

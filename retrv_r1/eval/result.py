@@ -28,6 +28,7 @@ class CellResult:
         row: the cell's row of the report.
         recalls: whether each query was found, by system and cutoff.
         cut: see :class:`CellRun`.
+        cut_queries: number of queries whose text the first stage has cut.
         lists, probabilities, well_formed: number of reranked lists, of those with scores in [0, 1],
             and of those that are well-formed.
     """
@@ -36,6 +37,7 @@ class CellResult:
     row: Row
     recalls: Mapping[Key, Mapping[int, np.ndarray]]
     cut: int | None
+    cut_queries: int
     lists: int
     probabilities: int
     well_formed: int
@@ -56,6 +58,7 @@ def measure(run: CellRun, settings: EvalSettings) -> CellResult:
         row=_cell(run, recalls),
         recalls=recalls,
         cut=run.cut,
+        cut_queries=sum(outcome.cut for outcome in run.first),
         lists=len(lists),
         probabilities=sum(not system.fused for system, _ in lists),
         well_formed=sum(outcome.well_formed for _, outcome in lists),

@@ -45,7 +45,8 @@ class Retriever:
         """
         depth, settings = max(*self.settings.k, *CUTOFFS), self.settings
         if work.given is not None:
-            return [_given(query.qid, work.given[query.qid], depth) for query in work.queries]
+            given = work.given.load()
+            return [_given(query.qid, given[query.qid], depth) for query in work.queries]
         model, name = self.models.fingerprint, f"first-stage-k{depth}"
         about: dict[str, object] = {"depth": depth}
         about |= {"seed": settings.seed, "device": settings.device}
@@ -57,10 +58,11 @@ class Retriever:
             pool = self._pool_file(work).fill(self._embed, work.items, work.task.pool.path.name)
             started = time.perf_counter()
             vectors, _ = self._embed([self._item(work, query) for query in waiting])
+            cut = set(self.models.first_stage.cut_places)
             seeds = [tie_seed(query.qid, settings) for query in waiting]
             scores, indices = self.models.first_stage.search(vectors, pool, depth, seeds)
             seconds = (time.perf_counter() - started) / len(waiting)
-            found = zip(waiting, indices.tolist(), scores.tolist(), strict=True)
+            found = enumerate(zip(waiting, indices.tolist(), scores.tolist(), strict=True))
             journal.add(
                 [
                     Outcome(
@@ -68,8 +70,9 @@ class Retriever:
                         ranking=tuple(work.task.pool[index].did for index in nearest),
                         scores=tuple(similarities),
                         seconds=seconds,
+                        cut=place in cut,
                     )
-                    for query, nearest, similarities in found
+                    for place, (query, nearest, similarities) in found
                 ]
             )
         return [journal.outcomes[query.qid] for query in work.queries]

@@ -59,7 +59,7 @@ class EvalOptions(TypedDict, total=False):
     """Options of :func:`retrv_r1.eval.run` that :class:`EvalSettings` describes."""
 
     modes: Sequence[Mode]
-    full_tokens: bool
+    full_tokens: bool | None
     readings: Sequence[Reading] | None
     fuse: float | Literal["lamra"] | None
     instructions: Instructions
@@ -85,8 +85,10 @@ class EvalSettings:
     Args:
         k: candidate counts; for each, that many of the first stage's best are reranked.
         modes: modes to evaluate, of ``reason`` and ``fast``.
-        full_tokens: whether to also rerank full-length candidates, the baseline of compression.
+        full_tokens: whether to also rerank full-length candidates, the baseline of compression;
+            they are if None.
         readings: readings to evaluate; None for ``compressed``, and ``full`` by ``full_tokens``.
+            One of the two can be set.
         fuse: weight of P(yes) beside the first stage's score, for another system that ranks by
             their sum; ``"lamra"`` for LamRA's weights, which are 1 but for MSCOCO; None for no
             such system. It needs the pointwise reading.
@@ -115,7 +117,7 @@ class EvalSettings:
 
     k: tuple[int, ...] = (10, 50)
     modes: Sequence[Mode] = ("reason", "fast")
-    full_tokens: bool = True
+    full_tokens: bool | None = None
     readings: Sequence[Reading] | None = None
     fuse: float | Literal["lamra"] | None = None
     instructions: Instructions = "first"
@@ -142,7 +144,7 @@ class EvalSettings:
         if unknown or not self.modes:
             raise EvalError(f"modes must be 'reason', 'fast' or both, got {self.modes}")
         if self.limit is not None and self.limit < 1:
-            raise EvalError(f"limit must be at least 1, got {self.limit}")
+            raise EvalError(f"limit must be at least 1, or left out, got {self.limit}")
         if self.batch_size < 1:
             raise EvalError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 2 <= self.window <= MAX_CANDIDATES:
@@ -155,13 +157,17 @@ class EvalSettings:
 
     def _check_readings(self) -> None:
         if self.readings is not None:
+            if self.full_tokens is not None:
+                raise EvalError("readings and full_tokens say the same: leave full_tokens out")
             if not self.readings or set(self.readings) - set(get_args(Reading)):
                 known = ", ".join(map(repr, get_args(Reading)))
                 raise EvalError(f"readings must be one or more of {known}, got {self.readings}")
             if "pointwise" in self.readings and "fast" not in self.modes:
                 raise EvalError("pointwise reading has no reasoning: add the mode fast")
         if self.fuse is not None and "pointwise" not in (self.readings or ()):
-            raise EvalError("fuse needs the pointwise reading: its weight is one of P(yes)")
+            raise EvalError(
+                "fuse needs the pointwise reading, whose P(yes) it weighs: add --reading pointwise"
+            )
         if isinstance(self.fuse, str) and self.fuse != "lamra":
             raise EvalError(f"fuse must be a number or 'lamra', got {self.fuse!r}")
         if isinstance(self.fuse, (int, float)) and not 0 <= self.fuse < math.inf:
@@ -175,7 +181,9 @@ class EvalSettings:
     @property
     def systems(self) -> Sequence[System]:
         """All systems: by reading, then fast before reason; the fused one is the last."""
-        usual: Sequence[Reading] = ("compressed", "full") if self.full_tokens else ("compressed",)
+        usual: Sequence[Reading] = (
+            ("compressed",) if self.full_tokens is False else ("compressed", "full")
+        )
         chosen = usual if self.readings is None else self.readings
         systems = [
             System(mode, reading)
@@ -187,15 +195,17 @@ class EvalSettings:
         fused = [] if self.fuse is None else [System("fast", "pointwise", fused=True)]
         return systems + fused
 
-    @property
-    def ranking_options(self) -> dict[str, Any]:
-        """Settings that decide a reranking, besides model, data, system and count."""
+    def ranking_options(self, mode: Mode, k: int) -> dict[str, Any]:
+        """Settings that decide a reranking, besides model, data and reading."""
+        windows = mode == "reason" and k > self.window
         return {
+            "mode": mode,
+            "k": k,
             "int8_keys": self.int8_keys,
             "instructions": self.instructions,
             "order": self.order,
             "window": self.window,
-            "earlier_windows": self.earlier_windows,
+            "earlier_windows": self.earlier_windows if windows else None,
             "weights": self.weights,
             "seed": self.seed,
             "batch_size": self.batch_size,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.eval.ranking import CellRun
 from retrv_r1.eval.settings import RunFormat
+from retrv_r1.files import write_whole
+
+_OURS = re.compile(r"(first-stage|((fast|reason)(-full)?|pointwise(-fused)?)-k\d+)(-global)?")
 
 
 def falling(scores: Sequence[float]) -> list[np.float32]:
@@ -41,22 +45,38 @@ def run_lines(
             yield f"{outcome.qid} Q0 {did} {rank} {score:.9g} {tag}{last}"
 
 
-def write_runs(run: CellRun, folder: Path, run_format: RunFormat = "trec") -> None:
+def write_runs(run: CellRun, folder: Path, run_format: RunFormat = "trec") -> list[Path]:
     """Writes a run file for each system and count to a folder named like the cell.
 
     The names of rankings of the global pool end in ``-global``.
 
     Args:
         run_format: ``uniir`` for a seventh column with the task id.
+    Returns:
+        The files.
     """
-    tasks = None
+    tasks, written = None, list[Path]()
     if run_format == "uniir":
         tasks = {query.qid: query.task_id for query in run.work.queries}
     folder = folder / f"{run.work.cell.dataset}_{run.work.cell.split}"
-    folder.mkdir(parents=True, exist_ok=True)
     tagged = {"first-stage": run.first}
     tagged |= {f"{system.slug}-k{k}": outcomes for (system, k), outcomes in run.reranked.items()}
     for system_tag, outcomes in tagged.items():
         tag = system_tag + ("-global" if run.work.pool.kind == "global" else "")
         text = "".join(f"{line}\n" for line in run_lines(outcomes, tag, tasks))
-        (folder / f"{tag}.trec").write_text(text, encoding="utf-8")
+        path = folder / f"{tag}.trec"
+        write_whole(path, text)
+        written.append(path)
+    return written
+
+
+def remove_others(folder: Path, written: Iterable[Path]) -> None:
+    """Removes the run files of a folder that earlier evaluations wrote, and this one did not.
+
+    Args:
+        written: files to keep.
+    """
+    kept = set(written)
+    for path in folder.glob("*/*.trec"):
+        if _OURS.fullmatch(path.stem) and path not in kept:
+            path.unlink()

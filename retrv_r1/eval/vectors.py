@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrv_r1.eval.cells import EvalError
 from retrv_r1.eval.progress import bar
 from retrv_r1.types import Item
 
@@ -85,10 +86,23 @@ class VectorFile:
         self._count.unlink()
 
     def _open(self, width: int, *, fresh: bool) -> np.memmap:
+        """The mapped file, with its space on disk: a write without space kills the process."""
         if not fresh:
-            return np.lib.format.open_memmap(self._partial, mode="r+")
-        shape = (self.size, width)
-        return np.lib.format.open_memmap(self._partial, "w+", np.float32, shape)
+            kept = np.lib.format.open_memmap(self._partial, mode="r+")
+        else:
+            shape = (self.size, width)
+            kept = np.lib.format.open_memmap(self._partial, "w+", np.float32, shape)
+        size = self._partial.stat().st_size
+        try:
+            with self._partial.open("r+b") as handle:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(handle.fileno(), 0, size)
+        except OSError as error:
+            raise EvalError(
+                f"no space for the {size / 1e6:.0f} MB of {self._partial} ({error.strerror}); "
+                "name an --out on a larger disk"
+            ) from error
+        return kept
 
     def _done(self) -> tuple[int, int]:
         """Numbers of candidates that an earlier run embedded, and of texts that it cut."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from transformers.utils import cached_file
 
 from retrv_r1.model.checkpoint import resolve
 from retrv_r1.model.config import RetrvR1Config
@@ -37,6 +37,7 @@ class FirstStage:
     Attributes:
         max_text: tokens to which a text is cut.
         cut: number of texts that were cut so far.
+        cut_places: places, in the items of the last call of :meth:`embed`, of texts that it cut.
     """
 
     def __init__(self, model: RetrvEmbedder, processor: RetrvR1Processor) -> None:
@@ -45,6 +46,7 @@ class FirstStage:
             model.config.max_text = MAX_TEXT
         self.max_text = int(model.config.max_text)
         self.cut = 0
+        self.cut_places: list[int] = []
 
     @classmethod
     def from_pretrained(
@@ -105,6 +107,7 @@ class FirstStage:
             transient=True,
             disable=len(items) < _LONG or not console.is_terminal,
         )
+        self.cut_places = []
         parts = [self._batch(items[start : start + batch_size], start) for start in starts]
         return torch.cat(parts) if parts else torch.empty(0, self.model.config.embedding_dim)
 
@@ -148,7 +151,9 @@ class FirstStage:
             pixels = torch.cat(list(patches.values())).to(device)
             vectors = self.model.embed_pictures(pixels, grids)
             pictures = (torch.tensor(list(patches), device=device), vectors)
-        self.cut += sum(len(e.text_ids) > self.max_text for e in encoded)
+        cut = [start + i for i, e in enumerate(encoded) if len(e.text_ids) > self.max_text]
+        self.cut_places += cut
+        self.cut += len(cut)
         ids = {i: e.text_ids[: self.max_text] for i, e in enumerate(encoded) if e.text_ids}
         if ids:
             rows = [torch.tensor(row) for row in ids.values()]
@@ -198,18 +203,24 @@ def _draw_last(similar: Tensor, found: Tensor, places: Tensor, seeds: Tensor, st
 
 
 def _tie_keys(seeds: Tensor, numbers: Tensor) -> Tensor:
-    """Random-looking integers, one for each seed and candidate (splitmix64's last steps)."""
-    bits = (seeds + numbers) * -0x61C8864680B583EB
+    """Random-looking integers, one for each seed and candidate.
+
+    Seeds are mixed before numbers are added, or seed s + 1 would have the order of s, shifted.
+    """
+    return _mix(_mix(seeds) + numbers)
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """The last steps of splitmix64."""
+    bits = bits * -0x61C8864680B583EB
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         bits = (bits ^ ((bits >> shift) & ((1 << 64 - shift) - 1))) * factor
     return bits ^ ((bits >> 31) & ((1 << 33) - 1))
 
 
-def local_checkpoint(name: str | Path, *, first_stage: bool = True) -> Path:
-    """The directory of a checkpoint; one on the hub is downloaded.
+def local_checkpoint(name: str | Path) -> Path:
+    """The directory of a checkpoint; one on the hub is downloaded whole.
 
-    Args:
-        first_stage: whether its first stage is needed.
     Raises:
         CheckpointError: there is no such checkpoint.
     """
@@ -217,11 +228,9 @@ def local_checkpoint(name: str | Path, *, first_stage: bool = True) -> Path:
     if isinstance(source, Path):
         return source
     try:
-        config = cached_file(source, "config.json")
-        if first_stage:
-            cached_file(source, f"{FOLDER}/config.json")
-            cached_file(source, f"{FOLDER}/model.safetensors")
-    except OSError as error:
-        folder = f" with its {FOLDER!r} folder" if first_stage else ""
-        raise CheckpointError(f"cannot get {source}{folder}: {error}") from error
-    return Path(config).parent
+        return Path(snapshot_download(source))
+    except (OSError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(
+            f"cannot get {source}: {why}; check name and network, or name a local directory"
+        ) from error

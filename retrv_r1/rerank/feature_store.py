@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from retrv_kernels.extras import install_command
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.types import RetrvError
@@ -38,7 +39,7 @@ class FeatureStore:
             import diskcache
         except ImportError as error:
             raise RetrvError(
-                "a feature cache on disk needs diskcache: pip install 'retrv-r1[cache]'"
+                f"a feature cache on disk needs diskcache: {install_command('cache')}"
             ) from error
         if directory.exists() and not directory.is_dir():
             raise RetrvError(

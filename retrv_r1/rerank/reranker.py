@@ -25,15 +25,14 @@ from retrv_r1.rerank.options import (
     default_sampling,
     list_of_requests,
 )
-from retrv_r1.rerank.ordering import merge_windows, reasoning_text
 from retrv_r1.rerank.requests import ItemFeatures, RequestBuilder
+from retrv_r1.rerank.results import results_of
 from retrv_r1.rerank.windows import CandidateList, WindowResult
 from retrv_r1.types import (
     EarlierWindows,
     EngineName,
     ItemLike,
     Mode,
-    RankedItem,
     RankedResults,
     RankRequest,
     Reading,
@@ -218,8 +217,10 @@ class Reranker:
             for one, result in zip(sliding, results, strict=True):
                 one.slide(result.order)
         last = iter(self._rank_windows([one for one in lists if one.candidates], options))
+        about = self.name, self.model, self.processor
         return [
-            self._results(one, next(last) if one.candidates else None, options) for one in lists
+            results_of(one, next(last) if one.candidates else None, options, *about)
+            for one in lists
         ]
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -292,51 +293,8 @@ class Reranker:
                 prepared.append(one.prepare(self.builder, options))
             one.timings["compression"] += time.perf_counter() - started
         outputs = iter(self.engine.generate([p.request for window in prepared for p in window]))
-        results = []
-        for one, window in zip(lists, prepared, strict=True):
-            own = [next(outputs) for _ in window]
-            if options.reading == "pointwise":
-                results.append(WindowResult.pointwise(window, own, one.places))
-            else:
-                temperature = self.model.config.temperature_of(options.mode)
-                results.append(WindowResult.listwise(window, own, temperature, one.places))
-        return results
-
-    def _results(
-        self, one: CandidateList, last: WindowResult | None, options: RankOptions
-    ) -> RankedResults:
-        """The ranking of a list whose last window was ranked; ``last`` is None if it is empty."""
-        nothing = RankedResults(
-            one.query.item,
-            None,
-            (),
-            mode=options.mode,
-            model=self.name,
-            device=str(self.model.device),
-            dtype=str(self.model.dtype).removeprefix("torch."),
-            query_truncated=one.query.features.item.truncated,
-        )
-        if last is None:
-            return nothing
-        output, current = last.output, one.current
-        inspected = tuple(current[place] for place in output.inspected)
-        order = merge_windows(one.numbered(last.order), one.tail)
-        return replace(
-            nothing,
-            answer=current[last.order[0][0]],
-            ranking=tuple(
-                RankedItem(
-                    number,
-                    score,
-                    one.candidates[number].item,
-                    number in inspected,
-                    one.candidates[number].features.item.truncated,
-                )
-                for number, score in order[: options.top_k]
-            ),
-            reasoning=reasoning_text(self.processor, output.tokens, current),
-            inspected=inspected,
-            well_formed=output.well_formed,
-            timings={**one.timings, **output.timings},
-            tokens=last.tokens,
-        )
+        temperature = self.model.config.temperature_of(options.mode)
+        return [
+            one.result(window, [next(outputs) for _ in window], options, temperature)
+            for one, window in zip(lists, prepared, strict=True)
+        ]

@@ -129,6 +129,18 @@ class CandidateList:
         samplings = [replace(options.sampling, seed=seed) for seed in seeds]
         return [replace(one, request=replace(one.request, sampling=own)) for own in samplings]
 
+    def result(
+        self,
+        prepared: Sequence[Prepared],
+        outputs: Sequence[Output],
+        options: RankOptions,
+        temperature: float,
+    ) -> WindowResult:
+        """The outcome of the current window, from what :meth:`prepare` made and its outputs."""
+        if options.reading == "pointwise":
+            return WindowResult.pointwise(prepared, outputs, self.places)
+        return WindowResult.listwise(prepared, outputs, temperature, self.places)
+
     def slide(self, ranked: Sequence[tuple[int, float]]) -> None:
         """Records the ranking of the current window and moves it half its size towards the start.
 

@@ -18,6 +18,7 @@ import torch
 
 from retrv_engine.base import EngineMissing
 from retrv_engine.sglang.wire_format import STOP_WITH_STDIN
+from retrv_kernels.extras import install_command
 
 CPU_PYTHON = Path(sys.prefix) / "sglang" / "bin" / "python"
 """Interpreter of the environment that ``make sglang-cpu`` makes. SGLang has one of its own there,
@@ -119,7 +120,7 @@ def find_python() -> Path:
     paths = [Path(entry) / "sglang" / "version.py" for entry in sys.path]
     if any(path.exists() for path in paths):
         return Path(sys.executable)
-    how = "pip install 'retrv-r1[sglang]'" if torch.cuda.is_available() else "make sglang-cpu"
+    how = install_command("sglang") if torch.cuda.is_available() else "make sglang-cpu"
     raise EngineMissing(
         f"SGLang is not installed: {how}, or name the interpreter of an environment that has it "
         "(SGLangConfig(python=…)), or a running server (SGLangConfig(url=…))"

@@ -34,7 +34,8 @@ def relate_tokens(
     score is ``ρᵢ Σₑⱼ pᵢₑⱼ (q̃ₕ·Vⱼₑ)``. With ``eps``, RMSNorm's factor is
     ``ρᵢ = 1 / √(|Rᵢ|²/d + eps)``; without, it is 1. For short queries ``|Rᵢ|²`` is
     ``pᵢ (V Vᵀ) pᵢ``; for long ones tiles of R are formed (`forms.py`). Both are exact up to
-    rounding, and memory grows linearly with rows of candidates and queries.
+    rounding. The forward's memory grows linearly with rows of candidates and queries; the
+    backward's with their product, because it keeps the weights ``p`` of all tiles.
 
     Args:
         relation_keys: rows of all candidates, ``[n, w]``, float32, float16 or bfloat16; or int8

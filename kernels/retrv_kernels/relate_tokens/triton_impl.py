@@ -187,8 +187,8 @@ def _extents(given: Arguments) -> tuple[Tensor, int, int]:
     """Offset of each pair's rows, their total number, and the rows of the longest query.
 
     With one query the shapes give all of it: a candidate's rows have the offset of its keys. With
-    several queries this waits for the device once, because bounds from the shapes alone would
-    multiply the temporary memory by the number of queries.
+    several queries this waits for the device, after `forms.py` has waited to choose their forms:
+    bounds from the shapes alone would multiply the temporary memory by the number of queries.
     """
     candidate, cu_queries = given.candidate.long(), given.cu_queries
     if len(cu_queries) == 2:

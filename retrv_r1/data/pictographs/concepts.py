@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from retrv_kernels.extras import install_command
 from retrv_r1.types import RetrvError
 
 LANGUAGES: Mapping[str, str] = {
@@ -168,7 +169,7 @@ def _emoji_data() -> Mapping[str, Mapping[str, Any]]:
         import emoji
     except ImportError as error:
         raise RetrvError(
-            "the pictograph set needs the `emoji` package: pip install 'retrv-r1[data]'"
+            f"the pictograph set needs the `emoji` package: {install_command('data')}"
         ) from error
     emoji.config.load_language(list(LANGUAGES))
     return emoji.EMOJI_DATA

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from retrv_kernels.extras import install_command
 from retrv_r1.data.pictographs.sources import Drawings
 from retrv_r1.types import RetrvError
 
@@ -101,7 +102,7 @@ def render_all(
     try:
         import resvg_py  # noqa: F401
     except ImportError as error:
-        message = "rendering needs resvg-py: pip install 'retrv-r1[data]'"
+        message = f"rendering needs resvg-py: {install_command('data')}"
         raise RetrvError(message) from error
     result: dict[str, Mapping[str, Path]] = {}
     # Spawned: the progress bar's thread makes forking unsafe.

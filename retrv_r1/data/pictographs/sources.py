@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from retrv_kernels.extras import install_command
 from retrv_r1.data.pictographs.concepts import Concept
 from retrv_r1.data.pictographs.join import Joiner
 from retrv_r1.data.pictographs.npm import icon_svg, read_tarball
 from retrv_r1.data.pictographs.styles import BY_NAME, Style
 from retrv_r1.types import RetrvError
 
-_EXTRA = "pip install 'retrv-r1[data]'"
+_EXTRA = install_command("data")
 
 
 @dataclass(frozen=True)
