@@ -163,5 +163,5 @@ def _bad_pictures(path: Path, things: str, count: int, named: Sequence[str]) -> 
     more = f"; and {count - len(named)} more" if count > len(named) else ""
     return (
         f"{path}: {count} {things} have pictures that cannot be used: {'; '.join(named)}{more}; "
-        "mend them, or leave them out with --skip-bad"
+        "repair them, or leave them out with --skip-bad"
     )
