@@ -21,7 +21,7 @@ pytest_plugins = ("sglang_fixtures",)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DEMO = EXAMPLES / "demo"
 PRINTED = {
-    "rank_pictures": "1. 0.983  police-officer-dark-skin-tone.png  (inspected)",
+    "rank_pictures": "1. 0.390  police-officer-dark-skin-tone.png  (inspected)",
     "rank_batch": "change it to green: green-apple.png",
     "rounded_weights": "pictures encoded: 0, found on disk: 51",
     "sglang_server": "guitar.png",

@@ -22,7 +22,7 @@ from retrv_engine.sglang import process
 from retrv_engine.sglang.weights import parameters_of
 from retrv_engine.sglang.wire_format import tensor_to_json
 from retrv_engine.sglang.worker import server
-from retrv_r1 import Item, Reranker
+from retrv_r1 import Item, Reranker, RetrvError
 
 pytest_plugins = ["sglang_fixtures"]
 
@@ -186,7 +186,7 @@ def test_a_server_that_dies_is_reported_and_started_again(sglang_python):
     reranker.close()
     gone, alive = psutil.wait_procs(started, timeout=20)
     assert len(gone) == len(started) and not alive
-    with pytest.raises(RuntimeError, match="closed"):
+    with pytest.raises(RetrvError, match="the reranker is closed"):
         reranker.rank("a fire engine", demo)
 
 
