@@ -42,4 +42,13 @@ WeightsDtype = Annotated[
         help="Dtype of the weights. Default: float32 on a CPU, the checkpoint's own on a GPU.",
     ),
 ]
+TrainDevice = Annotated[
+    str | None, typer.Option("--device", help="cpu or cuda. Default: a GPU if there is one.")
+]
+TrainDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="float32 or bfloat16. Default: float32 on a CPU, bfloat16 on a GPU."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from retrv_r1 import __version__
-from retrv_r1.command.arguments import AsJson
+from retrv_r1.command.arguments import AsJson, TrainDevice, TrainDtype
 from retrv_r1.command.evaluate import evaluate
 from retrv_r1.command.rerank import rerank
 from retrv_r1.command.shell import Group, clear_errors, echo, print_json, stdout
@@ -104,13 +104,8 @@ def train(
         Path | None,
         typer.Option("--data", help="Folder or pack of the data set. Default: the config's."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32 or bfloat16. Default: float32 on a CPU, bfloat16 on a GPU."),
-    ] = None,
+    device: TrainDevice = None,
+    dtype: TrainDtype = None,
     workers: Annotated[
         int | None,
         typer.Option(help="Processes that make batches. Default: 0 on a CPU, cores - 1 on a GPU."),

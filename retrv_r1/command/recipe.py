@@ -24,6 +24,7 @@ import torch
 import typer
 from rich.console import Console
 
+from retrv_r1.command.arguments import TrainDevice, TrainDtype
 from retrv_r1.command.shell import clean_ending, print_json
 from retrv_r1.command.ship import assemble
 from retrv_r1.data import mbeir
@@ -208,13 +209,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder in which a folder for the card is made.")],
     minutes: Annotated[float, typer.Option(min=0.1, help="Time limit for everything.")],
     work: Annotated[Path, typer.Option(help="Folder of runs and data.")] = Path("runs/recipe"),
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda. Default: a GPU if there is one.")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32 or bfloat16. Default: float32 on a CPU, bfloat16 on a GPU."),
-    ] = None,
+    device: TrainDevice = None,
+    dtype: TrainDtype = None,
     workers: Annotated[int | None, typer.Option(help="Processes that make batches.")] = None,
     configs: Annotated[Path, typer.Option(help="Folder with one YAML file per stage.")] = CONFIGS,
     commit: Annotated[str | None, typer.Option(help="Commit of the code, for the record.")] = None,
