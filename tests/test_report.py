@@ -139,7 +139,7 @@ def test_picture_query_text_answers_fast_mode_and_empty_list():
     assert "Reasoning</h2>" not in page and "inspected in full" not in page and ">second" in page
     empty = RankedResults(Item(text="q"), None, ())
     assert "There were no candidates." in render_html(empty, candidates=[])
-    assert "well-formed answer" in render_html(results(texts, well_formed=False))
+    assert "had to enforce the format" in render_html(results(texts, well_formed=False))
 
 
 def test_page_is_deterministic_and_small(items):
@@ -228,9 +228,9 @@ def test_terminal_is_narrow_and_safe(items):
     text = terminal(results(hostile), width=60)
     assert "\x1b" not in text and "[red]x[/]" in text
     assert max(map(len, text.splitlines()[:4])) <= 60 and "…" in text
-    assert "not end in a well-formed" in terminal(results(items, well_formed=False))
+    assert "had to enforce the format" in terminal(results(items, well_formed=False))
     fast = results(items, well_formed=False, mode="fast", reasoning="")
-    assert "well-formed" not in terminal(fast) + render_html(fast)
+    assert "enforce the format" not in terminal(fast) + render_html(fast)
 
 
 def test_terminal_without_unicode(items):

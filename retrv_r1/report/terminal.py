@@ -46,7 +46,7 @@ def print_ranking(results: RankedResults, console: Console, *, candidates: int) 
         for step in reasoning_steps(results.reasoning, candidates):
             console.print(_step(step, plain))
     if results.mode == "reason" and not results.well_formed:
-        console.print(Text("the reasoning did not end in a well-formed answer", "yellow"))
+        console.print(Text("the engine had to enforce the format of this reasoning", "yellow"))
     if results.query_truncated:
         console.print(Text("only the start of the query was read", "yellow"))
     console.print(Text("\n" + _footer(results, candidates), "dim"))
