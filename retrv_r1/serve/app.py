@@ -73,6 +73,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     _add_routes(
         app,
@@ -99,9 +100,7 @@ def make_metrics() -> Metrics:
     return Metrics(routes=routes, dialects=[one.name for one in DIALECTS])
 
 
-async def _start(
-    service: RerankService, on_start: Callable[[BaseException | None], None]
-) -> None:
+async def _start(service: RerankService, on_start: Callable[[BaseException | None], None]) -> None:
     try:
         await service.start()
     except Exception as error:

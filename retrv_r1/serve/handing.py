@@ -1,4 +1,4 @@
-"""Makes a call of the service from what a request asks for: decodes its pictures, fills defaults."""
+"""Makes a call of the service from what a request asks for: pictures decoded, defaults filled."""
 
 from __future__ import annotations
 

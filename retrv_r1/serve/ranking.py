@@ -94,9 +94,7 @@ class Ranking:
             return read_json(body)
         return await run_in_threadpool(read_json, body)
 
-    def _asked(
-        self, dialect: Dialect, body: Mapping[str, Any], trace: Trace
-    ) -> tuple[Asked, ...]:
+    def _asked(self, dialect: Dialect, body: Mapping[str, Any], trace: Trace) -> tuple[Asked, ...]:
         try:
             found = dialect.parse(body, self.settings.limits)
         except ApiError as error:
@@ -224,6 +222,4 @@ def _warning_headers(content: Any, asked: Asked) -> dict[str, str]:
 
 def _response(content: Any, status: int, headers: Mapping[str, str]) -> Response:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(
-        text.encode("utf-8", "replace"), status, dict(headers), "application/json"
-    )
+    return Response(text.encode("utf-8", "replace"), status, dict(headers), "application/json")
