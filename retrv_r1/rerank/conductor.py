@@ -61,7 +61,10 @@ class Conductor:
 
         Raises:
             RetrvError: it is closed.
+            ValueError: a plain engine cannot keep a budget.
         """
+        if isinstance(self.engine, PlainEngine) and math.isfinite(course.budget):
+            raise ValueError('the plain engine cannot be cut: use engine="local" with a budget')
         with self._news:
             if self._closed:
                 raise RetrvError(CLOSED)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Self, get_args
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -80,8 +80,6 @@ class Reranker:
         cache: str | Path | None = None,
     ) -> None:
         check_settings(engine, config, window=window, batch_size=batch_size, cache=cache)
-        if earlier_windows not in get_args(EarlierWindows):
-            raise ValueError(f"earlier_windows must be 'fast' or 'same', got {earlier_windows!r}")
         self.model, self.processor, self.name, self.window = model.eval(), processor, name, window
         self.earlier_windows = earlier_windows
         directory = None if cache is None else Path(cache)
@@ -90,11 +88,11 @@ class Reranker:
         self._closed = False
         # Held while weights are read outside the engine.
         self._encoding, self._compressing = threading.RLock(), threading.RLock()
-        self.engine = make_engine(
-            engine, model, processor.tokens, config, batch_size=batch_size, checkpoint=checkpoint
-        )
         self._ranker = Ranker(
             name, self.builder, self._compressing, window=window, earlier_windows=earlier_windows
+        )
+        self.engine = make_engine(
+            engine, model, processor.tokens, config, batch_size=batch_size, checkpoint=checkpoint
         )
         self._conductor = Conductor(self.engine, processor, self.encoder, self._encoding)
 
@@ -166,7 +164,7 @@ class Reranker:
             top_k: number of candidates to return; all when None.
             mode: ``"reason"`` thinks and inspects candidates, ``"fast"`` answers at once,
                 ``"auto"`` reasons only where the fast answer's score is below the checkpoint's
-                threshold (0.9 if it has none); the results' ``mode`` says what it did.
+                threshold, or 0.9; the results say which it was.
             instruction: wording of the task; the checkpoint's own when None.
             reading: how candidates are read. ``"compressed"``: two tokens each. ``"full"``: all
                 their rows (the baseline without compression). ``"pointwise"``: all their rows, each
@@ -208,9 +206,9 @@ class Reranker:
         """
         if self._closed:
             raise RetrvError(CLOSED)
-        requests = list_of_requests(requests)
+        given = list_of_requests(requests)
         plan = self._ranker.plan(mode, reading, sampling, votes, top_k)
-        runs = [self._steps(request, plan) for request in requests]
+        runs = [self._steps(request, plan) for request in given]
         return run_together(runs, self.engine.generate)
 
     def submit(
@@ -228,8 +226,7 @@ class Reranker:
     ) -> Ranking:
         """Starts a ranking that runs beside others, and can be watched, awaited and cancelled.
 
-        The other arguments, and the errors of the result, are those of :meth:`rank`. With a plain
-        engine there is no running beside: rankings take turns.
+        The other arguments and the errors are those of :meth:`rank`; a plain engine takes turns.
 
         Args:
             budget: seconds from now after which reasoning is cut, at the end of the engine's step,
@@ -297,7 +294,6 @@ class Reranker:
         self.close()
 
     def _steps(self, request: RankRequest, plan: RankPlan) -> Steps:
-        """Encodes a request's items; its next steps."""
         meter = Meter(items := request.items())
         with self._encoding, meter.timed("features"):
             features = self.encoder.encode(items)

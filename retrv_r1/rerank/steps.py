@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TypeAlias, get_args
 
 from retrv_engine import Output, Request, Sampling
 from retrv_r1.rerank.feature_encoder import Features
@@ -80,6 +80,8 @@ class Ranker:
         name: name of the model in results.
         weights: lock that is held while weights are read.
         window, earlier_windows: see :class:`retrv_r1.Reranker`.
+    Raises:
+        ValueError: a mode of the earlier windows that there is not.
     """
 
     def __init__(
@@ -91,6 +93,8 @@ class Ranker:
         window: int,
         earlier_windows: EarlierWindows,
     ) -> None:
+        if earlier_windows not in get_args(EarlierWindows):
+            raise ValueError(f"earlier_windows must be 'fast' or 'same', got {earlier_windows!r}")
         self.name, self.builder, self.weights = name, builder, weights
         self.model, self.processor = builder.model, builder.processor
         self.window, self.earlier_windows = window, earlier_windows
