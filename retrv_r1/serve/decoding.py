@@ -17,8 +17,10 @@ from retrv_r1.serve.refused import PictureRefused
 __all__ = ["Decoding", "DecodingPool", "Fit"]
 
 # Names that a Python needs to start; keys and tokens of the server's environment stay out.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
-_ENVIRONMENT += ("SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV")
+_ENVIRONMENT = (
+    *("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME"),
+    *("SYSTEMROOT", "TMPDIR", "VIRTUAL_ENV"),
+)
 _START_SECONDS = 60.0
 _BUFFER = 2**20
 

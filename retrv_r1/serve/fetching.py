@@ -21,6 +21,7 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 """Addresses of a host and a port."""
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_HOST = re.compile(r"[a-z0-9_.-]+|[0-9a-f:.]+")
 _NUMBER = re.compile(r"(0x[0-9a-f]*|[0-9]+)\.?$", re.IGNORECASE)
 _QUAD = re.compile(r"(0|[1-9][0-9]{0,2})(\.(0|[1-9][0-9]{0,2})){3}$")
 _HEADERS = (
@@ -189,7 +190,7 @@ def _parsed(text: str, ports: frozenset[int]) -> httpx.URL:
         host = url.raw_host.decode("ascii")
     except (httpx.InvalidURL, UnicodeError, ValueError):
         raise _forbidden("it is not a valid URL") from None
-    if url.scheme not in ("http", "https") or not host:
+    if url.scheme not in ("http", "https") or not _HOST.fullmatch(host):
         raise _forbidden("it must start with http:// or https:// and name a host")
     if url.userinfo:
         raise _forbidden("it must not contain a user name or password")

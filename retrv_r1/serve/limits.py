@@ -110,7 +110,8 @@ async def read_body(
             if announced is not None and int(announced[:20]) > most:
                 await _drain(chunks, most)
                 raise _too_large(most, int(announced[:20]))
-            parts, size = [], 0
+            parts: list[bytes] = []
+            size = 0
             async for chunk in chunks:
                 size += len(chunk)
                 if size > most:

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,7 +55,7 @@ class PicturePolicy:
     max_pixels: int = MAX_SOURCE_PIXELS
     max_memory: int = 2 * 2**30
     max_seconds: float = 20.0
-    fetch: FetchPolicy = FetchPolicy()
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
     workers: int = 2
     kept_bytes: int = 64 * 2**20
 
@@ -133,6 +133,13 @@ class PictureReader:
             self._metrics.picture(picture.origin, picture.bytes, time.perf_counter() - start)
         return picture
 
+    def fit_to(self, fit: Fit | None) -> None:
+        """Sets the size that the model reads, when that is known; better before the first picture.
+
+        Features do not depend on it, only what is kept and passed on.
+        """
+        self.decoding = self.pool.decoding = replace(self.decoding, fit=fit)
+
     async def aclose(self) -> None:
         """Ends processes, threads and connections."""
         await self.pool.aclose()
@@ -154,7 +161,7 @@ class PictureReader:
             raise PictureRefused(
                 400,
                 "picture_files_off",
-                "file: pictures are off; send a data URI, or start the server with a picture folder",
+                "file: pictures are off; send a data URI, or start the server with a folder of them",
             )
         return await self._decode(lambda: file_bytes(value, root, most), origin)
 

@@ -76,7 +76,9 @@ class Score:
 
     def render(self, answers: Sequence[Answer]) -> Any:
         scores = {
-            answer.asked.places[row.index]: row.score for answer in answers for row in answer.results
+            answer.asked.places[row.index]: row.score
+            for answer in answers
+            for row in answer.results
         }
         usages = [usage_of(answer.results) for answer in answers]
         one = answers[0]
@@ -131,7 +133,8 @@ def _pairs(fields: Fields, limits: Limits) -> tuple[Placed, Placed]:
             side *= count
     if len(first) != len(second):
         raise invalid(
-            f"text_1 has {len(first)} items and text_2 {len(second)}; send as many, or one", "text_1"
+            f"text_1 has {len(first)} items and text_2 {len(second)}; send as many, or one",
+            "text_1",
         )
     return first, second
 

@@ -52,7 +52,8 @@ class ItemReader:
                 than one picture. 413 for a text over the limit.
         """
         parts = _Parts(place)
-        identity, ignored = None, []
+        identity: str | int | float | None = None
+        ignored: list[str] = []
         if isinstance(value, str):
             parts.texts.append(self._text(value, place))
         elif isinstance(value, list):
@@ -116,7 +117,9 @@ class ItemReader:
         """An object that is an item or a part of one: what it says of text and picture."""
         kind = value.get("type")
         if isinstance(kind, str) and any(word in kind for word in ("video", "audio", "file")):
-            raise invalid(f"{place} is of type {kind[:40]!r}; only texts and pictures are read", place)
+            raise invalid(
+                f"{place} is of type {kind[:40]!r}; only texts and pictures are read", place
+            )
         if (content := value.get("content")) is not None:
             parts.found = True
             if isinstance(content, list):
