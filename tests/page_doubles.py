@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -17,8 +18,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from retrv_r1.serve.page import mount_page
+from retrv_r1.serve import page as page_module
 
+EXAMPLE = Path(page_module.__file__).parent / "page" / "example"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 CHAIN = "Wanted: a tiger. Close: [5] [8].\ninspect [5]: stripes. inspect [8]: a mane. So [5]"
@@ -130,7 +132,7 @@ def serving(app_of: Callable[[Server], Any]) -> Iterator[Server]:
 def double(server: Server) -> FastAPI:
     """The application of the prepared server."""
     app = FastAPI()
-    mount_page(app)
+    page_module.mount_page(app)
     app.add_api_route("/v1/rerank", server.rerank, methods=["POST"], response_model=None)
     app.add_api_route("/health", lambda: {"status": "ready"})
     app.add_api_route("/info", lambda: {"model_id": "double", "device": "cpu"})
@@ -171,3 +173,18 @@ class Watch:
         # The browser itself reports an answer that is an error, which some tests want.
         if message.type in ("error", "warning") and "status of" not in message.text:
             self.complaints.append(message.text)
+
+
+def choose(page: Any, mode: str) -> None:
+    page.locator(f"input[value={mode}] + span").click()
+
+
+def until(page: Any, selector: str, text: str) -> None:
+    """Waits until an element has exactly this text."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(selector)).to_have_text(text, timeout=20_000)
+
+
+def names(page: Any) -> list[str]:
+    return page.eval_on_selector_all("#cards .card", "cards => cards.map((card) => card.title)")

@@ -2,7 +2,8 @@
 
 import { bar, byId, bytes, counted, make, picture, seconds, whole } from "./dom.js";
 
-const COLOURS = 6;
+const COLOURS = 7;
+const PHASES = ["queue", "features", "compression", "prefill", "decode", "inspection", "answer"];
 const ROWS = { query: "query and instruction", candidates: "candidates", inspected: "inspected", generated: "generated" };
 
 // Rows by kind, of a response. The prompt is counted without its candidates.
@@ -15,6 +16,14 @@ export function rowsOf({ retrv = {}, usage = {} }) {
     inspected: tokens.inspected,
     generated: tokens.generated,
   };
+}
+
+// Seconds by phase, in the order of the work, and `total`.
+function phasesOf({ retrv = {} }) {
+  const { total, ...given } = retrv.bill?.seconds ?? retrv.timings ?? {};
+  const names = [...PHASES.filter((name) => name in given), ...Object.keys(given).filter((name) => !PHASES.includes(name))];
+  const phases = Object.fromEntries(names.map((name) => [name, given[name]]));
+  return { phases, total: total ?? sum(phases) };
 }
 
 const sum = (values) => Object.values(values).reduce((total, value) => total + value, 0);
@@ -41,7 +50,7 @@ export function showBill(response, sentBytes, elapsed) {
   const { retrv = {}, usage = {} } = response;
   const rows = rowsOf(response);
   const bill = retrv.bill ?? {};
-  const { total, ...phases } = bill.seconds ?? retrv.timings ?? {};
+  const { phases, total } = phasesOf(response);
   const cached = (bill.tokens ?? retrv.tokens)?.cached ?? usage.cached_tokens ?? 0;
   const found = (bill.remembered ?? 0) + (bill.stored ?? 0);
   const inspections = bill.inspections ?? retrv.inspected?.length ?? 0;
@@ -58,7 +67,7 @@ export function showBill(response, sentBytes, elapsed) {
       "div",
       { class: "cost" },
       panel("Rows the model read and wrote", whole(sum(rows)), named(rows), whole),
-      panel("Time", seconds(total ?? sum(phases)), phases, seconds),
+      panel("Time", seconds(total), phases, seconds),
     ),
     make("p", { class: "summary" }, ...facts.map(([value, words]) => make("span", {}, make("b", {}, value), ` ${words}`))),
   );
@@ -66,8 +75,8 @@ export function showBill(response, sentBytes, elapsed) {
 }
 
 // Time without the encoding of pictures and texts, which both readings share through the cache.
-function modelSeconds({ retrv = {} }) {
-  const { features, total, queue, ...others } = retrv.bill?.seconds ?? retrv.timings ?? {};
+function modelSeconds(response) {
+  const { features, queue, ...others } = phasesOf(response).phases;
   return sum(others);
 }
 
@@ -91,7 +100,7 @@ export function showComparison(compressed, full, items) {
       ]),
       side("All tokens", full, items, here, rows[1], times[1], []),
     ),
-    make("p", { class: "hint" }, "Seconds are the model's alone: pictures were encoded once for both. Both answered in fast mode."),
+    make("p", { class: "hint" }, "Both answered in fast mode, and got the list in the same new order, so that neither found it in the cache. Seconds are without waiting and without encoding, which was done once for both."),
   );
   byId("comparison").hidden = false;
 }

@@ -72,6 +72,7 @@ export class Given {
     const place = byId("query-picture");
     place.hidden = !item;
     byId("choose-query").textContent = item ? "Another picture" : "Choose a picture";
+    byId("query").placeholder = item ? "Words, too?" : "What are you looking for?";
     if (!item) return place.replaceChildren();
     const remove = make("button", { type: "button", class: "remove", "aria-label": "Remove the query's picture" }, "×");
     remove.addEventListener("click", () => this.setPicture(null));

@@ -16,6 +16,18 @@ function options() {
   return { ...chosen, reading: "compressed" };
 }
 
+// The order in which candidates are sent. A comparison rotates them by chance, so that neither
+// reading finds the list in the server's cache and both are timed alike.
+function orderOf(count, compares) {
+  const first = compares && count > 1 ? 1 + Math.floor(Math.random() * (count - 1)) : 0;
+  return Array.from({ length: count }, (_, place) => (place + first) % count);
+}
+
+function ownOrder(response, order) {
+  const results = response.results.map((row) => ({ ...row, index: order[row.index] }));
+  return { ...response, results, retrv: { ...response.retrv, answer: results[0]?.index ?? null } };
+}
+
 export class Runner {
   // `given` is what the user gave; `cards` shows it.
   constructor(given, cards) {
@@ -60,6 +72,7 @@ export class Runner {
       abort: new AbortController(),
       query: picture ? { ...(text && { text }), image: picture.image } : text,
       items: candidates,
+      order: orderOf(candidates.length, byId("compare").checked),
       bytes: [picture, ...candidates].reduce((total, item) => total + (item?.bytes ?? 0), 0),
       retrv: options(),
       compares: byId("compare").checked,
@@ -79,15 +92,17 @@ export class Runner {
     byId("outcome").scrollIntoView({ block: "nearest" });
   }
 
-  ask(run, retrv) {
-    const body = { query: run.query, documents: run.items.map(sent), return_documents: false, retrv };
-    return rerank(body, {
+  async ask(run, retrv) {
+    const documents = run.order.map((index) => sent(run.items[index]));
+    const body = { query: run.query, documents, return_documents: false, retrv };
+    const response = await rerank(body, {
       key: byId("key").value,
       signal: run.abort.signal,
       onReasoning: (piece) => run.reasoning.append(piece),
       onInspection: (index) => this.cards.inspect(index),
       onDraft: (draft) => this.showDraft(run, draft),
     });
+    return run.compares ? ownOrder(response, run.order) : response;
   }
 
   showDraft(run, { results }) {
