@@ -78,7 +78,7 @@ $(NEWEST)/.installed: requirements/transformers_newest.txt | $(INSTALLED)
 	@touch $@
 
 bench: $(INSTALLED)
-	$(BIN)/python -m bench.run --suite $(SUITE) $(BENCH_FLAGS)
+	$(BIN)/python -m $(if $(filter serve,$(SUITE)),bench.serve,bench.run --suite $(SUITE)) $(BENCH_FLAGS)
 
 gpu-python:
 	@"$(GPU_PYTHON)" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, \
