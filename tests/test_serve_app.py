@@ -23,14 +23,14 @@ ASK = {"query": "apple", "documents": ["pear", "red apple"]}
 KEY = "a-key-of-some-length"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+@pytest.fixture(scope="module", name="server")
+def shared() -> Iterator[Server]:
     with double() as server:
         yield server
 
 
-@pytest.fixture(scope="module")
-def locked() -> Iterator[Server]:
+@pytest.fixture(scope="module", name="locked")
+def with_keys() -> Iterator[Server]:
     with double(Settings(keys=Keys.of([KEY, "another-key-0"]))) as server:
         yield server
 
