@@ -79,6 +79,7 @@ def test_the_superset_has_what_jina_cohere_v1_vllm_and_voyage_read(server):
     }
     assert (body["object"], body["model"]) == ("rerank", "tiny")
     assert body["meta"]["api_version"] == {"version": "1"}
+    assert body["retrv"]["none_of_these"] == 0.25
     assert body["retrv"]["answer"] == 1 and body["retrv"]["bill"]["seconds"] == {"total": 0.5}
 
 
