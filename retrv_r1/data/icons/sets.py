@@ -22,6 +22,8 @@ _BRANDS = frozenset(("Logos", "Programming"))
 _KEPT = frozenset(("codicon",))  # an editor's controls, though listed under programming
 LEFT_OUT: Mapping[str, str] = {
     "academicons": "brands",
+    "devicon-line": "brands",
+    "devicon-original": "brands",
     "fa-brands": "brands",
     "fa6-brands": "brands",
     "cif": "names are country codes",
