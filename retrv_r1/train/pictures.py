@@ -55,7 +55,7 @@ class PictureBank:
 
     @classmethod
     def load(cls, root: Path) -> PictureBank:
-        """Reads ``pictures.npy``, ``glyphs.npy`` if there is one, ``pictures.jsonl`` of a data set."""
+        """Reads a data set: ``pictures.jsonl``, ``pictures.npy``, and ``glyphs.npy`` if it has it."""
         index = root / "pictures.jsonl"
         if not index.is_file():
             what = "has no pictures.jsonl" if root.is_dir() else "is not a folder"
