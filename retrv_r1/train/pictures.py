@@ -22,26 +22,40 @@ class NoPictures(RetrvError, FileNotFoundError):
 class PictureBank:
     """All pictures of a data set, square RGBA, by their paths in the data set.
 
+    Rows are the pictures with colours of their own, then the glyphs, which have one colour.
+
     Args:
         pixels: pixels of the pictures, ``uint8 [n, s, s, 4]``; a memory map is enough.
-        paths: path of each picture in the data set.
+        paths: path of each picture in the data set, of the glyphs too.
         concepts: concept that each picture shows, the same for every style; None if not known.
+        glyphs: alpha of the glyphs, ``uint8 [m, s, s]``; None if there are none.
     """
 
     def __init__(
-        self, pixels: np.ndarray, paths: Sequence[str], concepts: Sequence[str | None]
+        self,
+        pixels: np.ndarray,
+        paths: Sequence[str],
+        concepts: Sequence[str | None],
+        glyphs: np.ndarray | None = None,
     ) -> None:
-        if pixels.ndim != 4 or pixels.shape[-1] != 4 or len(paths) != len(pixels):
-            raise ValueError(f"{len(paths)} paths for pictures of shape {pixels.shape}")
+        if pixels.ndim != 4 or pixels.shape[-1] != 4:
+            raise ValueError(f"pictures of shape {pixels.shape}: not [n, s, s, 4]")
+        if glyphs is None:
+            glyphs = np.zeros((0, *pixels.shape[1:3]), np.uint8)
+        if glyphs.ndim != 3 or glyphs.shape[1:] != pixels.shape[1:3]:
+            raise ValueError(f"glyphs of shape {glyphs.shape} for pictures of {pixels.shape}")
+        if len(paths) != len(pixels) + len(glyphs):
+            raise ValueError(f"{len(paths)} paths for {len(pixels)} pictures, {len(glyphs)} glyphs")
         self.pixels = pixels
+        self.glyphs = glyphs
         self.paths = list(paths)
         self.concepts = list(concepts)
         self.row_of = {path: row for row, path in enumerate(self.paths)}
-        self._store: Tensor | None = None
+        self._store: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def load(cls, root: Path) -> PictureBank:
-        """Reads ``pictures.npy`` and ``pictures.jsonl`` of a built data set."""
+        """Reads a data set: ``pictures.jsonl``, ``pictures.npy``, and ``glyphs.npy`` if it has it."""
         index = root / "pictures.jsonl"
         if not index.is_file():
             what = "has no pictures.jsonl" if root.is_dir() else "is not a folder"
@@ -50,21 +64,46 @@ class PictureBank:
         rows = [json.loads(line) for line in lines]
         paths = [row["img_path"] for row in rows]
         concepts = [row.get("code") for row in rows]
-        return cls(np.load(root / "pictures.npy", mmap_mode="r"), paths, concepts)
+        arrays = [
+            np.load(path, mmap_mode="r") if path.exists() else None
+            for path in (root / "pictures.npy", root / "glyphs.npy")
+        ]
+        if arrays[0] is None:
+            raise NoPictures(f"{root} has no pictures.npy: build the data set again")
+        return cls(arrays[0], paths, concepts, arrays[1])
 
     def to(self, device: torch.device) -> PictureBank:
         """This bank, with its pictures copied to a GPU as bytes; nothing changes on a CPU."""
         if device.type != "cpu":
-            self._store = torch.from_numpy(np.array(self.pixels)).to(device)
+            pixels, glyphs = (torch.from_numpy(np.array(a)) for a in (self.pixels, self.glyphs))
+            self._store = pixels.to(device), glyphs.to(device)
         return self
 
-    def rgba(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """Pictures by rows of the bank, ``[b, 4, s, s]`` in [0, 1], on the bank's device."""
-        if self._store is None:
-            pixels = torch.from_numpy(self.pixels[np.asarray(rows)])
-        else:
-            pixels = self._store[torch.as_tensor(rows, device=self._store.device)]
-        return pixels.permute(0, 3, 1, 2).float() / 255
+    def rgba(self, rows: Sequence[int] | Tensor, colours: Tensor | None = None) -> Tensor:
+        """Pictures by rows of the bank, ``[b, 4, s, s]`` in [0, 1], on the bank's device.
+
+        Args:
+            colours: colour of each glyph, ``[b, 3]`` in [0, 1]; black when None. Pictures with
+                colours of their own keep them.
+        """
+        rows = torch.as_tensor(rows)
+        glyph = rows >= len(self.pixels)
+        device = torch.device("cpu") if self._store is None else self._store[0].device
+        side = self.pixels.shape[1]
+        result = torch.zeros(len(rows), 4, side, side, device=device)
+        if not bool(glyph.all()):
+            result[~glyph] = self._read(0, rows[~glyph]).permute(0, 3, 1, 2).float() / 255
+        if bool(glyph.any()):
+            result[glyph, 3] = self._read(1, rows[glyph] - len(self.pixels)).float() / 255
+            if colours is not None:
+                result[glyph, :3] = colours[glyph].to(device)[:, :, None, None]
+        return result
+
+    def _read(self, array: int, rows: Tensor) -> Tensor:
+        """Rows of the pictures (0) or of the glyphs (1), as bytes."""
+        if self._store is not None:
+            return self._store[array][rows.to(self._store[array].device)]
+        return torch.from_numpy((self.pixels, self.glyphs)[array][rows.cpu().numpy()])
 
 
 def on_white(rgba: Tensor) -> Tensor:
