@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retrv_r1.data.icons.concepts import Words, brands, hold_out, merge_plurals
+from retrv_r1.data.icons.concepts import Words, brands, hold_out, is_brand, merge_plurals
 from retrv_r1.data.icons.names import IconName, group_key, read_names, singular
 from retrv_r1.data.icons.sets import icon_set, reason_against
 
@@ -168,12 +168,15 @@ def test_a_concept_is_held_out_with_all_its_forms() -> None:
     assert group_key(["add", "users"]) == group_key(["user", "add"])
 
 
-def test_brands_are_what_several_sets_of_brands_name_and_nobody_draws_as_a_thing() -> None:
-    sets = {
-        name: {"apple", "github", "rare"} if i < 3 else {"rare"} for i, name in enumerate("abc")
-    }
-    assert brands(sets, things={"apple"}) == {"github", "rare"}
-    assert brands({"a": {"github"}}, things=()) == set()
+def test_brands_are_what_several_sets_of_brands_name_and_no_word_for_a_thing() -> None:
+    named = {"apple", "github", "image", "twitter"}
+    sets = {name: named if name != "d" else {"rare"} for name in "abcd"}
+    many = [("image", f"word{i}") for i in range(60)]
+    assert brands(sets, {"apple", "twitter"}, many) == {"github", "twitter"}
+    assert brands({"a": {"github"}}, (), ()) == set()
+    known = {"github", "figma"}
+    assert all(is_brand(code, known) for code in ("github", "figma circle", "fhir logo"))
+    assert not any(is_brand(code, known) for code in ("circle", "git branch", "logo", "apple"))
 
 
 def test_words_of_a_name_without_gaps_are_found() -> None:
