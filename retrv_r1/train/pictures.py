@@ -55,7 +55,7 @@ class PictureBank:
 
     @classmethod
     def load(cls, root: Path) -> PictureBank:
-        """Reads a data set: ``pictures.jsonl``, ``pictures.npy``, and ``glyphs.npy`` if it has it."""
+        """Reads ``pictures.jsonl``, ``pictures.npy`` and, if there is one, ``glyphs.npy``."""
         index = root / "pictures.jsonl"
         if not index.is_file():
             what = "has no pictures.jsonl" if root.is_dir() else "is not a folder"
