@@ -10,6 +10,7 @@ import numpy as np
 
 from retrv_r1.data.icons.corpus import IconRow
 from retrv_r1.data.icons.detail import Twin, Twins
+from retrv_r1.data.icons.detail_words import POINTING
 from retrv_r1.data.icons.drafts import Draft, concept, dids, sample, worded
 from retrv_r1.data.icons.english import article
 from retrv_r1.data.icons.index import Index, Pool, bag, sayable
@@ -92,9 +93,7 @@ def to_name(pool: NamePool, rows: Iterable[IconRow]) -> list[Draft]:
     return [Draft(None, row, concept(row), "picture", names) for row, names in found if names]
 
 
-def changed(
-    twins: Twins, count: int, rng: np.random.Generator, split: str
-) -> list[Draft]:
+def changed(twins: Twins, count: int, rng: np.random.Generator, split: str) -> list[Draft]:
     """Picture and what is to be different → its twin: "with dark skin tone", "pointing left".
 
     The twin of the picture's own hand comes first; twins by other hands are relevant too.
@@ -157,9 +156,10 @@ def change_phrases(target: Twin) -> tuple[str, ...]:
             return "filled", "the same but filled", "make it solid"
         return "outline", "the same as an outline", "only the outline"
     if kind == "direction" and len(value.split()) == 1:
-        return f"pointing {value}", f"the same to the {value}" if value in ("left", "right") else (
-            f"the same {value}wards"
-        ), f"{value} instead"  # fmt: skip
+        aside = f"to the {value}" if value in ("left", "right") else f"{value} instead"
+        if POINTING & set(target.detail.rest.split()):
+            return f"pointing {value}", f"the same but pointing {value}", aside
+        return f"{value} instead", f"the same but {value}"
     if kind == "badge":
         sign = {"off": "crossed out", "check": "with a check mark"}
         text = sign.get(value, f"with {article(value)} {value}")

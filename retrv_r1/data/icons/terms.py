@@ -94,6 +94,8 @@ def read_terms(corpus: IconCorpus, out: Path, *, seed: int = 0) -> list[Terms]:
         named = index.same(terms.code)
         words = dict.fromkeys(clean(term) for term in terms.terms)
         said = tuple(t for t in words if t and bag(t) not in named and bag(t) != bag(terms.name))
+        if terms.code.startswith("flag "):  # letters of a country's code, in every language
+            said = tuple(t for t in said if len(t) > 3) if terms.language == "en" else ()
         if said:
             part = _part(terms.source, terms.code, seed)
             kept.append(Terms(**asdict(terms) | {"terms": said, "split": part}))
@@ -170,7 +172,9 @@ def _emoji(
 ) -> Terms:
     sets = tuple(dict.fromkeys(row.set for row in drawn))
     first = drawn[0]
-    return Terms(source, sets, " ".join(label.split()), first.code, first.gender, tuple(said), language)
+    return Terms(
+        source, sets, " ".join(label.split()), first.code, first.gender, tuple(said), language
+    )
 
 
 def _emoji_rows(index: Index) -> Mapping[str, list[IconRow]]:
@@ -214,7 +218,7 @@ def _yaml(package: Path, name: str) -> Any:
     except ImportError as error:
         raise RetrvError(f"search terms need PyYAML: {install_command('data')}") from error
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(_member(package, name), loader)  # noqa: S506 - both loaders are safe
+    return yaml.load(_member(package, name), loader)
 
 
 class Judgements:
