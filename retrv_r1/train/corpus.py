@@ -68,26 +68,34 @@ class ListExample:
 
 
 class Corpus:
-    """All cells of one split.
+    """All cells of one split of one or more data sets.
 
     Args:
+        roots: folders of the data sets.
         split: ``train`` or ``val``.
+        bank: their pictures.
     Raises:
         ConfigError: the split has no queries, or shows a picture that the bank lacks.
     """
 
-    def __init__(self, root: Path, split: str, bank: PictureBank) -> None:
-        meta = read_metadata(root)
+    def __init__(self, roots: Path | Sequence[Path], split: str, bank: PictureBank) -> None:
         self.bank = bank
-        self.cells = {
-            cell.dataset: self._cell(mbeir.load(root, cell.dataset, split), meta)
-            for cell in mbeir.cells(root)
-            if cell.split == split
-        }
+        self.cells: dict[str, Cell] = {}
+        roots = [roots] if isinstance(roots, Path) else list(roots)
+        for root in roots:
+            meta = read_metadata(root)
+            for cell in mbeir.cells(root):
+                if cell.split != split:
+                    continue
+                if cell.dataset in self.cells:
+                    raise ConfigError(f"two data sets have a cell {cell.dataset}: leave one out")
+                self.cells[cell.dataset] = self._cell(
+                    mbeir.load(root, cell.dataset, split), meta
+                )
         if not self.cells:
             raise ConfigError(
-                f"{root} has no queries for the split {split!r}: build the data set again with "
-                "`retrv-r1 data pictographs DIR`"
+                f"{', '.join(map(str, roots))}: no queries for the split {split!r}; build the data "
+                "set again with `retrv-r1 data pictographs DIR`"
             )
 
     def _cell(self, task: mbeir.Task, meta: dict[str, dict[str, Any]]) -> Cell:

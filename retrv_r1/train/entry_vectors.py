@@ -18,7 +18,7 @@ from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMix
 from retrv_r1.train.corpus import Corpus, Entry
 from retrv_r1.train.pictures import side_of
 from retrv_r1.train.tensors import to_device
-from retrv_r1.train.vision_rows import square_rows
+from retrv_r1.train.vision_rows import picture_rows
 
 
 class EntryEmbedder:
@@ -59,7 +59,6 @@ class EntryEmbedder:
                 "pictures": torch.tensor(pictures),
                 "plan": PicturePlan(StyleMix.plain(shown), changes),
             }
-            out["concepts"] = [self.corpus.bank.concepts[picture] for picture in shown]
         if texts:
             ids = [torch.tensor(self.text_ids(e.text)) for e in entries if e.text]
             padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
@@ -70,17 +69,31 @@ class EntryEmbedder:
             }
         return out
 
-    def embed(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Unit vectors ``[size, e]``, and the mean tower rows of the pictures ``[i, d]``."""
-        pictures = texts = pooled = None
-        if "pictures" in inputs:
-            image = inputs["plan"].render(self.corpus.bank, self.side)
-            pooled = square_rows(self.model.visual, image, self.processor).mean(1)
-            pictures = (inputs["pictures"], self.model.project_pictures(pooled))
-        if "texts" in inputs:
-            vectors = self.model.embed_texts(inputs["input_ids"], inputs["attention_mask"])
-            texts = (inputs["texts"], vectors)
-        return self.model.fuse(inputs["size"], pictures, texts), pooled
+    def embed(self, inputs: dict[str, Any], side: int | None = None) -> Tensor:
+        """Unit vectors ``[size, e]``; ``side`` is the pictures', the processor's by default."""
+        return self.embed_parts([inputs], side)[0]
+
+    def embed_parts(
+        self, parts: Sequence[dict[str, Any]], side: int | None = None
+    ) -> list[Tensor]:
+        """Unit vectors of several batches, whose pictures the tower sees as one."""
+        shown = [part for part in parts if "pictures" in part]
+        images = [part["plan"].render(self.corpus.bank, side or self.side) for part in shown]
+        drawn: list[Tensor] = []
+        if images:
+            rows = picture_rows(self.model.visual, torch.cat(images), self.processor)
+            vectors = self.model.project_pictures(rows.mean(1))
+            drawn = list(vectors.split([len(image) for image in images]))
+        out = []
+        for part in parts:
+            pictures = texts = None
+            if "pictures" in part:
+                pictures = (part["pictures"], drawn.pop(0))
+            if "texts" in part:
+                written = self.model.embed_texts(part["input_ids"], part["attention_mask"])
+                texts = (part["texts"], written)
+            out.append(self.model.fuse(part["size"], pictures, texts))
+        return out
 
     @torch.no_grad()
     def embed_all(self, entries: Sequence[Entry], batch: int = 256) -> Tensor:
@@ -95,7 +108,7 @@ class EntryEmbedder:
                 return None
             chunks = [alone[i : i + batch] for i in range(0, len(alone), batch)]
             inputs = (to_device(self.inputs(c, None), self.model.device) for c in chunks)
-            vectors = torch.cat([self.embed(one)[0] for one in inputs])
+            vectors = torch.cat([self.embed(one) for one in inputs])
             number = {e.picture if e.text is None else e.text: n for n, e in enumerate(alone)}
             rows = [row for row, key in enumerate(keys) if key is not None]
             places = torch.tensor(rows, device=vectors.device)

@@ -34,7 +34,7 @@ from retrv_r1.train.sampling import ListSampler, shortened, with_default_instruc
 from retrv_r1.train.stage import Setup, Stage
 from retrv_r1.train.tiny import RerankerShape, new_reranker
 from retrv_r1.train.validation import ListValidation
-from retrv_r1.train.vision_rows import clean_rows, square_rows
+from retrv_r1.train.vision_rows import clean_rows, picture_rows
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class PretrainStage(Stage):
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         image = batch["plan"].render(self.corpus.bank, self.side)
-        rows = square_rows(self.model.visual, image, self.processor.image_processor)
+        rows = picture_rows(self.model.visual, image, self.processor.image_processor)
         rows = rows * self.row_scale
         seen = {name: rows[numbers].flatten(0, 1) for name, numbers in batch["rows"].items()}
         described: ListBatch = batch["describe"]

@@ -39,8 +39,8 @@ class Setup:
 
     @cached_property
     def pictures(self) -> PictureBank:
-        """All pictures of the data set, on the machine's device."""
-        return PictureBank.load(self.config.data).to(self.machine.device)
+        """All pictures of the data sets, on the machine's device."""
+        return PictureBank.load(*self.config.data).to(self.machine.device)
 
     @cached_property
     def train(self) -> Corpus:

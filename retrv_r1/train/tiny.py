@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerBase
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers import AutoConfig, AutoTokenizer, BertConfig, PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1.model.backbone import qwen_config
 from retrv_r1.model.config import RetrvR1Config
+from retrv_r1.model.conv_tower import ConvTowerConfig
 from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
@@ -29,7 +29,8 @@ class EmbedderShape:
         vocab_size: entries of the tokenizer.
         side: side in pixels to which pictures are resized.
         embedding_dim: width of the shared space.
-        vision: fields of ``Qwen2_5_VLVisionConfig``.
+        vision: fields of ``ConvTowerConfig``, or of another tower's config whose ``model_type`` it
+            names.
         text: fields of ``BertConfig``.
     """
 
@@ -61,7 +62,8 @@ def new_embedder(
 ) -> tuple[RetrvEmbedder, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil]:
     """An untrained first stage, with a tokenizer trained on ``texts``."""
     tokenizer = train_tokenizer(texts, shape.vocab_size)
-    vision = Qwen2_5_VLVisionConfig(**shape.vision)
+    fields = dict(shape.vision)
+    vision = AutoConfig.for_model(fields.pop("model_type", ConvTowerConfig.model_type), **fields)
     images = Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,
@@ -75,6 +77,11 @@ def new_embedder(
         embedding_dim=shape.embedding_dim,
     )
     return RetrvEmbedder(config), tokenizer, images
+
+
+def load_preprocessing(path: Path) -> tuple[PreTrainedTokenizerBase, Qwen2VLImageProcessorPil]:
+    """Tokenizer and image processor of a first stage."""
+    return AutoTokenizer.from_pretrained(path), Qwen2VLImageProcessorPil.from_pretrained(path)
 
 
 def new_reranker(
@@ -91,8 +98,12 @@ def new_reranker(
     icm = dict(shape.icm)
     if icm.get("memory_size") == "concepts":
         icm["memory_size"] = concepts
+    tower = embedder.config.vision_config
+    own = tower if isinstance(tower, ConvTowerConfig) else None
+    vision = tower.to_dict() if own is None else _stand_in(own)
     config = RetrvR1Config(
-        backbone_config=qwen_config(tokenizer, shape.text, embedder.config.vision_config.to_dict()),
+        backbone_config=qwen_config(tokenizer, shape.text, vision),
+        tower_config=own,
         icm=icm,
         prompts=shape.prompts,
         max_inspections=CHAIN_INSPECTIONS,
@@ -102,6 +113,16 @@ def new_reranker(
     model.visual.load_state_dict(embedder.visual.state_dict())
     images = Qwen2VLImageProcessorPil.from_pretrained(path)
     return model, RetrvR1Processor(config, tokenizer, images)
+
+
+def _stand_in(tower: ConvTowerConfig) -> dict[str, Any]:
+    """Fields of a backbone's tower that is never used: no layers, and the sizes of our tower."""
+    sizes = ("patch_size", "temporal_patch_size", "spatial_merge_size", "out_hidden_size")
+    return {
+        **{name: getattr(tower, name) for name in sizes},
+        **{"depth": 0, "hidden_size": 16, "intermediate_size": 16, "num_heads": 1},
+        "fullatt_block_indexes": [],
+    }
 
 
 def texts_of(corpus: Corpus) -> Iterator[str]:

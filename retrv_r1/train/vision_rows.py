@@ -12,17 +12,23 @@ from rich.progress import track
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tower import tower_rows
 from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMix, StyleMixer
 from retrv_r1.train.config import ConfigError
-from retrv_r1.train.pictures import PictureBank, side_of, to_patches
+from retrv_r1.train.pictures import PictureBank, normalized, side_of, to_patches
 from retrv_r1.train.tensors import to_device
 
 
-def square_rows(visual: Any, image: Tensor, processor: Qwen2VLImageProcessorPil) -> Tensor:
-    """Merged tower rows of square pictures: ``[b, 3, s, s]`` in [0, 1] → ``[b, rows, d]``."""
+def picture_rows(visual: Any, image: Tensor, processor: Qwen2VLImageProcessorPil) -> Tensor:
+    """Tower rows of square pictures: ``[b, 3, s, s]`` in [0, 1] → ``[b, rows, d]``.
+
+    A convolutional tower takes them at the side that they have, another at the processor's.
+    """
+    if isinstance(visual, ConvTower):
+        return visual.rows(normalized(image, processor))
     rows = tower_rows(visual, *to_patches(image, processor, side_of(processor)))
     return rows.view(len(image), -1, rows.shape[-1])
 
@@ -39,7 +45,7 @@ def clean_rows(
     images, parts = processor.image_processor, []
     for start in range(0, len(pictures), batch):
         plan = PicturePlan(StyleMix.plain(pictures[start : start + batch]))
-        parts.append(square_rows(model.visual, plan.render(bank, side_of(images)), images))
+        parts.append(picture_rows(model.visual, plan.render(bank, side_of(images)), images))
     return torch.cat(parts)
 
 
@@ -93,7 +99,7 @@ class RowBank:
                 mix = mixer.draw(chosen, blend, rng)
                 plan = PicturePlan(mix, Augmentation.draw(len(chosen), generator))
             image = to_device(plan, model.device).render(bank, side_of(images))
-            kept = square_rows(model.visual, image, images).half()
+            kept = picture_rows(model.visual, image, images).half()
             if out is None:
                 shape = (views, len(bank.paths), *kept.shape[1:])
                 out = torch.full(shape, torch.nan, dtype=torch.half, device=kept.device)
