@@ -11,11 +11,10 @@ its end. Wording varies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from retrv_r1.model.chains import ChainPart
 from retrv_r1.train.corpus import Entry, ListExample
 
 _IDEAL = ("ideal: {}.", "the ideal result: {}.", "looking for {}.", "wanted: {}.")
@@ -32,15 +31,6 @@ CHAIN_INSPECTIONS = 1
 """Most inspections of a chain, and the default limit of a model that learns from chains."""
 _NEAR = 6
 """The candidate named beside the answer is one of this many nearest candidates."""
-
-
-@dataclass(frozen=True)
-class ChainPart:
-    """A part of a chain: words, a candidate's label, or an inspection of a candidate."""
-
-    kind: Literal["text", "label", "inspect"]
-    text: str = ""
-    candidate: int = -1
 
 
 def describe(entry: Entry) -> str:

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrv_r1.model.chains import ChainPart
 from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, TableLayout
 from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
-from retrv_r1.train.chains import ChainPart, chain
+from retrv_r1.train.chains import chain
 from retrv_r1.train.corpus import Entry, Key, ListExample, distinct, pictures_of, rivals
 from retrv_r1.train.pictures import merged_grid
 
