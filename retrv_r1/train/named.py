@@ -135,7 +135,7 @@ def named_pictures(corpus: Corpus) -> NamedPictures:
     listed = set()
     for root, offset in corpus.bank.parts:
         lines = _read_lines(root / "pictures.jsonl")
-        if not lines or "name" not in lines[0]:
+        if not lines or "family" not in lines[0]:
             continue
         listed.update(range(offset, offset + len(lines)))
         for number, line in enumerate(lines):

@@ -14,8 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from retrv_r1.data.icons.choose import Choice, choose
 from retrv_r1.data.icons.concepts import hold_out
-from retrv_r1.data.icons.corpus import CONCEPTS, PICTURES, IconRow, Split, load_corpus
-from retrv_r1.data.icons.families import HELD_OUT
+from retrv_r1.data.icons.corpus import CONCEPTS, PICTURES, IconRow, Split
 from retrv_r1.data.icons.manifest import build_request, describe, files_of, read_if_complete
 from retrv_r1.data.icons.packages import fetch_all
 from retrv_r1.data.icons.render import render_shards, shards_of
@@ -45,6 +44,7 @@ def build(
     *,
     seed: int = 0,
     size: int = 64,
+    limit: int | None = None,
     processes: int = 2,
     console: Console | None = None,
 ) -> Built:
@@ -57,6 +57,7 @@ def build(
     Args:
         seed: seed of the choice of what is held out, and of the choice among styles.
         size: side of a picture in pixels.
+        limit: number of icons of each set, for trials; all when None.
         processes: number of processes that render.
         console: where progress is shown; stderr when None.
 
@@ -68,17 +69,18 @@ def build(
         raise ValueError(f"size is {size}: pictures need 16 pixels or more")
     console = console or Console(stderr=True)
     packages = fetch_all(out, console.print)
-    request = build_request(out, seed, size)
+    request = build_request(out, seed, size, limit)
     if done := read_if_complete(out, request):
         return Built(out, done, fresh=False)
     (out / "manifest.json").unlink(missing_ok=True)
     console.print("reading the sets")
     choice = choose(read_sets(packages[PACKAGE]), seed)
-    shards = shards_of(choice.icons, out / ".cache" / "pictures", size)
-    with _bar(console, "render", len(choice.icons)) as progress:
+    shards = shards_of(choice.icons, out / ".cache" / "pictures", size, limit)
+    count = sum(len(shard.icons) for shard in shards)
+    with _bar(console, "render", count) as progress:
         render_shards(shards, size, processes=processes, progress=progress)
     held = _held_out(choice, seed)
-    with _bar(console, "compare", len(choice.icons)) as progress:
+    with _bar(console, "compare", count) as progress:
         found = survey(shards, held, progress)
     choice.dropped |= {reason: dict(sets) for reason, sets in found.dropped.items()}
     copies = find_copies(found.kept)

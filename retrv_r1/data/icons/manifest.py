@@ -21,13 +21,14 @@ from retrv_r1.data.icons.splits import Copies
 BUILD_VERSION = 1  # raise it when the same packages give other files
 
 
-def build_request(out: Path, seed: int, size: int) -> dict[str, Any]:
+def build_request(out: Path, seed: int, size: int, limit: int | None) -> dict[str, Any]:
     """Everything that the result depends on."""
     return {
         "build": BUILD_VERSION,
         "render": RENDER_VERSION,
         "seed": seed,
         "size": size,
+        "limit": limit,
         "packages": {
             package: {"version": version, "sha256": sha256_of(tarball(package, out))}
             for package, version in PACKAGES.items()

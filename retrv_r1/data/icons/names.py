@@ -9,6 +9,11 @@ from dataclasses import dataclass, replace
 
 from retrv_r1.data.icons.sets import IconSet
 
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 STYLES: Mapping[str, str] = {
     **dict.fromkeys(("outline", "outlined", "line", "linear", "stroke", "o"), "outline"),
     **dict.fromkeys(("filled", "fill", "solid", "f", "baseline"), "filled"),
@@ -20,12 +25,12 @@ STYLES: Mapping[str, str] = {
 }
 """Style words of names → the style that they mean."""
 _ALWAYS = frozenset(("outline", "outlined", "filled", "duotone", "twotone", "linear"))
-_NUMBERS = {word: str(i) for i, word in enumerate("one two three four five six".split(), start=1)}
-_NUMERIC = frozenset(
+_NUMBERS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+_NUMERIC = _set(
     "dice die domino number numeric digit clock time timer hour level signal battery beaufort uv "
     "index keycap looks counter exposure replay forward rewind backward grid column columns row "
     "rows wifi bar bars rating heading gauge grade filter mahjong age moon phase sort calendar "
-    "rank speed tally roman seat player circle square hexagon box".split()
+    "rank speed tally roman seat player circle square hexagon box"
 )
 """Words after which a number says what is meant, and not which drawing."""
 _SKIN = re.compile(r"-((?:medium-)?(?:light|dark)|medium)-skin-tone")
@@ -184,8 +189,10 @@ def _with_gender(read: IconName) -> IconName:
     "person golfing", "man firefighter" → "firefighter".
     """
     first, *rest = read.words
-    if first not in _GENDERS or not rest or rest[0] in ("and", "s"):
-        return replace(read, gender=_GENDERS.get(first, "")) if first in _GENDERS else read
+    if first not in _GENDERS or rest[:1] in (["and"], ["s"]):
+        return read
+    if not rest:
+        return replace(read, gender=_GENDERS[first])
     doing = any(word.endswith("ing") for word in rest) or rest[-1] in ("hair", "beard", "bald")
     person = doing or rest[0] in ("in", "with")
     words = ("person", *rest) if person else tuple(rest)
@@ -193,12 +200,12 @@ def _with_gender(read: IconName) -> IconName:
 
 
 _ENDS = (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("sses", "ss"), ("xes", "x"), ("s", ""))
-_NO_PLURAL = frozenset(
+_NO_PLURAL = _set(
     "news glasses scissors pants jeans binoculars headphones stairs shorts tools lens bus gas "
     "canvas atlas christmas chess alias bias analytics physics mathematics sms gps css js us is as "
     "has this yes process access always plus minus status campus virus focus radius bonus previous "
     "series species tennis axis basis analysis paris texas swiss cosmos chaos kudos ios os dos tos "
-    "asparagus cactus octopus walrus hippopotamus citrus corpus lotus crocus menus".split()
+    "asparagus cactus octopus walrus hippopotamus citrus corpus lotus crocus menus"
 )
 
 
@@ -212,7 +219,7 @@ def singular(word: str) -> str:
     return word
 
 
-_SMALL = frozenset("a an the of with and in on for to".split())
+_SMALL = _set("a an the of with and in on for to")
 
 
 def group_key(words: Collection[str]) -> str:

@@ -17,11 +17,12 @@ from PIL import Image
 
 from retrv_kernels.extras import install_command
 from retrv_r1.data.icons.choose import Icon
+from retrv_r1.data.icons.concepts import share
 from retrv_r1.files import replacing
 from retrv_r1.types import RetrvError
 
 RENDER_VERSION = 1  # raise it when the same SVG gives other pixels
-SHARD = 4096
+SHARD = 256
 _BLACK = 24  # of 255; a picture whose every visible pixel is darker has no colours of its own
 _VISIBLE = 40  # of 255; below this alpha a colour is a rounding error
 _EMPTY, GLYPH, COLOUR = 0, 1, 2
@@ -87,22 +88,32 @@ def kind_of(pixels: np.ndarray) -> int:
     return GLYPH if pixels[alpha > _VISIBLE][:, :3].max() < _BLACK else COLOUR
 
 
-def shards_of(icons: Sequence[Icon], folder: Path, size: int) -> list[Shard]:
-    """Icons, sorted by set, in shards; a file's name is a hash of what it is made of."""
+def shards_of(
+    icons: Sequence[Icon], folder: Path, size: int, limit: int | None = None
+) -> list[Shard]:
+    """Icons, sorted by set, in shards; a file's name is a hash of what it is made of.
+
+    A set's icons are in a random order, and the sets take turns. So a few shards are a fair sample,
+    and a corpus with a limit shares its shards with one that has none.
+
+    Args:
+        limit: number of icons of each set to keep; all when None.
+    """
     import resvg_py
 
-    shards = []
-    for _, of_set in groupby(icons, key=lambda icon: icon.set):
-        listed = tuple(of_set)
-        for start in range(0, len(listed), SHARD):
-            part = listed[start : start + SHARD]
+    shards: list[tuple[int, Shard]] = []
+    for prefix, of_set in groupby(icons, key=lambda icon: icon.set):
+        listed = sorted(of_set, key=lambda icon: share(0, "shard", prefix, icon.drawing.name))
+        for start in range(0, len(listed[:limit]), SHARD):
+            part = tuple(listed[:limit][start : start + SHARD])
             digest = hashlib.sha256()
             for word in (RENDER_VERSION, size, resvg_py.__version__):
                 digest.update(f"{word}\n".encode())
             for icon in part:
                 digest.update(icon.drawing.svg.encode() + b"\n")
-            shards.append(Shard(part, folder / f"{part[0].set}-{digest.hexdigest()[:16]}.npz"))
-    return shards
+            path = folder / f"{prefix}-{digest.hexdigest()[:16]}.npz"
+            shards.append((start, Shard(part, path)))
+    return [shard for _, shard in sorted(shards, key=lambda pair: pair[0])]
 
 
 def render_shards(

@@ -14,8 +14,11 @@ from retrv_r1.types import RetrvError
 
 PACKAGE, VERSION = "@iconify/json", "2.2.535"
 ALLOWED = frozenset(
-    ("MIT", "Apache-2.0", "ISC", "BSD-3-Clause", "Unlicense", "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0")
-    + ("OFL-1.1",)  # its copyleft is for fonts; pictures made with a font are not bound by it
+    (
+        *("MIT", "Apache-2.0", "ISC", "BSD-3-Clause", "Unlicense"),
+        *("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0"),
+        "OFL-1.1",  # its copyleft is for fonts; a picture made with a font is not bound by it
+    )
 )
 """SPDX names of the licences whose sets are used."""
 _BRANDS = frozenset(("Logos", "Programming"))
