@@ -57,7 +57,6 @@ class PictureBank:
         self._stores: list[Tensor] = []
 
     @classmethod
-<<<<<<< HEAD
     def load(cls, *roots: Path) -> PictureBank:
         """Reads the pictures of built data sets: ``pictures.jsonl``, and the arrays beside it."""
         arrays: list[np.ndarray] = []
@@ -72,17 +71,6 @@ class PictureBank:
             rows += map(json.loads, index.read_text(encoding="utf-8").splitlines())
             names = ("pictures.npy", "glyphs.npy")
             arrays += [np.load(root / n, mmap_mode="r") for n in names if (root / n).is_file()]
-=======
-    def load(cls, root: Path) -> PictureBank:
-        """Reads a data set: ``pictures.jsonl``, ``pictures.npy``, and ``glyphs.npy`` if it has it."""
-        index = root / "pictures.jsonl"
-        if not index.is_file():
-            what = "has no pictures.jsonl" if root.is_dir() else "is not a folder"
-            raise NoPictures(f"{root} {what}: `retrv-r1 data pictographs DIR` builds a data set")
-        lines = index.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        paths = [row["img_path"] for row in rows]
->>>>>>> w-icons
         concepts = [row.get("code") for row in rows]
         return cls(arrays, [row["img_path"] for row in rows], concepts, parts)
 
