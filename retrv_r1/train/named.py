@@ -19,7 +19,7 @@ from retrv_r1.data.icons.wording import word
 from retrv_r1.train.config import ConfigError
 from retrv_r1.train.corpus import Corpus, described_pictures
 
-TERMS = "terms.jsonl"
+PICTURES, TERMS = "pictures.jsonl", "terms.jsonl"
 _TERM, _ALIAS = 0.3, 0.1
 """Shares of texts that are search terms, and other names, of things that have some."""
 
@@ -133,13 +133,20 @@ def named_pictures(corpus: Corpus) -> NamedPictures:
         hands.append(hand)
 
     listed = set()
-    for root, offset in corpus.bank.parts:
-        lines = _read_lines(root / "pictures.jsonl")
+    parts = [(offset, root, _read_lines(root / PICTURES)) for root, offset in corpus.bank.parts]
+    # What one data set holds out, another may not show.
+    barred = {
+        line["name"].lower()
+        for _, _, lines in parts
+        for line in lines
+        if line.get("split") in ("unseen", "composition")
+    }
+    for offset, root, lines in parts:
         if not lines or "family" not in lines[0]:
             continue
         listed.update(range(offset, offset + len(lines)))
         for number, line in enumerate(lines):
-            if line["split"] == "train":
+            if line["split"] == "train" and not barred & {line["name"].lower(), line["code"]}:
                 person = line.get("skin") or line.get("gender")
                 thing = line["name"] if person else line["code"]
                 add(offset + number, thing, line["name"], line["family"])
