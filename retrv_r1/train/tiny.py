@@ -11,13 +11,14 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, PreTrainedTokeni
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1.model.backbone import qwen_config
+from retrv_r1.model.chains import phrases
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.conv_tower import ConvTowerConfig
 from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import train_tokenizer
-from retrv_r1.train.chains import CHAIN_INSPECTIONS, phrases
+from retrv_r1.train.chains import CHAIN_INSPECTIONS
 from retrv_r1.train.corpus import Corpus
 
 
