@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.model.embedder import RetrvEmbedder
+from retrv_r1.train.augment import PicturePlan, StyleMix
 from retrv_r1.train.config import checked
 from retrv_r1.train.corpus import Corpus, Entry
 from retrv_r1.train.entry_vectors import EntryEmbedder
-from retrv_r1.train.named import named_pictures
 from retrv_r1.train.naming import Naming
 from retrv_r1.train.stage import Setup, Stage
 from retrv_r1.train.teacher import teach
 from retrv_r1.train.tiny import EmbedderShape, load_preprocessing, new_embedder, texts_of
+from retrv_r1.train.vision_rows import picture_rows
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class EmbedConfig:
         max_text: tokens to which a text is cut.
         small_side, small_share: side of pictures in the first part of training, and the share of
             it. A convolutional tower sees more pictures in the same time if they are smaller.
+        row_size: RMS that the result's tower rows have. Training leaves them many times larger than
+            what a layer of a language model adds, so that no layer could change them.
         weights: relative frequencies of cells by the last part of their names; 1 by default.
         steps: steps in all; the loop's ``steps`` by default.
     """
@@ -49,6 +53,7 @@ class EmbedConfig:
     max_text: int = 24
     small_side: int = 48
     small_share: float = 0.0
+    row_size: float = 0.1
     weights: dict[str, float] = field(default_factory=dict)
     steps: int = 1
 
@@ -68,7 +73,7 @@ class EmbedStage(Stage):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self.named = named_pictures(setup.train)
+        self.named = setup.named
         if "embed" in setup.config.init:
             path = setup.result("embed")
             model = RetrvEmbedder.from_pretrained(path, dtype=torch.float32)
@@ -90,7 +95,7 @@ class EmbedStage(Stage):
         known = self.config.weights
         weights = np.array([known.get(name.split("_")[-1], 1.0) for name in self.cells])
         self.weights = weights / weights.sum()
-        taught = teach(self.named.names, setup.config.out)
+        taught = teach(self.named.names, setup.cache)
         naming = Naming(taught, model.config.embedding_dim)
         self.naming = self.add_auxiliary("naming", naming.to(model.device))
 
@@ -157,6 +162,7 @@ class EmbedStage(Stage):
 
     def validate(self) -> dict[str, float]:
         metrics = {}
+        self.model.eval()  # the Trainer makes it train again
         for name, cell in self.val.corpus.cells.items():
             queries, pool = self.val.embed_all(cell.queries), self.val.embed_all(cell.pool)
             short = name.split("_", 1)[-1]
@@ -165,8 +171,23 @@ class EmbedStage(Stage):
         return metrics
 
     def save(self, out: Path) -> None:
+        self._scale_rows()
         super().save(out)
         self.tokenizer.save_pretrained(out)
+
+
+    @torch.no_grad()
+    def _scale_rows(self) -> None:
+        """Gives tower rows the RMS ``row_size``; vectors stay what they are."""
+        bank, visual = self.train.corpus.bank, self.model.visual
+        shown = self.named.pictures[:: max(1, len(self.named.pictures) // 512)]
+        image = PicturePlan(StyleMix.plain(shown.tolist())).render(bank, self.train.side)
+        rows = picture_rows(visual, image, self.processor)
+        scale = self.config.row_size / float(rows.pow(2).mean().sqrt())
+        last = visual.out if isinstance(visual, ConvTower) else visual.merger.mlp[-1]
+        last.weight.mul_(scale)
+        last.bias.mul_(scale)
+        self.model.picture_projection.weight.div_(scale)
 
 
 def contrast_pairs(logits: Tensor, rivals: Tensor) -> tuple[Tensor, float]:

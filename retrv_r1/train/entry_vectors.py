@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retrv_r1.files import replacing
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.tokens import encode_text
 from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMix
 from retrv_r1.train.corpus import Corpus, Entry
 from retrv_r1.train.pictures import side_of
-from retrv_r1.train.tensors import to_device
+from retrv_r1.train.tensors import digest_of, to_device
 from retrv_r1.train.vision_rows import picture_rows
 
 
@@ -130,10 +133,15 @@ class Vectors:
     pool: np.ndarray
 
 
-def embed_cells(embedder: EntryEmbedder, corpus: Corpus) -> dict[str, Vectors]:
-    """First-stage vectors of every cell."""
+def embed_cells(embedder: EntryEmbedder, corpus: Corpus, cache: Path) -> dict[str, Vectors]:
+    """First-stage vectors of every cell, kept in ``cache`` for the next stage."""
     cells = corpus.cells
     entries = [e for cell in cells.values() for e in (*cell.queries, *cell.pool)]
     sizes = [n for cell in cells.values() for n in (len(cell.queries), len(cell.pool))]
-    parts = iter(embedder.embed_all(entries).cpu().split(sizes))
-    return {name: Vectors(next(parts).numpy(), next(parts).numpy()) for name in cells}
+    shown = json.dumps([entry.key for entry in entries])
+    path = cache / f"vectors-{digest_of(embedder.model, shown)}.npy"
+    if not path.is_file():
+        with replacing(path) as file:
+            np.save(file, embedder.embed_all(entries).cpu().numpy())
+    parts = iter(np.split(np.load(path), np.cumsum(sizes)[:-1]))
+    return {name: Vectors(next(parts), next(parts)) for name in cells}
