@@ -175,7 +175,6 @@ class EmbedStage(Stage):
         super().save(out)
         self.tokenizer.save_pretrained(out)
 
-
     @torch.no_grad()
     def _scale_rows(self) -> None:
         """Gives tower rows the RMS ``row_size``; vectors stay what they are."""

@@ -24,6 +24,10 @@ from retrv_r1.train.tensors import digest_of, to_device
 from retrv_r1.train.vision_rows import picture_rows
 
 
+_GROUPS = 4
+"""Groups of texts by length in a batch."""
+
+
 class EntryEmbedder:
     """Embeds entries in batches, with or without augmentation.
 
@@ -63,12 +67,18 @@ class EntryEmbedder:
                 "plan": PicturePlan(StyleMix.plain(shown), changes),
             }
         if texts:
-            ids = [torch.tensor(self.text_ids(e.text)) for e in entries if e.text]
-            padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
-            out |= {
-                "texts": torch.tensor(texts),
-                "input_ids": padded.clamp(min=0),
-                "attention_mask": (padded >= 0).long(),
+            # Texts of like length together: padding would cost several times the words.
+            ids = {i: torch.tensor(self.text_ids(entries[i].text or "")) for i in texts}
+            texts.sort(key=lambda i: len(ids[i]))
+            groups = [
+                texts[len(texts) * n // _GROUPS : len(texts) * (n + 1) // _GROUPS]
+                for n in range(_GROUPS)
+            ]
+            out["texts"] = torch.tensor(texts)
+            out["text_ids"] = {
+                str(n): torch.nn.utils.rnn.pad_sequence([ids[i] for i in group], True, -1)
+                for n, group in enumerate(groups)
+                if group
             }
         return out
 
@@ -76,9 +86,7 @@ class EntryEmbedder:
         """Unit vectors ``[size, e]``; ``side`` is the pictures', the processor's by default."""
         return self.embed_parts([inputs], side)[0]
 
-    def embed_parts(
-        self, parts: Sequence[dict[str, Any]], side: int | None = None
-    ) -> list[Tensor]:
+    def embed_parts(self, parts: Sequence[dict[str, Any]], side: int | None = None) -> list[Tensor]:
         """Unit vectors of several batches, whose pictures the tower sees as one."""
         shown = [part for part in parts if "pictures" in part]
         images = [part["plan"].render(self.corpus.bank, side or self.side) for part in shown]
@@ -93,8 +101,9 @@ class EntryEmbedder:
             if "pictures" in part:
                 pictures = (part["pictures"], drawn.pop(0))
             if "texts" in part:
-                written = self.model.embed_texts(part["input_ids"], part["attention_mask"])
-                texts = (part["texts"], written)
+                groups = part["text_ids"].values()
+                written = [self.model.embed_texts(x.clamp(min=0), (x >= 0).long()) for x in groups]
+                texts = (part["texts"], torch.cat(written))
             out.append(self.model.fuse(part["size"], pictures, texts))
         return out
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from retrv_r1.data.icons.wording import word
 from retrv_r1.train.config import ConfigError
-from retrv_r1.train.corpus import Corpus, described_pictures
+from retrv_r1.train.corpus import Corpus, Entry, described_pictures
 
 PICTURES, TERMS = "pictures.jsonl", "terms.jsonl"
 _TERM, _ALIAS = 0.3, 0.1
@@ -73,6 +73,8 @@ class NamedPictures:
         self.aliases = {
             number[name]: tuple(found) for name, found in aliases.items() if name in number
         }
+        self._thing_of = {int(p): int(t) for p, t in zip(self.pictures, thing[order], strict=True)}
+        self._number = number
         # A thing that many hands drew is drawn more often, but not as often as it has pictures.
         self._reach = np.cumsum(np.diff(self.first) ** 0.5)
 
@@ -90,6 +92,17 @@ class NamedPictures:
                 things.append(at)
                 texts.append(self.text(at, place, rng))
         return Draw(chosen, np.array(things), texts)
+
+    def name(self, picture: int) -> str | None:
+        """Name of the thing that a picture of the bank shows, if it is known."""
+        thing = self._thing_of.get(picture)
+        return None if thing is None else self.names[thing]
+
+    def thing(self, entry: Entry) -> int:
+        """Number of the thing that an entry means: its picture's, or that of its text; or -1."""
+        if entry.picture is not None:
+            return self._thing_of.get(entry.picture, -1)
+        return self._number.get((entry.text or "").lower(), -1)
 
     def any_text(self, thing: int, rng: np.random.Generator) -> str:
         """A text for a thing, whichever picture shows it."""

@@ -13,12 +13,14 @@ from torch.nn.functional import cross_entropy, normalize
 
 from retrv_r1.train.teacher import WIDTH
 
+SCALE = 1 / 0.06
+"""Factor of the cosines of content tokens and of states of a language model."""
 _ALIKE = 0.8
 """Cosine from which two names are no negatives of one another."""
 
 
 class Naming(nn.Module):
-    """Classes of names, ``[things, e]``: a linear map of the teacher's vectors, plus what is learned.
+    """Classes of names, ``[things, e]``: a linear map of the teacher's vectors, and what is learned.
 
     Args:
         taught: the teacher's unit vectors of the names, ``[things, 384]``.
@@ -40,20 +42,25 @@ class Naming(nn.Module):
         self,
         vectors: Tensor,
         things: Tensor,
-        scale: Tensor,
+        scale: Tensor | float,
         others: Tensor,
         smoothing: float = 0.05,
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the names of unit vectors, and the share named rightly.
 
+        Vectors whose name is not known do not count.
+
         The mean of two: with what is learned of each name, and by its sentence embedding alone.
 
         Args:
             vectors: unit vectors, ``[b, e]``.
-            things: number of the name of each, ``[b]``.
+            things: number of the name of each, ``[b]``; -1 where it is not known.
             scale: factor of cosines.
             others: numbers of the names that are negatives of all, ``[k]``.
         """
+        vectors, things = vectors[things >= 0], things[things >= 0]
+        if not len(things):
+            return vectors.sum(), vectors.new_zeros(())
         known, goal = torch.cat([things, others]).unique(return_inverse=True)
         goal = goal[: len(things)]
         taught = self.taught[known]

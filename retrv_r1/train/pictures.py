@@ -66,7 +66,9 @@ class PictureBank:
             index = root / "pictures.jsonl"
             if not index.is_file():
                 what = "has no pictures.jsonl" if root.is_dir() else "is not a folder"
-                raise NoPictures(f"{root} {what}: `retrv-r1 data pictographs DIR` builds a data set")
+                raise NoPictures(
+                    f"{root} {what}: `retrv-r1 data pictographs DIR` builds a data set"
+                )
             parts.append((root, len(rows)))
             rows += map(json.loads, index.read_text(encoding="utf-8").splitlines())
             names = ("pictures.npy", "glyphs.npy")

@@ -74,9 +74,7 @@ class ReadStage(Stage):
         fresh = "model" not in setup.config.init
         self.model, self.processor = self._fresh(setup) if fresh else setup.reranker()
         self.collator = ListCollator(self.processor, config.max_text)
-        self.sampler = ListSampler(
-            setup.train, setup.vectors(setup.train), named, config.wordings
-        )
+        self.sampler = ListSampler(setup.train, setup.vectors(setup.train), named, config.wordings)
         self.named = named
         self.bank = setup.rows(self.model, self.processor, config.views)
         if fresh:
@@ -148,7 +146,8 @@ class ReadStage(Stage):
         to_vector = fit_rows(rows, goal.to(rows.device))
         texts = sorted(text for text, p in known if text is not None and p is None)
         texts = sorted({*texts, *setup.named.names})
-        vectors = setup.text_vectors(texts)
+        with torch.no_grad():
+            vectors = setup.entries.embed_all([Entry(text, None, {}) for text in texts])
         ids = [self.collator.text_ids(text)[: self.config.max_text] for text in texts]
         table = model.get_input_embeddings().weight
         tokens = fit_tokens(
@@ -163,7 +162,6 @@ class ReadStage(Stage):
 
 _FITTED = 20_000
 """Pictures from whose rows the map to the first stage's vectors is fitted."""
-
 
 
 def vectors_by_key(corpus: Corpus, vectors: dict[str, Vectors]) -> dict[Key, np.ndarray]:

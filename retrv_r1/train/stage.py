@@ -110,9 +110,7 @@ class Setup:
         """Rows of all training pictures by a frozen tower, computed once for all stages."""
         used = sorted({*used_pictures(self.train), *self.named.pictures.tolist()})
         seed = self.config.loop.seed
-        return RowBank.build(
-            model, processor, self.pictures, used, views, seed, cache=self.cache
-        )
+        return RowBank.build(model, processor, self.pictures, used, views, seed, cache=self.cache)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,7 @@ class RerankerShape:
 
     Args:
         text: fields of the language model's config; its width is that of the tower's rows.
-        icm: fields of ``ICMConfig``; ``memory_size: concepts`` gives the memory a prototype for
-            every concept that the data names.
+        icm: fields of ``ICMConfig``.
         prompts: templates that differ from the default ones.
     """
 
@@ -86,26 +85,22 @@ def load_preprocessing(path: Path) -> tuple[PreTrainedTokenizerBase, Qwen2VLImag
 
 
 def new_reranker(
-    shape: RerankerShape, path: Path, embedder: RetrvEmbedder, concepts: int
+    shape: RerankerShape, path: Path, embedder: RetrvEmbedder
 ) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
     """A reranker whose tower is the first stage's and whose other weights are untrained.
 
     Args:
         path: folder of the first stage, with its tokenizer and preprocessing.
         embedder: the first stage itself.
-        concepts: number of concepts that the data names.
     """
     tokenizer = AutoTokenizer.from_pretrained(path)
-    icm = dict(shape.icm)
-    if icm.get("memory_size") == "concepts":
-        icm["memory_size"] = concepts
     tower = embedder.config.vision_config
     own = tower if isinstance(tower, ConvTowerConfig) else None
     vision = tower.to_dict() if own is None else _stand_in(own)
     config = RetrvR1Config(
         backbone_config=qwen_config(tokenizer, shape.text, vision),
         tower_config=own,
-        icm=icm,
+        icm=shape.icm,
         prompts=shape.prompts,
         max_inspections=CHAIN_INSPECTIONS,
         pad_to_square=True,
