@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from retrv_r1.data.icons.corpus import Split
+from retrv_r1.data.icons.families import SHARED
 from retrv_r1.data.icons.names import group_key, singular
 
 TEST_SHARE, VAL_SHARE = 0.03, 0.02
@@ -90,7 +91,8 @@ def is_brand(code: str, known: Collection[str]) -> bool:
 def hold_out(families_of: Mapping[str, Collection[str]], seed: int) -> dict[str, Split]:
     """Split of the concepts that are held out, by concept key.
 
-    Keys of one group ("violin", "violins") are held out together.
+    Keys of one group ("violin", "violins") are held out together. What a training style of the
+    pictographs shows is not held out, because a model learns from both.
 
     Args:
         families_of: families that drew each concept.
@@ -102,7 +104,10 @@ def hold_out(families_of: Mapping[str, Collection[str]], seed: int) -> dict[str,
     for code in families_of:
         group = group_key(code.split())
         place = share(seed, "concept", group)
-        if len(groups[group]) >= _FAMILIES and place < TEST_SHARE + VAL_SHARE:
+        drawn = groups[group]
+        if len(drawn) < _FAMILIES or drawn & SHARED:
+            continue
+        if place < TEST_SHARE + VAL_SHARE:
             held[code] = "test" if place < TEST_SHARE else "val"
     return held
 

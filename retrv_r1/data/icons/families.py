@@ -46,6 +46,9 @@ HELD_OUT: Mapping[str, Split] = {
 }
 """Families that training never sees. No pictograph style of training is among them."""
 
+SHARED = frozenset({"fluent-emoji", "noto", "openmoji", "streamline-emojis", "twemoji"})
+"""Families of the training styles of the pictographs."""
+
 
 def family_of(prefix: str) -> str:
     """Family of a set: that of the table, else the set is a family of its own."""
