@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 
 from retrv_r1.data.icons.corpus import IconCorpus, IconRow, Split
 from retrv_r1.data.icons.families import family_of, hand_split
@@ -37,6 +38,7 @@ def _names() -> Iterator[tuple[str, str, str, str, tuple[str, ...]]]:
             yield prefix, thing, thing, "", ("filled",)
 
 
+@cache
 def icon_corpus() -> IconCorpus:
     """The corpus; `violin` and `anchor` are test concepts, `lantern` is one of validation."""
     rank = {"train": 0, "val": 1, "test": 2}

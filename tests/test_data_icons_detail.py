@@ -9,7 +9,7 @@ import pytest
 from icons_fixtures import icon_corpus
 
 from retrv_r1.data.icons.corpus import IconRow
-from retrv_r1.data.icons.detail import Twins, detail_queries
+from retrv_r1.data.icons.detail import Twins, detail_queries, is_askable
 from retrv_r1.data.icons.detail_words import Detail, details, words_of
 from retrv_r1.data.icons.queries import change_phrases, changed
 
@@ -133,6 +133,13 @@ def test_a_change_leads_to_the_twin_of_the_pictures_own_hand_first() -> None:
         assert draft.details["was"] != draft.details["detail"]["value"]
         if draft.kind != "fill":
             assert answer.styles == draft.image.styles
+
+
+def test_a_query_asks_for_a_detail_of_a_thing_alone() -> None:
+    assert is_askable(Detail("badge", "plus", "user", "user"))
+    assert not is_askable(Detail("badge", "", "user", "user"))
+    assert not is_askable(Detail("badge", "plus", "large", "large"))
+    assert not is_askable(Detail("badge", "plus", "sm", "sm"))
 
 
 def test_what_points_is_asked_to_point_and_what_does_not_is_not() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class Twins:
             for twin in twins:
                 detail, row = twin.detail, twin.row
                 key = (row.set, detail.kind, detail.frame, detail.value, row.gender)
-                if detail.value and _askable(detail):
+                if is_askable(detail):
                     found[key].append(twin)
         return [twins[0] for twins in found.values()]
 
@@ -95,7 +95,7 @@ class Twins:
         """
         own = self._groups[twin.row.set, twin.detail.kind, twin.detail.frame]
         first = {other.row.row: other.row for other in own}
-        words = set(twin.row.name.split())
+        words = _words(twin.row.name)
         near = [r for r in self._sets[twin.row.set] if r.row not in first]
         mixed = sample(near, len(near), rng)
         shared = sorted(mixed, key=lambda r: -_overlap(words, r))
@@ -126,15 +126,25 @@ class Twins:
         return found
 
 
-def _askable(detail: Detail) -> bool:
-    """Whether a detail's rest names a thing: "large", of "large plus", does not."""
+def is_askable(detail: Detail) -> bool:
+    """Whether a query can ask for a detail: it has a value, and the rest of the name is a thing.
+
+    The rest of "large plus" is none.
+    """
+    if not detail.value:
+        return False
     if detail.kind in ("character", "clock", "dice", "card"):
         return True
     return sayable(detail.rest) and not set(detail.rest.split()) <= MODIFIERS
 
 
-def _overlap(words: set[str], row: IconRow) -> float:
-    other = set(row.name.split())
+@lru_cache(maxsize=1 << 15)
+def _words(name: str) -> frozenset[str]:
+    return frozenset(name.split())
+
+
+def _overlap(words: frozenset[str], row: IconRow) -> float:
+    other = _words(row.name)
     return len(words & other) / len(words | other)
 
 

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from retrv_r1.data.icons.corpus import IconRow
-from retrv_r1.data.icons.detail import Twin, Twins
+from retrv_r1.data.icons.detail import Twin, Twins, is_askable
 from retrv_r1.data.icons.detail_words import POINTING
 from retrv_r1.data.icons.drafts import Draft, concept, dids, sample, worded
 from retrv_r1.data.icons.english import article
@@ -138,7 +138,7 @@ def _pairs(
         (one, other)
         for one in members
         for other in members
-        if other.detail.value and one.detail.value != other.detail.value
+        if is_askable(other.detail) and one.detail.value != other.detail.value
         and one.row.gender == other.row.gender
         and (other.detail.kind == "fill" or one.row.styles == other.row.styles)
         and change_phrases(other)
