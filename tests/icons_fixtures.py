@@ -64,7 +64,7 @@ def icon_terms() -> list[Terms]:
     """Search terms: tabler's train and validate, lucide's test."""
 
     def of(source: str, code: str, said: str, split: str) -> Terms:
-        return Terms(source, (source,), code, code, "", tuple(said.split()), "en", split)  # type: ignore[arg-type]
+        return Terms(source, (source,), code, code, "", tuple(said.split()), "en", split)
 
     return [
         of("tabler", "umbrella", "rain weather shelter parasol", "train"),

@@ -44,7 +44,7 @@ from retrv_r1.data.icons.terms import LANGUAGES, Judgements, Part, Terms, read_t
 TRAIN_SETS_OF_TERMS = (
     "tabler", "mdi", "fa7-solid", "noto", "twemoji", "fluent-emoji-flat",
 )  # fmt: skip
-_PER_CONCEPT = 3  # pictures of one concept in the pool of names
+_PER_CONCEPT = 3  # pictures of one concept in the pool of names, and of one that is asked
 FOREIGN_SHARE = 0.35
 """Most queries of search terms that are not English."""
 UNSPACED = ("fxemoji", "whh")
@@ -251,10 +251,10 @@ class Plan:
         yield shown(CellData(DATASETS["concepts_t2i"], "test", [*unique.values()]), pool.rows)
         taken = {row.row for row in pool.rows}
         others = [row for row in rows if row.row not in taken]
-        same = by_picture(pool, sample(others, count, rng))
+        same = by_picture(pool, some_of_each(others, self.seed, _PER_CONCEPT)[:count])
         yield shown(CellData(DATASETS["concepts_i2i"], "test", same), pool.rows)
         texts = NamePool(self.index, [*new, *known], 3_000_001)
-        named = to_name(texts, sample(rows, count, rng))
+        named = to_name(texts, some_of_each(rows, self.seed, _PER_CONCEPT)[:count])
         yield CellData(DATASETS["concepts_i2t"], "test", named, texts=texts.texts)
 
     def _near(self, rows: Sequence[IconRow], count: int, rng: np.random.Generator) -> list[IconRow]:
