@@ -99,6 +99,16 @@ def test_a_failed_ranking_has_its_status_and_keeps_its_secrets(failure, expected
     assert bool(failed) == (expected[0] == 500)
 
 
+def test_a_value_error_of_the_server_itself_stays_inside(monkeypatch):
+    def fail(*_: Any) -> Any:
+        raise ValueError("secret")
+
+    monkeypatch.setattr("retrv_r1.serve.ranking.replace", fail)
+    with double() as server:
+        answer = server.post("/v1/rerank", ASK)
+    assert code_of(answer) == (500, "internal_error") and "secret" not in answer.text
+
+
 def test_a_request_past_its_deadline_is_cancelled():
     async def forever() -> None:
         await asyncio.sleep(60)

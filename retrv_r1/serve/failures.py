@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from retrv_engine import DeadlineExceeded, EngineDied, RequestTooLarge
 from retrv_r1.serve.calls import EngineFailed, NotReady, QueueFull
@@ -35,9 +37,21 @@ def failure_of(error: Exception, deadline: float | None) -> ApiError | None:
         return ApiError(413, "max_prompt_rows", str(error))
     if isinstance(error, ItemError):
         return ApiError(400, "bad_item", str(error))
-    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
-        return ApiError(400, "invalid_options", str(error), "retrv")
     return None
+
+
+@contextmanager
+def refused_options() -> Iterator[None]:
+    """Around a call of the service: a plain ValueError is about options that exclude each other.
+
+    Elsewhere it would be a fault of ours, whose message a client must not see.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if failure_of(error, None) is not None:
+            raise
+        raise ApiError(400, "invalid_options", str(error), "retrv") from None
 
 
 def _later(status: int, code: str, message: str, seconds: float) -> ApiError:

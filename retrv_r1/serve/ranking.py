@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from retrv_r1.serve.about import LOADING_RETRY
 from retrv_r1.serve.calls import NotReady, RankCall
 from retrv_r1.serve.dialects import DIALECTS, Answer, Dialect, choose
 from retrv_r1.serve.errors import ApiError
-from retrv_r1.serve.failures import failure_of
+from retrv_r1.serve.failures import failure_of, refused_options
 from retrv_r1.serve.front import internal_error, log_failure
 from retrv_r1.serve.handing import Pictures, default_mode, to_call
 from retrv_r1.serve.limits import Gate, Held, read_body
@@ -27,7 +27,7 @@ from retrv_r1.serve.schema.asked import Asked
 from retrv_r1.serve.schema.json_body import read_json
 from retrv_r1.serve.service import RerankService
 from retrv_r1.serve.settings import HEADER, Settings
-from retrv_r1.serve.stream import EventStream, Happenings
+from retrv_r1.serve.stream import EventStream, Happening, Happenings
 from retrv_r1.serve.trace import Trace, trace_of
 from retrv_r1.serve.watching import watched
 from retrv_r1.types import RankedResults
@@ -122,7 +122,9 @@ class Ranking:
 
         async def one(asked: Asked) -> Answer:
             async with free:
-                results = await self.service.rank(await self._call(asked, trace))
+                call = await self._call(asked, trace)
+                with refused_options():
+                    results = await self.service.rank(call)
             return self._answer(asked, results, trace)
 
         async with asyncio.timeout(self._left(trace)):
@@ -140,7 +142,7 @@ class Ranking:
         async with asyncio.timeout(self._left(trace)):
             call = await watched(request.receive, self._call(asked, trace))
         trace.stream = True
-        happenings = Happenings(self.service.stream(call))
+        happenings = Happenings(self._events(call))
         await watched(request.receive, happenings.begin())
         self.metrics.first_event(call.mode, trace.seconds)
         return EventStream(
@@ -151,6 +153,12 @@ class Ranking:
             seconds=self._left(trace),
             closing=stack.pop_all(),
         )
+
+    async def _events(self, call: RankCall) -> AsyncGenerator[Happening, None]:
+        with refused_options():
+            async with aclosing(self.service.stream(call)) as events:  # type: ignore[type-var]
+                async for event in events:
+                    yield event
 
     async def _call(self, asked: Asked, trace: Trace) -> RankCall:
         mode = self.settings.mode or default_mode(self.service.reranker)

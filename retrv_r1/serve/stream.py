@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -34,7 +34,7 @@ def encode_event(name: str, data: Any) -> bytes:
 class Happenings:
     """The events of a ranking, whose first one may be waited for before the response starts."""
 
-    def __init__(self, events: AsyncIterator[Happening]) -> None:
+    def __init__(self, events: AsyncGenerator[Happening, None]) -> None:
         self._events = events
         self._next: asyncio.Task[Happening] | None = None
 
@@ -68,7 +68,7 @@ class Happenings:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await cast(AsyncGenerator[Happening, None], self._events).aclose()
+        await self._events.aclose()
 
     def _ask(self) -> asyncio.Task[Happening]:
         if self._next is None:
