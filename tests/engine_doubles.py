@@ -280,12 +280,8 @@ def same(found: Sequence[Output], expected: Sequence[Output], *, constant: bool 
     """
     for one, other in zip(found, expected, strict=True):
         assert one.tokens == other.tokens
-        assert (one.answer, one.inspected, one.inspected_rows, one.well_formed) == (
-            other.answer,
-            other.inspected,
-            other.inspected_rows,
-            other.well_formed,
-        )
+        for name in ("answer", "inspected", "inspected_rows", "well_formed", "refused"):
+            assert getattr(one, name) == getattr(other, name), name
         assert (one.none_logit is None) is (other.none_logit is None)
         logits = [all_logits(output) for output in (one, other)]
         if constant:

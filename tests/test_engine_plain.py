@@ -84,6 +84,15 @@ def test_the_label_for_no_candidate_is_nothing_to_inspect():
     assert output.inspected == (0,)
 
 
+def test_refused_inspections_are_counted_and_cost_nothing():
+    plan = [THINK, LOOK, LABELS[0], END_LOOK, LOOK, END_THINK, ANSWER, LABELS[0], END_ANSWER]
+    output, _ = run(plan, sampling=Sampling(max_inspections=1))
+    # Where the second is refused END_THINK is the next best.
+    assert (output.inspected, output.refused, output.well_formed) == ((0,), 1, True)
+    output, _ = run(plan, sampling=Sampling(max_inspections=2))
+    assert (output.refused, len(output.inspected)) == (0, 2)
+
+
 def test_the_label_for_no_candidate_must_be_its_own():
     with pytest.raises(ValueError, match="label of a candidate"):
         request(none_label=LABELS[1])

@@ -27,8 +27,8 @@ class Generation:
     """State of a running request.
 
     Attributes:
-        tokens, logprobs, inspected, inspected_rows, well_formed, label_logits, none_logit: the
-            output so far; see :class:`Output`.
+        tokens, logprobs, inspected, inspected_rows, well_formed, label_logits, none_logit,
+            refused: the output so far; see :class:`Output`.
         pending: pieces to compute next.
         due: number of their last rows from whose logits a token is taken.
         inspecting: candidate whose rows must be spliced in before anything else, or None.
@@ -43,6 +43,7 @@ class Generation:
     well_formed: bool = True
     label_logits: Tensor | None = None
     none_logit: float | None = None
+    refused: int = 0
     pending: list[Piece] = field(default_factory=list)
     due: int = 1
     inspecting: Candidate | None = None
@@ -90,9 +91,13 @@ class Generation:
     @property
     def banned(self) -> list[int]:
         """Tokens that may not be written while the model reasons."""
+        return [*self._never, self.vocabulary.inspect_start] if self._spent else self._never
+
+    @property
+    def _spent(self) -> bool:
+        """Whether no more candidates may be inspected."""
         limit = min(self.request.sampling.max_inspections, len(self.request.labels))
-        spent = len(self.inspected) >= limit
-        return [*self._never, self.vocabulary.inspect_start] if spent else self._never
+        return len(self.inspected) >= limit
 
     @property
     def room(self) -> int:
@@ -137,6 +142,7 @@ class Generation:
     def think(self, token: int, logprob: float, likeliest: int) -> None:
         """Takes a token of reasoning; ``likeliest`` is the best one if all were permitted."""
         self.well_formed &= likeliest not in self._never
+        self.refused += self._spent and likeliest == self.vocabulary.inspect_start
         self._take(token, logprob)
         if token == self.vocabulary.think_end:
             self._conclude()
@@ -188,6 +194,7 @@ class Generation:
             answer=list(self.request.labels).index(self.tokens[-2]),
             label_logits=self.label_logits,
             none_logit=self.none_logit,
+            refused=self.refused,
             inspected=tuple(self.inspected),
             inspected_rows=self.inspected_rows,
             well_formed=self.well_formed,

@@ -176,6 +176,8 @@ class Output:
             permitted one wherever it had a choice. Closing tags after a label are always forced.
         logprobs: log-probability of each token under the distribution that it was taken from; 0.0
             for a forced token.
+        refused: number of places where the likeliest token was to inspect one candidate more than
+            permitted; they do not count against ``well_formed``.
         prompt_rows: number of rows of the prompt.
         cached_rows: number of rows found in the cache, at the start and after each preemption.
         computed_rows: number of rows that went through the model.
@@ -195,6 +197,7 @@ class Output:
     computed_rows: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
     none_logit: float | None = None
+    refused: int = 0
 
 
 @dataclass(frozen=True)

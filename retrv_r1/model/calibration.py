@@ -13,6 +13,25 @@ REFERENCE = 50
 """Length of the lists for which ``temperature`` is the divisor, whatever ``length_power`` is."""
 
 
+def log_scores(
+    logits: Tensor,
+    none: Tensor | None,
+    temperature: float | Tensor,
+    length_power: float | Tensor,
+    none_bias: float | Tensor,
+) -> Tensor:
+    """See :meth:`ModeCalibration.log_scores`; the parameters may be tensors that learn."""
+    logits = logits.double()
+    padding = logits.isneginf()
+    count = (~padding).sum(-1, keepdim=True).clamp(min=1).double()
+    if none is not None:
+        logits = torch.cat([logits, none.double()[..., None] + none_bias], -1)
+        padding = torch.cat([padding, torch.zeros_like(padding[..., :1])], -1)
+    # Infinite only after the division, whose gradient would be NaN.
+    divided = logits.masked_fill(padding, 0) / (temperature * (count / REFERENCE) ** length_power)
+    return divided.masked_fill(padding, -torch.inf).log_softmax(-1)
+
+
 @dataclass(frozen=True)
 class ModeCalibration:
     """Calibration of one mode; the default leaves logits as they are.
@@ -42,12 +61,21 @@ class ModeCalibration:
             logits: logits of the labels, ``[…, k]``; minus infinity for a label that is padding.
             none: logit of the label for no candidate, ``[…]``.
         """
-        logits = logits.double()
-        count = (~logits.isneginf()).sum(-1, keepdim=True).clamp(min=1)
-        if none is not None:
-            logits = torch.cat([logits, none.double()[..., None] + self.none_bias], -1)
-        divisor = self.temperature * (count / REFERENCE) ** self.length_power
-        return (logits / divisor).log_softmax(-1)
+        return log_scores(logits, none, self.temperature, self.length_power, self.none_bias)
+
+    def logits_of(self, log_scores: Tensor, none: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The logits of which :meth:`log_scores` made scores of one list, up to a constant.
+
+        Args:
+            log_scores: logarithms of the labels' scores, ``[k]``.
+            none: logarithm of none's share, a scalar; None where there is none.
+        Returns:
+            Logits ``[k]``, and none's, which is NaN without one.
+        """
+        divisor = self.temperature * (len(log_scores) / REFERENCE) ** self.length_power
+        nothing = torch.tensor(torch.nan, dtype=torch.float64)
+        of_none = nothing if none is None else none * divisor - self.none_bias
+        return log_scores * divisor, of_none
 
 
 @dataclass(frozen=True)

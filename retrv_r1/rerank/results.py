@@ -60,4 +60,5 @@ def results_of(
         timings={**one.timings, **output.timings},
         tokens=last.tokens,
         none_of_these=last.none,
+        refused=output.refused,
     )
