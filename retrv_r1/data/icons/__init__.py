@@ -1,0 +1,1 @@
+"""The icon corpus: openly licensed icons of many sets, named, split by hand and by concept."""
