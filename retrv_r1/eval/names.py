@@ -48,6 +48,10 @@ class Names:
         named = [_name_of(row.get(field)) for field in ("target", "source")]
         return frozenset(filter(None, map(content_words, filter(None, [query.text, *named]))))
 
+    def wanted(self, query: mbeir.Query) -> str | None:
+        """The bare name of what a query asks for; None if the metadata has none."""
+        return _name_of(self._queries.get(query.qid, {}).get("target"))
+
 
 def states(statement: str, names: Iterable[str], details: Mapping[str, str]) -> bool:
     """Whether a statement says a name, and nothing besides but details of the same thing."""
