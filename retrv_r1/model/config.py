@@ -9,6 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from retrv_engine import Sampling
 from retrv_r1.model.calibration import ModeCalibration, ScoreCalibration
+from retrv_r1.model.conv_tower import ConvTowerConfig
 
 # Stored with the checkpoint, so that every engine and client ranks with the same prompts.
 DEFAULT_PROMPTS: dict[str, str] = {
@@ -81,6 +82,7 @@ class RetrvR1Config(PretrainedConfig):
             instead of reasoning, fitted on validation lists; None for a checkpoint without one.
         max_inspections: default limit of inspections per request: as many as there are in the
             chains that the model was trained on.
+        tower_config: config of a convolutional tower in place of the backbone's; None keeps that.
         pad_to_square: whether pictures are padded to squares before resizing, for a tower trained
             on squares.
     """
@@ -98,6 +100,7 @@ class RetrvR1Config(PretrainedConfig):
         reason_temperature: float | None = None,
         auto_threshold: float | None = None,
         max_inspections: int = Sampling.max_inspections,
+        tower_config: ConvTowerConfig | dict[str, Any] | None = None,
         pad_to_square: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -121,6 +124,9 @@ class RetrvR1Config(PretrainedConfig):
         self.calibration = ScoreCalibration.of(calibration).to_dict()
         self.auto_threshold = auto_threshold
         self.max_inspections = max_inspections
+        if isinstance(tower_config, dict):
+            tower_config = ConvTowerConfig(**tower_config)
+        self.tower_config = tower_config
         self.pad_to_square = pad_to_square
         kwargs.setdefault("tie_word_embeddings", backbone.tie_word_embeddings)
         super().__init__(**kwargs)
