@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from retrv_r1.model.tokens import (
     LABELS,
     MAX_CANDIDATES,
+    NONE_OF_THESE,
     QWEN_TOKENS,
     RETRV_TOKENS,
     TokenIds,
@@ -21,7 +22,8 @@ from retrv_r1.model.tokens import (
     encode_text,
 )
 
-NAMES = (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS)
+OLDER = (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS)
+NAMES = (*OLDER, NONE_OF_THESE)
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -105,6 +107,14 @@ def test_ids_are_distinct_and_complete(any_tokenizer):
         "<|cand_128|>",
         "<|endoftext|>",
     ]
+
+
+def test_an_older_tokenizer_has_no_label_for_none_of_these():
+    older = byte_level()
+    older.add_tokens(list(OLDER), special_tokens=True)
+    assert TokenIds.of(older).none is None
+    add_retrv_tokens(older)
+    assert older.convert_ids_to_tokens(TokenIds.of(older).none) == NONE_OF_THESE
 
 
 def test_a_tokenizer_without_our_tokens_is_refused_with_the_fix():

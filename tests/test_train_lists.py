@@ -16,9 +16,10 @@ from PIL import Image
 from retrv_engine import Output, Request
 from retrv_engine.plain import embed_pieces
 from retrv_engine.request import length_of
+from retrv_r1.model.chains import ChainPart
 from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.train.chains import ChainPart, chain, describe
+from retrv_r1.train.chains import chain, describe
 from retrv_r1.train.corpus import Entry, ListExample, rivals
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists

@@ -76,7 +76,7 @@ class LocalEngine(SteppingEngine):
         self, request: Request, *, priority: int = 0, deadline: float | None = None
     ) -> Handle[Output]:
         """See :meth:`retrv_engine.base.Engine.submit`."""
-        self.runner.check([*request.prompt, *request.labels])
+        self.runner.check([*request.prompt, *request.scored])
         return self._submit(self.generation_type(request, self.vocabulary), priority, deadline)
 
     def score(self, prompt: Sequence[Piece], tokens: Sequence[int]) -> list[float]:

@@ -80,6 +80,27 @@ def pictographs(
 
 
 @data.command()
+def icons(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the data set.")],
+    size: Annotated[int, typer.Option(help="Side of a picture in pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed that decides what is held out.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Number of icons of each set, for trials.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that render.")] = 2,
+) -> None:
+    """Build the icon corpus: named icons of openly licensed sets, split by hand and by concept."""
+    from retrv_r1.data.icons import build
+
+    with clear_errors():
+        built = build(out, size=size, seed=seed, limit=limit, processes=processes)
+    state = "built" if built.fresh else "already complete"
+    counts = built.data["pictures"]
+    split = ", ".join(f"{number} {name}" for name, number in counts["split"].items())
+    echo(f"{state}: {built.root}  {counts['all']} pictures ({split})")
+
+
+@data.command()
 def pack(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a built data set.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Pack to write.")],

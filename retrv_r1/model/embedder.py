@@ -1,6 +1,6 @@
 """The model of the first stage: a two-tower embedder with score fusion.
 
-A picture is encoded by a Qwen-VL vision tower, a text by a small bidirectional encoder; each is
+A picture is encoded by a vision tower (Qwen2.5-VL's or a convolutional one), a text by a small bidirectional encoder; each is
 pooled and projected to a unit vector. The vector of an item with both is the normed sum of the two,
 the score fusion of UniIR (arXiv 2311.17136). The similarity is the dot product.
 """
@@ -16,7 +16,14 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     Qwen2_5_VisionTransformerPretrainedModel,
 )
 
+from retrv_r1.model.conv_tower import ConvTower, ConvTowerConfig
 from retrv_r1.model.tower import tower_rows, use_packed_attention
+
+
+def _tower_class(model_type: str | None) -> Any:
+    """The tower of a kind of config; Qwen2.5-VL's by default."""
+    convolutional = model_type == ConvTowerConfig.model_type
+    return ConvTower if convolutional else Qwen2_5_VisionTransformerPretrainedModel
 
 
 class RetrvEmbedderConfig(PretrainedConfig):
@@ -40,9 +47,10 @@ class RetrvEmbedderConfig(PretrainedConfig):
     ) -> None:
         vision = vision_config if isinstance(vision_config, dict) else {}
         text = text_config if isinstance(text_config, dict) else {}
-        tower = Qwen2_5_VisionTransformerPretrainedModel.config_class
         self.vision_config = (
-            vision_config if isinstance(vision_config, PretrainedConfig) else tower(**vision)
+            vision_config
+            if isinstance(vision_config, PretrainedConfig)
+            else _tower_class(vision.get("model_type")).config_class(**vision)
         )
         self.text_config = (
             text_config if isinstance(text_config, PretrainedConfig) else BertConfig(**text)
@@ -60,7 +68,9 @@ class RetrvEmbedder(PreTrainedModel):
 
     def __init__(self, config: RetrvEmbedderConfig) -> None:
         super().__init__(config)
-        self.visual = Qwen2_5_VisionTransformerPretrainedModel._from_config(config.vision_config)
+        self.visual = _tower_class(config.vision_config.model_type)._from_config(
+            config.vision_config
+        )
         self.text = BertModel(config.text_config, add_pooling_layer=False)
         self.picture_projection = nn.Linear(
             config.vision_config.out_hidden_size, config.embedding_dim

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Pre
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from retrv_r1.model.config import ICMConfig, RetrvR1Config
+from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.model.icm import InformationCompressor
 from retrv_r1.model.tower import tower_rows, use_packed_attention
 
@@ -82,13 +83,15 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel):
     def __init__(self, config: RetrvR1Config) -> None:
         super().__init__(config)
         self.backbone = AutoModelForImageTextToText.from_config(config.backbone_config)
+        if config.tower_config is not None:
+            self.backbone.model.visual = ConvTower(config.tower_config)
         self.icm = InformationCompressor(config.hidden_size, ICMConfig(**config.icm))
         use_packed_attention(self.visual)
         self.post_init()
 
     @property
     def visual(self) -> Any:
-        """The vision tower, a module of transformers."""
+        """The vision tower: the backbone's, or a :class:`ConvTower` in its place."""
         return self.backbone.model.visual
 
     @property

@@ -36,6 +36,9 @@ RETRV_TOKENS = (
     "<|relation|>",
 )
 LABELS = tuple(f"<|cand_{k}|>" for k in range(1, MAX_CANDIDATES + 1))
+NONE_OF_THESE = "<|none_of_these|>"
+"""Label for "no candidate of the list"; never written, and unknown to older checkpoints."""
+_SPECIAL = (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS, NONE_OF_THESE)
 # Contractions, words with their leading space, single digits, punctuation, line ends, blanks.
 _PRE_TOKENS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 
@@ -45,6 +48,9 @@ class TokenIds(Vocabulary):
     """Ids of all special tokens that prompts and answers are made of.
 
     Those that steer generation are the engines' :class:`Vocabulary`.
+
+    Attributes:
+        none: label for "no candidate of the list"; None if the tokenizer lacks it.
     """
 
     im_start: int
@@ -55,6 +61,7 @@ class TokenIds(Vocabulary):
     relation: int
     labels: tuple[int, ...]
     pad: int
+    none: int | None
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> TokenIds:
@@ -83,9 +90,10 @@ class TokenIds(Vocabulary):
             "relation": "<|relation|>",
             "pad": "<|endoftext|>",
         }
-        assert set(names) | {"labels"} == {f.name for f in fields(cls)}
+        assert set(names) | {"labels", "none"} == {f.name for f in fields(cls)}
         ids = {field: vocabulary[token] for field, token in names.items()}
-        return cls(**ids, labels=tuple(vocabulary[label] for label in LABELS))
+        labels = tuple(vocabulary[label] for label in LABELS)
+        return cls(**ids, labels=labels, none=vocabulary.get(NONE_OF_THESE))
 
 
 def add_retrv_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -95,8 +103,8 @@ def add_retrv_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     otherwise text from outside could contain them.
     """
     known = len(tokenizer)
-    tokens = (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS)
-    tokenizer.add_tokens([AddedToken(token, special=True) for token in tokens], special_tokens=True)
+    added = [AddedToken(token, special=True) for token in _SPECIAL]
+    tokenizer.add_tokens(added, special_tokens=True)
     return len(tokenizer) - known
 
 
@@ -112,7 +120,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[*QWEN_TOKENS, *RETRV_TOKENS, *LABELS],
+        special_tokens=[*_SPECIAL],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -121,7 +129,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=[*QWEN_TOKENS, *RETRV_TOKENS, *LABELS],
+        additional_special_tokens=[*_SPECIAL],
         clean_up_tokenization_spaces=False,
     )
 

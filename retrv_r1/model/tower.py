@@ -27,6 +27,8 @@ from transformers.vision_utils import (
     get_vision_window_index,
 )
 
+from retrv_r1.model.conv_tower import ConvTower
+
 # transformers passes cu_seqlens only to implementations whose name contains "flash_attention".
 PACKED = "retrv_packed_flash_attention"
 
@@ -145,15 +147,17 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scaling: float
 
 
 def tower_rows(visual: Any, pixels: Tensor, grids: Tensor) -> Tensor:
-    """Merged rows of packed pictures from a Qwen2.5-VL tower, ``[v, d]``.
+    """Merged rows of packed pictures from a vision tower, ``[v, d]``.
 
-    Indices are computed on the host: transformers would wait for the device at every picture and in
-    every layer.
+    For a Qwen2.5-VL tower indices are computed on the host: transformers would wait for the device
+    at every picture and in every layer.
 
     Args:
         pixels: flattened patches on the tower's device, ``[p, patch_dim]``.
         grids: patch grid (t, h, w) of each picture, ``[i, 3]``, preferably on the CPU.
     """
+    if isinstance(visual, ConvTower):
+        return visual(pixels.to(visual.dtype), grids)
     sizes = visual.spatial_merge_size, visual.window_size, visual.patch_size
     layouts = [_layout(*grid, *sizes) for grid in grids.tolist()]
     firsts = accumulate((len(part.window_index) for part in layouts), initial=0)
@@ -203,5 +207,7 @@ def _copied(tensor: Tensor, device: torch.device) -> Tensor:
 
 def use_packed_attention(visual: nn.Module) -> None:
     """Makes a Qwen-VL vision tower use :func:`packed_vision_attention`."""
+    if isinstance(visual, ConvTower):  # which has no attention
+        return
     ALL_ATTENTION_FUNCTIONS.register(PACKED, packed_vision_attention)
     visual.config._attn_implementation_internal = PACKED  # type: ignore[union-attr]

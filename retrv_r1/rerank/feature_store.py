@@ -109,11 +109,11 @@ def fingerprint(model: RetrvR1ForConditionalGeneration, processor: RetrvR1Proces
         str(model.config.pad_to_square),
         f"truncated after {processor.max_text_tokens}",
         json.dumps(sorted(processor.tokenizer.get_vocab().items())),
-        str(model.config.backbone_config.vision_config.to_json_string()),
+        str((model.config.tower_config or model.config.backbone_config.vision_config).to_json_string()),
     ]
     for setting in settings:
         digest.update(setting.encode())
-    tensors = dict(model.visual.named_parameters())
+    tensors = dict(model.visual.state_dict())  # with the statistics of its norms
     tensors["embeddings"] = model.get_input_embeddings().weight
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,10 +1,11 @@
-"""Training: ``embed`` → (``pretrain``, tiny only) → ``align`` → ``sft``.
+"""Training: ``embed`` → (``read``, tiny only) → ``align`` → ``lists`` → ``sft``.
 
 Each stage reads a YAML file, starts from another stage's result, and writes ``OUT/final``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ def run(
     out: Path | None = None,
     resume: bool = True,
     *,
-    data: Path | None = None,
+    data: Sequence[Path] | None = None,
     device: str | None = None,
     dtype: str | None = None,
     workers: int | None = None,
@@ -38,7 +39,7 @@ def run(
         config: YAML file of the stage.
         out: folder of checkpoints, curves and the result; the config's ``out`` by default.
         resume: continue from the newest checkpoint in ``out``.
-        data: folder or pack (``retrv-r1 data pack``) of the data set; the config's by default.
+        data: folders or packs (``retrv-r1 data pack``) of the data sets; the config's by default.
         device, dtype, workers: options of :meth:`retrv_r1.train.machine.Machine.of`.
         minutes: time limit, loading and saving included. The schedule is stretched or compressed
             to fit, whatever number of steps the config plans.
@@ -56,8 +57,9 @@ def run(
     schedule = Schedule(settings.loop.steps, minutes * 60) if minutes is not None else None
     target = Path(out) if out else settings.out
     target.mkdir(parents=True, exist_ok=True)  # before anything is loaded, if it cannot be made
-    source = data_folder(Path(data) if data else settings.data, target / "data")
-    settings = replace(settings, out=target, data=source)
+    given = [Path(one) for one in data] if data else list(settings.data)
+    folders = tuple(data_folder(one, target / f"data-{n}") for n, one in enumerate(given))
+    settings = replace(settings, out=target, data=folders)
     return train_stage(settings, Machine.of(device, dtype, workers), schedule, resume=resume)
 
 

@@ -2,7 +2,8 @@
 
 Language model and tower are frozen. The model's output on the two tokens must match its output on
 all rows: for the description of a candidate (from its content token alone) and for the choice from
-a list.
+a list. Content tokens also take the places of their names (``naming.py``) and come near those of
+their queries.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrv_r1.train.chains import describe
-from retrv_r1.train.corpus import described_pictures, used_pictures
-from retrv_r1.train.lists import ListCollator
+from retrv_r1.train.corpus import Entry
+from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import ListOutput, run_lists
+from retrv_r1.train.naming import SCALE, Naming
 from retrv_r1.train.sampling import ListSampler
 from retrv_r1.train.stage import Setup, Stage
-from retrv_r1.train.vision_rows import RowBank
+from retrv_r1.train.teacher import teach
+from retrv_r1.train.validation import ListValidation
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class AlignConfig:
         size: candidates of a list.
         share: lists that have the same candidates.
         hard: hardness of negatives, 0 to 1 (``sampling.py``).
+        wordings: share of the queries by a name that are worded as people type.
+        names: names per step that are negatives of all content tokens.
         views: views of a picture that are kept, all but the first augmented.
         max_text: tokens to which an item's text is cut.
     """
@@ -41,8 +45,10 @@ class AlignConfig:
     lists: int = 16
     size: int = 8
     share: int = 4
-    hard: float = 0.5
-    views: int = 3
+    hard: float = 0.9
+    wordings: float = 0.7
+    names: int = 2048
+    views: int = 2
     max_text: int = 12
 
 
@@ -56,25 +62,31 @@ class AlignStage(Stage):
         super().__init__(setup)
         corpus, config = setup.train, self.config
         self.model, self.processor = model, processor = setup.reranker()
-        self.sampler = ListSampler(corpus, setup.vectors(corpus, processor))
+        self.named = setup.named
+        self.sampler = ListSampler(corpus, setup.vectors(corpus), self.named, config.wordings)
         model.requires_grad_(False)
         model.icm.requires_grad_(True)
         self.collator = ListCollator(processor, config.max_text)
-        self.pictures = described_pictures(corpus)
-        self.bank = RowBank.build(
-            model, processor, corpus.bank, used_pictures(corpus), config.views, self.seed
-        )
+        self.bank = setup.rows(model, processor, config.views)
+        known = setup.vectors(setup.val)
+        self.validation = ListValidation(setup.val, known, self.collator, k=config.size)
+        taught = teach(self.named.names, setup.cache)
+        naming = Naming(taught, model.config.hidden_size)
+        self.naming = self.add_auxiliary("naming", naming.to(model.device))
 
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config
         rng = np.random.default_rng([self.seed, step])
-        chosen = [
-            self.pictures[i] for i in rng.integers(len(self.pictures), size=config.descriptions)
-        ]
-        names = [describe(entry) for entry in chosen]
+        drawn = self.named.draw(rng, config.descriptions)
+        chosen = [Entry(None, picture, {}) for picture in drawn.pictures]
+        names = [self.named.names[thing] for thing in drawn.things]
         lists = self.sampler.draw(rng, config.lists, config.size, config.hard, share=config.share)
         label_seed = int(rng.integers(2**31))
-        batch: dict[str, Any] = {}
+        others = rng.integers(len(self.named.names), size=config.names)
+        batch: dict[str, Any] = {
+            "things": torch.from_numpy(drawn.things),
+            "others": torch.from_numpy(others),
+        }
         for reading in ("full", "compressed"):
             full = reading == "full"
             batch[f"describe_{reading}"] = self.collator.describe(chosen, names, full_tokens=full)
@@ -102,15 +114,25 @@ class AlignStage(Stage):
         match_loss, match_hits = outs["lists_compressed"].match_loss(token)
         _, answer_hits = outs["lists_compressed"].answer_loss()
         _, full_hits = outs["lists_full"].answer_loss()
-        return describe_loss + list_loss + match_loss, {
+        content_loss, content_hits = outs["lists_compressed"].content_loss()
+        named = outs["describe_compressed"].content
+        name_loss, name_hits = self.naming.losses(
+            nn.functional.normalize(named, dim=-1), batch["things"], SCALE, batch["others"]
+        )
+        return describe_loss + list_loss + match_loss + content_loss + name_loss, {
             "describe_divergence": describe_loss.item(),
             "list_divergence": list_loss.item(),
             "match_accuracy": match_hits,
+            "content_accuracy": content_hits,
+            "naming_accuracy": float(name_hits),
             "answer_accuracy": answer_hits,
             "full_accuracy": full_hits,
             "samples": len(batch["lists_full"].input_ids),
-            "tokens": sum(b.tokens for k, b in batch.items() if not k.endswith("_views")),
+            "tokens": sum(b.tokens for b in batch.values() if isinstance(b, ListBatch)),
         }
+
+    def validate(self) -> dict[str, float]:
+        return self.validation.run(self.model)
 
 
 def target_logits(out: ListOutput) -> Tensor:

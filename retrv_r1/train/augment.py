@@ -162,6 +162,8 @@ class Augmentation:
         background: background colours, ``[b, 3, 1, 1]``.
         channels: linear mixes of the colours, ``[b, 3, 3]``.
         saturation, contrast, brightness, blur: strengths, ``[b, 1, 1, 1]``.
+        ink: colours of those that are glyphs, ``[b, 3, 1, 1]``; most are dark on a light ground
+            or the reverse.
         clean: indices of the pictures that are not augmented but look as at inference.
     """
 
@@ -172,6 +174,7 @@ class Augmentation:
     contrast: Tensor
     brightness: Tensor
     blur: Tensor
+    ink: Tensor
     clean: Tensor
 
     @classmethod
@@ -194,7 +197,9 @@ class Augmentation:
             1,
         )
         white = (uniform(0, 1, 1, 1, 1) < 0.7).float()
-        background = white + (1 - white) * uniform(0.3, 1.0, 3, 1, 1)
+        dark = (uniform(0, 1, 1, 1, 1) < 0.2).float()
+        ground = (1 - dark) * uniform(0.3, 1.0, 3, 1, 1) + dark * uniform(0.0, 0.3, 3, 1, 1)
+        background = white + (1 - white) * ground
         # A random linear mix of channels near the identity. Half of the pictures keep their
         # channels, because often only colour distinguishes two.
         strength = 0.15 * (uniform(0, 1, 1, 1) < 0.5)
@@ -205,10 +210,16 @@ class Augmentation:
         contrast, brightness = uniform(0.75, 1.25, 1, 1, 1), uniform(-0.1, 0.1, 1, 1, 1)
         blur = uniform(-0.5, 1.0, 1, 1, 1).clamp(min=-0.5)
         blur = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, 0.0, blur)
+        # Half of the glyphs are nearly black, the others of any colour that their ground leaves
+        # visible.
+        light = (background.mean(1, keepdim=True) > 0.5).float()
+        ink = uniform(0, 0.75, 3, 1, 1)
+        ink = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, ink * 0.25, ink)
+        ink = light * ink + (1 - light) * (1 - ink)
         left = torch.empty(0, dtype=torch.long)
         if clean is not None:
             left = (torch.rand(size, generator=generator) < clean).nonzero().squeeze(1)
-        return cls(theta, background, channels, saturation, contrast, brightness, blur, left)
+        return cls(theta, background, channels, saturation, contrast, brightness, blur, ink, left)
 
     def apply(self, rgba: Tensor, side: int) -> Tensor:
         """``[b, 4, s, s]`` → ``[b, 3, side, side]``, both in [0, 1]."""
@@ -243,4 +254,7 @@ class PicturePlan:
         rgba = self.mix.rgba(bank)
         if self.changes is None:
             return resized(on_white(rgba), side)
+        glyphs = torch.from_numpy(bank.is_glyph[self.mix.pictures.cpu().numpy()]).to(rgba.device)
+        glyphs[self.changes.clean] = False  # which stay black
+        rgba[:, :3] = torch.where(glyphs[:, None, None, None], self.changes.ink, rgba[:, :3])
         return self.changes.apply(rgba, side)

@@ -60,7 +60,8 @@ class RunConfig:
     Attributes:
         name: name of the stage.
         source: the file itself.
-        data: folder of an M-BEIR data set with pictures (``retrv-r1 data pictographs``).
+        data: folders of M-BEIR data sets with pictures (``retrv-r1 data``); a single one may
+            stand alone in the file.
         out: folder of the run's files.
         init: results of earlier stages by name (``embed``, ``model``).
         model: shapes of a model that the stage makes from scratch (``tiny.py``).
@@ -70,7 +71,7 @@ class RunConfig:
 
     name: str
     source: Path
-    data: Path
+    data: tuple[Path, ...]
     out: Path
     init: dict[str, Path]
     model: dict[str, Any]
@@ -104,6 +105,7 @@ def read_config(stage: str, path: Path) -> RunConfig:
     sections = [f.name for f in fields(RunConfig) if f.name not in ("name", "source")]
     if unknown := sorted(map(str, set(raw) - set(sections))):
         raise ConfigError(f"{path}: unknown options {unknown}; known: {sections}")
+    data = raw["data"] if isinstance(raw["data"], list) else [raw["data"]]
     loop = checked(LoopConfig, raw["loop"], f"{path}: loop")
     options = _mapping(raw.get("stage"), f"{path}: stage")
     if "steps" in {f.name for f in fields(options_class)}:
@@ -112,7 +114,7 @@ def read_config(stage: str, path: Path) -> RunConfig:
     return RunConfig(
         name=stage,
         source=path,
-        data=Path(raw["data"]),
+        data=tuple(Path(one) for one in data),
         out=Path(raw["out"]),
         init={name: Path(value) for name, value in init.items()},
         model=_mapping(raw.get("model"), f"{path}: model"),

@@ -49,12 +49,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class ListExample:
-    """A query with candidates, one of which is relevant.
+    """A query with candidates, at most one of which is relevant.
 
     Attributes:
         instruction: wording of the task; empty for the checkpoint's own.
-        answer: number of the relevant candidate.
+        answer: number of the relevant candidate; None if no candidate is relevant.
         closeness: rank of each candidate's closeness to the query; the answer has 0.
+        ideal: what the query asks for, in a few words.
+        bare: whether the query is the answer's name alone.
         relevant: keys of all entries known to be relevant, in this list or elsewhere.
     """
 
@@ -62,32 +64,40 @@ class ListExample:
     instruction: str
     query: Entry
     candidates: Sequence[Entry]
-    answer: int
+    answer: int | None
     closeness: Sequence[int]
     relevant: frozenset[Key] = frozenset()
+    ideal: str = ""
+    bare: bool = False
 
 
 class Corpus:
-    """All cells of one split.
+    """All cells of one split of one or more data sets.
 
     Args:
+        roots: folders of the data sets.
         split: ``train`` or ``val``.
+        bank: their pictures.
     Raises:
         ConfigError: the split has no queries, or shows a picture that the bank lacks.
     """
 
-    def __init__(self, root: Path, split: str, bank: PictureBank) -> None:
-        meta = read_metadata(root)
+    def __init__(self, roots: Path | Sequence[Path], split: str, bank: PictureBank) -> None:
         self.bank = bank
-        self.cells = {
-            cell.dataset: self._cell(mbeir.load(root, cell.dataset, split), meta)
-            for cell in mbeir.cells(root)
-            if cell.split == split
-        }
+        self.cells: dict[str, Cell] = {}
+        roots = [roots] if isinstance(roots, Path) else list(roots)
+        for root in roots:
+            meta = read_metadata(root)
+            for cell in mbeir.cells(root):
+                if cell.split != split:
+                    continue
+                if cell.dataset in self.cells:
+                    raise ConfigError(f"two data sets have a cell {cell.dataset}: leave one out")
+                self.cells[cell.dataset] = self._cell(mbeir.load(root, cell.dataset, split), meta)
         if not self.cells:
             raise ConfigError(
-                f"{root} has no queries for the split {split!r}: build the data set again with "
-                "`retrv-r1 data pictographs DIR`"
+                f"{', '.join(map(str, roots))}: no queries for the split {split!r}; build the data "
+                "set again with `retrv-r1 data pictographs DIR`"
             )
 
     def _cell(self, task: mbeir.Task, meta: dict[str, dict[str, Any]]) -> Cell:
@@ -173,7 +183,7 @@ def rivals(lists: Sequence[ListExample]) -> list[list[bool]]:
     shown = [(b, x.cell, c.key) for b, x in enumerate(lists) for c in x.candidates]
     out = []
     for b, example in enumerate(lists):
-        answer = example.candidates[example.answer].key
+        answer = None if example.answer is None else example.candidates[example.answer].key
         barred = example.relevant | {answer, example.query.key}
         out.append(
             [

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,18 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retrv_r1.files import replacing
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.tokens import encode_text
 from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMix
 from retrv_r1.train.corpus import Corpus, Entry
 from retrv_r1.train.pictures import side_of
-from retrv_r1.train.tensors import to_device
-from retrv_r1.train.vision_rows import square_rows
+from retrv_r1.train.tensors import digest_of, to_device
+from retrv_r1.train.vision_rows import picture_rows
+
+
+_GROUPS = 4
+"""Groups of texts by length in a batch."""
 
 
 class EntryEmbedder:
@@ -59,28 +66,46 @@ class EntryEmbedder:
                 "pictures": torch.tensor(pictures),
                 "plan": PicturePlan(StyleMix.plain(shown), changes),
             }
-            out["concepts"] = [self.corpus.bank.concepts[picture] for picture in shown]
         if texts:
-            ids = [torch.tensor(self.text_ids(e.text)) for e in entries if e.text]
-            padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)
-            out |= {
-                "texts": torch.tensor(texts),
-                "input_ids": padded.clamp(min=0),
-                "attention_mask": (padded >= 0).long(),
+            # Texts of like length together: padding would cost several times the words.
+            ids = {i: torch.tensor(self.text_ids(entries[i].text or "")) for i in texts}
+            texts.sort(key=lambda i: len(ids[i]))
+            groups = [
+                texts[len(texts) * n // _GROUPS : len(texts) * (n + 1) // _GROUPS]
+                for n in range(_GROUPS)
+            ]
+            out["texts"] = torch.tensor(texts)
+            out["text_ids"] = {
+                str(n): torch.nn.utils.rnn.pad_sequence([ids[i] for i in group], True, -1)
+                for n, group in enumerate(groups)
+                if group
             }
         return out
 
-    def embed(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """Unit vectors ``[size, e]``, and the mean tower rows of the pictures ``[i, d]``."""
-        pictures = texts = pooled = None
-        if "pictures" in inputs:
-            image = inputs["plan"].render(self.corpus.bank, self.side)
-            pooled = square_rows(self.model.visual, image, self.processor).mean(1)
-            pictures = (inputs["pictures"], self.model.project_pictures(pooled))
-        if "texts" in inputs:
-            vectors = self.model.embed_texts(inputs["input_ids"], inputs["attention_mask"])
-            texts = (inputs["texts"], vectors)
-        return self.model.fuse(inputs["size"], pictures, texts), pooled
+    def embed(self, inputs: dict[str, Any], side: int | None = None) -> Tensor:
+        """Unit vectors ``[size, e]``; ``side`` is the pictures', the processor's by default."""
+        return self.embed_parts([inputs], side)[0]
+
+    def embed_parts(self, parts: Sequence[dict[str, Any]], side: int | None = None) -> list[Tensor]:
+        """Unit vectors of several batches, whose pictures the tower sees as one."""
+        shown = [part for part in parts if "pictures" in part]
+        images = [part["plan"].render(self.corpus.bank, side or self.side) for part in shown]
+        drawn: list[Tensor] = []
+        if images:
+            rows = picture_rows(self.model.visual, torch.cat(images), self.processor)
+            vectors = self.model.project_pictures(rows.mean(1))
+            drawn = list(vectors.split([len(image) for image in images]))
+        out = []
+        for part in parts:
+            pictures = texts = None
+            if "pictures" in part:
+                pictures = (part["pictures"], drawn.pop(0))
+            if "texts" in part:
+                groups = part["text_ids"].values()
+                written = [self.model.embed_texts(x.clamp(min=0), (x >= 0).long()) for x in groups]
+                texts = (part["texts"], torch.cat(written))
+            out.append(self.model.fuse(part["size"], pictures, texts))
+        return out
 
     @torch.no_grad()
     def embed_all(self, entries: Sequence[Entry], batch: int = 256) -> Tensor:
@@ -95,7 +120,7 @@ class EntryEmbedder:
                 return None
             chunks = [alone[i : i + batch] for i in range(0, len(alone), batch)]
             inputs = (to_device(self.inputs(c, None), self.model.device) for c in chunks)
-            vectors = torch.cat([self.embed(one)[0] for one in inputs])
+            vectors = torch.cat([self.embed(one) for one in inputs])
             number = {e.picture if e.text is None else e.text: n for n, e in enumerate(alone)}
             rows = [row for row, key in enumerate(keys) if key is not None]
             places = torch.tensor(rows, device=vectors.device)
@@ -117,10 +142,15 @@ class Vectors:
     pool: np.ndarray
 
 
-def embed_cells(embedder: EntryEmbedder, corpus: Corpus) -> dict[str, Vectors]:
-    """First-stage vectors of every cell."""
+def embed_cells(embedder: EntryEmbedder, corpus: Corpus, cache: Path) -> dict[str, Vectors]:
+    """First-stage vectors of every cell, kept in ``cache`` for the next stage."""
     cells = corpus.cells
     entries = [e for cell in cells.values() for e in (*cell.queries, *cell.pool)]
     sizes = [n for cell in cells.values() for n in (len(cell.queries), len(cell.pool))]
-    parts = iter(embedder.embed_all(entries).cpu().split(sizes))
-    return {name: Vectors(next(parts).numpy(), next(parts).numpy()) for name in cells}
+    shown = json.dumps([entry.key for entry in entries])
+    path = cache / f"vectors-{digest_of(embedder.model, shown)}.npy"
+    if not path.is_file():
+        with replacing(path) as file:
+            np.save(file, embedder.embed_all(entries).cpu().numpy())
+    parts = iter(np.split(np.load(path), np.cumsum(sizes)[:-1]))
+    return {name: Vectors(next(parts), next(parts)) for name in cells}

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retrv_r1.model.chains import ChainPart
 from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, TableLayout
 from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
-from retrv_r1.train.chains import ChainPart, chain
+from retrv_r1.train.chains import chain
 from retrv_r1.train.corpus import Entry, Key, ListExample, distinct, pictures_of, rivals
 from retrv_r1.train.pictures import merged_grid
 
@@ -27,6 +28,7 @@ class Candidates:
         items: item number of each candidate, ``[c]``.
         owner: number of the list that a candidate stands in, ``[c]``.
         is_answer: whether a candidate is the answer of its list, ``[c]``.
+        answered: numbers of the lists that have an answer, ``[a]``.
         rivals: whether a candidate is a negative of a list's query, ``[b, c]``.
         keys: what the model sees of each query, then of each candidate.
     """
@@ -35,6 +37,7 @@ class Candidates:
     items: Tensor
     owner: Tensor
     is_answer: Tensor
+    answered: Tensor
     rivals: Tensor
     keys: list[Key]
 
@@ -50,6 +53,7 @@ class Candidates:
             items=_integers(numbers[b][1][k] for b, k in shown),
             owner=_integers(b for b, _ in shown),
             is_answer=_integers(k == lists[b].answer for b, k in shown).bool(),
+            answered=_integers(b for b, x in enumerate(lists) if x.answer is not None),
             rivals=torch.tensor(negatives, dtype=torch.bool).reshape(len(lists), len(shown)),
             keys=[x.query.key for x in lists] + [lists[b].candidates[k].key for b, k in shown],
         )
@@ -220,7 +224,7 @@ class ListCollator:
         self,
         prompt: Prompt,
         thoughts: Sequence[ChainPart],
-        answer: int,
+        answer: int | None,
         layout: TableLayout,
         candidates: Sequence[int],
     ) -> _Sequence:
@@ -239,13 +243,15 @@ class ListCollator:
                     continue
                 one.write([tokens.inspect_start, label, tokens.inspect_end])
                 self.builder.full_item(prompt, layout.items, candidates[part.candidate])
-            # A chain ends with the label of its choice, which the answer repeats.
-            one.answer_row = len(prompt) - 2
             one.write([tokens.think_end, tokens.answer_start])
         else:  # in fast mode the opening tag is part of the prompt
-            one.answer_row = len(prompt)
             prompt.add([tokens.answer_start])
-        one.write([labels[answer], tokens.answer_end, tokens.end])
+        one.answer_row = len(prompt) - 1
+        if answer is None:  # an engine reads the probability and writes a candidate's label
+            assert tokens.none is not None
+            one.write([tokens.none])
+        else:
+            one.write([labels[answer], tokens.answer_end, tokens.end])
         return one
 
     def _pad(

@@ -16,16 +16,20 @@ def contrast(
 ) -> tuple[Tensor, float]:
     """InfoNCE over cosine similarities, and the share of answers nearest within their own lists.
 
+    Lists without an answer do not count.
+
     Args:
         queries: state of each list's query, ``[b, d]``.
         states: state of each candidate of all lists, ``[c, d]``.
         temperature: divisor of the similarities.
     """
-    normalize, lists = nn.functional.normalize, torch.arange(len(queries), device=queries.device)
-    logits = normalize(queries, dim=-1) @ normalize(states, dim=-1).T / temperature
+    normalize, lists = nn.functional.normalize, candidates.answered
+    if not len(lists):
+        return queries.sum() * 0, 0.0
+    logits = normalize(queries[lists], dim=-1) @ normalize(states, dim=-1).T / temperature
     answers = candidates.is_answer.nonzero().squeeze(1)
-    known = candidates.rivals.clone()
-    known[lists, answers] = True
+    known = candidates.rivals[lists]
+    known[torch.arange(len(lists), device=lists.device), answers] = True
     logits = logits.float().masked_fill(~known, -1e4)
     foreign = candidates.owner[None] != lists[:, None]
     hits = logits.masked_fill(foreign, -1e4).argmax(1) == answers
@@ -130,11 +134,14 @@ class ListOutput:
         sizes = torch.bincount(candidates.owner, minlength=len(self.hidden)).tolist()
         scores = nn.utils.rnn.pad_sequence((rows @ weight[token]).split(sizes), True, -1e4)
         fits = nn.utils.rnn.pad_sequence(candidates.is_answer.split(sizes), True, False)
-        goal = fits.float().argmax(1)
         known, own = self.batch.candidate_labels.unique(return_inverse=True)
         cross_entropy = nn.functional.cross_entropy
-        loss = cross_entropy(scores.float(), goal) + cross_entropy(rows @ weight[known].T, own)
-        return loss, float((scores.argmax(1) == goal).float().mean())
+        loss = cross_entropy(rows @ weight[known].T, own)
+        lists = candidates.answered
+        if not len(lists):
+            return loss, 0.0
+        scores, goal = scores[lists].float(), fits[lists].float().argmax(1)
+        return loss + cross_entropy(scores, goal), float((scores.argmax(1) == goal).float().mean())
 
 
 def run_lists(

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,51 +21,89 @@ class NoPictures(RetrvError, FileNotFoundError):
 
 
 class PictureBank:
-    """All pictures of a data set, square RGBA, by their paths in the data set.
+    """The pictures of one or more data sets, square RGBA, by their paths in the data set.
 
     Args:
-        pixels: pixels of the pictures, ``uint8 [n, s, s, 4]``; a memory map is enough.
-        paths: path of each picture in the data set.
+        pixels: arrays of pictures, one after the other: ``uint8 [n, s, s, 4]``, or
+            ``uint8 [n, s, s]`` for the coverage of glyphs, which have no colour of their own;
+            memory maps are enough.
+        paths: path of each picture in its data set.
         concepts: concept that each picture shows, the same for every style; None if not known.
+        parts: folder of each data set, and number of its first picture.
+    Attributes:
+        is_glyph: whether a picture is a glyph, ``[n]``.
     """
 
     def __init__(
-        self, pixels: np.ndarray, paths: Sequence[str], concepts: Sequence[str | None]
+        self,
+        pixels: np.ndarray | Sequence[np.ndarray],
+        paths: Sequence[str],
+        concepts: Sequence[str | None],
+        parts: Sequence[tuple[Path, int]] = (),
     ) -> None:
-        if pixels.ndim != 4 or pixels.shape[-1] != 4 or len(paths) != len(pixels):
-            raise ValueError(f"{len(paths)} paths for pictures of shape {pixels.shape}")
-        self.pixels = pixels
+        arrays = [pixels] if isinstance(pixels, np.ndarray) else list(pixels)
+        sides = {array.shape[1:3] for array in arrays}
+        shaped = all(a.ndim == 3 or (a.ndim == 4 and a.shape[-1] == 4) for a in arrays)
+        if not shaped or len(sides) != 1 or len(paths) != sum(map(len, arrays)):
+            shapes = [array.shape for array in arrays]
+            raise ValueError(f"{len(paths)} paths for pictures of shapes {shapes}")
+        self.arrays = arrays
+        self.starts = np.cumsum([0, *map(len, arrays)])
+        self.is_glyph = np.repeat([a.ndim == 3 for a in arrays], np.diff(self.starts))
         self.paths = list(paths)
         self.concepts = list(concepts)
+        self.parts = list(parts)
         self.row_of = {path: row for row, path in enumerate(self.paths)}
-        self._store: Tensor | None = None
+        self._stores: list[Tensor] = []
 
     @classmethod
-    def load(cls, root: Path) -> PictureBank:
-        """Reads ``pictures.npy`` and ``pictures.jsonl`` of a built data set."""
-        index = root / "pictures.jsonl"
-        if not index.is_file():
-            what = "has no pictures.jsonl" if root.is_dir() else "is not a folder"
-            raise NoPictures(f"{root} {what}: `retrv-r1 data pictographs DIR` builds a data set")
-        lines = index.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        paths = [row["img_path"] for row in rows]
+    def load(cls, *roots: Path) -> PictureBank:
+        """Reads the pictures of built data sets: ``pictures.jsonl``, and the arrays beside it."""
+        arrays: list[np.ndarray] = []
+        rows: list[dict[str, Any]] = []
+        parts = []
+        for root in roots:
+            index = root / "pictures.jsonl"
+            if not index.is_file():
+                what = "has no pictures.jsonl" if root.is_dir() else "is not a folder"
+                raise NoPictures(
+                    f"{root} {what}: `retrv-r1 data pictographs DIR` builds a data set"
+                )
+            parts.append((root, len(rows)))
+            rows += map(json.loads, index.read_text(encoding="utf-8").splitlines())
+            names = ("pictures.npy", "glyphs.npy")
+            arrays += [np.load(root / n, mmap_mode="r") for n in names if (root / n).is_file()]
         concepts = [row.get("code") for row in rows]
-        return cls(np.load(root / "pictures.npy", mmap_mode="r"), paths, concepts)
+        return cls(arrays, [row["img_path"] for row in rows], concepts, parts)
 
     def to(self, device: torch.device) -> PictureBank:
         """This bank, with its pictures copied to a GPU as bytes; nothing changes on a CPU."""
         if device.type != "cpu":
-            self._store = torch.from_numpy(np.array(self.pixels)).to(device)
+            self._stores = [torch.from_numpy(np.array(array)).to(device) for array in self.arrays]
         return self
 
     def rgba(self, rows: Sequence[int] | Tensor) -> Tensor:
-        """Pictures by rows of the bank, ``[b, 4, s, s]`` in [0, 1], on the bank's device."""
-        if self._store is None:
-            pixels = torch.from_numpy(self.pixels[np.asarray(rows)])
-        else:
-            pixels = self._store[torch.as_tensor(rows, device=self._store.device)]
-        return pixels.permute(0, 3, 1, 2).float() / 255
+        """Pictures by rows of the bank, ``[b, 4, s, s]`` in [0, 1], on the bank's device.
+
+        Glyphs are black.
+        """
+        rows = np.asarray(torch.as_tensor(rows).cpu())
+        which = np.searchsorted(self.starts, rows, side="right") - 1
+        side = self.arrays[0].shape[1]
+        device = self._stores[0].device if self._stores else None
+        out = torch.zeros(len(rows), 4, side, side, device=device)
+        for number in np.unique(which).tolist():
+            found = np.flatnonzero(which == number)
+            places = rows[found] - self.starts[number]
+            if self._stores:
+                pixels = self._stores[number][torch.as_tensor(places, device=device)]
+            else:
+                pixels = torch.from_numpy(self.arrays[number][places])
+            # A glyph's coverage is its alpha, the last channel.
+            first = 0 if pixels.ndim == 4 else 3
+            shown = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels[:, None]
+            out[torch.as_tensor(found, device=device), first:] = shown.float() / 255
+        return out
 
 
 def on_white(rgba: Tensor) -> Tensor:
@@ -82,6 +121,15 @@ def resized(image: Tensor, side: int) -> Tensor:
     ).clamp(0, 1)
 
 
+def normalized(image: Tensor, processor: Qwen2VLImageProcessorPil) -> Tensor:
+    """Pictures ``[b, 3, s, s]`` in [0, 1], normalized as the processor does it."""
+    mean, std = (
+        torch.tensor(values, device=image.device).view(3, 1, 1)
+        for values in (processor.image_mean, processor.image_std)
+    )
+    return (image - mean) / std
+
+
 def to_patches(
     image: Tensor, processor: Qwen2VLImageProcessorPil, side: int
 ) -> tuple[Tensor, Tensor]:
@@ -89,12 +137,7 @@ def to_patches(
 
     Patch order and normalization are the processor's, for whole batches.
     """
-    image = resized(image, side)
-    mean, std = (
-        torch.tensor(values, device=image.device).view(3, 1, 1)
-        for values in (processor.image_mean, processor.image_std)
-    )
-    image = (image - mean) / std
+    image = normalized(resized(image, side), processor)
     patch, merge = processor.patch_size, processor.merge_size
     batch, grid = len(image), side // patch
     x = image.view(batch, 3, grid // merge, merge, patch, grid // merge, merge, patch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import re
@@ -24,7 +25,7 @@ FOLDER = Path(__file__).parent
 
 def write_record(config: RunConfig, stage: Stage, machine: Machine) -> Path:
     """Writes ``record.json`` beside the curves: config, seed, data hash, time, versions."""
-    manifest = config.data / "manifest.json"
+    manifests = [(folder / "manifest.json").read_bytes() for folder in config.data]
     lines = (config.out / f"{config.name}.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     logged = [row for row in rows if "seconds" in row]
@@ -32,7 +33,7 @@ def write_record(config: RunConfig, stage: Stage, machine: Machine) -> Path:
         "stage": config.name,
         "config": yaml.safe_load(config.source.read_text(encoding="utf-8")),
         "seed": config.loop.seed,
-        "data_hash": json.loads(manifest.read_text(encoding="utf-8"))["hash"],
+        "data_hash": [hashlib.sha256(manifest).hexdigest() for manifest in manifests],
         "steps": stage.stats.steps if stage.schedule and stage.stats else config.loop.steps,
         "minutes": stage.schedule.seconds / 60 if stage.schedule else None,
         "hours": round(sum(row["seconds"] for row in logged) / 3600, 3),

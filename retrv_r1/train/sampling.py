@@ -8,8 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from retrv_r1.train.corpus import Cell, Corpus, ListExample
+from retrv_r1.data.icons.wording import word
+from retrv_r1.model.chains import content_words
+from retrv_r1.train.chains import describe
+from retrv_r1.train.corpus import Cell, Corpus, Entry, ListExample
 from retrv_r1.train.entry_vectors import Vectors
+from retrv_r1.train.named import NamedPictures
 
 
 class ListSampler:
@@ -18,11 +22,25 @@ class ListSampler:
     The candidates of a list are of one style, as in a pool that someone searches, so that they
     differ only in what they show. Lists may share candidates, because a query costs little to
     process and the rows of a candidate cost much.
+
+    Args:
+        vectors: first-stage vectors of each cell.
+        named: the named pictures, whose names queries and ideals have.
+        wordings: share of the queries by a name alone that are worded as people type.
+        unanswered: share of lists without their answer.
     """
 
-    def __init__(self, corpus: Corpus, vectors: dict[str, Vectors]) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        vectors: dict[str, Vectors],
+        named: NamedPictures,
+        wordings: float = 0.0,
+        unanswered: float = 0.0,
+    ) -> None:
         self.names = sorted(corpus.cells)
-        self._cells = {n: _CellSampler(corpus.cells[n], vectors[n]) for n in self.names}
+        self.wordings, self.unanswered = wordings, unanswered
+        self._cells = {n: _CellSampler(corpus.cells[n], vectors[n], named) for n in self.names}
 
     def draw(
         self,
@@ -46,7 +64,17 @@ class ListSampler:
         while len(lists) < count:
             name = cell or self.names[rng.integers(len(self.names))]
             lists += self._cells[name].draw(rng, min(share, count - len(lists)), size, hard)
-        return lists
+        return [self._varied(example, rng) for example in lists]
+
+    def _varied(self, example: ListExample, rng: np.random.Generator) -> ListExample:
+        """The list in other words, or without its answer."""
+        query = example.query
+        if query.picture is None and example.bare and rng.random() < self.wordings:
+            text = word(query.text or "", rng, forms="train")
+            example = replace(example, query=replace(query, text=text))
+        if rng.random() < self.unanswered and len(example.candidates) > 1:
+            example = without_answer(example)
+        return example
 
 
 def with_default_instruction(
@@ -56,22 +84,20 @@ def with_default_instruction(
     return [replace(x, instruction="") if rng.random() < share else x for x in lists]
 
 
-def shortened(example: ListExample, size: int, rng: np.random.Generator) -> ListExample:
-    """The list with ``size`` of its candidates, the answer among them, in the same order."""
-    others = [k for k in range(len(example.candidates)) if k != example.answer]
-    kept = sorted([example.answer, *rng.permutation(others)[: size - 1].tolist()])
-    ranks = np.argsort(np.argsort([example.closeness[k] for k in kept]))
+def without_answer(example: ListExample) -> ListExample:
+    """The list without the candidate that is relevant."""
+    kept = [k for k in range(len(example.candidates)) if k != example.answer]
     return replace(
         example,
         candidates=[example.candidates[k] for k in kept],
-        answer=kept.index(example.answer),
-        closeness=ranks.tolist(),
+        answer=None,
+        closeness=[example.closeness[k] - 1 for k in kept],
     )
 
 
 class _CellSampler:
-    def __init__(self, cell: Cell, vectors: Vectors) -> None:
-        self.cell, self.vectors = cell, vectors
+    def __init__(self, cell: Cell, vectors: Vectors, named: NamedPictures) -> None:
+        self.cell, self.vectors, self.named = cell, vectors, named
         styles = np.array([str(entry.meta.get("style")) for entry in cell.pool])
         self.group_of = np.unique(styles, return_inverse=True)[1]
         self.members = [np.flatnonzero(self.group_of == g) for g in range(self.group_of.max() + 1)]
@@ -114,12 +140,23 @@ class _CellSampler:
         scores[place] = np.inf
         closeness = np.empty(len(kept), int)
         closeness[np.argsort(-scores, kind="stable")] = np.arange(len(kept))
+        query, found = cell.queries[row], cell.pool[answer]
+        name = describe(found).lower()
         return ListExample(
             cell=cell.name,
             instruction=cell.instructions[int(rng.integers(len(cell.instructions)))],
-            query=cell.queries[row],
+            query=query,
             candidates=[cell.pool[number] for number in kept],
             answer=place,
             closeness=closeness.tolist(),
             relevant=frozenset(cell.pool[number].key for number in known),
+            ideal=self._ideal(query, found),
+            bare=query.picture is None and (query.text or "").lower() == name,
         )
+
+    def _ideal(self, query: Entry, answer: Entry) -> str:
+        """What a query asks for: its own words, the name of its picture, or that of the answer."""
+        if query.picture is None and (said := content_words(query.text or "")):
+            return said
+        shown = None if query.text or query.picture is None else self.named.name(query.picture)
+        return shown or describe(answer)

@@ -1,11 +1,13 @@
-"""Stage ``sft``: trains on chains of thought with inspections, and on direct answers.
+"""Stages ``lists`` and ``sft``: compressed lists, then chains of thought with inspections.
 
 Compressor and language model learn together; the tower is frozen. Lists grow longer and harder.
 Some are read at full length, so that the full-token baseline is the same model, trained for it.
+``lists`` trains direct answers only (``reason: 0``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrv_r1.train.anchors import Anchors, Concepts
-from retrv_r1.train.corpus import used_pictures
+from retrv_r1.train.corpus import ListExample
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
+from retrv_r1.train.naming import SCALE, Naming
 from retrv_r1.train.sampling import ListSampler, with_default_instruction
 from retrv_r1.train.stage import Setup, Stage
+from retrv_r1.train.teacher import teach
 from retrv_r1.train.validation import ListValidation
-from retrv_r1.train.vision_rows import RowBank
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,11 @@ class SFTConfig:
         default_instruction: share of lists with the checkpoint's own, short instruction.
         match_weight: weight of the loss on matches (``losses.py``).
         pointer_weight: weight of the contrastive losses (``losses.py``).
-        anchor_weight: weight of the losses towards concepts' anchors (``anchors.py``).
+        naming_weight: weight of the losses on names (``naming.py``).
+        names: names per step that are negatives of all.
+        wordings: share of the queries by a name that are worded as people type.
+        unanswered: share of lists without their answer.
         views: views of a picture that are kept, all but the first augmented.
-        blend: share of augmented pictures blended with the same thing in another style.
         max_text: tokens to which an item's text is cut.
         steps: steps in all; the loop's ``steps`` by default.
     """
@@ -61,9 +65,11 @@ class SFTConfig:
     default_instruction: float = 0.5
     match_weight: float = 1.0
     pointer_weight: float = 1.0
-    anchor_weight: float = 1.0
-    views: int = 3
-    blend: float = 0.0
+    naming_weight: float = 0.5
+    names: int = 2048
+    wordings: float = 0.7
+    unanswered: float = 0.15
+    views: int = 2
     max_text: int = 12
     steps: int = 1
 
@@ -79,20 +85,16 @@ class SFTStage(Stage):
         corpus, config = setup.train, self.config
         self.model, self.processor = model, processor = setup.reranker()
         self.embedder = setup.embedder
-        self.sampler = ListSampler(corpus, setup.vectors(corpus, processor))
-        self.collator = ListCollator(processor, config.max_text)
-        known = setup.vectors(setup.val, processor)
-        self.validation = ListValidation(setup.val, known, self.collator)
-        used = used_pictures(corpus)
-        self.bank = RowBank.build(
-            model, processor, corpus.bank, used, config.views, self.seed, config.blend
+        self.named = setup.named
+        self.sampler = ListSampler(
+            corpus, setup.vectors(corpus), self.named, config.wordings, config.unanswered
         )
-        self.concepts = Concepts(corpus)
-        self.anchors = self.add_auxiliary("anchors", Anchors.of(model, self.concepts.count))
-        if model.icm.memory is None:
-            rows = self.bank.rows[0, used].float()
-            goals = self.concepts.goals([(None, n) for n in used])
-            self.anchors.initialize(model.icm, rows, goals)
+        self.collator = ListCollator(processor, config.max_text)
+        known = setup.vectors(setup.val)
+        self.validation = ListValidation(setup.val, known, self.collator)
+        self.bank = setup.rows(model, processor, config.views)
+        naming = Naming(teach(self.named.names, setup.cache), model.config.hidden_size)
+        self.naming = self.add_auxiliary("naming", naming.to(model.device))
         model.requires_grad_(True)
         model.visual.requires_grad_(False)
 
@@ -114,9 +116,16 @@ class SFTStage(Stage):
         return {
             "lists": batch,
             "views": self.bank.draw(batch.pictures, rng),
-            "goals": self.concepts.goals(batch.candidates.keys),
+            "things": torch.tensor(self._things(lists)),
+            "others": torch.from_numpy(rng.integers(len(self.named.names), size=config.names)),
             "kind": kind,
         }
+
+    def _things(self, lists: Sequence[ListExample]) -> list[int]:
+        """The thing that each query asks for, then that of each candidate; -1 if not known."""
+        thing = self.named.thing
+        asked = [-1 if x.answer is None else thing(x.candidates[x.answer]) for x in lists]
+        return asked + [thing(candidate) for x in lists for candidate in x.candidates]
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         lists: ListBatch = batch["lists"]
@@ -127,12 +136,14 @@ class SFTStage(Stage):
         pointer_loss, pointer_hits = out.pointer_loss()
         lookup_loss, lookup_hits = out.lookup_loss()
         content_loss, content_hits = out.content_loss()
-        goals = batch["goals"]
-        meant_loss, meant_hits = self.anchors.loss(torch.cat(out.ends()), goals)
-        named_loss, named_hits = self.anchors.loss(torch.cat(out.contents(out.pooled)), goals)
+        things = batch["things"].repeat(2)
+        states = torch.cat([*out.ends(), *out.contents(out.content)])
+        name_loss, name_hits = self.naming.losses(
+            torch.nn.functional.normalize(states, dim=-1), things, SCALE, batch["others"]
+        )
         loss = token_loss + answer_loss + self.config.match_weight * match_loss
         loss = loss + self.config.pointer_weight * (pointer_loss + lookup_loss + content_loss)
-        loss = loss + self.config.anchor_weight * (meant_loss + named_loss)
+        loss = loss + self.config.naming_weight * name_loss
         kind = batch["kind"]
         return loss, {
             f"{kind}token_loss": token_loss.item(),
@@ -141,8 +152,7 @@ class SFTStage(Stage):
             "pointer_accuracy": pointer_hits,
             "lookup_accuracy": lookup_hits,
             "content_accuracy": content_hits,
-            "meant_accuracy": meant_hits,
-            "named_accuracy": named_hits,
+            "naming_accuracy": float(name_hits),
             "samples": len(lists.input_ids),
             "tokens": lists.tokens,
         }

@@ -16,11 +16,14 @@ from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.config import ConfigError, RunConfig, stage_class
-from retrv_r1.train.corpus import Corpus
+from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.entry_vectors import EntryEmbedder, Vectors, embed_cells
 from retrv_r1.train.machine import Machine
+from retrv_r1.train.named import NamedPictures, named_pictures
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.train.schedule import Schedule
+from retrv_r1.train.tiny import load_preprocessing
+from retrv_r1.train.vision_rows import RowBank
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -39,8 +42,8 @@ class Setup:
 
     @cached_property
     def pictures(self) -> PictureBank:
-        """All pictures of the data set, on the machine's device."""
-        return PictureBank.load(self.config.data).to(self.machine.device)
+        """All pictures of the data sets, on the machine's device."""
+        return PictureBank.load(*self.config.data).to(self.machine.device)
 
     @cached_property
     def train(self) -> Corpus:
@@ -77,16 +80,37 @@ class Setup:
         embedder = RetrvEmbedder.from_pretrained(self.result("embed"), dtype=torch.float32)
         return embedder.to(self.machine.device)
 
-    def vectors(self, corpus: Corpus, processor: RetrvR1Processor) -> dict[str, Vectors]:
+    @property
+    def cache(self) -> Path:
+        """Folder of what the stages of a recipe compute alike, beside their runs."""
+        return self.config.out.parent / "cache"
+
+    @cached_property
+    def named(self) -> NamedPictures:
+        """The named training pictures."""
+        return named_pictures(self.train)
+
+    @cached_property
+    def entries(self) -> EntryEmbedder:
+        """The first stage for entries of the training split."""
+        return self._entries(self.train)
+
+    def vectors(self, corpus: Corpus) -> dict[str, Vectors]:
         """First-stage vectors of a split; texts are cut to the stage's ``max_text`` tokens."""
-        entries = EntryEmbedder(
-            self.embedder,
-            processor.tokenizer,
-            processor.image_processor,
-            corpus,
-            self.config.stage.max_text,
-        )
-        return embed_cells(entries, corpus)
+        entries = self.entries if corpus is self.train else self._entries(corpus)
+        return embed_cells(entries, corpus, self.cache)
+
+    def _entries(self, corpus: Corpus) -> EntryEmbedder:
+        tokenizer, images = load_preprocessing(self.result("embed"))
+        return EntryEmbedder(self.embedder, tokenizer, images, corpus, self.config.stage.max_text)
+
+    def rows(
+        self, model: RetrvR1ForConditionalGeneration, processor: RetrvR1Processor, views: int
+    ) -> RowBank:
+        """Rows of all training pictures by a frozen tower, computed once for all stages."""
+        used = sorted({*used_pictures(self.train), *self.named.pictures.tolist()})
+        seed = self.config.loop.seed
+        return RowBank.build(model, processor, self.pictures, used, views, seed, cache=self.cache)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 STAGES = {
     "embed": "retrv_r1.train.embed:EmbedStage",
-    "pretrain": "retrv_r1.train.pretrain:PretrainStage",
+    "read": "retrv_r1.train.read:ReadStage",
     "align": "retrv_r1.train.align:AlignStage",
+    "lists": "retrv_r1.train.sft:SFTStage",
     "sft": "retrv_r1.train.sft:SFTStage",
 }
 """Stages by name, in the order of training; a class is imported when its stage is used."""

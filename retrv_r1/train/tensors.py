@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrv_r1.model.modeling import PackedItems
 
@@ -55,3 +56,14 @@ def to_arrays(value: T) -> T:
 def to_tensors(value: T) -> T:
     """The inverse of :func:`to_arrays`."""
     return map_tensors(value, torch.from_numpy)
+
+
+def digest_of(module: nn.Module, *about: str) -> str:
+    """A short hash of a module's weights and statistics, and of texts."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    for text in about:
+        digest.update(text.encode())
+    return digest.hexdigest()

@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerBase
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers import AutoConfig, AutoTokenizer, BertConfig, PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1.model.backbone import qwen_config
+from retrv_r1.model.chains import phrases
 from retrv_r1.model.config import RetrvR1Config
+from retrv_r1.model.conv_tower import ConvTowerConfig
 from retrv_r1.model.embedder import RetrvEmbedder, RetrvEmbedderConfig
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tokens import train_tokenizer
-from retrv_r1.train.chains import CHAIN_INSPECTIONS, phrases
+from retrv_r1.train.chains import CHAIN_INSPECTIONS
 from retrv_r1.train.corpus import Corpus
 
 
@@ -29,7 +30,8 @@ class EmbedderShape:
         vocab_size: entries of the tokenizer.
         side: side in pixels to which pictures are resized.
         embedding_dim: width of the shared space.
-        vision: fields of ``Qwen2_5_VLVisionConfig``.
+        vision: fields of ``ConvTowerConfig``, or of another tower's config whose ``model_type`` it
+            names.
         text: fields of ``BertConfig``.
     """
 
@@ -46,8 +48,7 @@ class RerankerShape:
 
     Args:
         text: fields of the language model's config; its width is that of the tower's rows.
-        icm: fields of ``ICMConfig``; ``memory_size: concepts`` gives the memory a prototype for
-            every concept that the data names.
+        icm: fields of ``ICMConfig``.
         prompts: templates that differ from the default ones.
     """
 
@@ -61,7 +62,8 @@ def new_embedder(
 ) -> tuple[RetrvEmbedder, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil]:
     """An untrained first stage, with a tokenizer trained on ``texts``."""
     tokenizer = train_tokenizer(texts, shape.vocab_size)
-    vision = Qwen2_5_VLVisionConfig(**shape.vision)
+    fields = dict(shape.vision)
+    vision = AutoConfig.for_model(fields.pop("model_type", ConvTowerConfig.model_type), **fields)
     images = Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,
@@ -77,23 +79,28 @@ def new_embedder(
     return RetrvEmbedder(config), tokenizer, images
 
 
+def load_preprocessing(path: Path) -> tuple[PreTrainedTokenizerBase, Qwen2VLImageProcessorPil]:
+    """Tokenizer and image processor of a first stage."""
+    return AutoTokenizer.from_pretrained(path), Qwen2VLImageProcessorPil.from_pretrained(path)
+
+
 def new_reranker(
-    shape: RerankerShape, path: Path, embedder: RetrvEmbedder, concepts: int
+    shape: RerankerShape, path: Path, embedder: RetrvEmbedder
 ) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
     """A reranker whose tower is the first stage's and whose other weights are untrained.
 
     Args:
         path: folder of the first stage, with its tokenizer and preprocessing.
         embedder: the first stage itself.
-        concepts: number of concepts that the data names.
     """
     tokenizer = AutoTokenizer.from_pretrained(path)
-    icm = dict(shape.icm)
-    if icm.get("memory_size") == "concepts":
-        icm["memory_size"] = concepts
+    tower = embedder.config.vision_config
+    own = tower if isinstance(tower, ConvTowerConfig) else None
+    vision = tower.to_dict() if own is None else _stand_in(own)
     config = RetrvR1Config(
-        backbone_config=qwen_config(tokenizer, shape.text, embedder.config.vision_config.to_dict()),
-        icm=icm,
+        backbone_config=qwen_config(tokenizer, shape.text, vision),
+        tower_config=own,
+        icm=shape.icm,
         prompts=shape.prompts,
         max_inspections=CHAIN_INSPECTIONS,
         pad_to_square=True,
@@ -102,6 +109,16 @@ def new_reranker(
     model.visual.load_state_dict(embedder.visual.state_dict())
     images = Qwen2VLImageProcessorPil.from_pretrained(path)
     return model, RetrvR1Processor(config, tokenizer, images)
+
+
+def _stand_in(tower: ConvTowerConfig) -> dict[str, Any]:
+    """Fields of a backbone's tower that is never used: no layers, and the sizes of our tower."""
+    sizes = ("patch_size", "temporal_patch_size", "spatial_merge_size", "out_hidden_size")
+    return {
+        **{name: getattr(tower, name) for name in sizes},
+        **{"depth": 0, "hidden_size": 16, "intermediate_size": 16, "num_heads": 1},
+        "fullatt_block_indexes": [],
+    }
 
 
 def texts_of(corpus: Corpus) -> Iterator[str]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.train.corpus import Corpus, ListExample, used_pictures
+from retrv_r1.train.corpus import Corpus, ListExample, pictures_of
 from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import run_lists
@@ -23,6 +24,7 @@ class ListValidation:
     Args:
         k: candidates of a list.
         queries: queries of each cell.
+        full_tokens: read candidates at full length instead of compressed.
     """
 
     def __init__(
@@ -32,8 +34,10 @@ class ListValidation:
         collator: ListCollator,
         k: int = 50,
         queries: int = 25,
+        full_tokens: bool = False,
     ) -> None:
-        self.corpus, self.collator = corpus, collator
+        self.corpus, self.collator, self.full_tokens = corpus, collator, full_tokens
+        self._rows: Tensor | None = None
         self.lists: dict[str, list[ListExample]] = {}
         self.sizes: dict[str, int] = {}
         first = []
@@ -74,17 +78,16 @@ class ListValidation:
         )
 
     @torch.no_grad()
-    def run(
-        self, model: RetrvR1ForConditionalGeneration, row_scale: float = 1.0, batch: int = 10
-    ) -> dict[str, float]:
+    def run(self, model: RetrvR1ForConditionalGeneration, batch: int = 10) -> dict[str, float]:
         """R@1 of the answers, and of the scores that the auxiliary losses train.
 
-        Args:
-            row_scale: factor of tower rows.
+        The tower's rows are computed once: the stages that are validated so do not train it.
         """
-        bank = self.corpus.bank
-        used = used_pictures(self.corpus)
-        rows = clean_rows(model, self.collator.processor, bank, used) * row_scale
+        used = sorted({p for lists in self.lists.values() for x in lists for p in _pictures(x)})
+        if self._rows is None:
+            model.eval()  # the Trainer makes it train again
+            self._rows = clean_rows(model, self.collator.processor, self.corpus.bank, used)
+        rows = self._rows
         row_of = {picture: number for number, picture in enumerate(used)}
         metrics: dict[str, list[float]] = {}
         token = self.collator.tokens.answer_start
@@ -93,7 +96,11 @@ class ListValidation:
             for start in range(0, len(lists), batch):
                 chosen = lists[start : start + batch]
                 packed = self.collator.collate(
-                    chosen, np.random.default_rng(0), reason=0.0, moved_labels=0.0
+                    chosen,
+                    np.random.default_rng(0),
+                    reason=0.0,
+                    moved_labels=0.0,
+                    full_tokens=self.full_tokens,
                 )
                 packed = to_device(packed, model.device)
                 vision = rows[[row_of[p] for p in packed.pictures]].flatten(0, 1)
@@ -109,3 +116,7 @@ class ListValidation:
             metrics[f"val_r1_{short}"] = [hits["answer"] / self.sizes[name]]
         means = {name: float(np.mean(values)) for name, values in metrics.items()}
         return {"val_first_stage_r1": self.first_stage, **means}
+
+
+def _pictures(example: ListExample) -> list[int]:
+    return pictures_of([example.query, *example.candidates])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,17 +14,23 @@ from rich.progress import track
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tower import tower_rows
-from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMix, StyleMixer
+from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMix
 from retrv_r1.train.config import ConfigError
-from retrv_r1.train.pictures import PictureBank, side_of, to_patches
-from retrv_r1.train.tensors import to_device
+from retrv_r1.train.pictures import PictureBank, normalized, side_of, to_patches
+from retrv_r1.train.tensors import digest_of, to_device
 
 
-def square_rows(visual: Any, image: Tensor, processor: Qwen2VLImageProcessorPil) -> Tensor:
-    """Merged tower rows of square pictures: ``[b, 3, s, s]`` in [0, 1] → ``[b, rows, d]``."""
+def picture_rows(visual: Any, image: Tensor, processor: Qwen2VLImageProcessorPil) -> Tensor:
+    """Tower rows of square pictures: ``[b, 3, s, s]`` in [0, 1] → ``[b, rows, d]``.
+
+    A convolutional tower takes them at the side that they have, another at the processor's.
+    """
+    if isinstance(visual, ConvTower):
+        return visual.rows(normalized(image, processor))
     rows = tower_rows(visual, *to_patches(image, processor, side_of(processor)))
     return rows.view(len(image), -1, rows.shape[-1])
 
@@ -39,7 +47,7 @@ def clean_rows(
     images, parts = processor.image_processor, []
     for start in range(0, len(pictures), batch):
         plan = PicturePlan(StyleMix.plain(pictures[start : start + batch]))
-        parts.append(square_rows(model.visual, plan.render(bank, side_of(images)), images))
+        parts.append(picture_rows(model.visual, plan.render(bank, side_of(images)), images))
     return torch.cat(parts)
 
 
@@ -55,11 +63,13 @@ class RowBank:
     """Vision rows of several views of every picture, the clean view first.
 
     Args:
-        rows: vision rows on the model's device, float16 ``[views, n, rows, d]``.
+        rows: vision rows, float16 ``[views, n, rows, d]``: a tensor on the model's device, or on a
+            CPU one over a file, because there may be more of them than memory.
+        place: place of each picture of the data sets in ``rows``, -1 for those without.
     """
 
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
+    def __init__(self, rows: Tensor, place: Tensor) -> None:
+        self.rows, self.place = rows, place
 
     @classmethod
     @torch.no_grad()
@@ -71,36 +81,60 @@ class RowBank:
         used: Sequence[int],
         views: int,
         seed: int,
-        blend: float = 0.0,
+        cache: Path,
         batch: int = 256,
     ) -> RowBank:
-        """Encodes several views of pictures.
+        """Encodes several views of pictures, or reads what another stage has encoded.
 
         Args:
-            used: rows of the bank that are encoded; the others stay NaN.
+            used: rows of the bank that are encoded.
             views: views of each picture, all but the first augmented.
-            blend: share of augmented pictures blended with the same concept in another style.
+            cache: folder in which the rows are kept.
         """
-        images = processor.image_processor
-        generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-        mixer = StyleMixer(bank, used)
-        out: Tensor | None = None
+        if not used:
+            raise ConfigError("queries and candidates show no pictures: this stage needs some")
+        place = torch.full((len(bank.paths),), -1)
+        place[torch.tensor(used)] = torch.arange(len(used))
+        about = json.dumps([views, seed, [bank.paths[row] for row in used]])
+        path = cache / f"rows-{digest_of(model.visual, about)}.npy"
+        if not path.is_file():
+            cls._encode(path, model, processor, bank, used, views, seed, batch)
+        rows = torch.from_numpy(np.load(path, mmap_mode="r+"))
+        return cls(rows if model.device.type == "cpu" else rows.to(model.device), place)
+
+    @staticmethod
+    def _encode(
+        path: Path,
+        model: RetrvR1ForConditionalGeneration,
+        processor: RetrvR1Processor,
+        bank: PictureBank,
+        used: Sequence[int],
+        views: int,
+        seed: int,
+        batch: int,
+    ) -> None:
+        images, visual = processor.image_processor, model.visual.eval()
+        generator = torch.Generator().manual_seed(seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        out: np.ndarray | None = None
         work = [(v, i) for v in range(views) for i in range(0, len(used), batch)]
         for view, start in track(work, "tower rows of the training pictures"):
             chosen = list(used[start : start + batch])
-            plan = PicturePlan(StyleMix.plain(chosen))
-            if view:
-                mix = mixer.draw(chosen, blend, rng)
-                plan = PicturePlan(mix, Augmentation.draw(len(chosen), generator))
-            image = to_device(plan, model.device).render(bank, side_of(images))
-            kept = square_rows(model.visual, image, images).half()
+            changes = Augmentation.draw(len(chosen), generator) if view else None
+            plan = to_device(PicturePlan(StyleMix.plain(chosen), changes), model.device)
+            rows = picture_rows(visual, plan.render(bank, side_of(images)), images)
             if out is None:
-                shape = (views, len(bank.paths), *kept.shape[1:])
-                out = torch.full(shape, torch.nan, dtype=torch.half, device=kept.device)
-            out[view, chosen] = kept
-        if out is None:
-            raise ConfigError("queries and candidates show no pictures: this stage needs some")
-        return cls(out)
+                shape = (views, len(used), *rows.shape[1:])
+                out = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
+            out[view, start : start + batch] = rows.half().cpu().numpy()
+        assert out is not None
+        out.flush()
+        unfinished.replace(path)
+
+    def clean(self, pictures: Sequence[int]) -> Tensor:
+        """Rows of pictures without augmentation, ``[n, rows, d]``."""
+        return self.rows[0, self.place[torch.as_tensor(pictures)]].float()
 
     def draw(self, pictures: Sequence[int], rng: np.random.Generator) -> Views | None:
         """A random view of each picture; None if there are no pictures."""
@@ -113,4 +147,5 @@ class RowBank:
         """Vision rows of the views, ``[pictures · rows, d]``."""
         if drawn is None:
             return None
-        return self.rows[drawn.views, drawn.pictures].flatten(0, 1).float()
+        places = self.place.to(drawn.pictures.device)[drawn.pictures]
+        return self.rows[drawn.views, places].flatten(0, 1).float()

@@ -1,0 +1,177 @@
+"""Stage ``read``: a backbone from scratch learns to read pictures and texts at full length.
+
+It names pictures, and chooses from short lists. This is what official Qwen-VL checkpoints know
+already; the paper's compressor is aligned to such a backbone (``align``). The tower is the first
+stage's and stays as it is, so its rows are computed once. Compressor and token embeddings begin
+with what the first stage knows (``initialize.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.train.config import checked
+from retrv_r1.train.corpus import Corpus, Entry, Key
+from retrv_r1.train.entry_vectors import Vectors
+from retrv_r1.train.initialize import fit_rows, fit_tokens, initialize_compressor, initialize_layers
+from retrv_r1.train.lists import ListCollator
+from retrv_r1.train.losses import run_lists
+from retrv_r1.train.sampling import ListSampler, with_default_instruction
+from retrv_r1.train.stage import Setup, Stage
+from retrv_r1.train.tiny import RerankerShape, new_reranker
+from retrv_r1.train.validation import ListValidation
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """Options of the stage.
+
+    Args:
+        descriptions: pictures named per step.
+        lists: lists per step.
+        sizes: fewest and most candidates of a list.
+        share: lists that have the same candidates.
+        hard: final hardness of negatives, 0 to 1 (``sampling.py``), growing from 0.
+        grow: share of training in which negatives grow harder.
+        wordings: share of the queries by a name that are worded as people type.
+        default_instruction: share of lists with the checkpoint's own, short instruction.
+        views: views of a picture that are kept, all but the first augmented.
+        max_text: tokens to which an item's text is cut.
+        start_steps: steps in which token embeddings are fitted to the first stage's texts.
+        steps: steps in all; the loop's ``steps`` by default.
+    """
+
+    descriptions: int = 48
+    lists: int = 16
+    sizes: tuple[int, int] = (4, 8)
+    share: int = 4
+    hard: float = 0.9
+    grow: float = 0.5
+    wordings: float = 0.7
+    default_instruction: float = 0.6
+    views: int = 2
+    max_text: int = 12
+    start_steps: int = 800
+    steps: int = 1
+
+
+class ReadStage(Stage):
+    """Cross-entropy of names and answers, with the auxiliary losses of ``losses.py``."""
+
+    Config = ReadConfig
+    config: ReadConfig
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        config, named = self.config, setup.named
+        fresh = "model" not in setup.config.init
+        self.model, self.processor = self._fresh(setup) if fresh else setup.reranker()
+        self.collator = ListCollator(self.processor, config.max_text)
+        self.sampler = ListSampler(setup.train, setup.vectors(setup.train), named, config.wordings)
+        self.named = named
+        self.bank = setup.rows(self.model, self.processor, config.views)
+        if fresh:
+            self._initialize(setup)
+        self.validation = ListValidation(
+            setup.val, setup.vectors(setup.val), self.collator, k=config.sizes[1], full_tokens=True
+        )
+        self.model.requires_grad_(True)
+        self.model.visual.requires_grad_(False)
+
+    def _fresh(self, setup: Setup) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
+        """A new model around the embed stage's tower."""
+        shape = checked(RerankerShape, setup.config.model, f"{setup.config.source}: model")
+        model, processor = new_reranker(shape, setup.result("embed"), setup.embedder)
+        setup.machine.prepare(model)
+        return model, processor
+
+    def batch(self, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.seed, step])
+        config = self.config
+        size = int(rng.integers(config.sizes[0], config.sizes[1] + 1))
+        hard = config.hard * min(1.0, self.position(step) / (config.grow * config.steps))
+        lists = self.sampler.draw(rng, config.lists, size, hard, share=config.share)
+        lists = with_default_instruction(lists, rng, config.default_instruction)
+        drawn = self.named.draw(rng, config.descriptions)
+        entries = [Entry(None, picture, {}) for picture in drawn.pictures]
+        names = [self.named.names[thing] for thing in drawn.things]
+        described = self.collator.describe(entries, names, full_tokens=True)
+        read = self.collator.collate(lists, rng, reason=0.0, full_tokens=True)
+        return {
+            "describe": described,
+            "lists": read,
+            "describe_views": self.bank.draw(described.pictures, rng),
+            "lists_views": self.bank.draw(read.pictures, rng),
+        }
+
+    def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
+        described, lists = batch["describe"], batch["lists"]
+        rows = self.bank.rows_of(batch["describe_views"])
+        name_loss = run_lists(self.model, described, rows).token_loss()
+        out = run_lists(self.model, lists, self.bank.rows_of(batch["lists_views"]))
+        answer_loss, answer_hits = out.answer_loss()
+        match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
+        pointer_loss, pointer_hits = out.pointer_loss()
+        lookup_loss, lookup_hits = out.lookup_loss()
+        loss = name_loss + out.token_loss() + answer_loss + match_loss + pointer_loss + lookup_loss
+        return loss, {
+            "name_loss": name_loss.item(),
+            "answer_accuracy": answer_hits,
+            "match_accuracy": match_hits,
+            "pointer_accuracy": pointer_hits,
+            "lookup_accuracy": lookup_hits,
+            "samples": len(lists.input_ids),
+            "tokens": described.tokens + lists.tokens,
+        }
+
+    def validate(self) -> dict[str, float]:
+        return self.validation.run(self.model)
+
+    def _initialize(self, setup: Setup) -> None:
+        """Initializes compressor, token embeddings and layers from the first stage."""
+        model, corpus = self.model, setup.train
+        known = vectors_by_key(corpus, setup.vectors(corpus))
+        rng = np.random.default_rng(self.seed)
+        shown = sorted(p for text, p in known if text is None and p is not None)
+        shown = sorted(rng.permutation(shown)[:_FITTED].tolist())
+        rows = self.bank.clean(shown)
+        goal = torch.from_numpy(np.stack([known[None, picture] for picture in shown]))
+        to_vector = fit_rows(rows, goal.to(rows.device))
+        texts = sorted(text for text, p in known if text is not None and p is None)
+        texts = sorted({*texts, *setup.named.names})
+        with torch.no_grad():
+            vectors = setup.entries.embed_all([Entry(text, None, {}) for text in texts])
+        ids = [self.collator.text_ids(text)[: self.config.max_text] for text in texts]
+        table = model.get_input_embeddings().weight
+        tokens = fit_tokens(
+            ids, vectors.to(rows.device), to_vector, len(table), steps=self.config.start_steps
+        )
+        used = sorted({token for text in ids for token in text})
+        with torch.no_grad():
+            table[used] = tokens[used] * model.config.get_text_config().initializer_range
+        initialize_compressor(model.icm, to_vector)
+        initialize_layers(model.language_model)
+
+
+_FITTED = 20_000
+"""Pictures from whose rows the map to the first stage's vectors is fitted."""
+
+
+def vectors_by_key(corpus: Corpus, vectors: dict[str, Vectors]) -> dict[Key, np.ndarray]:
+    """First-stage vectors by what the model sees of an entry."""
+    return {
+        entry.key: vector
+        for name, cell in corpus.cells.items()
+        for entries, found in (
+            (cell.queries, vectors[name].queries),
+            (cell.pool, vectors[name].pool),
+        )
+        for entry, vector in zip(entries, found, strict=True)
+    }
