@@ -1,6 +1,6 @@
 """Whether a greedy ranking depends on what is ranked beside it, and on what the caches hold.
 
-python -m bench.batch_invariance --fast 1000 --reason 100 --out bench/results/batch-invariance.json
+python -m bench.batch_invariance --fast 1000 --reason 100 --out result.json
 
 Random lists of the demo's pictures are ranked alone with cold caches, then alone with warm ones and
 in batches. Rankings are compared to the first, exactly and in their scores.

@@ -79,7 +79,7 @@ def gpu(request) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     words = ["a red apple", "a blue bird flies high in the sky", "Find the candidate. Query:"]
-    return train_tokenizer(words * 10, 500)
+    return train_tokenizer(words * 10, 446)
 
 
 @pytest.fixture(scope="session")

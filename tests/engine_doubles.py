@@ -26,6 +26,7 @@ from retrv_engine.job import Extend
 from retrv_engine.sampler import Picked, pick
 
 THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END = range(1, 8)
+NONE = 25
 WORD, OTHER, STRANGE = 30, 31, 32
 LABELS = (20, 21, 22, 23)
 NAMES = Vocabulary(THINK, END_THINK, ANSWER, END_ANSWER, LOOK, END_LOOK, END)
@@ -265,6 +266,12 @@ def alone(request: Request) -> Output:
     return output
 
 
+def all_logits(output: Output) -> Tensor:
+    """Logits of the labels, then that of the label for no candidate, if the request has one."""
+    none = [] if output.none_logit is None else [output.none_logit]
+    return torch.cat([output.label_logits, torch.tensor(none)])
+
+
 def same(found: Sequence[Output], expected: Sequence[Output], *, constant: bool = False) -> None:
     """Asserts that outputs agree: tokens exactly, log-probabilities and logits within 1e-4.
 
@@ -273,13 +280,10 @@ def same(found: Sequence[Output], expected: Sequence[Output], *, constant: bool 
     """
     for one, other in zip(found, expected, strict=True):
         assert one.tokens == other.tokens
-        assert (one.answer, one.inspected, one.inspected_rows, one.well_formed) == (
-            other.answer,
-            other.inspected,
-            other.inspected_rows,
-            other.well_formed,
-        )
-        logits = [output.label_logits for output in (one, other)]
+        for name in ("answer", "inspected", "inspected_rows", "well_formed", "refused"):
+            assert getattr(one, name) == getattr(other, name), name
+        assert (one.none_logit is None) is (other.none_logit is None)
+        logits = [all_logits(output) for output in (one, other)]
         if constant:
             logits = [values.log_softmax(-1) for values in logits]
         torch.testing.assert_close(*logits, atol=1e-4, rtol=0 if constant else 1e-4)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from retrv_r1.eval import run
+from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.types import Item, RankedItem, RankedResults, TokenCounts
 
 # Six candidates c0 … c5; a query says the order in which the first stage finds them.
@@ -98,9 +99,10 @@ class Ranker:
         self.dies_at = None
         self.scores = None
         self.reverses = True
-        self.model = SimpleNamespace(
-            config=SimpleNamespace(temperature_of={"fast": 2.0, "reason": 3.0}.get)
-        )
+        self.none: float | None = None
+        self.reasoning = ""
+        known = {"fast": ModeCalibration(2.0), "reason": ModeCalibration(3.0)}
+        self.model = SimpleNamespace(config=SimpleNamespace(calibration_of=known.get))
 
     def rank_batch(self, requests, *, mode, reading, sampling):
         return [self.rank(request, mode, reading) for request in requests]
@@ -123,6 +125,8 @@ class Ranker:
             inspected=(order[1],) if mode == "reason" else (),
             mode=mode,
             well_formed=request.query.id != "9:2",
+            none_of_these=self.none,
+            reasoning=self.reasoning if mode == "reason" else "",
             timings={"features": 0.0},
             tokens=TokenCounts(
                 prompt=20 + rows * len(order),

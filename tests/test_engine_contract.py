@@ -63,6 +63,7 @@ def requests(checkpoint) -> list[Request]:
     _, processor, _ = checkpoint
     labels = processor.tokens.labels
     made = [leaning(one, k) for k, one in enumerate(real_requests(labels))]
+    made[::2] = [replace(one, none_label=processor.tokens.none) for one in made[::2]]
     for k, one in enumerate(real_requests(labels, seed=5)):
         picture = leaning(one, 5 + k).source.pieces[0][0]
         made.append(replace(leaning(one, k), prompt=[12, picture, 13, *one.prompt]))
@@ -111,6 +112,22 @@ def test_greedy_tokens_are_those_of_the_plain_engine(engine, requests, plain):
 def test_an_answer_at_once(engine, requests, plain):
     fast = [replace(one, reason=False) for one in requests]
     same(engine.generate(fast), plain(fast))
+
+
+def test_a_label_for_no_candidate_is_read_and_changes_nothing_else(engine, requests, plain):
+    for reason in (True, False):
+        made = [replace(one, reason=reason, none_label=None) for one in requests]
+        without = engine.generate(made)
+        made = [replace(one, none_label=labels_of_none(one)) for one in made]
+        found = engine.generate(made)
+        same(found, plain(made))
+        assert all(output.none_logit is not None for output in found)
+        same([replace(output, none_logit=None) for output in found], without)
+
+
+def labels_of_none(request: Request) -> int:
+    """A token that is no candidate's label, another for each number of candidates."""
+    return 400 + len(request.labels)
 
 
 @pytest.mark.parametrize(

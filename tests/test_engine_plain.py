@@ -17,6 +17,7 @@ from engine_doubles import (
     LABELS,
     LOOK,
     NAMES,
+    NONE,
     PROMPT,
     SPAN,
     STRANGE,
@@ -66,6 +67,35 @@ def test_fast_mode_answers_at_once():
     assert list(output.tokens) == [ANSWER, LABELS[1], END_ANSWER]
     assert output.answer == 1 and output.well_formed and output.inspected == ()
     assert [i for i, _ in rows] == [PROMPT, PROMPT + 900, PROMPT + 900, ANSWER]
+
+
+def test_a_model_that_wants_no_candidate_answers_with_one_and_is_well_formed():
+    plan = [*GOOD[:-2], NONE, END_ANSWER]
+    output, _ = run(plan, none_label=NONE)
+    assert output.well_formed and output.tokens[-2] in LABELS[:3]
+    assert (output.label_logits.tolist(), output.none_logit) == ([0.0, 0.0, 0.0], 10.0)
+    output, _ = run(plan)
+    assert not output.well_formed and output.none_logit is None
+
+
+def test_the_label_for_no_candidate_is_nothing_to_inspect():
+    output, _ = run([THINK, LOOK, NONE, END_LOOK, END_THINK], none_label=NONE)
+    assert not output.well_formed and NONE not in output.tokens
+    assert output.inspected == (0,)
+
+
+def test_refused_inspections_are_counted_and_cost_nothing():
+    plan = [THINK, LOOK, LABELS[0], END_LOOK, LOOK, END_THINK, ANSWER, LABELS[0], END_ANSWER]
+    output, _ = run(plan, sampling=Sampling(max_inspections=1))
+    # Where the second is refused END_THINK is the next best.
+    assert (output.inspected, output.refused, output.well_formed) == ((0,), 1, True)
+    output, _ = run(plan, sampling=Sampling(max_inspections=2))
+    assert (output.refused, len(output.inspected)) == (0, 2)
+
+
+def test_the_label_for_no_candidate_must_be_its_own():
+    with pytest.raises(ValueError, match="label of a candidate"):
+        request(none_label=LABELS[1])
 
 
 PLANS = {

@@ -91,7 +91,8 @@ def test_labels_are_chosen_as_from_all_logits(sampling, inspects):
         logits = torch.randn(SIZE, generator=torch.Generator().manual_seed(seed))
         logprobs = (3 * logits).log_softmax(-1)
         values = Sampling(seed=seed, **sampling)
-        asked = replace(request(candidates=4), labels=labels, sampling=values)
+        none = 24 if seed % 2 else None
+        asked = replace(request(candidates=4), labels=labels, sampling=values, none_label=none)
         found, expected = Generation(asked, NAMES), Generation(asked, NAMES)
         for one in (found, expected):
             one.think(NAMES.inspect_start if inspects else NAMES.think_end, -1.0, 30)
@@ -99,12 +100,14 @@ def test_labels_are_chosen_as_from_all_logits(sampling, inspects):
         rows = torch.stack([torch.eye(SIZE)[30], logprobs])[2 - due :]
         expected.advance(pick(rows, [expected.choice(number) for number in range(due)]))
         best = int(logprobs.argmax())
-        told = {label: float(logprobs[label]) for label in labels}
+        told = {label: float(logprobs[label]) for label in (*labels, *([none] if none else []))}
         calls.take_label(found, chunk([best], labels=told, prompt_likeliest=[30]))
         assert found.tokens == expected.tokens and found.well_formed == expected.well_formed
         assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-6)
         if not inspects:
             torch.testing.assert_close(found.label_logits, expected.label_logits)
+            assert found.none_logit == expected.none_logit
+            assert (found.none_logit is None) is (none is None)
 
 
 def test_any_number_is_a_seed_of_32_bits_for_the_server():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from rich.console import Console
 from retrv_r1.eval import EvalError, calibrate, fit_temperature, render
 from retrv_r1.eval.cells import choose, prompt_order
 from retrv_r1.eval.trec import falling
+from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.types import CheckpointError
 
 pytest_plugins = ("eval_fixtures",)
@@ -232,34 +234,37 @@ def test_an_invalid_ranking_stops_it(dataset, model_files, ranker, scores, messa
         evaluate(dataset, model_files)
 
 
-def test_calibration_writes_the_temperature(tmp_path, model_files, ranker):
+def test_calibration_writes_the_temperature(tmp_path, model_files, ranker, monkeypatch):
     root = tmp_path / "set"
     write_cell(root, split="val")
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -2.0])
     ranker.scores = (logits / 2.0).softmax(-1).tolist()
+    whole = dict(k=6, without_answer=0.0)
+    monkeypatch.setattr("retrv_r1.eval.calibration_lists.SHORTEST", 6)
     with pytest.raises(EvalError, match="reason mode: there is no best temperature"):
-        calibrate(model_files, root, k=6)  # which is right less often than chance
+        calibrate(model_files, root, **whole)  # which is right less often than chance
     ranker.reverses = False
     # All rank c0 … c5 for every query: relevant are logits 1, 0, and 0 with 5. The same scores of
     # reason mode were made by a temperature of 3, so its logits are larger.
     kept = tmp_path / "kept.json"  # as caches of the hub keep files, behind links
     (model_files / "config.json").rename(kept)
     (model_files / "config.json").symlink_to(kept)
-    fitted = calibrate(model_files, root, k=6)
+    fitted = calibrate(model_files, [root], **whole)
     fast, reason = fitted["fast"], fitted["reason"]
     for one, before in ((fast, 2.0), (reason, 3.0)):
         expected = fit_temperature([logits * before / 2.0] * 3, [[1], [0], [0, 5]])
-        assert one.temperature == pytest.approx(expected, rel=1e-4)
-        assert (one.before, one.lists, one.accuracy) == (before, 3, pytest.approx(2 / 3))
-        assert one.nll <= one.nll_before
-    assert reason.temperature == pytest.approx(1.5 * fast.temperature, rel=1e-4)
+        assert one.calibration.temperature == pytest.approx(expected, rel=1e-4)
+        assert one.calibration == ModeCalibration(one.calibration.temperature)
+        assert (one.before.temperature, one.lists) == (before, 3)
+        assert (one.accuracy, one.without_answer) == (pytest.approx(2 / 3), 0)
+        assert one.after_fit.nll <= one.before_fit.nll and one.after_fit.auroc is None
+    temperature = fast.calibration.temperature
+    assert reason.calibration.temperature == pytest.approx(1.5 * temperature, rel=1e-4)
     assert (model_files / "config.json").is_symlink()
     written = json.loads(kept.read_text())
-    temperatures = {
-        "score_temperature": fast.temperature,
-        "reason_temperature": reason.temperature,
-    }
-    assert written == {"model_type": "x", **temperatures}
+    # In the place of the older field, which the files had.
+    modes = {"fast": asdict(fast.calibration), "reason": asdict(reason.calibration)}
+    assert written == {"model_type": "x", "calibration": modes}
     assert sorted(path.name for path in model_files.iterdir()) == ["config.json", "embedder"]
     with pytest.raises(EvalError, match="window"):
         calibrate(model_files, root, k=51)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from retrv_r1.eval import calibrate, run
+from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.model.icm import InformationCompressor
 
 POOL, QUERIES = 5, 3
@@ -95,25 +97,29 @@ def test_relation_keys_are_rounded_where_that_is_asked_for(
 
 
 def test_calibration_reads_logits_off_scores(two_stages, dataset, monkeypatch):
-    """The fitted temperature does not depend on the checkpoint's earlier one."""
+    """The fitted calibration does not depend on the checkpoint's earlier one."""
     seen = []
+    fitted = ModeCalibration(2.0, none_bias=0.5)
 
     def fit(lists):
-        seen.append(lists.logits - lists.logits.amax(-1, keepdim=True))
-        return 2.0
+        seen.append(torch.cat([lists.logits, lists.none[:, None]], -1))
+        seen[-1] -= lists.logits.amax(-1, keepdim=True)
+        return fitted, {}
 
-    monkeypatch.setattr("retrv_r1.eval.calibration._fit", fit)
+    monkeypatch.setattr("retrv_r1.eval.calibration.fit", fit)
     path = two_stages / "config.json"
     before = path.read_text()
     try:
-        for temperature in (1.0, 3.0):
+        for one in (ModeCalibration(), ModeCalibration(3.0, -0.2, 1.0)):
             values = json.loads(before)
-            path.write_text(json.dumps(values | {"score_temperature": temperature}))
+            changed = {"calibration": {"fast": asdict(one), "reason": None}}
+            path.write_text(json.dumps(values | changed))
             (result,) = calibrate(two_stages, dataset, modes=("fast",), k=POOL).values()
-            assert (result.before, result.lists) == (temperature, QUERIES)
-            assert json.loads(path.read_text()) == values | {"score_temperature": 2.0}
+            assert (result.before, result.lists) == (one, QUERIES)
+            written = {"fast": asdict(fitted), "reason": None}
+            assert json.loads(path.read_text()) == values | {"calibration": written}
     finally:
         path.write_text(before)
-    assert seen[0].shape == (QUERIES, POOL)
-    assert torch.allclose(seen[0], seen[1], atol=1e-6)
+    assert seen[0].shape == seen[1].shape and seen[0].shape[0] == QUERIES
+    assert torch.allclose(seen[0].nan_to_num(neginf=0), seen[1].nan_to_num(neginf=0), atol=1e-6)
     assert float(seen[0].min()) < 0

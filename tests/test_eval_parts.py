@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from retrv_r1.eval import EvalError, fit_temperature
-from retrv_r1.eval.calibration import _Lists
+from retrv_r1.eval.fitting import Lists, fit
 from retrv_r1.eval.metrics import mean_interval
 from retrv_r1.eval.outcomes import Journal, Outcome
+from retrv_r1.eval.reliability import auroc, calibration_error
+from retrv_r1.model.calibration import ModeCalibration, log_scores
 
 
 def test_an_answer_below_rank_1_is_invalid():
@@ -52,6 +54,73 @@ def test_the_temperature_that_made_the_answers_is_found(true):
     assert fit_temperature(rows, answers) == pytest.approx(true, rel=0.08)
 
 
+@pytest.mark.parametrize(
+    ("true", "form"),
+    [
+        (ModeCalibration(1.5), "temperature"),
+        (ModeCalibration(1.0, length_power=-0.6), "temperature + length_power"),
+        (ModeCalibration(2.0, none_bias=3.0), "temperature + none_bias"),
+        (ModeCalibration(1.0, -0.6, 3.0), "temperature + length_power + none_bias"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_simplest_calibration_that_pays_is_found(true, form):
+    """Answers and lists without one are drawn as the true calibration says."""
+    generator = torch.Generator().manual_seed(1)
+    rows, none, answers = [], [], []
+    for number in range(3000):
+        count = (5, 12, 50)[number % 3]
+        logits = 3 * torch.randn(count + 1, generator=generator)
+        chances = true.log_scores(logits[:count], logits[count]).exp()
+        drawn = int(torch.multinomial(chances, 1, generator=generator))
+        rows.append(logits[:count])
+        none.append(float(logits[count]))
+        answers.append([] if drawn == count else [drawn])
+    found, tried = fit(Lists.of(rows, answers, none))
+    assert found.temperature == pytest.approx(true.temperature, rel=0.1)
+    assert found.length_power == pytest.approx(true.length_power, abs=0.1)
+    assert found.none_bias == pytest.approx(true.none_bias, abs=0.5)
+    free = [value != 0 for value in (found.length_power, found.none_bias)]
+    assert free == ["length_power" in form, "none_bias" in form]
+    assert len(tried) == 4 and tried[form] <= tried["temperature"]
+
+
+def test_logits_are_read_off_scores():
+    one = ModeCalibration(1.7, -0.4, 2.0)
+    logits = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    logs = one.log_scores(logits, torch.tensor(0.5))
+    back, none = one.logits_of(logs[:3], logs[3])
+    shift = back[0] - logits[0]
+    torch.testing.assert_close(back - shift, logits)
+    torch.testing.assert_close(none - shift, torch.tensor(0.5, dtype=torch.float64))
+    assert one.logits_of(logs[:3])[1].isnan()
+
+
+def test_padding_changes_no_score_and_no_gradient():
+    short = torch.tensor([1.0, 2.0])
+    padded = torch.tensor([[1.0, 2.0, -torch.inf], [0.0, 0.0, 0.0]])
+    one = ModeCalibration(1.3, -0.5, 1.0)
+    found = one.log_scores(padded, torch.tensor([0.7, 0.0]))
+    expected = one.log_scores(short, torch.tensor(0.7))
+    torch.testing.assert_close(found[0, [0, 1, 3]], expected)
+    power = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+    log_scores(padded, None, 1.3, power, 0.0)[:, 0].sum().backward()
+    assert power.grad is not None and power.grad.isfinite() and power.grad != 0
+
+
+def test_calibration_error_and_auroc_by_hand():
+    scores, right = np.array([0.9, 0.1, 0.8, 0.2]), np.array([True, False, True, False])
+    # Bins of one: each is as far off as its score is from 0 or 1.
+    assert calibration_error(scores, right) == pytest.approx((0.1 + 0.1 + 0.2 + 0.2) / 4)
+    assert calibration_error(scores, right, bins=2) == pytest.approx(0.15)
+    assert calibration_error(np.full(4, 0.5), right, bins=1) == 0
+    absent = np.array([True, False, False, True])
+    assert auroc(np.array([0.9, 0.1, 0.2, 0.8]), absent) == 1
+    assert auroc(np.array([0.5, 0.5, 0.2, 0.8]), absent) == pytest.approx(3.5 / 4)
+    assert auroc(np.array([np.nan] * 4), absent) is None
+    assert auroc(np.zeros(4), np.zeros(4, bool)) is None
+
+
 def test_a_temperature_needs_mistakes_and_answers():
     with pytest.raises(EvalError, match="relevant candidate in each"):
         fit_temperature([torch.zeros(3)], [[]])
@@ -64,7 +133,7 @@ def test_a_temperature_needs_mistakes_and_answers():
 def test_lists_without_a_best_candidate_are_right_by_chance():
     """A model whose scores are all equal is as right as a draw, wherever the answer stands."""
     for place in range(4):
-        assert _Lists.of([torch.zeros(4)], [[place]]).accuracy() == 0.25
-    assert _Lists.of([torch.tensor([1.0, 1.0, 0.0])], [[0, 2]]).accuracy() == 0.5
+        assert Lists.of([torch.zeros(4)], [[place]]).accuracy() == 0.25
+    assert Lists.of([torch.tensor([1.0, 1.0, 0.0])], [[0, 2]]).accuracy() == 0.5
     with pytest.raises(EvalError, match="no best temperature"):
         fit_temperature([torch.zeros(4)] * 5, [[0]] * 5)

@@ -238,7 +238,7 @@ def test_a_vocabulary_without_spare_rows_grows(small_backbone, picture, tmp_path
     plain = Qwen2_5_VLForConditionalGeneration.from_pretrained(path)
     model, processor = from_backbone(path, score_temperature=2.0)
     known, size = 256 + len(QWEN_TOKENS), len(processor.tokenizer)
-    assert size == known + 8 + 128
+    assert size == known + 8 + 128 + 1
     tables = {
         "in": (model.get_input_embeddings().weight, plain.get_input_embeddings().weight),
         "out": (model.get_output_embeddings().weight, plain.get_output_embeddings().weight),
@@ -255,7 +255,7 @@ def test_a_vocabulary_without_spare_rows_grows(small_backbone, picture, tmp_path
     model.save_pretrained(tmp_path / "saved")
     processor.save_pretrained(tmp_path / "saved")
     loaded = Reranker.from_pretrained(tmp_path / "saved")
-    assert loaded.model.config.score_temperature == 2.0
+    assert loaded.model.config.calibration_of("reason").temperature == 2.0
     assert loaded.model.config.backbone_config.text_config.vocab_size == size
     candidates = ["a", picture(0), Item("b", picture(1, 64, 32))]
     ranked = loaded.rank("q", candidates, mode="fast")

@@ -90,8 +90,12 @@ CHANGES = {
     "unknown compressor option": (lambda c: c["icm"].update(heds=3), "heds"),
     "heads that do not fit": (lambda c: c["icm"].update(heads_pool=7), "7 heads"),
     "another width": (lambda c: c["icm"].update(relate_dim=8), "size mismatch|mismatched|shape"),
-    "reason temperature": (lambda c: c.update(reason_temperature=-1), "reason_temperature"),
-    "temperature": (lambda c: c.update(score_temperature=0), "score_temperature"),
+    "reason temperature": (
+        lambda c: c["calibration"].update(reason={"temperature": -1}),
+        "positive",
+    ),
+    "unknown calibration": (lambda c: c["calibration"]["fast"].update(bias=1), "calibration"),
+    "temperature": (lambda c: c.update(calibration=None, score_temperature=0), "positive"),
     "more layers": (
         lambda c: c["backbone_config"]["text_config"].update(num_hidden_layers=3),
         "num_hidden_layers",

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, Qwen2_5_VLForConditionalGeneration
 
+from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.model.config import DEFAULT_PROMPTS, RetrvR1Config
 from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
 from retrv_r1.model.prompts import Prompt, TableLayout
@@ -152,7 +153,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(make_model, tmp_path):
             **{"memory_size": 5, "agreement": True},
         },
         prompts={"instruction": "Which one?"},
-        score_temperature=1.7,
+        calibration={"fast": {"temperature": 1.7}, "reason": {"none_bias": 0.5}},
         pad_to_square=True,
         max_inspections=2,
     )
@@ -169,7 +170,9 @@ def test_a_checkpoint_comes_back_as_it_was_saved(make_model, tmp_path):
     assert back.visual.config._attn_implementation == PACKED
     assert not back.training
     config = back.config
-    assert (config.score_temperature, config.pad_to_square) == (1.7, True)
+    assert config.calibration_of("fast") == ModeCalibration(1.7)
+    assert config.calibration_of("reason") == ModeCalibration(none_bias=0.5)
+    assert config.pad_to_square
     assert config.max_inspections == 2
     assert config.prompts == {**DEFAULT_PROMPTS, "instruction": "Which one?"}
     assert config.icm == model.config.icm

@@ -223,6 +223,16 @@ def test_terminal_ranking(items):
     assert "12 rows inspected, 20 tokens written" in text
 
 
+def test_the_probability_that_nothing_fits_is_shown_where_it_is_known(items):
+    shown = {0.123: "12 %", 0.0: "0 %", 0.004: "0.4 %", 1.0: "100 %"}
+    for value, text in shown.items():
+        known = results(items, none_of_these=value)
+        assert f"none of these: {text}" in terminal(known)
+        assert f"<b>{text}</b> none of these" in render_html(known)
+        assert to_response(known)["retrv"]["none_of_these"] == value
+    assert "none of these" not in terminal(results(items)) + render_html(results(items))
+
+
 def test_terminal_is_narrow_and_safe(items):
     hostile = [Item(text="[red]x[/] \x1b]0;title\x07 " + "long " * 50)] * 3
     text = terminal(results(hostile), width=60)
@@ -258,6 +268,6 @@ def test_response_form(items):
     }
     assert set(response["retrv"]) == {
         *("answer", "reasoning", "inspected", "timings", "mode", "well_formed"),
-        *("device", "dtype", "query_truncated"),
+        *("device", "dtype", "query_truncated", "none_of_these"),
     }
     assert to_response(results(items))["id"] != to_response(results(items))["id"]

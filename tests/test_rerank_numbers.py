@@ -9,10 +9,11 @@ import pytest
 import torch
 from rerank_doubles import SHORT, check
 
+from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.rerank.feature_encoder import FeatureEncoder
 from retrv_r1.rerank.feature_store import fingerprint
-from retrv_r1.rerank.ordering import rank_labels, rank_verdicts
+from retrv_r1.rerank.ordering import Ballot, rank_verdicts
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.types import Item
 
@@ -39,7 +40,9 @@ def test_nan_is_an_error_in_every_engine_mode_and_reading(make_model, processor,
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_scores_are_never_nan_whatever_an_engine_gives(bad):
     with pytest.raises(FloatingPointError, match="scores are NaN"):
-        rank_labels(torch.tensor([0.0, bad]), answer=0, temperature=1.0)
+        Ballot(torch.tensor([0.0, bad])).scores(ModeCalibration())
+    with pytest.raises(FloatingPointError, match="scores are NaN"):
+        Ballot(torch.tensor([0.0, 1.0]), bad).scores(ModeCalibration())
     with pytest.raises(FloatingPointError, match="scores are NaN"):
         rank_verdicts([torch.tensor([bad, bad]), torch.tensor([0.0, 1.0])])
 

@@ -7,31 +7,41 @@ from collections.abc import Sequence
 import pytest
 import torch
 from rerank_doubles import Record, check, distinct_texts
+from torch import Tensor
 
 from retrv_engine import Output, Request, Sampling
 from retrv_r1 import Item, RankRequest, Reranker
+from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.rerank.feature_encoder import FeatureEncoder, pack_features
-from retrv_r1.rerank.ordering import merge_windows, rank_labels, rank_verdicts, vote
+from retrv_r1.rerank.ordering import Ballot, merge_windows, rank_labels, rank_verdicts, vote
+
+
+def ranked_labels(logits: Tensor, answer: int, temperature: float = 1.0, places=None):
+    """Labels ranked by calibrated scores."""
+    calibration = ModeCalibration(temperature)
+    scores, none = Ballot(logits).scores(calibration)
+    assert none is None
+    return rank_labels(logits, scores, answer, places)
 
 
 def test_scores_fall_down_the_list_and_the_answer_leads():
     logits = torch.tensor([0.0, 2.0, 2.0, -5.0])
-    ranked = rank_labels(logits, answer=0, temperature=2.0)
+    ranked = ranked_labels(logits, answer=0, temperature=2.0)
     assert [k for k, _ in ranked] == [0, 1, 2, 3]
     scores = torch.softmax(logits.double() / 2, -1)
     assert [s for _, s in ranked] == pytest.approx([float(scores[k]) for k in (1, 1, 2, 3)])
-    best = rank_labels(logits, answer=2, temperature=1.0)
+    best = ranked_labels(logits, answer=2)
     assert [k for k, _ in best] == [2, 1, 0, 3] and best[0][1] == best[1][1]
-    assert rank_labels(torch.tensor([-1e4]), answer=0, temperature=1.0) == [(0, 1.0)]
-    extreme = rank_labels(torch.tensor([1e4, -1e4]), answer=0, temperature=0.01)
+    assert ranked_labels(torch.tensor([-1e4]), answer=0) == [(0, 1.0)]
+    extreme = ranked_labels(torch.tensor([1e4, -1e4]), answer=0, temperature=0.01)
     assert extreme == [(0, 1.0), (1, 0.0)]
 
 
 def test_places_order_equal_scores_and_choose_among_equal_answers():
     logits = torch.tensor([1.0, 2.0, 2.0, 1.0])
-    ranked = rank_labels(logits, answer=1, temperature=1.0, places=[3, 2, 1, 0])
+    ranked = ranked_labels(logits, answer=1, places=[3, 2, 1, 0])
     assert [k for k, _ in ranked] == [2, 1, 3, 0]
-    sampled = rank_labels(logits, answer=3, temperature=1.0, places=[0, 1, 2, 3])
+    sampled = ranked_labels(logits, answer=3, places=[0, 1, 2, 3])
     assert [k for k, _ in sampled] == [3, 1, 2, 0], "an answer that is not the likeliest stays one"
     verdicts = [torch.tensor([0.0, 0.0])] * 2 + [torch.tensor([1.0, 0.0])]
     assert [k for k, _ in rank_verdicts(verdicts, [1, 0, 2])] == [2, 1, 0]
@@ -43,11 +53,32 @@ def test_most_votes_win_and_scores_are_means():
         return Output((), answer, torch.tensor(logits), (), 0, True, ())
 
     few = [said(0, [9.0, 0.0]), said(1, [0.0, 0.1]), said(1, [0.0, 0.2])]
-    winner, logits = vote(few)
+    winner, ballot = vote(few)
     assert winner is few[1], "most votes, however sure the other is"
     chances = torch.stack([o.label_logits.double().softmax(-1) for o in few]).mean(0)
-    torch.testing.assert_close(logits.exp(), chances)
+    torch.testing.assert_close(ballot.labels.exp(), chances)
+    assert ballot.none is None
     assert vote(few[:2])[0] is few[0], "of equally many the likelier"
+
+
+def test_the_share_of_none_is_a_mean_over_votes_too():
+    def said(*logits: float) -> Output:
+        labels = torch.tensor(logits[:-1])
+        return Output((), 0, labels, (), 0, True, (), none_logit=logits[-1])
+
+    alone = Ballot.of(said(0.0, 1.0, 0.0))
+    scores, none = alone.scores(ModeCalibration())
+    assert [*scores.tolist(), none] == pytest.approx(
+        torch.tensor([0.0, 1.0, 0.0]).softmax(-1).tolist()
+    )
+    few = [said(0.0, 0.0, 0.0), said(100.0, 0.0, 0.0)]
+    scores, none = vote(few)[1].scores(ModeCalibration())
+    assert [*scores.tolist(), none] == pytest.approx([2 / 3, 1 / 6, 1 / 6])
+    # Whatever its share, candidates are ranked as without it.
+    ballot = Ballot(torch.tensor([1.0, 3.0, 2.0]), 50.0)
+    scores, none = ballot.scores(ModeCalibration(2.0, -0.5, 1.0))
+    assert [k for k, _ in rank_labels(ballot.labels, scores, 1)] == [1, 2, 0]
+    assert none > 0.9 and float(scores.sum()) + none == pytest.approx(1)
 
 
 def test_windows_join_without_a_rise():

@@ -232,8 +232,9 @@ def test_auto_reasons_where_the_fast_answer_is_uncertain(
         ):
             assert results.auto
             alike(replace(results, auto=False), expected)
-        sure = reranker.rank("q", ["only"], mode="auto", sampling=SHORT)
-        assert (sure.mode, sure[0].score) == ("fast", 1.0) or threshold == 1.0
+        for near, way in ((-0.001, "fast"), (0.001, "reason")):
+            reranker.model.config.auto_threshold = fast[0].score + near
+            assert reranker.rank("q", mixed, mode="auto", sampling=SHORT).mode == way
 
 
 def test_a_deadline_fails_one_ranking_and_no_other(endless, mixed):
@@ -286,12 +287,14 @@ def test_fifty_rankings_of_many_threads_are_those_of_one(checkpoint, mixed, pict
 def test_an_unusable_item_fails_its_own_ranking(reranker, tmp_path):
     """It is named by its place in its list, although portions of several lists are joined."""
     missing = Item(image=tmp_path / "gone.png")
-    bad = [*distinct_texts(conductor.PORTION + 6), missing, "z"]
+    late = [*distinct_texts(conductor.PASS + 6), missing, "z"]
     with reranker._encoding:  # so that all are encoded together
         good = [reranker.submit(RankRequest("q", ["a", f"b {n}"]), mode="fast") for n in range(3)]
-        broken = reranker.submit(RankRequest("q", bad), mode="fast")
-    with pytest.raises(ItemError, match=rf"^candidate {conductor.PORTION + 6}: .*gone\.png"):
-        broken.result(timeout=20)
+        soon = reranker.submit(RankRequest("q", ["a", missing]), mode="fast")
+        broken = reranker.submit(RankRequest("q", late), mode="fast")
+    for ranking, place in ((soon, 1), (broken, conductor.PASS + 6)):
+        with pytest.raises(ItemError, match=rf"^candidate {place}: .*gone\.png"):
+            ranking.result(timeout=20)
     for ranking in good:
         check(ranking.result(timeout=20), 2)
     with pytest.raises(ItemError, match=r"^candidate 1: "):
@@ -299,7 +302,7 @@ def test_an_unusable_item_fails_its_own_ranking(reranker, tmp_path):
 
 
 def test_a_long_list_does_not_hold_up_a_short_one(reranker, monkeypatch):
-    monkeypatch.setattr(conductor, "PORTION", 5)
+    monkeypatch.setattr(conductor, "PASS", 5)
     ended: list[str] = []
     with reranker._encoding:
         for name, texts in (("long", distinct_texts(200)), ("short", ["a", "b"])):
@@ -312,6 +315,7 @@ def test_a_long_list_does_not_hold_up_a_short_one(reranker, monkeypatch):
 def test_items_are_encoded_again_if_the_weights_change_between_portions(
     make_model, processor, mixed, monkeypatch
 ):
+    monkeypatch.setattr(conductor, "PASS", 4)
     monkeypatch.setattr(conductor, "PORTION", 4)
     with Reranker(make_model(0), processor) as one, Reranker(make_model(1), processor) as other:
         expected = other.rank("q", mixed, mode="fast")

@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engine_doubles import all_logits
 from rerank_doubles import SHORT, Record, check, distinct_texts, same
 
 from retrv_engine import EngineConfig, EngineDied, Sampling, SGLangConfig
+from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.model.prompts import TableLayout
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.types import Item, ItemError, RankRequest
@@ -295,7 +297,10 @@ def test_fast_scores_are_the_label_distribution_right_after_the_prompt(
     table = model.row_table(processor.pack(encoded), torch.arange(1, count + 1), query)
     embeds, positions = model.embed(ids, refs, table), prompt.positions()[:, None]
     logits = model(inputs_embeds=embeds, position_ids=positions, logits_to_keep=1).logits[0, -1]
-    scores = torch.softmax(logits[list(tokens.labels[:count])].double() / 0.7, -1)
+    shown = [*tokens.labels[:count], tokens.none]
+    scores = torch.softmax(logits[shown].double() / 0.7, -1)
+    assert result.none_of_these == pytest.approx(float(scores[count]), abs=1e-5)
+    scores = scores[:count]
     assert [line.score for line in result] == pytest.approx(
         [float(scores[line.index]) for line in result], abs=1e-5
     )
@@ -312,12 +317,46 @@ def test_each_mode_has_its_temperature(make_model, processor):
     record = Record(reranker)
     for mode, temperature in (("fast", 0.7), ("reason", 7.0)):
         result = reranker.rank("q", shown, mode=mode, sampling=SHORT)
-        logits = record.outputs[-1].label_logits.double()
+        logits = all_logits(record.outputs[-1]).double()
         expected = torch.softmax(logits / temperature, -1)
+        assert result.none_of_these == pytest.approx(float(expected[-1]))
         assert [line.score for line in result] == pytest.approx(
             [float(expected[line.index]) for line in result]
         )
-    assert make_model(score_temperature=0.7).config.temperature_of("reason") == 0.7
+    one = make_model(score_temperature=0.7).config.calibration_of("reason")
+    assert one == ModeCalibration(0.7)
+
+
+def test_scores_and_none_of_these_sum_to_one_in_each_list(make_model, processor):
+    calibration = {"fast": {"temperature": 2.0, "length_power": -0.3, "none_bias": 1.5}}
+    model = make_model(calibration=calibration)
+    with Reranker(model, processor, window=4) as reranker:
+        record = Record(reranker)
+        for mode in ("fast", "reason"):
+            result = reranker.rank("q", distinct_texts(3), mode=mode, sampling=SHORT)
+            none = result.none_of_these
+            assert sum(line.score for line in result) + none == pytest.approx(1)
+            logits = record.outputs[-1].label_logits.double()
+            logits = torch.cat([logits, torch.tensor([record.outputs[-1].none_logit + 1.5])])
+            expected = torch.softmax(logits / (2.0 * (3 / 50) ** -0.3), -1)
+            assert none == pytest.approx(float(expected[3]))
+        long = reranker.rank("q", distinct_texts(9), mode="fast")
+        last = record.outputs[-1]
+        assert len(last.label_logits) == 4, "of the last window"
+        expected = torch.softmax((all_logits(last) + torch.eye(5)[4] * 1.5) / (2 * 0.08**-0.3), -1)
+        assert long.none_of_these == pytest.approx(float(expected[4]), abs=1e-6)
+        assert sum(line.score for line in long[:4]) + long.none_of_these == pytest.approx(1)
+        assert reranker.rank("q", []).none_of_these is None
+        pointwise = reranker.rank("q", ["a", "b"], mode="fast", reading="pointwise")
+        assert pointwise.none_of_these is None
+
+
+def test_an_older_checkpoint_knows_no_probability_of_none(model, processor, monkeypatch):
+    monkeypatch.setattr(processor, "tokens", replace(processor.tokens, none=None))
+    with Reranker(model, processor) as reranker:
+        result = reranker.rank("q", ["a", "b"], mode="fast")
+        assert result.none_of_these is None
+        assert sum(line.score for line in result) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("engine", ["local", "plain"])

@@ -27,8 +27,8 @@ class Generation:
     """State of a running request.
 
     Attributes:
-        tokens, logprobs, inspected, inspected_rows, well_formed, label_logits: the output so far;
-            see :class:`Output`.
+        tokens, logprobs, inspected, inspected_rows, well_formed, label_logits, none_logit,
+            refused: the output so far; see :class:`Output`.
         pending: pieces to compute next.
         due: number of their last rows from whose logits a token is taken.
         inspecting: candidate whose rows must be spliced in before anything else, or None.
@@ -42,6 +42,8 @@ class Generation:
     inspected_rows: int = 0
     well_formed: bool = True
     label_logits: Tensor | None = None
+    none_logit: float | None = None
+    refused: int = 0
     pending: list[Piece] = field(default_factory=list)
     due: int = 1
     inspecting: Candidate | None = None
@@ -72,10 +74,15 @@ class Generation:
         return pieces
 
     @property
+    def answering(self) -> bool:
+        """Whether the answer's label is written next."""
+        return self.tokens[-1] == self.vocabulary.answer_start
+
+    @property
     def choices(self) -> list[int] | None:
         """Labels of which one must be written next; None while the model reasons."""
         labels = self.request.labels
-        if self.tokens[-1] == self.vocabulary.answer_start:
+        if self.answering:
             return list(labels)
         if self.tokens[-1] == self.vocabulary.inspect_start:
             return [labels[k] for k in range(len(labels)) if k not in self.inspected]
@@ -84,9 +91,13 @@ class Generation:
     @property
     def banned(self) -> list[int]:
         """Tokens that may not be written while the model reasons."""
+        return [*self._never, self.vocabulary.inspect_start] if self._spent else self._never
+
+    @property
+    def _spent(self) -> bool:
+        """Whether no more candidates may be inspected."""
         limit = min(self.request.sampling.max_inspections, len(self.request.labels))
-        spent = len(self.inspected) >= limit
-        return [*self._never, self.vocabulary.inspect_start] if spent else self._never
+        return len(self.inspected) >= limit
 
     @property
     def room(self) -> int:
@@ -101,8 +112,8 @@ class Generation:
         if number < self.due - 1:
             return Choice()  # only the likeliest token is read, for ``well_formed``
         if (choices := self.choices) is not None:
-            answer = self.tokens[-1] == self.vocabulary.answer_start
-            return self._choose(Permitted(tuple(choices), False), tuple(choices) if answer else ())
+            scored = tuple(self.request.scored) if self.answering else ()
+            return self._choose(Permitted(tuple(choices), False), scored)
         return self._choose(Permitted(tuple(self.banned))) if self.room else Choice()
 
     def advance(self, picks: Sequence[Picked]) -> Candidate | None:
@@ -119,7 +130,8 @@ class Generation:
         self.due = 1
         last = picks[-1]
         if (choices := self.choices) is not None:
-            self.well_formed &= last.likeliest in choices
+            fitting = self.request.scored if self.answering else choices
+            self.well_formed &= last.likeliest in fitting
             self._label(last)
         elif self.room:
             self.think(last.token, last.logprob, last.likeliest)
@@ -130,6 +142,7 @@ class Generation:
     def think(self, token: int, logprob: float, likeliest: int) -> None:
         """Takes a token of reasoning; ``likeliest`` is the best one if all were permitted."""
         self.well_formed &= likeliest not in self._never
+        self.refused += self._spent and likeliest == self.vocabulary.inspect_start
         self._take(token, logprob)
         if token == self.vocabulary.think_end:
             self._conclude()
@@ -156,7 +169,11 @@ class Generation:
         self._take(pick.token, pick.logprob)
         self._force(self.vocabulary.inspect_end if inspects else self.vocabulary.answer_end)
         if not inspects:
-            self.label_logits = pick.labels
+            assert pick.labels is not None
+            count = len(self.request.labels)
+            self.label_logits = pick.labels[:count]
+            if self.request.none_label is not None:
+                self.none_logit = float(pick.labels[count])
             return
         candidate = list(self.request.labels).index(pick.token)
         self.inspected.append(candidate)
@@ -176,6 +193,8 @@ class Generation:
             tokens=tuple(self.tokens),
             answer=list(self.request.labels).index(self.tokens[-2]),
             label_logits=self.label_logits,
+            none_logit=self.none_logit,
+            refused=self.refused,
             inspected=tuple(self.inspected),
             inspected_rows=self.inspected_rows,
             well_formed=self.well_formed,

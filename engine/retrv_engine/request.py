@@ -129,6 +129,8 @@ class Request:
         sampling: limits and randomness of the reasoning.
         banned: tokens that the reasoning must not contain: those that prompts are built of, and
             labels of no candidate of this request.
+        none_label: token that stands for "no candidate"; it is never written, only its logit is
+            read. None for a model that has no such token.
     """
 
     prompt: Sequence[Piece]
@@ -138,15 +140,23 @@ class Request:
     reason: bool = True
     sampling: Sampling = field(default_factory=Sampling)
     banned: Sequence[int] = ()
+    none_label: int | None = None
 
     def __post_init__(self) -> None:
         if not self.labels:
             raise ValueError("a request needs at least one candidate")
         if len(set(self.labels)) < len(self.labels):
             raise ValueError("every candidate needs a label of its own")
+        if self.none_label in self.labels:
+            raise ValueError(f"none_label {self.none_label} is the label of a candidate")
         hash(tuple(self.inspections))  # raises here rather than in a step
         if self.reason and (len(self.inspections) != len(self.labels) or self.source is None):
             raise ValueError("a reasoning request needs the full rows of every candidate")
+
+    @property
+    def scored(self) -> list[int]:
+        """Tokens whose logits are read at the answer: the labels, then ``none_label``."""
+        return [*self.labels, *([] if self.none_label is None else [self.none_label])]
 
 
 @dataclass(frozen=True)
@@ -158,12 +168,16 @@ class Output:
         answer: number of the chosen candidate.
         label_logits: logits of the labels at the answer, ``[k]``; some engines give them up to a
             constant.
+        none_logit: logit of the request's ``none_label`` beside them, up to the same constant; None
+            without such a label.
         inspected: numbers of the inspected candidates, in order.
         inspected_rows: number of rows spliced in.
         well_formed: whether the model closed its reasoning itself, and its likeliest token was a
             permitted one wherever it had a choice. Closing tags after a label are always forced.
         logprobs: log-probability of each token under the distribution that it was taken from; 0.0
             for a forced token.
+        refused: number of places where the likeliest token was to inspect one candidate more than
+            permitted; they do not count against ``well_formed``.
         prompt_rows: number of rows of the prompt.
         cached_rows: number of rows found in the cache, at the start and after each preemption.
         computed_rows: number of rows that went through the model.
@@ -182,6 +196,8 @@ class Output:
     cached_rows: int = 0
     computed_rows: int = 0
     timings: Mapping[str, float] = field(default_factory=dict)
+    none_logit: float | None = None
+    refused: int = 0
 
 
 @dataclass(frozen=True)

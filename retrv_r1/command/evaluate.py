@@ -128,6 +128,20 @@ Earlier = Annotated[
         rich_help_panel=_PROMPTS,
     ),
 ]
+Calibrated = Annotated[
+    bool,
+    typer.Option(
+        "--calibration",
+        help="Also rank lists of 5 to K candidates and report whether scores are probabilities.",
+        rich_help_panel=_WHAT,
+    ),
+]
+WithoutAnswer = Annotated[
+    float,
+    typer.Option(
+        min=0.0, max=0.99, help="Share of those lists without the answer.", rich_help_panel=_WHAT
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(help="Seed of queries, phrasings, order and intervals.", rich_help_panel=_PROMPTS),
@@ -155,6 +169,8 @@ def evaluate(
     full_tokens: FullTokens = None,
     readings: Readings = None,
     fuse: Fuse = None,
+    calibration: Calibrated = False,
+    without_answer: WithoutAnswer = 0.25,
     pool: PoolChoice = "local",
     candidates: Candidates = None,
     instructions: InstructionsChoice = "first",
@@ -183,6 +199,8 @@ def evaluate(
         "full_tokens": full_tokens,
         "readings": cast("Any", readings and tuple(readings)),
         "fuse": weight,
+        "calibration": calibration,
+        "without_answer": without_answer,
         "pool": pool,
         "skip_bad": skip_bad,
         "candidates": None if candidates is None else str(candidates),

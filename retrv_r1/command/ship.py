@@ -24,15 +24,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def ship(
     runs: Annotated[Path, typer.Argument(metavar="RUNS", help="Folder with one run per stage.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the checkpoint.")],
-    dataset: Annotated[
-        Path, typer.Argument(metavar="DATASET", help="Data set whose validation lists calibrate.")
+    datasets: Annotated[
+        list[Path],
+        typer.Argument(metavar="DATASET…", help="Data sets whose validation lists calibrate."),
     ],
 ) -> None:
-    """Assemble a checkpoint from finished runs and fit the temperatures of its scores."""
+    """Assemble a checkpoint from finished runs and calibrate its scores."""
     from retrv_r1.eval.calibration import calibrate
 
     assemble(runs, out)
-    for mode, fitted in calibrate(out, dataset).items():
+    for mode, fitted in calibrate(out, datasets).items():
         echo(f"{mode} {fitted}")
 
 

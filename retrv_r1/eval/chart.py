@@ -1,4 +1,4 @@
-"""A bar chart of R@1 by part and system."""
+"""Charts of a report: bars of R@1, and how often a score is right."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
     Returns:
         False, and nothing is drawn, if matplotlib is not installed.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
+    if not _can_draw():
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,4 +44,49 @@ def draw(report: Mapping[str, Any], path: Path) -> bool:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     figure.savefig(path, metadata={"Software": None})
+    return True
+
+
+def draw_reliability(report: Mapping[str, Any], path: Path) -> bool:
+    """Draws the share that is right against the score as PNG, a panel for each part.
+
+    A point is one bin of equally many lists; on the diagonal, scores are probabilities.
+
+    Returns:
+        False, and nothing is drawn, if matplotlib is not installed.
+    """
+    if not _can_draw():
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = report["calibration"]
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    size = (3.2 * len(parts) + 0.6, 3.8)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(parts), squeeze=False, sharey=True)[0]
+    for panel, part in zip(panels, parts, strict=True):
+        panel.plot([0, 1], [0, 1], color="#9aa0a6", lw=1, ls="--")
+        for row in (row for row in rows if row["part"] == part):
+            colour = _COLOURS[2 if row["system"] == "fast" else 4]
+            points = [(one["confidence"], one["accuracy"]) for one in row["bins"]]
+            label = f"{row['system']}: error {row['ece']:.3f}"
+            panel.plot(*zip(*points, strict=True), "o-", ms=3, lw=1, color=colour, label=label)
+        panel.set(title=part, xlabel="score of the first place", xlim=(0, 1), ylim=(0, 1))
+        panel.set_aspect("equal")
+        panel.legend(fontsize=7, frameon=False, loc="upper left")
+    panels[0].set_ylabel("share that is right")
+    figure.savefig(path, metadata={"Software": None})
+    return True
+
+
+def _can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        return False
     return True

@@ -14,9 +14,10 @@ from retrv_engine import RequestTooLarge
 from retrv_r1.data.mbeir import MBEIRError
 from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.eval.cells import EvalError, choose
-from retrv_r1.eval.chart import draw
+from retrv_r1.eval.chart import draw, draw_reliability
 from retrv_r1.eval.metrics import require_metrics
 from retrv_r1.eval.models import Models
+from retrv_r1.eval.names import Names
 from retrv_r1.eval.notes import remarks
 from retrv_r1.eval.plan import BadCell, Plan, read_cells
 from retrv_r1.eval.ranking import CellRunner
@@ -60,8 +61,9 @@ def run(
             pictograph set's test cells; ``hands``, ``concepts``, ``terms`` or ``detail`` for one of
             the icon corpus's; ``all`` for every test cell.
         cells: names of cells, such as ``cirr_task7``; all of the split if empty.
-        out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/``, ``outcomes/``,
-            and ``vectors/`` of the pools. Run files of an earlier report are removed.
+        out: folder for ``report.json``, ``report.md``, ``chart.png``, ``reliability.png``,
+            ``runs/``, ``outcomes/``, and ``vectors/`` of the pools. Run files of an earlier report
+            are removed.
         device, dtype: see :meth:`retrv_r1.Reranker.from_pretrained`.
         options: fields of :class:`EvalSettings`.
     Raises:
@@ -88,7 +90,8 @@ def run(
     root = Path(dataset)
     models = Models(model, settings)
     plan = read_cells(root, choose(root, split, cells), settings, folder)
-    results, bad = _rank(plan, CellRunner(models, settings, folder), settings, folder)
+    runner = CellRunner(models, settings, folder)
+    results, bad = _rank(plan, runner, settings, folder, Names(root))
     report = build(str(dataset), models, settings, results)
     report["bad_cells"] = [asdict(cell) for cell in bad]
     report["notes"] += remarks([result.work for result in results])
@@ -99,7 +102,7 @@ def run(
 
 
 def _rank(
-    plan: Plan, runner: CellRunner, settings: EvalSettings, folder: Path | None
+    plan: Plan, runner: CellRunner, settings: EvalSettings, folder: Path | None, names: Names
 ) -> tuple[list[CellResult], list[BadCell]]:
     """Ranks and measures all cells; those whose data turn out bad are said and passed over.
 
@@ -118,7 +121,7 @@ def _rank(
             bad.append(BadCell(work.cell.dataset, work.cell.split, work.pool.kind, message))
             runner.say(f"not evaluated: {bad[-1].name}: {message}")
             continue
-        results.append(measure(run, settings))
+        results.append(measure(run, settings, names))
         if folder is not None:
             written += write_runs(run, folder / "runs", settings.run_format)
     if not results:
@@ -160,5 +163,7 @@ def _write(report: Report, folder: Path) -> None:
         report["chart"] = "chart.png"
     else:
         report["notes"].append("No chart: matplotlib is not installed (pip install matplotlib).")
+    if report["calibration"] and draw_reliability(report, folder / "reliability.png"):
+        report["reliability"] = "reliability.png"
     write_whole(folder / "report.json", report.to_json() + "\n")
     write_whole(folder / "report.md", report.to_markdown())

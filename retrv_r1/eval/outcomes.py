@@ -29,6 +29,10 @@ class Outcome:
         generated: number of generated tokens.
         seconds: the query's equal share of its batch's time, without encoding the items.
         cut: whether the first stage has cut the query's text.
+        reasoning: text that the model wrote, where ``[k]`` is the candidate ``listed[k - 1]``.
+        listed: dids in the order of the prompt, where there is a reasoning.
+        refused: number of inspections that the model wished for in vain.
+        none_of_these: probability that no candidate fits; None if the model does not say it.
     """
 
     qid: str
@@ -44,6 +48,10 @@ class Outcome:
     generated: int = 0
     seconds: float = 0.0
     cut: bool = False
+    reasoning: str = ""
+    listed: tuple[str, ...] = ()
+    refused: int = 0
+    none_of_these: float | None = None
 
     @classmethod
     def of(
@@ -67,6 +75,10 @@ class Outcome:
             inspected_rows=result.tokens.inspected,
             generated=result.tokens.generated,
             seconds=seconds,
+            reasoning=result.reasoning,
+            listed=tuple(dids) if result.reasoning else (),
+            refused=result.refused,
+            none_of_these=result.none_of_these,
         )
         if sorted(outcome.ranking) != sorted(dids):
             raise EvalError(f"query {qid}: the ranking is not a permutation of its candidates")

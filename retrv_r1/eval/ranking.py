@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
 from retrv_r1.data import mbeir
+from retrv_r1.eval.calibration_lists import about, calibration_lists
 from retrv_r1.eval.fusion import fuse, weight_of
 from retrv_r1.eval.models import Models
 from retrv_r1.eval.outcomes import Outcome
@@ -29,6 +30,8 @@ class CellRun:
         first: outcomes of the first stage, in the same order.
         reranked: outcomes in the same order, by system and candidate count.
         cut: number of candidates whose text the first stage has cut; None if that is not known.
+        calibration: outcomes of each compressed system on the lists of
+            :mod:`retrv_r1.eval.calibration_lists`; empty unless they are asked for.
     """
 
     work: CellWork
@@ -36,6 +39,7 @@ class CellRun:
     first: Sequence[Outcome]
     reranked: Mapping[tuple[System, int], Sequence[Outcome]]
     cut: int | None = None
+    calibration: Mapping[System, Sequence[Outcome]] = field(default_factory=dict)
 
 
 class CellRunner:
@@ -67,20 +71,53 @@ class CellRunner:
                     weight = weight_of(work.cell.dataset, self.settings)
                     reranked[system, k] = fuse(yes, similar, weight)
                 else:
-                    reranked[system, k] = self._rerank(work, nearest, system, k)
+                    lists = {qid: found[:k] for qid, found in nearest.items()}
+                    reranked[system, k] = self._rerank(work, lists, system, k)
+        calibration = self._calibration(work, first) if self.settings.calibration else {}
         positives = {query.qid: query.positives for query in work.queries}
-        return CellRun(work, positives, first, reranked, self.retriever.cut(work))
+        cut = self.retriever.cut(work)
+        return CellRun(work, positives, first, reranked, cut, calibration)
+
+    def run_calibration(self, work: CellWork) -> CellRun:
+        """Ranks the lists for calibration alone."""
+        first = self.retriever.nearest(work)
+        positives = {query.qid: query.positives for query in work.queries}
+        return CellRun(work, positives, first, {}, None, self._calibration(work, first))
+
+    def _calibration(
+        self, work: CellWork, first: Sequence[Outcome]
+    ) -> dict[System, Sequence[Outcome]]:
+        """Outcomes on lists of many lengths, some without the answer."""
+        lists, k = calibration_lists(work, first, self.settings), max(self.settings.k)
+        if not lists:
+            return {}
+        return {
+            system: self._rerank(work, lists, system, k, **about(self.settings))
+            for system in self.settings.systems
+            if system.reading == "compressed"
+        }
 
     def _rerank(
-        self, work: CellWork, nearest: Mapping[str, Sequence[str]], system: System, k: int
+        self,
+        work: CellWork,
+        lists: Mapping[str, Sequence[str]],
+        system: System,
+        k: int,
+        **special: object,
     ) -> list[Outcome]:
-        """Outcomes of one system over each query's ``k`` nearest candidates."""
+        """Outcomes of one system on lists of up to ``k`` candidates.
+
+        Args:
+            special: what decides the lists, if they are not the ``k`` nearest candidates.
+        """
         options = {"reading": system.reading, **self.settings.ranking_options(system.mode, k)}
-        model, name = self.models.fingerprint, f"{system.slug}-k{k}"
-        journal = work.journal(self.out, model, name, **options)
-        waiting = [query for query in work.queries if query.qid not in journal.outcomes]
+        model = self.models.fingerprint
+        name = f"{system.slug}{'-calibration' if special else ''}-k{k}"
+        journal = work.journal(self.out, model, name, **options, **special)
+        queries = [query for query in work.queries if query.qid in lists]
+        waiting = [query for query in queries if query.qid not in journal.outcomes]
         size = self.settings.batch_size
-        label = f"{work.name}, {system.name}, K = {k}"
+        label = f"{work.name}, {system.name}, K = {k}" + (", calibration" if special else "")
         batches = track(
             [waiting[start : start + size] for start in range(0, len(waiting), size)],
             label,
@@ -89,10 +126,10 @@ class CellRunner:
             disable=not (waiting and self.console.is_terminal),
         )
         for batch in batches:
-            journal.add(self._batch(work.task, batch, nearest, system, k))
-        outcomes = [journal.outcomes[query.qid] for query in work.queries]
+            journal.add(self._batch(work.task, batch, lists, system))
+        outcomes = [journal.outcomes[query.qid] for query in queries]
         if waiting:
-            pairs = zip(outcomes, work.queries, strict=True)
+            pairs = zip(outcomes, queries, strict=True)
             right = sum(outcome.answer in query.positives for outcome, query in pairs)
             self.console.print(f"{label}: {right} of {len(outcomes)} right", markup=False)
         return outcomes
@@ -101,21 +138,20 @@ class CellRunner:
         self,
         task: mbeir.Task,
         queries: Sequence[mbeir.Query],
-        nearest: Mapping[str, Sequence[str]],
+        lists: Mapping[str, Sequence[str]],
         system: System,
-        k: int,
     ) -> list[Outcome]:
         """Reranks a batch of queries."""
         settings, reranker = self.settings, self.models.reranker
-        lists = [shown(nearest[query.qid][:k], query.qid, settings) for query in queries]
-        pairs = list(zip(queries, lists, strict=True))
+        order = [shown(lists[query.qid], query.qid, settings) for query in queries]
+        pairs = list(zip(queries, order, strict=True))
         requests = [request(task, query, dids, settings) for query, dids in pairs]
         started = time.perf_counter()
         results = reranker.rank_batch(
             requests, mode=system.mode, reading=system.reading, sampling=settings.sampling
         )
         seconds = time.perf_counter() - started - sum(r.timings["features"] for r in results)
-        window = max(map(len, lists)) if system.reading == "pointwise" else reranker.window
+        window = max(map(len, order)) if system.reading == "pointwise" else reranker.window
         return [
             Outcome.of(query.qid, dids, result, min(len(dids), window), seconds / len(queries))
             for (query, dids), result in zip(pairs, results, strict=True)

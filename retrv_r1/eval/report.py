@@ -12,9 +12,11 @@ import numpy as np
 from rich.console import Console
 
 from retrv_r1.eval.benchmark import rank_of
+from retrv_r1.eval.chains import ChainCounts
 from retrv_r1.eval.metrics import CUTOFFS, mean_interval
 from retrv_r1.eval.models import Models
 from retrv_r1.eval.notes import notes
+from retrv_r1.eval.reliability import Judged
 from retrv_r1.eval.result import CellResult, Key, Row, average
 from retrv_r1.eval.settings import FIRST_STAGE, EvalSettings, System
 from retrv_r1.eval.tables import tables
@@ -26,6 +28,10 @@ class Report(dict[str, Any]):
     Recalls are fractions. Each of ``parts`` holds its ``cells``, their ``mean``, and the
     ``differences`` between systems with 95 % intervals. ``mbeir`` of a cell's system is the recall
     that the benchmark's tables show, if it is one of M-BEIR's cells; its mean is over those.
+    ``calibration`` has a row for each part and system whose scores were judged
+    (:class:`retrv_r1.eval.reliability.Judged`).
+    ``chains`` of a reasoning system counts what its chains say, over the cells in the mean; see
+    :class:`retrv_r1.eval.chains.ChainCounts`.
     """
 
     def to_json(self) -> str:
@@ -37,6 +43,8 @@ class Report(dict[str, Any]):
         parts = [f"# {self.title}"]
         if self.get("chart"):
             parts.append(f"![R@1 of the systems]({self['chart']})")
+        if self.get("reliability"):
+            parts.append(f"![Share right by score]({self['reliability']})")
         parts += [f"## {table.title}\n\n{table.markdown()}" for table in tables(self)]
         parts.append("## How\n\n" + "\n".join(f"- {note}" for note in self["notes"]))
         return "\n\n".join(parts) + "\n"
@@ -71,6 +79,9 @@ def build(
             for name, value in asdict(settings).items()
         },
         parts=[_part(name, parts[name], settings) for name in names],
+        calibration=[
+            row for name in names for row in _calibration(name, parts[name], settings.systems)
+        ],
         checks={
             "lists": lists,
             "answer_is_rank_1": lists,
@@ -92,11 +103,24 @@ def _part(name: str, results: Sequence[CellResult], settings: EvalSettings) -> R
     }
 
 
+def _calibration(part: str, results: Sequence[CellResult], systems: Sequence[System]) -> list[Row]:
+    """Whether the scores of a part's systems are probabilities; none where it was not measured."""
+    rows = []
+    for system in systems:
+        cells = [cell.calibration[system] for cell in results if system in cell.calibration]
+        if cells:
+            rows.append({"part": part, "system": system.name, **Judged.joined(cells).row()})
+    return rows
+
+
 def _mean(rows: Sequence[Row]) -> Row:
     """The mean over cells of one system's rows."""
     mean: Row = {"system": rows[0]["system"], "k": rows[0]["k"]}
     for group in ("recall", "cost"):
         mean[group] = {key: average([row[group][key] for row in rows]) for key in rows[0][group]}
+    if "chains" in rows[0]:
+        counts = [ChainCounts.from_row(row["chains"]) for row in rows]
+        mean["chains"] = sum(counts, ChainCounts()).row()
     if "well_formed" in rows[0]:
         mean["well_formed"] = average([row["well_formed"] for row in rows])
     if own := [row["mbeir"] for row in rows if "mbeir" in row]:

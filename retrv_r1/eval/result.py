@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from retrv_r1.eval.benchmark import CUTOFF_OF
+from retrv_r1.eval.chains import count_chains
 from retrv_r1.eval.metrics import cutoffs, hits
+from retrv_r1.eval.names import Names
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.eval.plan import CellWork
 from retrv_r1.eval.ranking import CellRun
+from retrv_r1.eval.reliability import Judged
 from retrv_r1.eval.settings import FIRST_STAGE, EvalSettings, System
 
 Row = dict[str, Any]
@@ -29,6 +32,7 @@ class CellResult:
         recalls: whether each query was found, by system and cutoff.
         cut: see :class:`CellRun`.
         cut_queries: number of queries whose text the first stage has cut.
+        calibration: lists of many lengths, judged, by system.
         lists, probabilities, well_formed: number of reranked lists, of those with scores in [0, 1],
             and of those that are well-formed.
     """
@@ -38,14 +42,17 @@ class CellResult:
     recalls: Mapping[Key, Mapping[int, np.ndarray]]
     cut: int | None
     cut_queries: int
+    calibration: Mapping[System, Judged]
     lists: int
     probabilities: int
     well_formed: int
 
 
-def measure(run: CellRun, settings: EvalSettings) -> CellResult:
+def measure(run: CellRun, settings: EvalSettings, names: Names) -> CellResult:
     """Measures a ranked cell; checks every reranked list again, those from disk too.
 
+    Args:
+        names: names of the data set's candidates, which chains are compared with.
     Raises:
         EvalError: an outcome is not valid.
     """
@@ -55,14 +62,23 @@ def measure(run: CellRun, settings: EvalSettings) -> CellResult:
     recalls = _recalls(run, settings)
     return CellResult(
         work=run.work,
-        row=_cell(run, recalls),
+        row=_cell(run, recalls, names),
         recalls=recalls,
         cut=run.cut,
         cut_queries=sum(outcome.cut for outcome in run.first),
+        calibration=_judged(run),
         lists=len(lists),
         probabilities=sum(not system.fused for system, _ in lists),
         well_formed=sum(outcome.well_formed for _, outcome in lists),
     )
+
+
+def _judged(run: CellRun) -> dict[System, Judged]:
+    positives = {qid: frozenset(dids) for qid, dids in run.positives.items()}
+    for outcomes in run.calibration.values():
+        for outcome in outcomes:
+            outcome.check()
+    return {system: Judged.of(found, positives) for system, found in run.calibration.items()}
 
 
 def _recalls(run: CellRun, settings: EvalSettings) -> dict[Key, dict[int, np.ndarray]]:
@@ -73,7 +89,7 @@ def _recalls(run: CellRun, settings: EvalSettings) -> dict[Key, dict[int, np.nda
     return found
 
 
-def _cell(run: CellRun, recalls: Mapping[Key, Mapping[int, np.ndarray]]) -> Row:
+def _cell(run: CellRun, recalls: Mapping[Key, Mapping[int, np.ndarray]], names: Names) -> Row:
     first: Row = {"system": FIRST_STAGE, "k": None, "recall": _means(recalls[None])}
     measured = run.work.given is None
     first["cost"] = {"seconds": average([o.seconds for o in run.first])} if measured else {}
@@ -81,7 +97,10 @@ def _cell(run: CellRun, recalls: Mapping[Key, Mapping[int, np.ndarray]]) -> Row:
     for (system, k), outcomes in run.reranked.items():
         recall = _means(recalls[system, k])
         row = {"system": system.name, "k": k, "recall": recall, "cost": _cost(outcomes)}
-        results.append(row | {"well_formed": average([o.well_formed for o in outcomes])})
+        row["well_formed"] = average([o.well_formed for o in outcomes])
+        if system.mode == "reason":
+            row["chains"] = count_chains(run.work.task, names, outcomes).row()
+        results.append(row)
     name = run.work.cell.dataset
     if cutoff := CUTOFF_OF.get(name):
         results = [row | {"mbeir": row["recall"][str(cutoff)]} for row in results]

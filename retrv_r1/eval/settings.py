@@ -74,6 +74,8 @@ class EvalOptions(TypedDict, total=False):
     batch_size: int
     pool: PoolChoice
     skip_bad: bool
+    calibration: bool
+    without_answer: float
     seed: int
     sampling: Sampling | None
 
@@ -106,8 +108,11 @@ class EvalSettings:
         batch_size: number of queries that are reranked together.
         pool: candidate pool to search: ``local``, ``global``, or ``both`` for one after the other.
         skip_bad: whether to leave out candidates and queries whose pictures cannot be used.
-        seed: seed of the sample of queries, random instructions, the order in prompts, the order
-            of equal scores, and the bootstrap.
+        calibration: whether to also rank lists of 5 to K candidates, K the largest, and to measure
+            on them whether scores are probabilities.
+        without_answer: share of those lists without the answer.
+        seed: seed of the sample of queries, those lists, random instructions, the order in
+            prompts, the order of equal scores, and the bootstrap.
         device: device of both stages.
         dtype: dtype in which the reranker is loaded; the first stage is float32.
         sampling: sampling of tokens; the reranker's default if None.
@@ -132,6 +137,8 @@ class EvalSettings:
     batch_size: int = 16
     pool: PoolChoice = "local"
     skip_bad: bool = False
+    calibration: bool = False
+    without_answer: float = 0.25
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -149,6 +156,12 @@ class EvalSettings:
             raise EvalError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 2 <= self.window <= MAX_CANDIDATES:
             raise EvalError(f"window must be between 2 and {MAX_CANDIDATES}, got {self.window}")
+        if not 0 <= self.without_answer < 1:
+            raise EvalError(f"without_answer must be in [0, 1), got {self.without_answer}")
+        if self.calibration and max(self.k) > self.window:
+            raise EvalError(
+                f"calibration is measured in lists of one window: k must be at most {self.window}"
+            )
         for name, known in _CHOICES.items():
             if getattr(self, name) not in get_args(known):
                 choices = ", ".join(map(repr, get_args(known)))

@@ -56,7 +56,7 @@ def tables(report: Row) -> list[Table]:
             *([_benchmark(part, k)] if "mbeir" in part["mean"][0] else []),
         )
     ]
-    return [_summary(report), _differences(report), *each]
+    return [_summary(report), _differences(report), *_chains(report), *_calibration(report), *each]
 
 
 def _percent(value: float) -> str:
@@ -149,6 +149,60 @@ def _differences(report: Row) -> Table:
     ]
     columns = ("split", "K", "difference", "R@1", "R@5", "R@10")
     return Table("Differences in points, with 95 % intervals", 3, columns, tuple(rows))
+
+
+_STATEMENTS = {
+    "text_ideals": "ideal, text queries",
+    "picture_ideals": "ideal, others",
+    "names": "names",
+    "statements": "inspection statements",
+    "whole": "of the form",
+    "unaided": "unaided",
+}
+
+
+def _chains(report: Row) -> list[Table]:
+    """How much of what chains say is right, for each part and each cell."""
+    rows = []
+    for part in report["parts"]:
+        cells = [(_label(cell), cell["results"]) for cell in part["cells"]]
+        for name, results in [("all", part["mean"]), *cells]:
+            for row in results:
+                if chains := row.get("chains"):
+                    start = (part["part"], name, f"{row['system']}, K = {row['k']}")
+                    looked = chains["inspections"]["share"]
+                    counts = [_counted(chains[key]) for key in _STATEMENTS]
+                    rows.append((*start, *counts, f"{looked:.2f}"))
+    columns = ("split", "task", "system", *_STATEMENTS.values(), "inspections a query")
+    return [Table("Chains of thought: what is right, in %", 3, columns, rows)] if rows else []
+
+
+def _calibration(report: Row) -> list[Table]:
+    """Whether scores are probabilities, for each part and system, and by length of the lists."""
+    rows = []
+    for row in report["calibration"]:
+        auroc = "–" if row["auroc"] is None else f"{row['auroc']:.3f}"
+        measures = (f"{row['ece']:.3f}", f"{row['brier']:.3f}", auroc)
+        sizes = (str(row["lists"]), str(row["without_answer"]))
+        rows.append((row["part"], row["system"], "all", *sizes, *_trust(row), *measures))
+        for band in row["lengths"]:
+            length = f"{band['from']} to {band['to']}"
+            rows.append(("", "", length, str(band["lists"]), "", *_trust(band), *("",) * 3))
+    columns = (
+        *("split", "system", "candidates", "lists", "without answer", "score", "right"),
+        *("calibration error", "Brier", "AUROC, none of these"),
+    )
+    return [Table("Are scores probabilities?", 3, columns, rows)] if rows else []
+
+
+def _trust(row: Row) -> tuple[str, str]:
+    """Mean score of the first places, and how many are right."""
+    return f"{row['confidence']:.3f}", f"{row['accuracy']:.3f}"
+
+
+def _counted(count: Row) -> str:
+    """A share in percent with the number that it is of."""
+    return "–" if count["share"] is None else f"{_percent(count['share'])} of {count['of']}"
 
 
 def _part(part: Row, k: int) -> Table:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PretrainedConfig
 
 from retrv_engine import Sampling
+from retrv_r1.model.calibration import ModeCalibration, ScoreCalibration
 from retrv_r1.model.conv_tower import ConvTowerConfig
 
 # Stored with the checkpoint, so that every engine and client ranks with the same prompts.
@@ -73,10 +74,10 @@ class RetrvR1Config(PretrainedConfig):
         backbone_config: config of a vision-language backbone (Qwen2.5-VL today).
         icm: fields of :class:`ICMConfig`.
         prompts: templates that differ from ``DEFAULT_PROMPTS``, which has the keys.
-        score_temperature: divisor of label logits before the softmax that gives scores; fitted on
-            validation lists in fast mode.
-        reason_temperature: the same for reason mode; None for ``score_temperature``, and then
-            scores of reason mode are not calibrated.
+        calibration: fields of :class:`ScoreCalibration`, fitted on validation lists: how logits of
+            labels become scores in each mode.
+        score_temperature, reason_temperature: temperatures of fast and of reason mode, in the
+            place of ``calibration`` in older checkpoints.
         auto_threshold: probability of the fast answer from which ``mode="auto"`` returns it
             instead of reasoning, fitted on validation lists; None for a checkpoint without one.
         max_inspections: default limit of inspections per request: as many as there are in the
@@ -94,7 +95,8 @@ class RetrvR1Config(PretrainedConfig):
         backbone_config: PretrainedConfig | dict[str, Any] | None = None,
         icm: dict[str, Any] | None = None,
         prompts: dict[str, str] | None = None,
-        score_temperature: float = 1.0,
+        calibration: dict[str, Any] | None = None,
+        score_temperature: float | None = None,
         reason_temperature: float | None = None,
         auto_threshold: float | None = None,
         max_inspections: int = Sampling.max_inspections,
@@ -110,16 +112,16 @@ class RetrvR1Config(PretrainedConfig):
         self.backbone_config = backbone
         self.icm = asdict(ICMConfig(**(icm or {})))
         self.prompts = {**DEFAULT_PROMPTS, **(prompts or {})}
-        if not score_temperature > 0:
-            raise ValueError(f"score_temperature must be positive, got {score_temperature}")
-        if reason_temperature is not None and not reason_temperature > 0:
-            raise ValueError(f"reason_temperature must be positive, got {reason_temperature}")
         if auto_threshold is not None and not 0 <= auto_threshold <= 1:
             raise ValueError(f"auto_threshold must be in [0, 1], got {auto_threshold}")
         if max_inspections < 0:
             raise ValueError(f"max_inspections must be 0 or more, got {max_inspections}")
-        self.score_temperature = score_temperature
-        self.reason_temperature = reason_temperature
+        if calibration is None:
+            older = {"fast": score_temperature, "reason": reason_temperature}
+            calibration = {
+                mode: {"temperature": one} for mode, one in older.items() if one is not None
+            }
+        self.calibration = ScoreCalibration.of(calibration).to_dict()
         self.auto_threshold = auto_threshold
         self.max_inspections = max_inspections
         if isinstance(tower_config, dict):
@@ -129,10 +131,9 @@ class RetrvR1Config(PretrainedConfig):
         kwargs.setdefault("tie_word_embeddings", backbone.tie_word_embeddings)
         super().__init__(**kwargs)
 
-    def temperature_of(self, mode: str) -> float:
-        """The divisor of label logits in a mode, ``reason`` or ``fast``."""
-        own = self.reason_temperature if mode == "reason" else None
-        return self.score_temperature if own is None else own
+    def calibration_of(self, mode: str) -> ModeCalibration:
+        """How logits become scores in a mode, ``reason`` or ``fast``."""
+        return ScoreCalibration.of(self.calibration).of_mode(mode)
 
     @property
     def hidden_size(self) -> int:

@@ -14,6 +14,7 @@ from PIL import Image
 from retrv_r1.files import write_whole
 from retrv_r1.images import load_image
 from retrv_r1.report.view import (
+    percent,
     printable,
     reasoning_steps,
     seconds,
@@ -80,7 +81,7 @@ def render_html(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    query_text = printable(results.query.text or "")
+    query_text, none = printable(results.query.text or ""), results.none_of_these
     return environment.get_template("page.html.j2").render(
         title=printable(title or query_text or "picture query"),
         results=results,
@@ -95,6 +96,7 @@ def render_html(
         pictures=pictures,
         rows=token_shares(results),
         phases=timing_shares(results),
+        none_of_these=none if none is None else percent(none),
         total=seconds(sum(results.timings.values())),
     )
 

@@ -57,6 +57,7 @@ def to_response(
             "dtype": results.dtype,
             "well_formed": results.well_formed,
             "query_truncated": results.query_truncated,
+            "none_of_these": results.none_of_these,
         },
     }
 

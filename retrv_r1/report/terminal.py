@@ -11,6 +11,7 @@ from rich.text import Text
 from retrv_r1.report.view import (
     Step,
     display_name,
+    percent,
     printable,
     reasoning_steps,
     seconds,
@@ -41,6 +42,8 @@ def print_ranking(results: RankedResults, console: Console, *, candidates: int) 
         score = Text.assemble(f"{row.score:.3f} ", bar)
         table.add_row(str(rank), score, _name(row, "bold green" if answer else ""), mark)
     console.print(table)
+    if results.none_of_these is not None:
+        console.print(Text(f"none of these: {percent(results.none_of_these)}", "dim"))
     if results.reasoning:
         console.print(Text.assemble(("\nreasoning", "bold"), (", as the model wrote it", "dim")))
         for step in reasoning_steps(results.reasoning, candidates):

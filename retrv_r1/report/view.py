@@ -127,6 +127,11 @@ def timing_shares(results: RankedResults) -> list[Share]:
     return _shares(results.timings, seconds)
 
 
+def percent(value: float) -> str:
+    """A probability as short text."""
+    return f"{100 * value:.0f} %" if not 0 < value < 0.01 else f"{100 * value:.2g} %"
+
+
 def seconds(value: float) -> str:
     """A duration as short text."""
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"

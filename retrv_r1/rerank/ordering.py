@@ -4,36 +4,63 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from retrv_engine import Output
+from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.rerank.events import Reasoning
 from retrv_r1.rerank.narration import Narrator
 
 
+class Ballot(NamedTuple):
+    """Logits at the place of the answer.
+
+    Attributes:
+        labels: logits of the labels, ``[k]``.
+        none: logit of the label for no candidate; None for a model that has none.
+    """
+
+    labels: Tensor
+    none: float | None = None
+
+    @classmethod
+    def of(cls, output: Output) -> Ballot:
+        """The logits of one output."""
+        return cls(output.label_logits, output.none_logit)
+
+    def joined(self) -> Tensor:
+        """All logits as one float64 tensor, none's last."""
+        none = [] if self.none is None else [self.none]
+        return torch.cat([self.labels.double(), self.labels.new_tensor(none).double()])
+
+    def scores(self, calibration: ModeCalibration) -> tuple[Tensor, float | None]:
+        """Calibrated scores of the labels, float64 ``[k]``, and the share of no candidate."""
+        none = None if self.none is None else torch.tensor(self.none, dtype=torch.float64)
+        scores = calibration.log_scores(self.labels, none).exp()
+        _check_numbers(scores)
+        count = len(self.labels)
+        return scores[:count], None if self.none is None else float(scores[count])
+
+
 def rank_labels(
-    logits: Tensor, answer: int, temperature: float, places: Sequence[int] | None = None
+    logits: Tensor, scores: Tensor, answer: int, places: Sequence[int] | None = None
 ) -> list[tuple[int, float]]:
     """Candidates with scores, best first.
 
-    Scores are ``softmax(logits / temperature)`` over the labels. The answer comes first, with the
-    largest score, even where sampling did not choose the likeliest label; so scores never increase
-    down the ranking.
+    The answer comes first, with the largest score, even where sampling did not choose the likeliest
+    label; so scores never increase down the ranking.
 
     Args:
         logits: logits of the labels at the place of the answer, ``[k]``.
+        scores: their scores, ``[k]``.
         answer: number of the chosen candidate.
-        temperature: the checkpoint's calibrated temperature.
         places: order among candidates of equal logits, ``[k]``, which also decides the answer if
             several have the largest one; None for the order of the labels behind the answer.
-    Raises:
-        FloatingPointError: a score is NaN.
     """
-    scores = torch.softmax(logits.double() / temperature, -1)
-    _check_numbers(scores)
     order = _descending(logits, places)
     if places is None or logits[answer] < logits.max():
         order.remove(answer)
@@ -50,23 +77,26 @@ def _descending(values: Tensor, places: Sequence[int] | None) -> list[int]:
     return numbers[torch.argsort(values[numbers], descending=True, stable=True)].tolist()
 
 
-def vote(outputs: Sequence[Output]) -> tuple[Output, Tensor]:
+def vote(outputs: Sequence[Output]) -> tuple[Output, Ballot]:
     """The winner among several samples of one request, and label logits of all of them.
 
     Most outputs give the winner's answer; of answers given equally often, it has the largest mean
     probability. The winner is the first output with that answer.
 
     Returns:
-        The winner, and the logarithms of the labels' mean probabilities ``[k]``; for a single
-        output, its own logits.
+        The winner, and the logarithms of the labels' mean probabilities; for a single output, its
+        own logits.
     """
+    ballots = [Ballot.of(output) for output in outputs]
     if len(outputs) == 1:
-        return outputs[0], outputs[0].label_logits
-    chances = torch.stack([output.label_logits.double().softmax(-1) for output in outputs]).mean(0)
+        return outputs[0], ballots[0]
+    chances = torch.stack([ballot.joined().softmax(-1) for ballot in ballots]).mean(0)
     said = Counter(output.answer for output in outputs)
     answer = max(said, key=lambda label: (said[label], float(chances[label])))
     winner = next(output for output in outputs if output.answer == answer)
-    return winner, chances.log()
+    count = len(ballots[0].labels)
+    none = None if ballots[0].none is None else float(chances[count].log())
+    return winner, Ballot(chances[:count].log(), none)
 
 
 def rank_verdicts(

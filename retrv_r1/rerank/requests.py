@@ -107,6 +107,7 @@ class RequestBuilder:
             reason=reason,
             sampling=sampling,
             banned=(*self._structure, *labels[count:]),
+            none_label=self.processor.tokens.none,
         )
         return Prepared.of(request, prompt)
 

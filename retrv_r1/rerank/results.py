@@ -59,4 +59,6 @@ def results_of(
         well_formed=output.well_formed,
         timings={**one.timings, **output.timings},
         tokens=last.tokens,
+        none_of_these=last.none,
+        refused=output.refused,
     )

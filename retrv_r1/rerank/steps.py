@@ -187,8 +187,8 @@ class Ranker:
         meter: Meter,
     ) -> WindowResult:
         with meter.timed("answer"):
-            temperature = self.model.config.temperature_of(options.mode)
-            found = one.result(prepared, outputs, options, temperature)
+            calibration = self.model.config.calibration_of(options.mode)
+            found = one.result(prepared, outputs, options, calibration)
         meter.window(found.tokens, outputs)
         return found
 

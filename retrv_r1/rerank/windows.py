@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from retrv_engine import Output
+from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.rerank.options import RankOptions
 from retrv_r1.rerank.ordering import merge_windows, rank_labels, rank_verdicts, vote
 from retrv_r1.rerank.requests import ItemFeatures, Prepared, RequestBuilder
@@ -19,6 +20,7 @@ class WindowResult:
 
     Args:
         order: places in the window with scores, best first.
+        none: probability that no candidate of the window fits, or None.
         output: output that gives the answer, whose numbers are places too, and the reasoning.
         tokens: token counts of all outputs of the window.
     """
@@ -26,19 +28,21 @@ class WindowResult:
     order: list[tuple[int, float]]
     output: Output
     tokens: TokenCounts
+    none: float | None = None
 
     @classmethod
     def listwise(
         cls,
         prepared: Sequence[Prepared],
         outputs: Sequence[Output],
-        temperature: float,
+        calibration: ModeCalibration,
         places: Sequence[int] | None,
     ) -> WindowResult:
         """The result of one prompt, or of several votes on it; ``places`` order equal scores."""
-        winner, logits = vote(outputs)
-        order = rank_labels(logits, winner.answer, temperature, places)
-        return cls(order, winner, _token_counts(prepared[:1], outputs))
+        winner, ballot = vote(outputs)
+        scores, none = ballot.scores(calibration)
+        order = rank_labels(ballot.labels, scores, winner.answer, places)
+        return cls(order, winner, _token_counts(prepared[:1], outputs), none)
 
     @classmethod
     def pointwise(
@@ -134,12 +138,12 @@ class CandidateList:
         prepared: Sequence[Prepared],
         outputs: Sequence[Output],
         options: RankOptions,
-        temperature: float,
+        calibration: ModeCalibration,
     ) -> WindowResult:
         """The outcome of the current window, from what :meth:`prepare` made and its outputs."""
         if options.reading == "pointwise":
             return WindowResult.pointwise(prepared, outputs, self.places)
-        return WindowResult.listwise(prepared, outputs, temperature, self.places)
+        return WindowResult.listwise(prepared, outputs, calibration, self.places)
 
     def slide(self, ranked: Sequence[tuple[int, float]]) -> None:
         """Records the ranking of the current window and moves it half its size towards the start.

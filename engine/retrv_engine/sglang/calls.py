@@ -127,9 +127,12 @@ def take_reasoning(generation: Generation, chunk: Chunk) -> None:
 def label_call(generation: Generation, prompt: WirePrompt) -> dict[str, Any]:
     """Asks for the likeliest token and the log-probabilities of the permitted labels.
 
+    At the answer also for that of the label for no candidate, if the request has one.
+
     If two rows are due, also for the likeliest token in the place of the last one.
     """
-    call = _call(prompt, ONE_TOKEN) | {"token_ids_logprob": generation.choices}
+    labels = generation.request.scored if generation.answering else generation.choices
+    call = _call(prompt, ONE_TOKEN) | {"token_ids_logprob": labels}
     if generation.due > 1:
         call |= {"logprob_start_len": len(prompt.ids) - generation.due, "top_logprobs_num": 1}
     return call
@@ -138,11 +141,11 @@ def label_call(generation: Generation, prompt: WirePrompt) -> dict[str, Any]:
 def take_label(generation: Generation, chunk: Chunk) -> None:
     """Chooses a label by its log-probability, and appends it to a generation."""
     choice = generation.choice(generation.due - 1)
-    labels = sorted(chunk.labels)  # in the vocabulary's order, as the other engines sample
+    labels = sorted(choice.permitted.tokens)  # in the vocabulary's order, as other engines sample
     logits = torch.tensor([[chunk.labels[label] for label in labels]])
     (chosen,) = pick(logits, [choice._replace(permitted=ALL, labels=())])
-    columns = [labels.index(label) for label in choice.labels]
-    picks = [Picked(labels[chosen.token], chosen.logprob, chunk.tokens[-1], logits[0, columns])]
+    scored = torch.tensor([chunk.labels[label] for label in choice.labels])
+    picks = [Picked(labels[chosen.token], chosen.logprob, chunk.tokens[-1], scored)]
     if generation.due > 1:
         likeliest = chunk.prompt_likeliest[-1]
         picks.insert(0, Picked(likeliest, 0.0, likeliest))

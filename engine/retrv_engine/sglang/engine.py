@@ -81,7 +81,7 @@ class SGLangEngine(Engine):
         self, request: Request, *, priority: int = 0, deadline: float | None = None
     ) -> Handle[Output]:
         """See :meth:`retrv_engine.base.Engine.submit`."""
-        check_pieces([*request.prompt, *request.labels], self.table)
+        check_pieces([*request.prompt, *request.scored], self.table)
         generation = self.generation_type(request, self.vocabulary)
         prompt = WirePrompt(generation.take_pending())
         self._connection.check_size(len(prompt.ids))
