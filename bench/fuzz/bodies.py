@@ -24,7 +24,7 @@ TEXTS = (
         "a red apple",
         "",
         " ",
-        "x" * 2000,
+        "x" * 300,
         "\0",
         "\u2028\u202e",
         "é" * 50,
@@ -118,7 +118,7 @@ class Maker:
     """
 
     seed: int
-    reasoning: float = 0.03
+    reasoning: float = 0.01
     chance: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -190,7 +190,7 @@ class Maker:
 
     def _body(self) -> dict[str, Any]:
         chance = self.chance
-        documents = [self._item() for _ in range(chance.choice((1, 2, 3, 5, 8)))]
+        documents = [self._item() for _ in range(chance.choice((1, 1, 2, 2, 3, 5)))]
         names = ("texts",) if chance.random() < 0.2 else ("documents",)
         body: dict[str, Any] = {"query": self._item(), names[0]: documents}
         body["retrv"] = {"mode": "fast"}
