@@ -132,15 +132,21 @@ def test_text_that_looks_like_special_tokens_stays_text(server, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_openapi_document_keeps_its_word(server):
-    """Schemathesis: its examples, its edge cases and random ones, within the document and not."""
-    schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+@pytest.mark.parametrize(
+    ("posts", "examples"),
+    [
+        ({"/v1/rerank", "/score"}, 4),
+        pytest.param(None, 100, marks=pytest.mark.slow, id="all routes"),
+    ],
+)
+def test_the_openapi_document_keeps_its_word(server, posts, examples):
+    """Schemathesis: what the document allows gets an answer that the document has."""
+    import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings
 
     document = server.get("/openapi.json").json()
-    schema = schemathesis.openapi.from_dict(document)
     quick = settings(
-        max_examples=8,
+        max_examples=examples,
         deadline=None,
         database=None,
         derandomize=True,
@@ -150,21 +156,24 @@ def test_the_openapi_document_keeps_its_word(server):
     asked: set[str] = set()
 
     def check(case: Any) -> None:
-        body = case.body if isinstance(case.body, dict | list) else None
-        content = b"" if body is None else json.dumps(body).encode()
         asked.add(case.path)
         if case.method.upper() == "GET":
             answer = server.get(case.path)
         else:
-            answer = server.post(case.path, content)
+            answer = server.post(case.path, json.dumps(case.body).encode())
         operation = document["paths"][case.path][case.method.lower()]
-        assert str(answer.status_code) in operation["responses"], (answer.status_code, content)
-        assert answer.status_code < 500 or answer.status_code == 504, content
+        assert str(answer.status_code) in operation["responses"], (answer.status_code, case.body)
+        assert answer.status_code < 500, case.body
 
-    for found in schema.get_all_operations():
-        operation = found.ok()
-        quick(given(operation.as_strategy())(check))()
-    assert asked == set(document["paths"])
+    wanted = {
+        path
+        for path, methods in document["paths"].items()
+        if posts is None or "post" not in methods or path in posts
+    }
+    document["paths"] = {path: document["paths"][path] for path in wanted}
+    for found in schemathesis.openapi.from_dict(document).get_all_operations():
+        quick(given(found.ok().as_strategy())(check))()
+    assert asked == wanted and len(asked) > 4
 
 
 def test_a_service_that_does_not_answer_is_no_hang(monkeypatch):

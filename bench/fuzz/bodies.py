@@ -8,6 +8,7 @@ import json
 import random
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -140,7 +141,7 @@ class Maker:
         for _ in range(self.chance.choice((1, 1, 2, 4))):
             self._spoil(body)
         if self.chance.random() < 0.02:
-            body = self.chance.choice(VALUES)
+            body = deepcopy(self.chance.choice(VALUES))
         text = json.dumps(body, ensure_ascii=self.chance.random() < 0.5)
         if self.chance.random() < 0.03:
             text = self.chance.choice(("[" * 10_000, '{"a":' * 5000, text * 2, "NaN", "1" * 10_000))
@@ -237,7 +238,7 @@ class Maker:
 
     def _spoil(self, body: dict[str, Any]) -> None:
         chance = self.chance
-        value: Any = chance.choice((*VALUES, self._odd_text(), {"image": chance.choice(TEXTS)}))
+        value: Any = deepcopy(chance.choice((*VALUES, self._odd_text(), {"image": TEXTS[3]})))
         where = chance.randrange(4)
         lists = [v for v in body.values() if isinstance(v, list) and v]
         if where == 0 and lists:
