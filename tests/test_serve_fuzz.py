@@ -70,11 +70,11 @@ def test_the_fuzz_sees_leaks():
 
 
 def test_requests_follow_from_their_seed():
-    one, other = ([Maker(seed).make() for _ in range(50)] for seed in (3, 3))
-    assert one == other
-    assert [Maker(4).make() for _ in range(50)] != one
+    makers = Maker(3), Maker(3), Maker(4)
+    one, same, other = ([maker.make() for _ in range(50)] for maker in makers)
+    assert one == same != other
     assert len({sent.path for sent in one}) > 5 and len(pictures()) > 12
-    assert mutated(b"abc", Maker(0).chance) != b"abc"
+    assert any(mutated(b"abc", maker.chance) != b"abc" for maker in makers)
 
 
 def special_of(request: Request, special: set[int]) -> list[int]:
@@ -109,7 +109,11 @@ def test_text_that_looks_like_special_tokens_stays_text(server, monkeypatch):
             "model": text,
             "query": f"red {text}",
             "documents": [
-                *(f"a {text}", {"text": f"b {text}", "id": text}, [{"type": "text", "text": text}]),
+                *(
+                    f"a {text}",
+                    {"text": f"b {text}", "id": text[:900]},
+                    [{"type": "text", "text": text}],
+                ),
                 {"text": f"c {text}", "image": png(colour)},
             ],
             "instruction": f"find it {text}",
@@ -135,7 +139,7 @@ def test_text_that_looks_like_special_tokens_stays_text(server, monkeypatch):
 @pytest.mark.parametrize(
     ("posts", "examples"),
     [
-        ({"/v1/rerank", "/score"}, 4),
+        ({"/v1/rerank"}, 4),
         pytest.param(None, 100, marks=pytest.mark.slow, id="all routes"),
     ],
 )
