@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     """
     if max_pixels < _MIN_PIXELS:
         raise ValueError(f"max_pixels must be at least {_MIN_PIXELS}, got {max_pixels}")
-    if _origin(source) and source.width * source.height <= max_pixels:  # type: ignore[union-attr]
+    if source_of(source) and source.width * source.height <= max_pixels:  # type: ignore[union-attr]
         return source  # type: ignore[return-value]
     return _fit(_decode(source, max_pixels), max_pixels)
 
@@ -73,8 +74,8 @@ def content_hash(item: Item) -> str:
     digest = hashlib.sha256(b"retrv-item-1")
     text = (item.text or "").encode("utf-8", "surrogatepass")
     digest.update(len(text).to_bytes(8, "big") + text)
-    if origin := _origin(item.image):
-        digest.update(b"encoded" + origin)
+    if (file := source_of(item.image)) is not None:
+        digest.update(b"encoded" + file.digest)
     elif isinstance(item.image, Image.Image):
         pixels = _decode(item.image, None)
         digest.update(b"pixels" + pixels.width.to_bytes(8, "big") + pixels.tobytes())
@@ -83,23 +84,35 @@ def content_hash(item: Item) -> str:
     return digest.hexdigest()
 
 
-def mark_loaded(picture: Image.Image, origin: bytes) -> Image.Image:
+@dataclass(frozen=True)
+class SourceFile:
+    """The encoded picture that a decoded one stands for.
+
+    Args:
+        digest: SHA-256 of its bytes.
+        size: number of its bytes.
+    """
+
+    digest: bytes
+    size: int
+
+
+def mark_loaded(picture: Image.Image, source: SourceFile) -> Image.Image:
     """Marks a picture as what a model reads of a file, so that it stands for the file.
 
     :func:`load_image` then returns it as it is, and :func:`content_hash` gives the file's hash.
 
     Args:
         picture: RGB picture that was loaded from the file and perhaps fitted to the model.
-        origin: SHA-256 of the file's bytes.
     """
     # An attribute, not `info`: the text chunks of a file end up there.
-    picture._retrv_origin = origin  # type: ignore[attr-defined]
+    picture._retrv_source = source  # type: ignore[attr-defined]
     return picture
 
 
-def _origin(source: object) -> bytes | None:
-    """Hash of the file of a marked picture."""
-    return source.__dict__.get("_retrv_origin") if isinstance(source, Image.Image) else None
+def source_of(picture: object) -> SourceFile | None:
+    """The file that a marked picture stands for; None for all else."""
+    return picture.__dict__.get("_retrv_source") if isinstance(picture, Image.Image) else None
 
 
 def pad_to_square(picture: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from PIL import Image
 from small_internet import internet, reply
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from retrv_r1.images import content_hash, load_image, mark_loaded
+from retrv_r1.images import SourceFile, content_hash, load_image, mark_loaded, source_of
 from retrv_r1.serve.decoder import Fit
 from retrv_r1.serve.fetching import Fetcher, FetchPolicy
 from retrv_r1.serve.metrics import Metrics
@@ -81,6 +81,8 @@ def test_data_uris_and_base64_in_all_their_spellings(value):
     assert picture.image.tobytes() == noise(48, 48).tobytes()
     assert (picture.bytes, picture.width, picture.height) == (len(ICON), 48, 48)
     assert picture.origin == "inline"
+    source = source_of(picture.image)
+    assert source is not None and source.size == len(ICON)
 
 
 @pytest.mark.parametrize(
@@ -305,11 +307,11 @@ def test_a_text_chunk_of_a_file_cannot_pose_as_another_picture():
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
-    text.add_text("_retrv_origin", "x" * 32)
+    text.add_text("_retrv_source", "x" * 32)
     data = encoded(noise(20, 20), pnginfo=text)
     opened = Image.open(io.BytesIO(data))
     assert content_hash(Item(image=opened)) == content_hash(Item(image=noise(20, 20)))
-    marked = mark_loaded(noise(20, 20), b"x" * 32)
+    marked = mark_loaded(noise(20, 20), SourceFile(b"x" * 32, 9))
     assert content_hash(Item(image=marked)) != content_hash(Item(image=noise(20, 20)))
 
 

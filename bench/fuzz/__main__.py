@@ -24,7 +24,7 @@ from bench.fuzz.asgi import exchange, faults
 from bench.fuzz.bodies import Maker
 from bench.fuzz.framing import listening, still_answers, throw
 from bench.fuzz.leaks import Held
-from retrv_r1 import Reranker
+from retrv_r1 import EngineConfig, Reranker
 from retrv_r1.serve.app import create_app
 from retrv_r1.serve.service import RerankService
 
@@ -51,10 +51,18 @@ class Outcome:
     held: list[Held] = field(default_factory=list)
 
 
+def small_caches() -> Reranker:
+    """The shipped checkpoint with caches that are soon full, so that growth of memory is a leak."""
+    config = EngineConfig(cache_bytes=2**25)
+    reranker = Reranker.from_pretrained("tiny", device="cpu", config=config)
+    reranker.encoder.capacity_bytes = 2**24
+    return reranker
+
+
 @asynccontextmanager
 async def started() -> AsyncIterator[tuple[Any, RerankService]]:
     """An application whose model is loaded, and its service."""
-    service = RerankService(lambda: Reranker.from_pretrained("tiny", device="cpu"))
+    service = RerankService(small_caches)
     ready = asyncio.Event()
     app = create_app(service, on_start=lambda error: ready.set())
     async with app.router.lifespan_context(app):
@@ -83,6 +91,7 @@ async def fuzz_requests(app: Any, service: RerankService, count: int, seed: int)
         numbers = iter(range(part * count // PARTS, (part + 1) * count // PARTS))
         await asyncio.gather(*(worker(numbers) for _ in range(AT_ONCE)))
         outcome.held.append(await Held.now(service))
+        print(f"part {part + 1}: {len(outcome.faults)} faults, {outcome.held[-1]}", flush=True)
     outcome.faults += [f"leak: {one}" for one in outcome.held[-1].leaks(outcome.held[0])]
     return outcome
 

@@ -8,6 +8,7 @@ import json
 import random
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -24,7 +25,7 @@ TEXTS = (
         "a red apple",
         "",
         " ",
-        "x" * 2000,
+        "x" * 300,
         "\0",
         "\u2028\u202e",
         "é" * 50,
@@ -118,7 +119,7 @@ class Maker:
     """
 
     seed: int
-    reasoning: float = 0.03
+    reasoning: float = 0.01
     chance: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -140,7 +141,7 @@ class Maker:
         for _ in range(self.chance.choice((1, 1, 2, 4))):
             self._spoil(body)
         if self.chance.random() < 0.02:
-            body = self.chance.choice(VALUES)
+            body = deepcopy(self.chance.choice(VALUES))
         text = json.dumps(body, ensure_ascii=self.chance.random() < 0.5)
         if self.chance.random() < 0.03:
             text = self.chance.choice(("[" * 10_000, '{"a":' * 5000, text * 2, "NaN", "1" * 10_000))
@@ -190,7 +191,7 @@ class Maker:
 
     def _body(self) -> dict[str, Any]:
         chance = self.chance
-        documents = [self._item() for _ in range(chance.choice((1, 2, 3, 5, 8)))]
+        documents = [self._item() for _ in range(chance.choice((1, 1, 2, 2, 3, 5)))]
         names = ("texts",) if chance.random() < 0.2 else ("documents",)
         body: dict[str, Any] = {"query": self._item(), names[0]: documents}
         body["retrv"] = {"mode": "fast"}
@@ -237,7 +238,7 @@ class Maker:
 
     def _spoil(self, body: dict[str, Any]) -> None:
         chance = self.chance
-        value: Any = chance.choice((*VALUES, self._odd_text(), {"image": chance.choice(TEXTS)}))
+        value: Any = deepcopy(chance.choice((*VALUES, self._odd_text(), {"image": TEXTS[3]})))
         where = chance.randrange(4)
         lists = [v for v in body.values() if isinstance(v, list) and v]
         if where == 0 and lists:

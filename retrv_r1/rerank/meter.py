@@ -13,6 +13,7 @@ from PIL import Image
 
 from retrv_engine import Output
 from retrv_engine.request import Spent
+from retrv_r1.images import source_of
 from retrv_r1.rerank.feature_encoder import Features, Origin
 from retrv_r1.rerank.requests import Prepared
 from retrv_r1.types import Bill, Item, TokenCounts
@@ -98,6 +99,8 @@ def _picture_bytes(item: Item) -> int:
     picture = item.image
     if isinstance(picture, bytes):
         return len(picture)
+    if (file := source_of(picture)) is not None:
+        return file.size
     if isinstance(picture, Image.Image):
         return picture.width * picture.height * len(picture.getbands())
     assert isinstance(picture, str | Path)

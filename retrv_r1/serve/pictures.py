@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from retrv_r1.images import MAX_SOURCE_PIXELS, mark_loaded
+from retrv_r1.images import MAX_SOURCE_PIXELS, SourceFile, mark_loaded
 from retrv_r1.serve.decoder import check_kind, decode
 from retrv_r1.serve.decoding import Decoding, DecodingPool, Fit
 from retrv_r1.serve.fetching import Fetcher, FetchPolicy
@@ -189,7 +189,9 @@ class PictureReader:
         if decoded is None:
             decoded = await self.pool.decode(data)
         image, (width, height) = decoded
-        picture = ReadPicture(mark_loaded(image, digest), len(data), width, height, origin)
+        picture = ReadPicture(
+            mark_loaded(image, SourceFile(digest, len(data))), len(data), width, height, origin
+        )
         self._keep(digest, picture)
         return picture
 
