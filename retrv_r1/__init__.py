@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from retrv_r1.types import (
+    Bill,
     CheckpointError,
     DeviceError,
     Item,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Bill",
     "CheckpointError",
     "DeadlineExceeded",
     "DeviceError",

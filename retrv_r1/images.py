@@ -56,6 +56,8 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     """
     if max_pixels < _MIN_PIXELS:
         raise ValueError(f"max_pixels must be at least {_MIN_PIXELS}, got {max_pixels}")
+    if _origin(source) and source.width * source.height <= max_pixels:  # type: ignore[union-attr]
+        return source  # type: ignore[return-value]
     return _fit(_decode(source, max_pixels), max_pixels)
 
 
@@ -71,12 +73,43 @@ def content_hash(item: Item) -> str:
     digest = hashlib.sha256(b"retrv-item-1")
     text = (item.text or "").encode("utf-8", "surrogatepass")
     digest.update(len(text).to_bytes(8, "big") + text)
-    if isinstance(item.image, Image.Image):
+    if origin := _origin(item.image):
+        digest.update(b"encoded" + origin)
+    elif isinstance(item.image, Image.Image):
         pixels = _decode(item.image, None)
         digest.update(b"pixels" + pixels.width.to_bytes(8, "big") + pixels.tobytes())
     elif item.image is not None:
         digest.update(b"encoded" + hashlib.sha256(_encoded(item.image)).digest())
     return digest.hexdigest()
+
+
+def mark_loaded(picture: Image.Image, origin: bytes) -> Image.Image:
+    """Marks a picture as what a model reads of a file, so that it stands for the file.
+
+    :func:`load_image` then returns it as it is, and :func:`content_hash` gives the file's hash.
+
+    Args:
+        picture: RGB picture that was loaded from the file and perhaps fitted to the model.
+        origin: SHA-256 of the file's bytes.
+    """
+    # An attribute, not `info`: the text chunks of a file end up there.
+    picture._retrv_origin = origin  # type: ignore[attr-defined]
+    return picture
+
+
+def _origin(source: object) -> bytes | None:
+    """Hash of the file of a marked picture."""
+    return source.__dict__.get("_retrv_origin") if isinstance(source, Image.Image) else None
+
+
+def pad_to_square(picture: Image.Image) -> Image.Image:
+    """An RGB picture in the middle of a white square."""
+    if picture.width == picture.height:
+        return picture
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
 
 
 def describe(source: ImageSource) -> str:
@@ -154,7 +187,7 @@ def _decode(source: ImageSource, target: int | None) -> Image.Image:
 
 
 def _pixels(file: Path | io.BytesIO, name: str, target: int | None) -> Image.Image:
-    with Image.open(file, formats=_formats()) as picture:
+    with Image.open(file, formats=readable_formats()) as picture:
         _check_size(picture, name)
         if target is not None:
             _draft(picture, target)
@@ -180,8 +213,8 @@ def _without_end_mark(data: bytes, name: str, target: int | None) -> Image.Image
     return one if one.tobytes() == other.tobytes() else None
 
 
-def _formats() -> tuple[str, ...]:
-    """Formats that this Pillow can decode (AVIF since 11.3)."""
+def readable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read, as far as this Pillow can (AVIF since 11.3)."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 

@@ -13,6 +13,7 @@ from retrv_r1.item_values import Array, id_of, is_picture, picture_of, text_of
 
 EngineName: TypeAlias = Literal["local", "plain", "sglang"]
 Mode: TypeAlias = Literal["reason", "fast"]
+ModeChoice: TypeAlias = Mode | Literal["auto"]
 EarlierWindows: TypeAlias = Literal["fast", "same"]
 Reading: TypeAlias = Literal["compressed", "full", "pointwise"]
 ImageSource: TypeAlias = Image.Image | str | Path | bytes
@@ -203,6 +204,35 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class Bill:
+    """What a ranking cost, all its windows, votes and early answers together.
+
+    Args:
+        seconds: seconds by phase: ``queue``, ``features``, ``compression``, ``prefill``,
+            ``decode``, ``inspection``, and ``total`` from the request to the result. A step of the
+            engine counts in full for every request that took part in it.
+        tokens: rows read and tokens written.
+        prompts: prompts that the engine read.
+        inspections: candidates that were looked at in full.
+        remembered: distinct items whose features were in memory.
+        stored: distinct items whose features were on disk.
+        encoded: distinct items that had to be encoded.
+        pictures: pictures of the query and the candidates, duplicates included.
+        picture_bytes: their bytes as files, or decoded where they came as decoded pictures.
+    """
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    tokens: TokenCounts = field(default_factory=TokenCounts)
+    prompts: int = 0
+    inspections: int = 0
+    remembered: int = 0
+    stored: int = 0
+    encoded: int = 0
+    pictures: int = 0
+    picture_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class RankedResults:
     """A ranking of candidates for one query, best first; the answer is always rank 1.
 
@@ -213,7 +243,7 @@ class RankedResults:
         reasoning: text that the model wrote, where ``[k]`` is the candidate of index k - 1; empty
             in fast mode.
         inspected: indices of the candidates that the model looked at in full, in order.
-        mode: mode of the ranking.
+        mode: mode that gave the answer.
         model: name of the model.
         well_formed: whether the model produced the format of the answer unaided; the engine
             enforces it in every case.
@@ -222,6 +252,10 @@ class RankedResults:
         device: device of the model, such as ``"cpu"``.
         dtype: dtype of its weights, such as ``"float32"``.
         query_truncated: whether only the start of the query's text was read.
+        auto: whether the mode was chosen by the reranker.
+        cut: whether reasoning was cut off by the budget, so that this is the best answer until
+            then.
+        bill: what the ranking cost, with all its windows and votes.
     """
 
     query: Item
@@ -237,6 +271,9 @@ class RankedResults:
     device: str = ""
     dtype: str = ""
     query_truncated: bool = False
+    auto: bool = False
+    cut: bool = False
+    bill: Bill = field(default_factory=Bill)
 
     def __len__(self) -> int:
         return len(self.ranking)

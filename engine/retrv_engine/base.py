@@ -40,7 +40,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from torch import Tensor
 
-from retrv_engine.request import Output, Piece, Request, Sampling
+from retrv_engine.request import Output, Piece, Request, Sampling, Spent
 
 T = TypeVar("T")
 
@@ -50,7 +50,15 @@ class RequestTooLarge(ValueError):
 
 
 class DeadlineExceeded(TimeoutError):
-    """The request was not done before its deadline."""
+    """The request was not done before its deadline.
+
+    Attributes:
+        spent: what it had used until then; None where that is not known.
+    """
+
+    def __init__(self, message: str = "", spent: Spent | None = None) -> None:
+        super().__init__(message)
+        self.spent = spent
 
 
 class EngineMissing(ImportError):
@@ -122,6 +130,8 @@ class Handle(Generic[T]):
         self.future: Future[T] = Future()
         self._drive, self._start = drive, start
         self._unread: SimpleQueue[Sequence[int]] = SimpleQueue()
+        self._listener: Callable[[Sequence[int]], object] | None = None
+        self._adding = threading.Lock()  # held while tokens are added, or their reader changes
 
     def done(self) -> bool:
         """Whether the request has ended: with a result, with an error or cancelled."""
@@ -151,6 +161,17 @@ class Handle(Generic[T]):
                 self.future.result(timeout=0)
                 return
 
+    def listen(self, listener: Callable[[Sequence[int]], object]) -> None:
+        """Has a function called with new tokens as they are written, and once with those so far.
+
+        It is called in the engine's thread before the request ends; it must return at once and
+        raise nothing. ``tokens`` yields nothing then.
+        """
+        with self._adding:
+            self._listener = listener
+            while not self._unread.empty():
+                listener(self._unread.get())
+
     async def __aiter__(self) -> AsyncIterator[int]:
         self._start()
         tokens = self.tokens()
@@ -166,7 +187,11 @@ class Handle(Generic[T]):
 
     def add(self, tokens: Sequence[int]) -> None:
         """Adds new tokens; for engines."""
-        self._unread.put(tokens)
+        with self._adding:
+            if self._listener is None:
+                self._unread.put(tokens)
+            else:
+                self._listener(tokens)
 
     def finish(self, outcome: T | Exception) -> None:
         """Ends the request with a result or an error, unless it was cancelled; for engines."""
@@ -193,6 +218,9 @@ class Engine(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def start(self) -> None:  # noqa: B027
+        """Has a thread of the engine compute from now on, where callers' threads do otherwise."""
 
     @abstractmethod
     def submit(

@@ -10,7 +10,7 @@ from retrv_engine.base import Handle
 from retrv_engine.context import Context
 from retrv_engine.generation import Generation
 from retrv_engine.radix import Node
-from retrv_engine.request import Candidate, Piece
+from retrv_engine.request import Candidate, Piece, Spent
 from retrv_engine.sampler import Choice, Picked, check_numbers
 
 Phase = Literal["prefill", "decode", "inspection"]
@@ -146,6 +146,21 @@ class Job:
     def logits_from(self) -> int:
         """First row whose logits are needed."""
         return len(self.context) - self.work.due
+
+    @property
+    def spent(self) -> Spent | None:
+        """What a generation has used so far; None for another kind of work."""
+        work = self.work
+        if not isinstance(work, Generation):
+            return None
+        return Spent(
+            len(work.tokens),
+            len(work.inspected),
+            work.inspected_rows,
+            self.found,
+            self.computed,
+            dict(self.timings),
+        )
 
     def advance(self) -> Candidate | None:
         """Gives the picks to the work and new tokens to the handle; see :meth:`Work.advance`."""

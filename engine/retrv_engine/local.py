@@ -208,7 +208,7 @@ class LocalEngine(SteppingEngine):
                 self._counts["cancelled"] += 1
             elif job.deadline is not None and now > job.deadline:
                 seconds = job.deadline - job.submitted
-                self._end(job, DeadlineExceeded(f"not done in {seconds:.3g} s"))
+                self._end(job, DeadlineExceeded(f"not done in {seconds:.3g} s", job.spent))
 
     def _take(
         self, extends: Sequence[Extend], picks: Sequence[Sequence[Picked]]

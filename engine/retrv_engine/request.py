@@ -184,6 +184,24 @@ class Output:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a request had used when it was given up.
+
+    Attributes:
+        tokens: number of written tokens.
+        inspections: number of inspected candidates.
+        inspected_rows, cached_rows, computed_rows, timings: as in :class:`Output`.
+    """
+
+    tokens: int
+    inspections: int
+    inspected_rows: int
+    cached_rows: int
+    computed_rows: int
+    timings: Mapping[str, float]
+
+
 def advance_of(length: int, width: int) -> int:
     """Number of positions that rows take up in a grid of ``width``, or in a line if it is 0."""
     return max(width, length // width) if width else length

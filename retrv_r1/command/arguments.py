@@ -11,6 +11,7 @@ import typer
 
 Weights: TypeAlias = Literal["model", "float16", "int8"]
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16", "float64"]
+AnyMode: TypeAlias = Literal["reason", "fast", "auto"]
 Instructions: TypeAlias = Literal["first", "random", "none"]
 Order: TypeAlias = Literal["shuffled", "retrieved"]
 EarlierWindows: TypeAlias = Literal["fast", "same"]

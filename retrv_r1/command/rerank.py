@@ -98,7 +98,7 @@ def rerank(
         _reranker(
             model,
             engine=engine,
-            config=_config(engine, url, weights),
+            config=engine_config(engine, url, weights),
             cache=cache,
             device=device,
             dtype=dtype,
@@ -141,7 +141,10 @@ def _candidates(arguments: list[str]) -> list[Item]:
     return list(read_candidates(arguments, stdin))
 
 
-def _config(engine: EngineName, url: str | None, weights: Weights) -> EngineConfig | SGLangConfig:
+def engine_config(
+    engine: EngineName, url: str | None, weights: Weights
+) -> EngineConfig | SGLangConfig:
+    """The engine's config of the options ``--engine``, ``--url`` and ``--weights``."""
     from retrv_r1 import EngineConfig, SGLangConfig
 
     if engine != "sglang":

@@ -76,6 +76,8 @@ class RetrvR1Config(PretrainedConfig):
             validation lists in fast mode.
         reason_temperature: the same for reason mode; None for ``score_temperature``, and then
             scores of reason mode are not calibrated.
+        auto_threshold: probability of the fast answer from which ``mode="auto"`` returns it
+            instead of reasoning, fitted on validation lists; None for a checkpoint without one.
         max_inspections: default limit of inspections per request: as many as there are in the
             chains that the model was trained on.
         pad_to_square: whether pictures are padded to squares before resizing, for a tower trained
@@ -92,6 +94,7 @@ class RetrvR1Config(PretrainedConfig):
         prompts: dict[str, str] | None = None,
         score_temperature: float = 1.0,
         reason_temperature: float | None = None,
+        auto_threshold: float | None = None,
         max_inspections: int = Sampling.max_inspections,
         pad_to_square: bool = False,
         **kwargs: Any,
@@ -108,10 +111,13 @@ class RetrvR1Config(PretrainedConfig):
             raise ValueError(f"score_temperature must be positive, got {score_temperature}")
         if reason_temperature is not None and not reason_temperature > 0:
             raise ValueError(f"reason_temperature must be positive, got {reason_temperature}")
+        if auto_threshold is not None and not 0 <= auto_threshold <= 1:
+            raise ValueError(f"auto_threshold must be in [0, 1], got {auto_threshold}")
         if max_inspections < 0:
             raise ValueError(f"max_inspections must be 0 or more, got {max_inspections}")
         self.score_temperature = score_temperature
         self.reason_temperature = reason_temperature
+        self.auto_threshold = auto_threshold
         self.max_inspections = max_inspections
         self.pad_to_square = pad_to_square
         kwargs.setdefault("tie_word_embeddings", backbone.tie_word_embeddings)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from retrv_r1.images import load_image
+from retrv_r1.images import load_image, pad_to_square
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.tokens import TokenIds, encode_text
@@ -106,11 +106,8 @@ class RetrvR1Processor:
         self, image: Image.Image
     ) -> tuple[Tensor, tuple[int, int, int], tuple[int, int]]:
         """Patches ``[p, patch_dim]``, patch grid (t, h, w) and merged grid (h, w) of a picture."""
-        if self.config.pad_to_square and image.width != image.height:
-            side = max(image.size)
-            square = Image.new("RGB", (side, side), "white")
-            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-            image = square
+        if self.config.pad_to_square:
+            image = pad_to_square(image)
         out = self.image_processor(images=[image], return_tensors="pt")
         t, h, w = out["image_grid_thw"][0].tolist()
         merge = self.image_processor.merge_size

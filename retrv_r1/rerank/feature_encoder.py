@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 from PIL import Image
@@ -24,6 +24,7 @@ from retrv_r1.rerank.feature_store import FeatureStore, fingerprint
 from retrv_r1.types import Item, ItemError
 
 T = TypeVar("T")
+Origin: TypeAlias = Literal["memory", "disk", "model"]
 
 LARGE_BYTES, LARGE_PIXELS = 2**14, 2**16
 """Sizes (as a file, decoded) from which a thread of its own reads a picture."""
@@ -38,12 +39,14 @@ class Features:
         rows: feature rows ``[n, d]``.
         key: hash of the item's content.
         version: version of the weights that made the rows; see :class:`FeatureEncoder`.
+        origin: where the rows were found, or that the model made them.
     """
 
     item: EncodedItem
     rows: Tensor
     key: str = ""
     version: int = 0
+    origin: Origin = "memory"
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,17 @@ class FeatureEncoder:
         return given
 
     @torch.no_grad()
-    def encode(self, items: Sequence[Item]) -> list[Features]:
+    def encode(self, items: Sequence[Item], places: Sequence[int] | None = None) -> list[Features]:
         """Features of ``items``, in their order.
 
+        Args:
+            places: place of each item in its list, in which the query has place 0.
         Raises:
             ItemError: an item cannot be used; the message names it by its id or place.
         """
-        keys = [self._checked(i, item, content_hash) for i, item in enumerate(items)]
+        places = range(len(items)) if places is None else places
+        pairs = zip(places, items, strict=True)
+        keys = [self._checked(place, item, content_hash) for place, item in pairs]
         with self._lock:
             version, folder = self.version, self._folder()
         found = self._in_memory(keys)
@@ -137,7 +144,7 @@ class FeatureEncoder:
         stored = self._on_disk(missing, folder, version)
         batch: dict[str, EncodedItem] = {}
         encoded: dict[str, Features] = {}
-        wanted = {key: (i, items[i]) for key, i in missing.items() if key not in stored}
+        wanted = {key: (places[i], items[i]) for key, i in missing.items() if key not in stored}
         for key, item in zip(wanted, self._read(list(wanted.values())), strict=True):
             batch[key] = item
             if sum(map(len, batch.values())) >= self.batch_rows:
@@ -180,7 +187,7 @@ class FeatureEncoder:
             return {}
         read = {key: self._store.get(f"{folder}-{key}") for key in keys}
         return {
-            key: Features(pair[0], pair[1].to(self.model.device), key, version)
+            key: Features(pair[0], pair[1].to(self.model.device), key, version, "disk")
             for key, pair in read.items()
             if pair is not None
         }
@@ -231,7 +238,7 @@ class FeatureEncoder:
         packed = self.processor.pack(list(batch.values()), pin=pin).to(device)
         rows = self.model.features(packed).split([len(item) for item in batch.values()])
         return {
-            key: Features(replace(item, patches=None), part.clone(), key, version)
+            key: Features(replace(item, patches=None), part.clone(), key, version, "model")
             for (key, item), part in zip(batch.items(), rows, strict=True)
         }
 
@@ -254,7 +261,7 @@ class FeatureEncoder:
             for key, features in new.items():
                 if (old := self._kept.pop(key, None)) is not None:
                     size -= old.rows.nbytes
-                self._kept[key] = features
+                self._kept[key] = replace(features, origin="memory")
                 size += features.rows.nbytes
             while size > self.capacity_bytes and len(self._kept) > 1:
                 _, oldest = self._kept.popitem(last=False)

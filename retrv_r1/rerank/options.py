@@ -65,7 +65,7 @@ class RankOptions:
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise ValueError(f"mode must be 'reason' or 'fast', got {self.mode!r}")
+            raise ValueError(f"mode must be 'reason', 'fast' or 'auto', got {self.mode!r}")
         if self.reading not in get_args(Reading):
             known = ", ".join(map(repr, get_args(Reading)))
             raise ValueError(f"reading must be one of {known}, got {self.reading!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from retrv_engine import Output
 from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.rerank.events import Reasoning
+from retrv_r1.rerank.narration import Narrator
 
 
 def rank_labels(
@@ -114,21 +115,7 @@ def reasoning_text(
         written: tokens of an output.
         numbers: index in the caller's list, for each label of the prompt.
     """
-    tokens = processor.tokens
-    if tokens.think_end not in written:
+    if processor.tokens.think_end not in written:
         return ""
-    number = dict(zip(tokens.labels, numbers, strict=False))
-    silent = {tokens.inspect_start, tokens.inspect_end}
-    parts: list[str] = []
-    plain: list[int] = []
-    for token in (*written[1 : list(written).index(tokens.think_end)], None):
-        if token is not None and token not in number and token not in silent:
-            plain.append(token)
-            continue
-        parts.append(processor.tokenizer.decode(plain))
-        plain = []
-        if token in number:
-            parts.append(f" [{number[token] + 1}]")
-        elif token == tokens.inspect_start:
-            parts.append(" inspect")
-    return re.sub(r" {2,}", " ", "".join(parts)).strip()
+    events = Narrator(processor, numbers).read(written)
+    return "".join(event.text for event in events if isinstance(event, Reasoning))

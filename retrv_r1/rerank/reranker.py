@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NoReturn, Self, get_args
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -17,22 +16,20 @@ from retrv_r1.devices import check_weights, device_of, dtype_of
 from retrv_r1.model.checkpoint import load_checkpoint, resolve
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import MAX_TEXT_TOKENS, RetrvR1Processor
+from retrv_r1.rerank.conductor import Conductor
+from retrv_r1.rerank.course import CLOSED, Course, time_of
 from retrv_r1.rerank.engines import make_engine
 from retrv_r1.rerank.feature_encoder import FeatureEncoder, FeatureStats
-from retrv_r1.rerank.options import (
-    RankOptions,
-    check_settings,
-    default_sampling,
-    list_of_requests,
-)
-from retrv_r1.rerank.requests import ItemFeatures, RequestBuilder
-from retrv_r1.rerank.results import results_of
-from retrv_r1.rerank.windows import CandidateList, WindowResult
+from retrv_r1.rerank.meter import Meter
+from retrv_r1.rerank.options import check_settings, list_of_requests
+from retrv_r1.rerank.ranking import Ranking
+from retrv_r1.rerank.requests import RequestBuilder
+from retrv_r1.rerank.steps import Ranker, RankPlan, Steps, run_together
 from retrv_r1.types import (
     EarlierWindows,
     EngineName,
     ItemLike,
-    Mode,
+    ModeChoice,
     RankedResults,
     RankRequest,
     Reading,
@@ -83,18 +80,21 @@ class Reranker:
         cache: str | Path | None = None,
     ) -> None:
         check_settings(engine, config, window=window, batch_size=batch_size, cache=cache)
-        if earlier_windows not in get_args(EarlierWindows):
-            raise ValueError(f"earlier_windows must be 'fast' or 'same', got {earlier_windows!r}")
         self.model, self.processor, self.name, self.window = model.eval(), processor, name, window
         self.earlier_windows = earlier_windows
         directory = None if cache is None else Path(cache)
         self.encoder = FeatureEncoder(model, processor, directory=directory)
         self.builder = RequestBuilder(model, processor, self.encoder)
         self._closed = False
-        self._weights = threading.RLock()  # held while weights are read outside the engine
+        # Held while weights are read outside the engine.
+        self._encoding, self._compressing = threading.RLock(), threading.RLock()
+        self._ranker = Ranker(
+            name, self.builder, self._compressing, window=window, earlier_windows=earlier_windows
+        )
         self.engine = make_engine(
             engine, model, processor.tokens, config, batch_size=batch_size, checkpoint=checkpoint
         )
+        self._conductor = Conductor(self.engine, processor, self.encoder, self._encoding)
 
     @classmethod
     def from_pretrained(
@@ -152,7 +152,7 @@ class Reranker:
         candidates: Iterable[ItemLike],
         *,
         top_k: int | None = None,
-        mode: Mode = "reason",
+        mode: ModeChoice = "reason",
         instruction: str | None = None,
         reading: Reading = "compressed",
         sampling: Sampling | None = None,
@@ -162,7 +162,9 @@ class Reranker:
 
         Args:
             top_k: number of candidates to return; all when None.
-            mode: ``"reason"`` thinks and inspects candidates, ``"fast"`` answers at once.
+            mode: ``"reason"`` thinks and inspects candidates, ``"fast"`` answers at once,
+                ``"auto"`` reasons only where the fast answer's score is below the checkpoint's
+                threshold, or 0.9; the results say which it was.
             instruction: wording of the task; the checkpoint's own when None.
             reading: how candidates are read. ``"compressed"``: two tokens each. ``"full"``: all
                 their rows (the baseline without compression). ``"pointwise"``: all their rows, each
@@ -193,7 +195,7 @@ class Reranker:
         requests: Iterable[RankRequest],
         *,
         top_k: int | None = None,
-        mode: Mode = "reason",
+        mode: ModeChoice = "reason",
         reading: Reading = "compressed",
         sampling: Sampling | None = None,
         votes: int = 1,
@@ -203,25 +205,46 @@ class Reranker:
         Arguments and errors are those of :meth:`rank`; ``top_k`` applies to each result.
         """
         if self._closed:
-            raise RetrvError("the reranker is closed: make a new one")
-        requests = list_of_requests(requests)
-        if sampling is None:
-            sampling = default_sampling(votes, self.model.config.max_inspections)
-        options = RankOptions(mode, reading, sampling, votes, top_k)
-        earlier = RankOptions("fast", reading)
-        if self.earlier_windows == "same":
-            earlier = replace(options, top_k=None)
-        lists = [self._encode(request, reading) for request in requests]
-        while sliding := [one for one in lists if one.sliding]:
-            results = self._rank_windows(sliding, earlier)
-            for one, result in zip(sliding, results, strict=True):
-                one.slide(result.order)
-        last = iter(self._rank_windows([one for one in lists if one.candidates], options))
-        about = self.name, self.model, self.processor
-        return [
-            results_of(one, next(last) if one.candidates else None, options, *about)
-            for one in lists
-        ]
+            raise RetrvError(CLOSED)
+        given = list_of_requests(requests)
+        plan = self._ranker.plan(mode, reading, sampling, votes, top_k)
+        runs = [self._steps(request, plan) for request in given]
+        return run_together(runs, self.engine.generate)
+
+    def submit(
+        self,
+        request: RankRequest,
+        *,
+        top_k: int | None = None,
+        mode: ModeChoice = "reason",
+        reading: Reading = "compressed",
+        sampling: Sampling | None = None,
+        votes: int = 1,
+        budget: float | None = None,
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> Ranking:
+        """Starts a ranking that runs beside others, and can be watched, awaited and cancelled.
+
+        The other arguments and the errors are those of :meth:`rank`; a plain engine takes turns.
+
+        Args:
+            budget: seconds from now after which reasoning is cut, at the end of the engine's step,
+                and the best answer so far returned, marked ``cut``. The fast answer is computed
+                first and in every case, so its time is the least.
+            deadline: seconds from now after which it fails with DeadlineExceeded.
+            priority: those of higher priority go first.
+        """
+        if self._closed:
+            raise RetrvError(CLOSED)
+        (request,) = list_of_requests([request])
+        plan = self._ranker.plan(mode, reading, sampling, votes, top_k, budget is not None)
+        meter = Meter(items := request.items())
+        begin = partial(self._ranker.steps, request, items, plan=plan, meter=meter)
+        ends = time_of("deadline", deadline), time_of("budget", budget)
+        course = Course(Ranking(), items, begin, meter, priority, *ends)
+        self._conductor.submit(course)
+        return course.ranking
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Replaces parameters of the model by name, and forgets all that the old ones made.
@@ -230,7 +253,7 @@ class Reranker:
             ValueError: the model has no parameter of that name or shape; nothing is changed then.
             EngineDied: a server did not take them; it gets them before the next request.
         """
-        with self._weights:
+        with self._encoding, self._compressing:
             try:
                 self.engine.load_weights(weights)
             finally:  # the model here may have them although a server did not take them
@@ -251,6 +274,7 @@ class Reranker:
     def close(self) -> None:
         """Ends the threads and processes that the engine has started; it ranks no more."""
         self._closed = True
+        self._conductor.close()
         self.engine.close()
 
     def __repr__(self) -> str:
@@ -269,32 +293,8 @@ class Reranker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _encode(self, request: RankRequest, reading: Reading) -> CandidateList:
-        """Encodes a request's items; pointwise prompts need no window."""
-        started = time.perf_counter()
-        items = request.items()
-        with self._weights:
+    def _steps(self, request: RankRequest, plan: RankPlan) -> Steps:
+        meter = Meter(items := request.items())
+        with self._encoding, meter.timed("features"):
             features = self.encoder.encode(items)
-        encoded = [ItemFeatures(*pair) for pair in zip(items, features, strict=True)]
-        window = None if reading == "pointwise" else self.window
-        candidates = CandidateList(encoded, window, request.instruction, request.tie_seed)
-        candidates.timings["features"] = time.perf_counter() - started
-        candidates.timings["compression"] = 0.0
-        return candidates
-
-    def _rank_windows(
-        self, lists: Sequence[CandidateList], options: RankOptions
-    ) -> list[WindowResult]:
-        """Ranks the current window of every list."""
-        prepared = []
-        for one in lists:
-            started = time.perf_counter()
-            with self._weights:
-                prepared.append(one.prepare(self.builder, options))
-            one.timings["compression"] += time.perf_counter() - started
-        outputs = iter(self.engine.generate([p.request for window in prepared for p in window]))
-        temperature = self.model.config.temperature_of(options.mode)
-        return [
-            one.result(window, [next(outputs) for _ in window], options, temperature)
-            for one, window in zip(lists, prepared, strict=True)
-        ]
+        return self._ranker.steps(request, items, features, plan=plan, meter=meter)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from retrv_engine.base import Handle
 from retrv_engine.generation import Generation
-from retrv_engine.request import Output
+from retrv_engine.request import Output, Spent
 from retrv_engine.sglang.wire_format import WirePrompt
 
 
@@ -52,4 +52,16 @@ class ActiveRequest:
             cached_rows=self.cached_rows or 0,
             computed_rows=self.computed_rows,
             timings=self.timings,
+        )
+
+    def spent(self) -> Spent:
+        """What it has used so far."""
+        generation = self.generation
+        return Spent(
+            len(generation.tokens),
+            len(generation.inspected),
+            generation.inspected_rows,
+            self.cached_rows or 0,
+            self.computed_rows,
+            dict(self.timings),
         )

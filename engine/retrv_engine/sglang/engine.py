@@ -163,7 +163,9 @@ class SGLangEngine(Engine):
         except Exception as raised:  # of this request alone: others go on
             late = limit.expired() and isinstance(raised, TimeoutError)
             error = (
-                DeadlineExceeded(f"not done in {deadline:.3g} s: give it a longer deadline")
+                DeadlineExceeded(
+                    f"not done in {deadline:.3g} s: give it a longer deadline", active.spent()
+                )
                 if late
                 else raised
             )

@@ -1,0 +1,265 @@
+"""The command ``serve``: a reranker behind HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from retrv_kernels.extras import install_command
+from retrv_r1.command.arguments import (
+    AnyMode,
+    DeviceName,
+    ModelName,
+    RoundedWeights,
+    WeightsDtype,
+)
+from retrv_r1.command.shell import clear_errors, echo
+from retrv_r1.types import RetrvError
+
+if TYPE_CHECKING:
+    from retrv_r1 import Reranker
+    from retrv_r1.serve.limits import Limits
+    from retrv_r1.serve.settings import Settings
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than reverse proxies keep theirs, so that
+none is closed under a request that a proxy has just sent."""
+
+ServedEngine = Literal["local", "sglang"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+
+def serve(
+    model: ModelName = "tiny",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for a free one.")] = 8000,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the model in responses. Default: the last part of --model."),
+    ] = None,
+    engine: Annotated[
+        ServedEngine, typer.Option(help="local: embedded. sglang: an SGLang server.")
+    ] = "local",
+    url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Address of an SGLang server with the same checkpoint."),
+    ] = None,
+    weights: RoundedWeights = "model",
+    device: DeviceName = None,
+    dtype: WeightsDtype = None,
+    mode: Annotated[
+        AnyMode | None,
+        typer.Option(
+            help="Mode of requests that name none. Default: auto where the checkpoint says when a "
+            "fast answer is enough, else fast."
+        ),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="API key to admit; may be given several times. Other users of this machine can "
+            "read it: better are RETRV_API_KEYS and --api-key-file.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with API keys, one a line.")
+    ] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Dialect of all requests, such as sglang. Default: found out."
+        ),
+    ] = None,
+    strict_model: Annotated[
+        bool,
+        typer.Option("--strict-model", help="Answer requests for other models with 404."),
+    ] = False,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Origin whose pages may call; may be repeated."),
+    ] = None,
+    allow_remote_pictures: Annotated[
+        bool,
+        typer.Option("--allow-remote-pictures", help="Fetch pictures from public addresses."),
+    ] = False,
+    file_root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder below which file:// may read.")
+    ] = None,
+    max_running: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Requests that are ranked at the same time.")
+    ] = 32,
+    max_queue: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Requests that wait; more get 429.")
+    ] = 128,
+    deadline: Annotated[
+        float, typer.Option(min=0, metavar="S", help="Seconds that a request has; 0 for ever.")
+    ] = 60.0,
+    drain: Annotated[
+        float, typer.Option(min=0.1, metavar="S", help="Seconds to finish in when told to end.")
+    ] = 30.0,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=N", help="Limit of a request, such as max_documents=200; repeatable."
+        ),
+    ] = None,
+    window: Annotated[
+        int, typer.Option(min=2, max=128, metavar="N", help="Candidates in one prompt.")
+    ] = 50,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep features of items for later runs.")
+    ] = None,
+    max_text_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens of a text that are read.")
+    ] = 4096,
+    log_level: Annotated[LogLevel, typer.Option(help="What is logged to stderr.")] = "info",
+) -> None:
+    """Answer rerank requests over HTTP until a signal ends it."""
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:
+        raise RetrvError(f"serving needs {', '.join(missing)}: {install_command('serve')}")
+    from retrv_r1.command.rerank import engine_config
+    from retrv_r1.serve.admission import Load
+    from retrv_r1.serve.auth import gather_keys
+    from retrv_r1.serve.pictures import PicturePolicy
+    from retrv_r1.serve.settings import Settings
+
+    with clear_errors():
+        settings = Settings(
+            model=name or Path(model).name,
+            limits=limits_of(limit or []),
+            keys=gather_keys(api_key or [], api_key_file, os.environ),
+            dialect=dialect,
+            mode=mode,
+            strict_model=strict_model,
+            deadline=deadline or None,
+            cors=tuple(cors or ()),
+            drain=drain,
+        )
+        policy = PicturePolicy(remote=allow_remote_pictures, file_root=file_root)
+        options: dict[str, Any] = {
+            "engine": engine,
+            "config": engine_config(engine, url, weights),
+            "device": device,
+            "dtype": dtype,
+            "window": window,
+            "batch_size": max_running,
+            "cache": cache,
+            "max_text_tokens": max_text_tokens,
+        }
+        load = Load(max_running, max_queue, deadline or None)
+        _run(lambda: _load(model, options), settings, policy, load, (host, port), log_level)
+
+
+def limits_of(values: list[str]) -> Limits:
+    """The limits that ``NAME=N`` arguments change.
+
+    Raises:
+        RetrvError: an unknown name, or no number above 0.
+    """
+    from dataclasses import fields
+
+    from retrv_r1.serve.limits import Limits
+
+    kinds = {field.name: float if "seconds" in field.name else int for field in fields(Limits)}
+    given: dict[str, Any] = {}
+    for value in values:
+        name, equals, number = value.partition("=")
+        if name not in kinds or not equals:
+            raise RetrvError(f"--limit takes NAME=N with one of {', '.join(kinds)}, not {value}")
+        try:
+            given[name] = kinds[name](number)
+        except ValueError as error:
+            raise RetrvError(f"the limit {name} must be a number, not {number}") from error
+    try:
+        return Limits(**given)
+    except ValueError as error:
+        raise RetrvError(str(error)) from error
+
+
+def _load(model: str, options: dict[str, Any]) -> Reranker:
+    from transformers.utils.logging import disable_progress_bar
+
+    from retrv_r1.rerank.reranker import Reranker
+
+    disable_progress_bar()
+    return Reranker.from_pretrained(model, **options)
+
+
+def _run(
+    make: Any, settings: Settings, policy: Any, load: Any, address: tuple[str, int], level: str
+) -> None:
+    """Serves until a signal; raises what kept the model from being loaded."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Ends with status 0 after a signal; uvicorn's own sends itself the signal again."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.handle_exit, number, None)
+            yield
+
+    from retrv_r1.serve.app import create_app, make_metrics
+    from retrv_r1.serve.pictures import PictureReader
+    from retrv_r1.serve.service import RerankService
+
+    failed: list[BaseException] = []
+    metrics = make_metrics()
+    host, port = address
+
+    def started(error: BaseException | None) -> None:
+        if error is not None:
+            failed.append(error)
+            server.should_exit = True
+            return
+        shown = f"[{host}]" if ":" in host else host
+        echo(f"serving {settings.model} at http://{shown}:{_port(server)}")
+        sys.stdout.flush()
+
+    app = create_app(
+        RerankService(make, load),
+        settings,
+        pictures=PictureReader(policy, metrics=metrics),
+        metrics=metrics,
+        on_start=started,
+    )
+    server = Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http="h11",
+            loop="asyncio",
+            ws="none",
+            log_config=None,
+            log_level=level,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=math.ceil(settings.drain),
+        )
+    )
+    asyncio.run(server.serve())
+    if failed:
+        raise failed[0]
+
+
+def _port(server: Any) -> int | None:
+    """The port that a server listens on."""
+    sockets = [one for group in getattr(server, "servers", ()) for one in group.sockets]
+    return sockets[0].getsockname()[1] if sockets else None

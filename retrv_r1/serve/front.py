@@ -1,0 +1,97 @@
+"""The outermost layer: an id, API keys, and an answer whatever happens inside."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from retrv_r1.serve.auth import Keys
+from retrv_r1.serve.errors import ApiError, superset_body
+from retrv_r1.serve.trace import KEY, Trace, request_id
+
+OPEN = ("/health", "/")
+"""Paths that need no key: whether the server is ready, and the page, which asks for the key."""
+
+OPEN_BELOW = "/page/"
+
+log = logging.getLogger("retrv_r1.serve")
+
+
+class Front:
+    """Around an application: gives each request an id, checks its key, and reports its end.
+
+    Args:
+        keys: keys that are admitted.
+        report: called at the end of each request.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, report: Callable[[Trace], None]) -> None:
+        self._app, self._keys, self._report = app, keys, report
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        trace = scope[KEY] = Trace(request_id(headers.get("x-request-id")))
+        started = False
+
+        async def tracing(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                trace.status = message["status"]
+                given = MutableHeaders(raw=message.setdefault("headers", []))
+                given["X-Request-Id"] = trace.request_id
+                given["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        try:
+            if not _is_open(scope["path"]):
+                self._keys.check(headers)
+            await self._app(scope, receive, tracing)
+        except ApiError as error:
+            trace.code = error.code
+            await _answer(tracing, error, trace)
+        except Exception as error:
+            trace.code = "internal_error"
+            log_failure(trace.request_id, error)
+            if started:
+                trace.status = 500
+            else:
+                await _answer(tracing, internal_error(), trace)
+        finally:
+            trace.route = trace.route or getattr(scope.get("route"), "path", "")
+            self._report(trace)
+
+
+def internal_error() -> ApiError:
+    """The answer to a fault of ours, which tells nothing of it."""
+    return ApiError(
+        500, "internal_error", "the server failed at this request; its log has the request's id"
+    )
+
+
+def log_failure(request_id: str, error: BaseException) -> None:
+    """Logs a fault of ours: type and places, as its message may hold what a user sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
+    log.error("request %s failed: %s at %s", request_id, type(error).__name__, places)
+
+
+def _is_open(path: str) -> bool:
+    return path in OPEN or path.startswith(OPEN_BELOW)
+
+
+async def _answer(send: Send, error: ApiError, trace: Trace) -> None:
+    body: Any = json.dumps(superset_body(error, trace.request_id)).encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    raw = [(k.encode(), v.encode()) for k, v in {**headers, **error.headers}.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,113 @@
+"""Makes a call of the service from what a request asks for: pictures decoded, defaults filled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Protocol
+
+from PIL import Image
+
+from retrv_r1.rerank.reranker import Reranker
+from retrv_r1.serve.calls import RankCall
+from retrv_r1.serve.errors import ApiError
+from retrv_r1.serve.refused import PictureRefused
+from retrv_r1.serve.schema.asked import Asked
+from retrv_r1.serve.schema.items import AskedItem
+from retrv_r1.types import Item, ModeChoice
+
+AT_ONCE = 32
+"""Pictures of one request that are read at the same time."""
+
+
+class ReadPicture(Protocol):
+    """A picture that was read."""
+
+    @property
+    def image(self) -> Image.Image:
+        """Its pixels."""
+        ...
+
+
+class Pictures(Protocol):
+    """Reads a picture that a client has sent or named."""
+
+    async def read(self, value: str) -> ReadPicture:
+        """The picture of a data URI, base64 or an address.
+
+        Raises:
+            PictureRefused: it cannot be read, or must not be.
+        """
+        ...
+
+
+def default_mode(reranker: Reranker | None) -> ModeChoice:
+    """The mode of requests where neither they nor the settings name one."""
+    threshold = getattr(reranker.model.config, "auto_threshold", None) if reranker else None
+    return "fast" if threshold is None else "auto"
+
+
+async def to_call(
+    asked: Asked, pictures: Pictures, mode: ModeChoice, deadline_ms: float | None
+) -> RankCall:
+    """The call of a request.
+
+    Args:
+        mode: mode of requests that name none; several votes mean reasoning.
+    Raises:
+        ApiError: a picture cannot be read; the error names its place.
+    """
+    options = asked.options
+    read = await _read_all(asked, pictures)
+    default: ModeChoice = "reason" if options.votes > 1 else mode
+    return RankCall(
+        _item(asked.query, read),
+        tuple(_item(document, read) for document in asked.documents),
+        instruction=options.instruction,
+        mode=options.mode or default,
+        reading=options.reading,
+        top_n=asked.top_n if asked.truncate else None,  # else all are looked at for cut texts
+        max_inspections=options.max_inspections,
+        max_reasoning_tokens=options.max_reasoning_tokens,
+        votes=options.votes,
+        budget_ms=options.budget_ms,
+        deadline_ms=deadline_ms,
+        model=asked.model,
+    )
+
+
+async def _read_all(asked: Asked, pictures: Pictures) -> dict[str, Image.Image]:
+    """Every picture of a request by what was sent; the same one is read once."""
+    places: dict[str, str] = {}
+    for place, value in _places(asked):
+        places.setdefault(value, place)
+    free = asyncio.Semaphore(AT_ONCE)
+
+    async def one(value: str) -> Image.Image:
+        async with free:
+            try:
+                return (await pictures.read(value)).image
+            except PictureRefused as error:
+                place = places[value]
+                raise ApiError(error.status, error.code, f"{place}: {error}", place) from None
+
+    tasks = [asyncio.create_task(one(value)) for value in places]
+    try:
+        return dict(zip(places, await asyncio.gather(*tasks), strict=True))
+    finally:  # the first error ends the reading of the others
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _places(asked: Asked) -> Iterator[tuple[str, str]]:
+    for value in asked.query.pictures:
+        yield "query", value
+    for number, document in enumerate(asked.documents):
+        for value in document.pictures:
+            yield f"documents[{number}]", value
+
+
+def _item(asked: AskedItem, read: dict[str, Image.Image]) -> Item:
+    image = read[asked.pictures[0]] if asked.pictures else None
+    return Item(text=asked.text or None, image=image, id=asked.id)

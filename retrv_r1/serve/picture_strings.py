@@ -1,0 +1,111 @@
+"""Pictures that a request holds as strings: data URIs, bare base64, URLs and files."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Literal, TypeAlias
+from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
+
+from retrv_r1.item_values import URL
+from retrv_r1.serve.refused import PictureRefused, malformed, over_bytes
+
+Origin: TypeAlias = Literal["inline", "remote", "file"]
+
+_BLANKS = re.compile(r"\s+")
+_URL_SAFE = str.maketrans("-_", "+/")
+_NO_BLOCK = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+def origin_of(value: str) -> Origin:
+    """Where the bytes of a picture are.
+
+    Raises:
+        PictureRefused: a URL of another scheme.
+    """
+    start = value[:16].lower()
+    if start.startswith(("http://", "https://")):
+        return "remote"
+    if start.startswith("file:"):
+        return "file"
+    if URL.match(value):
+        raise malformed("pictures have http, https, file or data URLs, or are base64")
+    return "inline"
+
+
+def inline_bytes(value: str, most: int) -> bytes:
+    """The bytes of a data URI or of bare base64.
+
+    Base64 may be of the URL-safe alphabet, have blanks, and lack its padding. Other characters are
+    refused rather than skipped.
+
+    Args:
+        most: most bytes that are returned.
+    Raises:
+        PictureRefused: it is neither, or has more bytes.
+    """
+    if len(value) > 4 * most + 1024:  # even were it percent-encoded
+        raise over_bytes(most)
+    if value[:5].lower() != "data:":
+        return _base64(value, most)
+    head, comma, body = value.partition(",")
+    if not comma:
+        raise malformed("a data URI needs a comma before its content")
+    if head.lower().rstrip().endswith(";base64"):
+        text = unquote_to_bytes(body).decode("latin-1") if "%" in body else body
+        return _base64(text, most)
+    content = unquote_to_bytes(body)
+    if len(content) > most:
+        raise over_bytes(most)
+    return content
+
+
+def _base64(text: str, most: int) -> bytes:
+    text = _BLANKS.sub("", text).rstrip("=")
+    if len(text) * 3 // 4 > most:
+        raise over_bytes(most)
+    if not text:
+        raise malformed("the picture is empty; pass a data URI, base64 or a URL")
+    try:
+        padded = text.translate(_URL_SAFE) + "=" * (-len(text) % 4)
+        return base64.b64decode(padded, validate=True)
+    except (binascii.Error, ValueError):  # ValueError: characters beyond ASCII
+        raise malformed("the picture is neither base64 nor a URL") from None
+
+
+def file_bytes(value: str, root: Path, most: int) -> bytes:
+    """The bytes of a ``file:`` URL of a regular file below ``root``.
+
+    Links are followed first, and may not lead out. What is absent and what is outside get the same
+    message, so that nobody can ask which files exist.
+
+    Raises:
+        PictureRefused: there is no such file below the root, or it is too large.
+    """
+    refused = PictureRefused(
+        400, "picture_file", "no such picture file below the folder that the server may read"
+    )
+    try:
+        parts = urlsplit(value)
+        if parts.netloc not in ("", "localhost"):
+            raise refused
+        folder, path = root.resolve(strict=True), Path(url2pathname(parts.path))
+        if not path.is_absolute() or not path.resolve(strict=True).is_relative_to(folder):
+            raise refused
+        path = path.resolve(strict=True)
+        with open(os.open(path, os.O_RDONLY | _NO_BLOCK), "rb") as file:
+            # Once more, for a link that was put there between the check and the opening.
+            moved = not path.resolve(strict=True).is_relative_to(folder)
+            if moved or not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise refused
+            content = file.read(most + 1)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        raise refused from None
+    if len(content) > most:
+        raise over_bytes(most)
+    return content

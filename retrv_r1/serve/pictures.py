@@ -1,0 +1,222 @@
+"""Reads the pictures of requests: safely, each once, and in the size that the model needs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image
+
+from retrv_r1.images import MAX_SOURCE_PIXELS, mark_loaded
+from retrv_r1.serve.decoder import decode
+from retrv_r1.serve.decoding import Decoding, DecodingPool, Fit
+from retrv_r1.serve.fetching import Fetcher, FetchPolicy
+from retrv_r1.serve.metrics import Metrics
+from retrv_r1.serve.picture_strings import Origin, file_bytes, inline_bytes, origin_of
+from retrv_r1.serve.refused import PictureRefused
+
+T = TypeVar("T")
+
+SMALL_BYTES, SMALL_PIXELS = 2**16, 2**18
+"""Sizes (as a file, decoded) up to which a thread decodes a picture; see docs/serve.md."""
+
+# Decoders that threads of the server run: the plain and oldest ones. All others stay in processes.
+_IN_THREADS = ("PNG", "JPEG", "GIF", "BMP")
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class PicturePolicy:
+    """Which pictures are taken.
+
+    Args:
+        remote: whether pictures are fetched from http and https URLs.
+        file_root: folder below which ``file:`` URLs are read; None refuses them.
+        max_bytes: most bytes of a picture, encoded.
+        max_pixels: most pixels that a picture decodes to.
+        max_memory: bytes that decoding a picture may use.
+        max_seconds: seconds that decoding a picture may take.
+        fetch: how is fetched where ``remote`` is on; its ``max_bytes`` is the policy's.
+        workers: processes that decode.
+        kept_bytes: bytes of decoded pictures that are kept for requests to come.
+    """
+
+    remote: bool = False
+    file_root: Path | None = None
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = MAX_SOURCE_PIXELS
+    max_memory: int = 2 * 2**30
+    max_seconds: float = 20.0
+    fetch: FetchPolicy = field(default_factory=FetchPolicy)
+    workers: int = 2
+    kept_bytes: int = 64 * 2**20
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_pixels <= MAX_SOURCE_PIXELS:
+            raise ValueError(f"max_pixels must be 1 to {MAX_SOURCE_PIXELS}, got {self.max_pixels}")
+        if self.file_root is not None and not self.file_root.is_dir():
+            raise ValueError(f"the folder of file: pictures does not exist: {self.file_root}")
+
+
+@dataclass(frozen=True)
+class ReadPicture:
+    """A picture of a request.
+
+    Attributes:
+        image: RGB picture for :class:`retrv_r1.Item`. It hashes like the encoded bytes, so that
+            features are found whichever way the picture came.
+        bytes: encoded size.
+        width, height: size of the picture before it was fitted to the model.
+        origin: where it came from.
+    """
+
+    image: Image.Image
+    bytes: int
+    width: int
+    height: int
+    origin: Origin
+
+
+class PictureReader:
+    """Reads pictures; any number may be read at once, the work is bounded inside.
+
+    All methods belong to one event loop.
+
+    Args:
+        fit: size that the model reads; None keeps more pixels than most models need.
+        metrics: counts what is read.
+        fetcher: fetches remote pictures; one of the policy when None.
+    """
+
+    def __init__(
+        self,
+        policy: PicturePolicy | None = None,
+        *,
+        fit: Fit | None = None,
+        metrics: Metrics | None = None,
+        fetcher: Fetcher | None = None,
+    ) -> None:
+        self.policy = policy = policy or PicturePolicy()
+        self.decoding = Decoding(policy.max_pixels, fit, policy.max_memory)
+        self.pool = DecodingPool(self.decoding, policy.workers, policy.max_seconds)
+        self._metrics, self._fetcher = metrics, fetcher
+        self._fetches = asyncio.Semaphore(policy.fetch.connections)
+        # Threads of their own: those of asyncio may all wait for the engine.
+        self._threads = ThreadPoolExecutor(_THREADS, "retrv-pictures")
+        self._kept: OrderedDict[bytes, ReadPicture] = OrderedDict()
+        self._kept_bytes = 0
+
+    async def read(self, value: str) -> ReadPicture:
+        """The picture that a string of a request stands for.
+
+        Args:
+            value: data URI, base64, or an http, https or file URL where the policy allows it.
+        Raises:
+            PictureRefused: it cannot be used; the message says the fix.
+        """
+        start = time.perf_counter()
+        try:
+            picture = await self._read(value)
+        except PictureRefused as refused:
+            if self._metrics is not None:
+                self._metrics.refused(refused.code)
+            raise
+        if self._metrics is not None:
+            self._metrics.picture(picture.origin, picture.bytes, time.perf_counter() - start)
+        return picture
+
+    def fit_to(self, fit: Fit | None) -> None:
+        """Sets the size that the model reads, when that is known; better before the first picture.
+
+        Features do not depend on it, only what is kept and passed on.
+        """
+        self.decoding = self.pool.decoding = replace(self.decoding, fit=fit)
+
+    async def aclose(self) -> None:
+        """Ends processes, threads and connections."""
+        await self.pool.aclose()
+        if self._fetcher is not None:
+            await self._fetcher.aclose()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _read(self, value: str) -> ReadPicture:
+        origin = origin_of(value)
+        if origin == "remote":
+            async with self._fetches:  # also holds back the bytes of pictures to be decoded
+                data = await self._fetch(value)
+                return await self._decode(data, origin)
+        most = self.policy.max_bytes
+        if origin == "inline":
+            return await self._decode(lambda: inline_bytes(value, most), origin)
+        root = self.policy.file_root
+        if root is None:
+            raise PictureRefused(
+                400,
+                "picture_files_off",
+                "file: pictures are off; send a data URI, or start the server with a folder of them",
+            )
+        return await self._decode(lambda: file_bytes(value, root, most), origin)
+
+    async def _fetch(self, url: str) -> Callable[[], bytes]:
+        if not self.policy.remote:
+            raise PictureRefused(
+                400,
+                "remote_pictures_off",
+                "remote pictures are off; send a data URI, or start the server with them on",
+            )
+        if self._fetcher is None:
+            self._fetcher = Fetcher(replace(self.policy.fetch, max_bytes=self.policy.max_bytes))
+        data = await self._fetcher.fetch(url)
+        return lambda: data
+
+    async def _decode(self, load: Callable[[], bytes], origin: Origin) -> ReadPicture:
+        data, digest, decoded = await self._in_thread(lambda: self._start(load()))
+        if (kept := self._kept.get(digest)) is not None:
+            self._kept.move_to_end(digest)
+            return ReadPicture(kept.image, kept.bytes, kept.width, kept.height, origin)
+        if decoded is None:
+            decoded = await self.pool.decode(data)
+        image, (width, height) = decoded
+        picture = ReadPicture(mark_loaded(image, digest), len(data), width, height, origin)
+        self._keep(digest, picture)
+        return picture
+
+    def _start(
+        self, data: bytes
+    ) -> tuple[bytes, bytes, tuple[Image.Image, tuple[int, int]] | None]:
+        """The bytes, their hash, and the decoded picture if it is small and not kept."""
+        digest = hashlib.sha256(data).digest()
+        small = digest not in self._kept and _is_small(data)
+        return data, digest, decode(data, self.decoding) if small else None
+
+    def _keep(self, digest: bytes, picture: ReadPicture) -> None:
+        size = 3 * picture.image.width * picture.image.height
+        if digest in self._kept or size > self.policy.kept_bytes:
+            return
+        self._kept[digest] = picture
+        self._kept_bytes += size
+        while self._kept_bytes > self.policy.kept_bytes:
+            _, old = self._kept.popitem(last=False)
+            self._kept_bytes -= 3 * old.image.width * old.image.height
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _is_small(data: bytes) -> bool:
+    """Whether a picture costs less to decode here than to hand to a process, and is plain."""
+    if len(data) > SMALL_BYTES:
+        return False
+    try:
+        with Image.open(io.BytesIO(data), formats=_IN_THREADS) as header:
+            return header.width * header.height <= SMALL_PIXELS
+    except Exception:  # of other formats, damaged or too large: a process finds out
+        return False

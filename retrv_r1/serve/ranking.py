@@ -1,0 +1,225 @@
+"""Answers rerank and score requests: from a body to a call, from results to a response."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from retrv_r1.serve.calls import RankCall
+from retrv_r1.serve.dialects import DIALECTS, Answer, Dialect, choose
+from retrv_r1.serve.errors import ApiError
+from retrv_r1.serve.failures import failure_of
+from retrv_r1.serve.front import internal_error, log_failure
+from retrv_r1.serve.handing import Pictures, default_mode, to_call
+from retrv_r1.serve.limits import Gate, Held, read_body
+from retrv_r1.serve.metrics import Metrics
+from retrv_r1.serve.schema.asked import Asked
+from retrv_r1.serve.schema.json_body import read_json
+from retrv_r1.serve.service import RerankService
+from retrv_r1.serve.settings import HEADER, Settings
+from retrv_r1.serve.stream import EventStream, Happenings
+from retrv_r1.serve.trace import Trace, trace_of
+from retrv_r1.serve.watching import watched
+from retrv_r1.types import RankedResults
+
+LISTS_AT_ONCE = 8
+"""Lists of one score request that are in the queue at the same time."""
+
+LARGE_BODY = 2**16
+"""Bytes from which a body is parsed in a thread, so that other requests go on."""
+
+
+class Ranking:
+    """What the routes of rerank and score do.
+
+    Args:
+        service: ranks.
+        settings: of the server.
+        pictures: reads pictures.
+        metrics: counts.
+    """
+
+    def __init__(
+        self, service: RerankService, settings: Settings, pictures: Pictures, metrics: Metrics
+    ) -> None:
+        self.service, self.settings = service, settings
+        self.pictures, self.metrics = pictures, metrics
+        self.gate = Gate(settings.limits)
+
+    async def answer(self, request: Request, path: str, forced: str | None = None) -> Response:
+        """The response to a request.
+
+        Args:
+            path: route whose form it has.
+            forced: name of the dialect that its address names.
+        """
+        trace = trace_of(request.scope)
+        forced = _named(request) or forced or self.settings.dialect
+        dialect = choose(path, {}, forced)
+        trace.dialect = dialect.name
+        with ExitStack() as stack:
+            try:
+                held = stack.enter_context(self.gate.enter())
+                body = await self._body(request, held, trace)
+                dialect = choose(path, body, forced)
+                trace.dialect = dialect.name
+                asked = self._asked(dialect, body, trace)
+                if dialect.name != "score" and _wants_events(request, asked[0]):
+                    return await self._stream(request, dialect, asked[0], trace, stack)
+                content = await watched(request.receive, self._rank_all(dialect, asked, trace))
+                return _response(content, 200, _warning_headers(content, asked[0]))
+            except Exception as error:
+                told, body = self._error(error, dialect, trace)
+                trace.code = told.code
+                return _response(body, told.status, told.headers)
+
+    async def _body(self, request: Request, held: Held, trace: Trace) -> Mapping[str, Any]:
+        _check_headers(request)
+        announced = request.headers.get("content-length")
+        try:
+            body = await read_body(request.stream(), announced, self.settings.limits, held)
+        except ClientDisconnect:
+            raise ApiError(499, "client_closed_request", "the client has hung up") from None
+        trace.body_bytes = len(body)
+        if len(body) < LARGE_BODY:
+            return read_json(body)
+        return await run_in_threadpool(read_json, body)
+
+    def _asked(self, dialect: Dialect, body: Mapping[str, Any], trace: Trace) -> tuple[Asked, ...]:
+        try:
+            found = dialect.parse(body, self.settings.limits)
+        except ApiError as error:
+            if error.status == 400:
+                error.status = dialect.invalid_status
+            raise
+        trace.documents = sum(len(one.documents) for one in found)
+        trace.pictures = sum(len(i.pictures) for one in found for i in (one.query, *one.documents))
+        wanted, ours = found[0].model, self.settings.model
+        if wanted is None or wanted == ours:
+            return found
+        if self.settings.strict_model:
+            raise ApiError(
+                404, "model_not_found", f"the model is not served here; ask for {ours}", "model"
+            )
+        warning = f"another model was asked for; {ours} has answered"
+        return tuple(replace(one, warnings=(*one.warnings, warning)) for one in found)
+
+    async def _rank_all(self, dialect: Dialect, asked: tuple[Asked, ...], trace: Trace) -> Any:
+        """The response's content."""
+        free = asyncio.Semaphore(LISTS_AT_ONCE)
+
+        async def one(asked: Asked) -> Answer:
+            async with free:
+                results = await self.service.rank(await self._call(asked, trace))
+            return self._answer(asked, results, trace)
+
+        async with asyncio.timeout(self._left(trace)):
+            tasks = [asyncio.create_task(one(each)) for each in asked]
+            try:
+                return dialect.render(await asyncio.gather(*tasks))
+            finally:  # the first error ends the ranking of the other lists
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _stream(
+        self, request: Request, dialect: Dialect, asked: Asked, trace: Trace, stack: ExitStack
+    ) -> Response:
+        async with asyncio.timeout(self._left(trace)):
+            call = await watched(request.receive, self._call(asked, trace))
+        happenings = Happenings(self.service.stream(call))
+        await watched(request.receive, happenings.begin())
+        self.metrics.first_event(call.mode, trace.seconds)
+        return EventStream(
+            happenings,
+            lambda results: dialect.render([self._answer(asked, results, trace)]),
+            lambda error: self._error(error, dialect, trace),
+            keep_alive=self.settings.keep_alive,
+            seconds=self._left(trace),
+            closing=stack.pop_all(),
+        )
+
+    async def _call(self, asked: Asked, trace: Trace) -> RankCall:
+        mode = self.settings.mode or default_mode(self.service.reranker)
+        left = self._left(trace)
+        started = time.monotonic()
+        call = await to_call(asked, self.pictures, mode, None if left is None else 1000 * left)
+        self.metrics.phase(call.mode, "pictures", time.monotonic() - started)
+        return call
+
+    def _answer(self, asked: Asked, results: RankedResults, trace: Trace) -> Answer:
+        if not asked.truncate:
+            if results.query_truncated or any(row.truncated for row in results):
+                raise ApiError(
+                    413,
+                    "max_text_tokens",
+                    "a text has more tokens than are read; shorten it, or allow truncation",
+                )
+            results = replace(results, ranking=results.ranking[: asked.top_n])
+        self.metrics.answered(results, len(asked.documents))
+        trace.mode = results.mode
+        shown = replace(results, model=self.settings.model)
+        return Answer(asked, shown, trace.request_id, int(time.time()))
+
+    def _left(self, trace: Trace) -> float | None:
+        """Seconds until the deadline of a request."""
+        if self.settings.deadline is None:
+            return None
+        return max(0.001, self.settings.deadline - trace.seconds)
+
+    def _error(self, error: Exception, dialect: Dialect, trace: Trace) -> tuple[ApiError, Any]:
+        told = failure_of(error, self.settings.deadline)
+        if told is None:
+            log_failure(trace.request_id, error)
+            told = internal_error()
+        self.metrics.refused(told.code)
+        return told, dialect.error(told, trace.request_id)
+
+
+def _named(request: Request) -> str | None:
+    """The dialect that a client names in a header."""
+    name = request.headers.get(HEADER)
+    known = [one.name for one in DIALECTS]
+    if name is not None and name not in known:
+        raise ApiError(400, "unknown_dialect", f"{HEADER} must be one of {', '.join(known)}")
+    return name
+
+
+def _check_headers(request: Request) -> None:
+    kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    kind = kind.strip()
+    if kind and kind != "application/json" and not kind.endswith("+json"):
+        raise ApiError(
+            415, "content_type", "the body must be JSON: send Content-Type: application/json"
+        )
+    if "charset" in parameters and "utf-8" not in parameters.replace("utf8", "utf-8"):
+        raise ApiError(415, "content_type", "the body must be UTF-8: leave the charset out")
+    if request.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+        raise ApiError(
+            415, "content_encoding", "compressed bodies are not read; leave Content-Encoding out"
+        )
+
+
+def _wants_events(request: Request, asked: Asked) -> bool:
+    return asked.options.stream or "text/event-stream" in request.headers.get("accept", "").lower()
+
+
+def _warning_headers(content: Any, asked: Asked) -> dict[str, str]:
+    """Warnings in a header where the body, a bare array, has no place for them."""
+    if not isinstance(content, list) or not asked.warnings:
+        return {}
+    return {"X-Retrv-Warnings": json.dumps(asked.warnings)[:2000]}
+
+
+def _response(content: Any, status: int, headers: Mapping[str, str]) -> Response:
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Response(text.encode("utf-8", "replace"), status, dict(headers), "application/json")
