@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from retrv_r1.serve.limits import Limits
     from retrv_r1.serve.settings import Settings
 
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "pythonjsonlogger")
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: longer than reverse proxies keep theirs, so that
 none is closed under a request that a proxy has just sent."""
@@ -214,12 +214,11 @@ def _run(
                 loop.add_signal_handler(number, self.handle_exit, number, None)
             yield
 
-    from retrv_r1.serve.app import create_app, make_metrics
-    from retrv_r1.serve.pictures import PictureReader
+    from retrv_r1.serve.app import create_app
+    from retrv_r1.serve.logs import log_config
     from retrv_r1.serve.service import RerankService
 
     failed: list[BaseException] = []
-    metrics = make_metrics()
     host, port = address
 
     def started(error: BaseException | None) -> None:
@@ -234,8 +233,7 @@ def _run(
     app = create_app(
         RerankService(make, load),
         settings,
-        pictures=PictureReader(policy, metrics=metrics),
-        metrics=metrics,
+        policy=policy,
         on_start=started,
     )
     server = Server(
@@ -246,8 +244,7 @@ def _run(
             http="h11",
             loop="asyncio",
             ws="none",
-            log_config=None,
-            log_level=level,
+            log_config=log_config(level.upper()),
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE,

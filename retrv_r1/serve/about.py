@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
@@ -11,7 +12,7 @@ from retrv_r1 import __version__
 from retrv_r1.serve.dialects import DIALECTS
 from retrv_r1.serve.handing import default_mode
 from retrv_r1.serve.metrics import Metrics, Observed
-from retrv_r1.serve.service import RerankService
+from retrv_r1.serve.service import Health, RerankService
 from retrv_r1.serve.settings import Settings
 
 LOADING_RETRY = 2
@@ -30,6 +31,8 @@ class About:
     ) -> None:
         self.service, self.settings, self.metrics = service, settings, metrics
         self.started = started
+        self._health = Health("loading")
+        metrics.watch(self._observe)
 
     async def health(self, request: Request) -> Response:
         """200 when requests are answered, else 503: while loading, draining, or after a failure."""
@@ -78,14 +81,12 @@ class About:
 
     async def render_metrics(self, request: Request) -> Response:
         """Counts for Prometheus."""
-        body, kind = self.metrics.render()
+        self._health = await self.service.health()
+        body, kind = await asyncio.to_thread(self.metrics.render)
         return Response(body, headers={"Content-Type": kind})
 
-
-def observe(service: RerankService) -> Observed:
-    """The state of a service, for its metrics."""
-    reranker = service.reranker
-    if reranker is None:
-        return Observed()
-    engine, features = reranker.stats()
-    return Observed(ready=True, engine=engine, features=features)
+    def _observe(self) -> Observed:
+        """The state of the service, at the last question for metrics."""
+        health, reranker = self._health, self.service.reranker
+        engine, features = reranker.stats() if reranker is not None else (None, None)
+        return Observed(health.ready, health.running, health.waiting, 0, engine, features)

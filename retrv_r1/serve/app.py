@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -16,13 +15,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from retrv_r1 import __version__
-from retrv_r1.serve.about import About, observe
+from retrv_r1.serve.about import About
 from retrv_r1.serve.dialects import DIALECTS, RERANK_PATHS, SCORE_PATHS
 from retrv_r1.serve.errors import ApiError, superset_body
 from retrv_r1.serve.front import Front
-from retrv_r1.serve.handing import Pictures
+from retrv_r1.serve.handing import ModelPictures, Pictures
+from retrv_r1.serve.logs import log_request
 from retrv_r1.serve.metrics import Metrics
-from retrv_r1.serve.pictures import PicturePolicy, PictureReader
+from retrv_r1.serve.page import mount_page
+from retrv_r1.serve.pictures import PicturePolicy
 from retrv_r1.serve.ranking import Ranking
 from retrv_r1.serve.schema.openapi import DESCRIPTION, about_extra, document, ranking_extra
 from retrv_r1.serve.service import RerankService
@@ -39,7 +40,8 @@ def create_app(
     service: RerankService,
     settings: Settings | None = None,
     *,
-    pictures: PictureReader | Pictures | None = None,
+    policy: PicturePolicy | None = None,
+    pictures: Pictures | None = None,
     metrics: Metrics | None = None,
     on_start: Callable[[BaseException | None], None] = lambda error: None,
 ) -> FastAPI:
@@ -47,14 +49,14 @@ def create_app(
 
     Args:
         service: ranks.
-        pictures: reads pictures; by default one that takes only what is in the request.
+        policy: which pictures are taken; by default those that are in the request.
+        pictures: reads pictures; a reader of that policy by default.
         metrics: counts; its own by default.
         on_start: called when the service answers, or with the error that keeps it from that.
     """
     settings = settings or Settings()
     metrics = metrics or make_metrics()
-    metrics.watch(lambda: observe(service))
-    reader = pictures or PictureReader(PicturePolicy(), metrics=metrics)
+    reader = ModelPictures(service, policy or PicturePolicy(), metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -63,8 +65,7 @@ def create_app(
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
         await service.drain(settings.drain)
-        if isinstance(reader, PictureReader):
-            await reader.aclose()
+        await reader.aclose()
 
     app = FastAPI(
         title="Retrv-R1 rerank server",
@@ -77,7 +78,7 @@ def create_app(
     )
     _add_routes(
         app,
-        Ranking(service, settings, reader, metrics),
+        Ranking(service, settings, pictures or reader, metrics),
         About(service, settings, metrics, int(time.time())),
     )
     app.openapi = lambda: document(app, keys=bool(settings.keys))  # type: ignore[method-assign]
@@ -139,10 +140,7 @@ def _add_routes(app: FastAPI, ranking: Ranking, about: About) -> None:
     app.add_api_route(
         PREFIXED, prefixed, methods=["POST"], response_model=None, include_in_schema=False
     )
-    if importlib.util.find_spec("retrv_r1.serve.page") is not None:
-        from retrv_r1.serve.page import mount_page
-
-        mount_page(app)
+    mount_page(app)
 
 
 def _route(ranking: Ranking, path: str) -> Callable[[Request], Any]:
@@ -166,5 +164,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _report(metrics: Metrics, trace: Trace) -> None:
-    """Counts a request that has ended."""
+    """Counts and logs a request that has ended."""
     metrics.request(trace.dialect, trace.route, trace.status, trace.seconds)
+    log_request(trace.line())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -13,14 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from retrv_r1.serve.auth import Keys
 from retrv_r1.serve.errors import ApiError, superset_body
-from retrv_r1.serve.trace import KEY, Trace, request_id
+from retrv_r1.serve.logs import LOGGER, request_id
+from retrv_r1.serve.trace import KEY, Trace
 
 OPEN = ("/health", "/")
 """Paths that need no key: whether the server is ready, and the page, which asks for the key."""
 
 OPEN_BELOW = "/page/"
 
-log = logging.getLogger("retrv_r1.serve")
+log = logging.getLogger(LOGGER)
 
 
 class Front:
@@ -79,10 +79,8 @@ def internal_error() -> ApiError:
 
 
 def log_failure(request_id: str, error: BaseException) -> None:
-    """Logs a fault of ours: type and places, as its message may hold what a user sent."""
-    frames = traceback.extract_tb(error.__traceback__)
-    places = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))
-    log.error("request %s failed: %s at %s", request_id, type(error).__name__, places)
+    """Logs a fault of ours; the log's format leaves out messages, which may quote a request."""
+    log.error("request %s failed", request_id, exc_info=error)
 
 
 def _is_open(path: str) -> bool:

@@ -9,11 +9,15 @@ from typing import Protocol
 from PIL import Image
 
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.serve.calls import RankCall
+from retrv_r1.serve.calls import NotReady, RankCall
+from retrv_r1.serve.decoding import Fit
 from retrv_r1.serve.errors import ApiError
+from retrv_r1.serve.metrics import Metrics
+from retrv_r1.serve.pictures import PicturePolicy, PictureReader
 from retrv_r1.serve.refused import PictureRefused
 from retrv_r1.serve.schema.asked import Asked
 from retrv_r1.serve.schema.items import AskedItem
+from retrv_r1.serve.service import RerankService
 from retrv_r1.types import Item, ModeChoice
 
 AT_ONCE = 32
@@ -39,6 +43,29 @@ class Pictures(Protocol):
             PictureRefused: it cannot be read, or must not be.
         """
         ...
+
+
+class ModelPictures:
+    """Reads pictures in the size that the model of a service reads, once it is loaded."""
+
+    def __init__(self, service: RerankService, policy: PicturePolicy, metrics: Metrics) -> None:
+        self._service, self._policy, self._metrics = service, policy, metrics
+        self._reader: PictureReader | None = None
+
+    async def read(self, value: str) -> ReadPicture:
+        """See :meth:`Pictures.read`; NotReady before the model is loaded."""
+        if self._reader is None:
+            reranker = self._service.reranker
+            if reranker is None:
+                raise NotReady("the model is being loaded")
+            fit = Fit.of(reranker.processor)
+            self._reader = PictureReader(self._policy, fit=fit, metrics=self._metrics)
+        return await self._reader.read(value)
+
+    async def aclose(self) -> None:
+        """Ends what reading has started."""
+        if self._reader is not None:
+            await self._reader.aclose()
 
 
 def default_mode(reranker: Reranker | None) -> ModeChoice:

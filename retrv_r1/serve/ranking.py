@@ -14,7 +14,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from retrv_r1.serve.calls import RankCall
+from retrv_r1.serve.about import LOADING_RETRY
+from retrv_r1.serve.calls import NotReady, RankCall
 from retrv_r1.serve.dialects import DIALECTS, Answer, Dialect, choose
 from retrv_r1.serve.errors import ApiError
 from retrv_r1.serve.failures import failure_of
@@ -68,6 +69,8 @@ class Ranking:
         trace.dialect = dialect.name
         with ExitStack() as stack:
             try:
+                if self.service.reranker is None:
+                    raise NotReady("the model is being loaded", LOADING_RETRY)
                 held = stack.enter_context(self.gate.enter())
                 body = await self._body(request, held, trace)
                 dialect = choose(path, body, forced)
@@ -136,6 +139,7 @@ class Ranking:
     ) -> Response:
         async with asyncio.timeout(self._left(trace)):
             call = await watched(request.receive, self._call(asked, trace))
+        trace.stream = True
         happenings = Happenings(self.service.stream(call))
         await watched(request.receive, happenings.begin())
         self.metrics.first_event(call.mode, trace.seconds)
@@ -153,7 +157,10 @@ class Ranking:
         left = self._left(trace)
         started = time.monotonic()
         call = await to_call(asked, self.pictures, mode, None if left is None else 1000 * left)
-        self.metrics.phase(call.mode, "pictures", time.monotonic() - started)
+        if trace.pictures:
+            seconds = time.monotonic() - started
+            trace.phases["pictures"] += seconds
+            self.metrics.phase(call.mode, "pictures", seconds)
         return call
 
     def _answer(self, asked: Asked, results: RankedResults, trace: Trace) -> Answer:
@@ -166,7 +173,7 @@ class Ranking:
                 )
             results = replace(results, ranking=results.ranking[: asked.top_n])
         self.metrics.answered(results, len(asked.documents))
-        trace.mode = results.mode
+        trace.add(results)
         shown = replace(results, model=self.settings.model)
         return Answer(asked, shown, trace.request_id, int(time.time()))
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
+from collections import Counter, defaultdict
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from retrv_r1.serve.logs import RequestLine
+from retrv_r1.types import RankedResults
+
 KEY = "retrv.trace"
-_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-def request_id(header: str | None) -> str:
-    """The id that a client gave its request, where logs can hold it, else a new one."""
-    if header is not None and _ID.fullmatch(header):
-        return header
-    return f"rerank-{uuid.uuid4().hex}"
 
 
 @dataclass
@@ -34,6 +28,9 @@ class Trace:
         status: status of the response; 0 before it.
         documents, pictures: counts of what was sent.
         body_bytes: size of its body.
+        stream: whether it is answered with events.
+        phases: seconds by phase of its rankings, the reading of pictures included.
+        tokens: rows read and tokens written, by kind.
     """
 
     request_id: str
@@ -46,11 +43,42 @@ class Trace:
     documents: int = 0
     pictures: int = 0
     body_bytes: int = 0
+    stream: bool = False
+    phases: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    tokens: Counter[str] = field(default_factory=Counter)
 
     @property
     def seconds(self) -> float:
         """Seconds since it came."""
         return time.monotonic() - self.started
+
+    def add(self, results: RankedResults) -> None:
+        """Notes what a ranking has cost."""
+        self.mode = results.mode
+        for phase, seconds in results.bill.seconds.items():
+            self.phases[phase] += seconds
+        self.tokens.update(asdict(results.bill.tokens))
+
+    def line(self) -> RequestLine:
+        """What is logged at its end."""
+        counts = {
+            "documents": self.documents,
+            "pictures": self.pictures,
+            "body_bytes": self.body_bytes,
+            **{f"{kind}_tokens": count for kind, count in self.tokens.items()},
+        }
+        return RequestLine(
+            self.request_id,
+            self.route,
+            self.dialect,
+            self.status,
+            self.seconds,
+            dict(self.phases),
+            {name: count for name, count in counts.items() if count},
+            self.mode or None,
+            self.code or None,
+            self.stream,
+        )
 
 
 def trace_of(scope: MutableMapping[str, Any]) -> Trace:
