@@ -8,7 +8,7 @@ import io
 from pathlib import Path
 
 import pytest
-from integration_fixtures import client_library
+from client_tools import client_library
 
 from retrv_r1 import ItemError, Reranker
 from retrv_r1.integrations.cross_encoder import CrossEncoder

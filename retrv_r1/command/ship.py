@@ -28,12 +28,14 @@ def ship(
         Path, typer.Argument(metavar="DATASET", help="Data set whose validation lists calibrate.")
     ],
 ) -> None:
-    """Assemble a checkpoint from finished runs and fit the temperatures of its scores."""
+    """Assemble a checkpoint from finished runs and fit the temperatures of its scores, and write golden ones."""
     from retrv_r1.eval.calibration import calibrate
+    from retrv_r1.verify.golden import write_golden
 
     assemble(runs, out)
     for mode, fitted in calibrate(out, dataset).items():
         echo(f"{mode} {fitted}")
+    echo(f"golden scores: {write_golden(out)}")
 
 
 def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 from rich.table import Table
@@ -22,8 +22,12 @@ KEY = "RETRV_API_KEY"
 
 def verify(
     engine: Annotated[
-        list[EngineName] | None,
-        typer.Option(help="Engine to compare; may be repeated. Default: local, without --url."),
+        list[str] | None,
+        typer.Option(
+            metavar="ENGINE",
+            help="Engine to compare: local, plain or sglang; may be repeated. Default: local, "
+            "without --url.",
+        ),
     ] = None,
     url: Annotated[
         list[str] | None,
@@ -64,7 +68,7 @@ def verify(
         if write:
             _write(model, engine, url)
             return
-        engines: list[EngineName] = engine or ([] if url else ["local"])
+        engines = _engines(engine or ([] if url else ["local"]))
         found = list(_compare(model, engines, url or [], batch, bound, device))
     from retrv_r1.verify.comparing import all_passed
 
@@ -78,7 +82,16 @@ def verify(
         raise typer.Exit(1)
 
 
-def _write(model: str, engine: list[EngineName] | None, url: list[str] | None) -> None:
+def _engines(names: Sequence[str]) -> list[EngineName]:
+    """Names of engines, checked; typer has no choices for a repeated option."""
+    known = get_args(EngineName)
+    for name in names:
+        if name not in known:
+            raise RetrvError(f"--engine must be one of {', '.join(known)}, not {name}")
+    return [cast(EngineName, name) for name in names]
+
+
+def _write(model: str, engine: list[str] | None, url: list[str] | None) -> None:
     if engine or url:
         raise RetrvError("--write takes no --engine and no --url: the plain engine writes")
     from retrv_r1.verify.golden import write_golden
