@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from retrv_r1.eval.cells import EvalError, choose
-from retrv_r1.eval.models import Models
-from retrv_r1.eval.plan import read_cells
-from retrv_r1.eval.ranking import CellRun, CellRunner
-from retrv_r1.eval.settings import EvalSettings
-from retrv_r1.files import write_whole
-from retrv_r1.types import CheckpointError, Mode
+from retrv_r1.eval.cells import EvalError
+from retrv_r1.eval.ranking import CellRun
+from retrv_r1.eval.validation import rank_validation, write_value
+from retrv_r1.types import Mode
 
 LOWEST, HIGHEST = 0.02, 50.0
 _POINTS, _ROUNDS = 41, 5
@@ -138,16 +134,14 @@ def calibrate(
         modes: modes to calibrate, in this order; one that fails leaves those before it written.
         k: number of candidates per list, at most the reranker's window: there the scores of a
             list are one softmax.
-        limit, batch_size, seed, device: see :class:`EvalSettings`.
+        limit, batch_size, seed, device: see :class:`retrv_r1.eval.settings.EvalSettings`.
     Raises:
         CheckpointError: no such directory, or no first stage in it.
         EvalError: no val split, or no lists to fit on.
     """
-    folder = Path(model_dir)
-    config = folder / "config.json"
-    if not config.is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint's directory: it has no config.json")
-    settings = EvalSettings(
+    models, runs = rank_validation(
+        model_dir,
+        dataset,
         k=(k,),
         modes=tuple(modes),
         full_tokens=False,
@@ -156,14 +150,7 @@ def calibrate(
         seed=seed,
         device=device,
     )
-    models = Models(folder, settings)
-    if k > models.reranker.window:
-        raise EvalError(f"k must be at most the window of {models.reranker.window}, got {k}")
-    plan = read_cells(Path(dataset), choose(Path(dataset), "val"), settings, None)
-    if plan.bad:
-        raise EvalError(f"{plan.bad[0].name}: {plan.bad[0].error}")
-    runner = CellRunner(models, settings, None)
-    runs = [runner.run(work) for work in plan.works]
+    config = Path(model_dir) / "config.json"
     found: dict[Mode, Calibration] = {}
     for mode in modes:
         before = models.reranker.model.config.temperature_of(mode)
@@ -172,7 +159,7 @@ def calibrate(
             temperature = _fit(lists)
         except EvalError as error:
             raise EvalError(f"{mode} mode: {error}") from error
-        _write(config, _FIELDS[mode], temperature)
+        write_value(config, _FIELDS[mode], temperature)
         found[mode] = Calibration(
             temperature=temperature,
             before=before,
@@ -184,12 +171,6 @@ def calibrate(
             confidence_before=lists.confidence(before),
         )
     return found
-
-
-def _write(config: Path, name: str, value: float) -> None:
-    """Sets a value of a JSON file, which is replaced in one step; a link to it stays."""
-    values = json.loads(config.read_text(encoding="utf-8")) | {name: value}
-    write_whole(config, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def _lists(runs: Sequence[CellRun], mode: Mode, before: float) -> _Lists:

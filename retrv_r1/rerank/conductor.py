@@ -135,8 +135,6 @@ class Conductor:
         parts = [range(len(one.features), len(one.items))[:PORTION] for one in courses]
         items = [one.items[k] for one, part in zip(courses, parts, strict=True) for k in part]
         try:
-            for course in courses:
-                course.check()
             with self._encoding:
                 found = iter(self.encoder.encode(items, [k for part in parts for k in part]))
         except Exception as error:
@@ -172,13 +170,24 @@ class Conductor:
 
     @torch.inference_mode()
     def _advance_all(self) -> None:
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: self._ready or self._closed)
-                if self._closed:
-                    return
-                course = self._ready.popleft()
+        while (course := self._next_ready()) is not None:
             self._advance(course)
+
+    def _next_ready(self) -> Course | None:
+        """The next ranking that can take a step; None at the end. Fails those that are late."""
+        while not self._closed:
+            now = time.perf_counter()
+            with self._news:
+                late = [course for course in self._courses if course.deadline < now]
+                if not late and self._ready:
+                    return self._ready.popleft()
+                if not late:
+                    ends = [course.deadline for course in self._courses]
+                    left = min(ends, default=math.inf) - now
+                    self._news.wait(None if math.isinf(left) else left)
+            for course in late:
+                course.ranking.finish(course.lateness())
+        return None
 
     def _advance(self, course: Course) -> None:
         """Takes a ranking's steps up to the next that waits for the engine."""

@@ -30,8 +30,8 @@ from retrv_r1.serve.service import RerankService
 from retrv_r1.serve.settings import HEADER, Settings
 from retrv_r1.serve.trace import Trace, trace_of
 
-PREFIXED = "/{dialect}/{path:path}"
-"""Routes of one dialect, for clients that can change nothing but the base address."""
+PREFIXED = tuple(f"/{one.name}/{{path:path}}" for one in DIALECTS if one.name != "score")
+"""Routes of one dialect each, for clients that can change nothing but the base address."""
 
 ABOUT_PATHS = ("/health", "/info", "/v1/models", "/metrics")
 
@@ -97,7 +97,7 @@ def create_app(
 
 def make_metrics() -> Metrics:
     """Metrics that know the server's routes and dialects."""
-    routes = (*RERANK_PATHS, *SCORE_PATHS, *ABOUT_PATHS, PREFIXED, "/openapi.json", "/")
+    routes = (*RERANK_PATHS, *SCORE_PATHS, *ABOUT_PATHS, *PREFIXED, "/openapi.json", "/")
     return Metrics(routes=routes, dialects=[one.name for one in DIALECTS])
 
 
@@ -131,21 +131,30 @@ def _add_routes(app: FastAPI, ranking: Ranking, about: About) -> None:
             operation_id=f"get{path.replace('/', '_')}",
         )
 
-    async def prefixed(request: Request) -> Response:
-        dialect, path = request.path_params["dialect"], f"/{request.path_params['path']}"
-        if path not in RERANK_PATHS or dialect not in {one.name for one in DIALECTS}:
-            raise HTTPException(404)
-        return await ranking.answer(request, path, dialect)
-
-    app.add_api_route(
-        PREFIXED, prefixed, methods=["POST"], response_model=None, include_in_schema=False
-    )
+    for path in PREFIXED:
+        app.add_api_route(
+            path,
+            _dialect_route(ranking, path.split("/")[1]),
+            methods=["POST"],
+            response_model=None,
+            include_in_schema=False,
+        )
     mount_page(app)
 
 
 def _route(ranking: Ranking, path: str) -> Callable[[Request], Any]:
     async def answer(request: Request) -> Response:
         return await ranking.answer(request, path)
+
+    return answer
+
+
+def _dialect_route(ranking: Ranking, dialect: str) -> Callable[[Request], Any]:
+    async def answer(request: Request) -> Response:
+        path = f"/{request.path_params['path']}"
+        if path not in RERANK_PATHS:
+            raise HTTPException(404)
+        return await ranking.answer(request, path, dialect)
 
     return answer
 

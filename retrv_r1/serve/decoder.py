@@ -119,10 +119,7 @@ def decode(data: bytes, decoding: Decoding) -> tuple[Image.Image, tuple[int, int
     Raises:
         PictureRefused: the bytes are no picture, a damaged one, or one that is too large.
     """
-    if _is_svg(data):
-        raise PictureRefused(
-            415, "picture_unsupported", "SVG pictures are not read; render it to PNG and pass that"
-        )
+    check_kind(data)
     try:
         with Image.open(io.BytesIO(data), formats=readable_formats()) as header:
             size = header.size
@@ -131,18 +128,14 @@ def decode(data: bytes, decoding: Decoding) -> tuple[Image.Image, tuple[int, int
     except MemoryError:
         raise _over_memory() from None
     except UnidentifiedImageError:
-        raise PictureRefused(
-            415,
-            "picture_unsupported",
-            "the bytes are not a picture that is read, or their start is damaged; "
-            "pass PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF",
-        ) from None
+        raise _unsupported() from None
     except Exception:  # headers of damaged files raise almost anything
         raise _damaged() from None
     if size[0] * size[1] > decoding.max_pixels:
         raise _over_pixels(decoding.max_pixels)
     try:
         picture = load_image(data, max_pixels=MAX_PIXELS)
+        picture.info.clear()  # text of the file's author
         return (decoding.fit.apply(picture) if decoding.fit else picture), size
     except MemoryError:
         raise _over_memory() from None
@@ -150,9 +143,34 @@ def decode(data: bytes, decoding: Decoding) -> tuple[Image.Image, tuple[int, int
         raise (_over_memory() if isinstance(error.__cause__, MemoryError) else _damaged()) from None
 
 
+def check_kind(data: bytes) -> None:
+    """Looks at the first bytes alone, so that no decoder sees what is no picture.
+
+    Raises:
+        PictureRefused: the bytes begin like no picture that is read.
+    """
+    if _is_svg(data):
+        raise PictureRefused(
+            415, "picture_unsupported", "SVG pictures are not read; render it to PNG and pass that"
+        )
+    begins = (Image.OPEN[name][1] for name in readable_formats())
+    start = data[:16].ljust(16, b"\0")  # Pillow's checks expect as much
+    if not any(accept is None or accept(start) for accept in begins):
+        raise _unsupported()
+
+
 def _is_svg(data: bytes) -> bool:
     start = data[:4096].lstrip(b"\xef\xbb\xbf\xff\xfe \t\r\n\0").replace(b"\0", b"")
     return start.startswith(b"<") and _SVG.search(start) is not None
+
+
+def _unsupported() -> PictureRefused:
+    return PictureRefused(
+        415,
+        "picture_unsupported",
+        "the bytes are not a picture that is read, or their start is damaged; "
+        "pass PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF",
+    )
 
 
 def _damaged() -> PictureRefused:

@@ -101,7 +101,7 @@ class Ranking:
         try:
             found = dialect.parse(body, self.settings.limits)
         except ApiError as error:
-            if error.status == 400:
+            if error.status == 400 and error.code != "no_index":
                 error.status = dialect.invalid_status
             raise
         trace.documents = sum(len(one.documents) for one in found)

@@ -4,7 +4,8 @@ import { bar, byId, counted, eye, make, picture, seconds } from "./dom.js";
 
 const NOT_LIKELY = 0.5;
 
-// Shows that a request is at work; returns a function that ends the clock.
+// Shows that a request is at work. Returns `end`, which stops the clock and tells its seconds, and
+// `note`, which shows a line of words.
 export function showWork(count, thinks) {
   const began = performance.now();
   const clock = make("p", { class: "clock" }, "0.0 s");
@@ -12,11 +13,16 @@ export function showWork(count, thinks) {
     clock.textContent = `${((performance.now() - began) / 1000).toFixed(1)} s`;
   }, 100);
   const moving = make("span", { class: "working", "aria-hidden": "true" }, make("i"));
-  fill("is-working", make("h2", {}, thinks ? "Thinking" : "Ranking"), clock, moving,
-    make("p", { class: "path" }, counted(count, "candidate")));
-  return () => {
-    clearInterval(timer);
-    return (performance.now() - began) / 1000;
+  const line = make("p", { class: "path" }, counted(count, "candidate"));
+  fill("is-working", make("h2", {}, thinks ? "Thinking" : "Ranking"), clock, moving, line);
+  return {
+    end() {
+      clearInterval(timer);
+      return (performance.now() - began) / 1000;
+    },
+    note(words) {
+      line.textContent = words;
+    },
   };
 }
 
@@ -69,7 +75,7 @@ function marks(retrv, index) {
     "p",
     { class: "marks" },
     make("span", { class: "mark" }, `candidate ${index + 1}`),
-    retrv.mode ? make("span", { class: "mark" }, retrv.mode === "reason" ? "reasoned" : "answered at once") : null,
+    retrv.mode ? make("span", { class: "mark", title: retrv.auto ? "chosen by auto mode" : null }, retrv.mode === "reason" ? "reasoned" : "answered at once") : null,
     inspected ? make("span", { class: "mark look" }, eye(), " inspected in full") : null,
   );
 }

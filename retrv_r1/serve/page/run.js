@@ -6,7 +6,7 @@ import { sent } from "./items.js";
 import { showAnswer, showStopped, showWork } from "./outcome.js";
 import { Reasoning } from "./reasoning.js";
 import { Problem, rerank } from "./server.js";
-import { askForKey, hideProblem, say, showModel, showProblem } from "./words.js";
+import { askForKey, hideProblem, say, showProblem } from "./words.js";
 
 const number = (id) => (byId(id).value === "" ? undefined : Number(byId(id).value));
 
@@ -36,15 +36,15 @@ export class Runner {
       byId(missing[0]).focus();
       return say(missing[1]);
     }
-    const run = { abort: new AbortController(), items: this.given.candidates, retrv: options(), ranked: false };
+    const run = this.started();
     this.begin(run);
     try {
       const response = await this.ask(run, run.retrv);
       this.show(run, response);
-      if (byId("compare").checked) await this.compare(run, response);
+      if (run.compares) await this.compare(run, response);
       say("");
     } catch (error) {
-      run.end();
+      run.work.end();
       if (error.name === "AbortError") stopped(run);
       else failed(run, error);
     } finally {
@@ -53,45 +53,61 @@ export class Runner {
     }
   }
 
+  // What this request is about, whatever is typed while it runs.
+  started() {
+    const { text, picture, candidates } = this.given;
+    return {
+      abort: new AbortController(),
+      query: picture ? { ...(text && { text }), image: picture.image } : text,
+      items: candidates,
+      bytes: [picture, ...candidates].reduce((total, item) => total + (item?.bytes ?? 0), 0),
+      retrv: options(),
+      compares: byId("compare").checked,
+      ranked: false,
+    };
+  }
+
   begin(run) {
     this.run = run;
     this.given.changed();
     run.reasoning = new Reasoning(run.items);
     byId("outcome").hidden = false;
     showThoughts(run.retrv.mode !== "fast");
-    run.end = showWork(run.items.length, run.retrv.mode === "reason");
+    run.work = showWork(run.items.length, run.retrv.mode === "reason");
     atWork(true);
     say("Ranking");
     byId("outcome").scrollIntoView({ block: "nearest" });
   }
 
   ask(run, retrv) {
-    const { text, picture } = this.given;
-    const query = picture ? { ...(text && { text }), image: picture.image } : text;
-    const body = { query, documents: run.items.map(sent), return_documents: false, retrv };
+    const body = { query: run.query, documents: run.items.map(sent), return_documents: false, retrv };
     return rerank(body, {
       key: byId("key").value,
       signal: run.abort.signal,
       onReasoning: (piece) => run.reasoning.append(piece),
       onInspection: (index) => this.cards.inspect(index),
+      onDraft: (draft) => this.showDraft(run, draft),
     });
   }
 
+  showDraft(run, { results }) {
+    const first = run.items[results[0]?.index];
+    if (first) run.work.note(`At first sight: ${first.name}. Thinking it over.`);
+  }
+
   show(run, response) {
-    const elapsed = run.end();
+    const elapsed = run.work.end();
     const { retrv = {}, results } = response;
     const answer = retrv.answer ?? results[0]?.index ?? null;
     run.reasoning.finish(retrv.reasoning, answer);
     showThoughts(byId("steps").children.length > 0);
     showAnswer(response, run.items);
     this.cards.rank(results, answer, retrv.inspected ?? []);
-    const pictures = [this.given.picture, ...run.items];
-    showBill(response, pictures.reduce((total, item) => total + (item?.bytes ?? 0), 0), elapsed);
+    showBill(response, run.bytes, elapsed);
     run.ranked = true;
     if (answer !== null) {
       byId("spoken").append(make("p", {}, `Answer: candidate ${answer + 1}, ${run.items[answer].name}`));
     }
-    showModel(response.model);
   }
 
   async compare(run, compressed) {
@@ -106,7 +122,7 @@ function showThoughts(shown) {
 }
 
 function stopped(run) {
-  if (!run.ranked) showStopped(run.end());
+  if (!run.ranked) showStopped(run.work.end());
   showThoughts(byId("steps").children.length > 0);
   say("Stopped");
 }

@@ -2,15 +2,15 @@
 
 const ADVICE = {
   401: "Type the server's key into the field above.",
-  403: "Type another key, or ask whoever runs this server.",
   404: "The page and the server may be of different versions: reload the page.",
-  413: "Remove some candidates, or shorten texts, and rank again.",
+  413: "Here: remove candidates, shorten texts, or rank in parts.",
   429: "Others are being served.",
-  499: "The request was cancelled. Rank again.",
-  500: "That is the server's fault, and its log says why. Try again; if it stays, please report it.",
+  500: "That is the server's fault. Try again; if it stays, please report it.",
   503: "The model is not ready yet. Wait a moment and rank again.",
-  504: "Use fast mode, fewer candidates or fewer votes, or raise the server's deadline.",
+  504: "Here: choose fast, or fewer candidates, or fewer votes.",
 };
+// An error that comes after the stream has begun has no status, only a class.
+const STATUS = { overloaded_error: 429, request_too_large: 413, timeout_error: 504, unavailable_error: 503, server_error: 500 };
 
 // An error in words: what happened, and what to do about it.
 export class Problem extends Error {
@@ -23,11 +23,13 @@ export class Problem extends Error {
 
 function problemOf(status, body, retryAfter) {
   const said = body?.error?.message ?? body?.message ?? body?.detail ?? body?.error;
-  const message = typeof said === "string" && said ? said : `The server answered with status ${status}.`;
+  const message = typeof said === "string" && said ? sentence(said) : `The server answered with status ${status}.`;
   let remedy = ADVICE[status] ?? (status >= 500 ? ADVICE[500] : "");
   if (status === 429) remedy += retryAfter ? ` Try again in ${retryAfter} s.` : " Try again in a moment.";
   return new Problem(message, remedy, status);
 }
+
+const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 
 async function send(path, key, options = {}) {
   const headers = { Accept: "text/event-stream, application/json", ...options.headers };
@@ -43,9 +45,10 @@ async function send(path, key, options = {}) {
   }
 }
 
-// Ranks. `onReasoning(text)` and `onInspection(index)` are called as the model writes and looks.
+// Ranks. `onReasoning(text)` and `onInspection(index)` are called as the model writes and looks,
+// `onDraft(body)` with an early answer that may change.
 // Resolves to the response's body. Throws Problem, or AbortError if `signal` says so.
-export async function rerank(body, { key, signal, onReasoning, onInspection }) {
+export async function rerank(body, { key, signal, onReasoning, onInspection, onDraft }) {
   const response = await send("v1/rerank", key, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -62,8 +65,9 @@ export async function rerank(body, { key, signal, onReasoning, onInspection }) {
     // Of several chains of thought the first is shown as it is written.
     if (event === "reasoning") (data.vote ?? 0) === 0 && onReasoning?.(data.text);
     else if (event === "inspection") onInspection?.(data.index);
+    else if (event === "draft") onDraft?.(data);
     else if (event === "ranking") return data;
-    else if (event === "error") throw problemOf(Number(data.status ?? data.error?.code) || 500, data);
+    else if (event === "error") throw problemOf(STATUS[data.error?.type] ?? 400, data);
   }
   throw new Problem("The connection ended before the ranking came.", "Rank again.");
 }
@@ -102,13 +106,16 @@ function eventOf(block) {
   return text && text !== "[DONE]" ? { event, data: JSON.parse(text) } : null;
 }
 
-// What the server says about itself; null if it does not say. `locked` means that it asks for a key.
+// What the server says about itself: `model` and `device`, or `locked` if it asks for a key, or
+// `loading` while the model is on its way; null if it says nothing.
 export async function facts(key) {
   try {
-    const response = await send("v1/models", key);
+    const health = await send("health", key);
+    if (health.status === 503) return { loading: (await health.json()).status === "loading" };
+    const response = await send("info", key);
     if (response.status === 401) return { locked: true };
-    const answer = response.ok ? await response.json() : null;
-    return answer ? { model: answer.data?.[0]?.id } : null;
+    const info = response.ok ? await response.json() : null;
+    return info && { model: info.model_id, device: info.device };
   } catch {
     return null;
   }

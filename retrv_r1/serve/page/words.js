@@ -3,6 +3,8 @@
 import { byId, make } from "./dom.js";
 import { facts } from "./server.js";
 
+const LOADING_PAUSE = 2000;
+
 export function say(text) {
   byId("status").textContent = text;
 }
@@ -21,13 +23,17 @@ export function askForKey() {
   byId("key").focus();
 }
 
-export function showModel(name) {
-  if (name) byId("facts").replaceChildren(make("span", {}, name));
-}
-
-// Asks the server what it serves; where it wants a key, the page asks for one.
+// Asks the server what it serves. While it loads its model, asks again; where it wants a key, the
+// page asks for one.
 export async function showFacts() {
   const known = await facts(byId("key").value);
+  if (known?.loading) {
+    say("The model is loading");
+    setTimeout(showFacts, LOADING_PAUSE);
+    return;
+  }
+  if (byId("status").textContent === "The model is loading") say("");
   if (known?.locked) askForKey();
-  showModel(known?.model);
+  const words = [known?.model, known?.device].filter(Boolean);
+  if (words.length) byId("facts").replaceChildren(...words.map((word) => make("span", {}, word)));
 }

@@ -1,0 +1,136 @@
+"""Events: reasoning as it is written, the ranking last, and nothing goes on for who hangs up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from serve_app import HangingUp, double, events_of
+
+from retrv_r1.serve.calls import EngineFailed, QueueFull
+from retrv_r1.serve.settings import Settings
+
+ASK = {"query": "apple", "documents": ["pear", "red apple"]}
+STREAM = {**ASK, "stream": True}
+
+
+@pytest.mark.parametrize("way", ["body", "retrv", "accept"])
+def test_events_come_in_order_and_the_ranking_last(way):
+    with double() as server:
+        if way == "accept":
+            answer = server.post("/v1/rerank", ASK, Accept="text/event-stream")
+        else:
+            body = STREAM if way == "body" else {**ASK, "retrv": {"stream": True}}
+            answer = server.post("/v1/rerank", body)
+        whole = server.post("/v1/rerank", ASK).json()
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-accel-buffering"] == "no" and "content-length" not in answer.headers
+    events = events_of(answer.text)
+    assert events[:2] == [
+        ("reasoning", {"text": "ideal: ", "vote": 0}),
+        ("inspection", {"index": 1, "vote": 0}),
+    ]
+    name, ranking = events[2]
+    assert len(events) == 3 and name == "ranking"
+    differing = {"id", "created"}
+    assert {k: v for k, v in ranking.items() if k not in differing} == {
+        k: v for k, v in whole.items() if k not in differing
+    }
+
+
+def test_the_ranking_has_the_form_of_the_dialect():
+    with double() as server:
+        answer = server.post("/rerank", {"query": "a", "texts": ["b"], "stream": True})
+    assert events_of(answer.text)[-1] == ("ranking", [{"index": 0, "score": 0.5}])
+
+
+def test_an_early_error_has_its_status():
+    with double(failure=QueueFull(4)) as server:
+        answer = server.post("/v1/rerank", STREAM)
+    assert answer.status_code == 429 and answer.headers["Retry-After"] == "4"
+    assert answer.json()["error"]["code"] == "queue_full"
+
+
+def test_a_late_error_is_an_event():
+    async def fail() -> None:
+        raise EngineFailed("secret")
+
+    with double(pause=fail) as server:
+        answer = server.post("/v1/rerank", STREAM)
+        metrics = server.get("/metrics").text
+    name, error = events_of(answer.text)[-1]
+    assert (answer.status_code, name) == (200, "error")
+    assert error["error"]["code"] == "engine_failed" and "secret" not in answer.text
+    assert 'route="/v1/rerank",status="503"} 1.0' in metrics
+
+
+def test_a_fault_of_ours_is_an_event_without_a_trace():
+    async def fail() -> None:
+        raise KeyError("secret")
+
+    with double(pause=fail) as server:
+        answer = server.post("/v1/rerank", STREAM)
+    name, error = events_of(answer.text)[-1]
+    assert (name, error["error"]["code"]) == ("error", "internal_error")
+    assert "secret" not in answer.text
+
+
+def test_silence_is_filled_with_comments():
+    async def wait() -> None:
+        await asyncio.sleep(0.3)
+
+    with double(Settings(keep_alive=0.05), pause=wait) as server:
+        names = [name for name, _ in events_of(server.post("/v1/rerank", STREAM).text)]
+    assert names[:2] == ["reasoning", "inspection"] and names[-1] == "ranking"
+    assert 2 <= names.count(":") <= 10
+
+
+def test_the_deadline_ends_a_stream():
+    async def forever() -> None:
+        await asyncio.sleep(60)
+
+    with double(Settings(deadline=0.3), pause=forever) as server:
+        name, error = events_of(server.post("/v1/rerank", STREAM).text)[-1]
+        assert (name, error["error"]["code"]) == ("error", "deadline_exceeded")
+        assert server.service.cancelled == 1
+
+
+def test_a_client_that_hangs_up_cancels_its_stream():
+    async def check() -> HangingUp:
+        async def forever() -> None:
+            await asyncio.sleep(60)
+
+        server.service.pause = forever
+        client = HangingUp("/v1/rerank", STREAM)
+        call = asyncio.create_task(server.app(client.scope, client.receive, client.send))
+        await client.first.wait()
+        client.gone.set()
+        await asyncio.wait_for(call, 10)
+        return client
+
+    with double() as server:
+        client = server.run(check())
+        assert server.service.cancelled == 1
+        assert 'status="499"} 1.0' in server.get("/metrics").text
+    sent = b"".join(message.get("body", b"") for message in client.sent).decode()
+    assert [name for name, _ in events_of(sent)] == ["reasoning", "inspection"]
+
+
+def test_a_place_is_free_again_after_a_stream():
+    from retrv_r1.serve.limits import Limits
+
+    with double(Settings(limits=Limits(max_requests=1))) as server:
+        for _ in range(3):
+            assert events_of(server.post("/v1/rerank", STREAM).text)[-1][0] == "ranking"
+
+
+def test_data_of_an_event_is_one_line_whatever_it_says():
+    from retrv_r1.serve.stream import encode_event
+
+    value: dict[str, Any] = {"text": "a\nb\r\n\u2028 é\ud800"}
+    block = encode_event("reasoning", value).decode()
+    assert block.count("\n") == 3 and block.endswith("\n\n")
+    assert json.loads(block.split("data: ")[1])["text"].startswith("a\nb\r\n")
