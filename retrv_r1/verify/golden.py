@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from retrv_r1.files import write_whole
 from retrv_r1.model.checkpoint import resolve
@@ -82,18 +83,26 @@ def write_golden(model: str | Path, lists: Sequence[CheckList] | None = None) ->
     asked = check_lists() if lists is None else list(lists)
     with Reranker.from_pretrained(folder, engine="plain", dtype="float32", device="cpu") as plain:
         outcomes = [rank_alone(plain, case) for case in cases(asked)]
-    content = {
+    head = {
         "format": FORMAT,
         "about": "scores of the plain engine in float32, see `retrv-r1 verify --help`",
         "weights": weights_hash(folder),
         "lists": lists_hash(asked),
-        "outcomes": {
-            case.name: asdict(outcome) for case, outcome in zip(cases(asked), outcomes, strict=True)
-        },
     }
+    named = {case.name: asdict(one) for case, one in zip(cases(asked), outcomes, strict=True)}
     path = folder / FILE
-    write_whole(path, json.dumps(content, ensure_ascii=False, indent=1))
+    write_whole(path, _one_line_each(head, named))
     return path
+
+
+def _one_line_each(head: Mapping[str, Any], outcomes: Mapping[str, Any]) -> str:
+    """The file's JSON, with a line for each outcome."""
+
+    def lines(values: Mapping[str, Any]) -> str:
+        pairs = [(json.dumps(one, ensure_ascii=False) for one in pair) for pair in values.items()]
+        return ",\n".join(": ".join(pair) for pair in pairs)
+
+    return f'{{\n{lines(head)},\n"outcomes": {{\n{lines(outcomes)}\n}}\n}}\n'
 
 
 def rank_alone(reranker: Reranker, case: Case) -> Outcome:
