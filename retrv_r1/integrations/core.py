@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from retrv_kernels.extras import install_command
 from retrv_r1.images import content_hash
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.types import Item, ItemError, ItemLike, Mode, RankedResults, RankRequest, RetrvError
+from retrv_r1.types import (
+    Item,
+    ItemError,
+    ItemLike,
+    ModeChoice,
+    RankedResults,
+    RankRequest,
+    RetrvError,
+)
 
 
 class IntegrationMissing(RetrvError, ImportError):
@@ -42,17 +50,17 @@ class Ranker:
 
     Args:
         reranker: the reranker; it may serve several rankers, and its owner closes it.
-        mode: ``"fast"`` answers at once, ``"reason"`` thinks and inspects candidates.
+        mode: ``"fast"``, ``"reason"`` or ``"auto"``, as in ``Reranker.rank``.
         instruction: wording of the task; the checkpoint's own when None.
     """
 
     reranker: Reranker
-    mode: Mode = "fast"
+    mode: ModeChoice = "fast"
     instruction: str | None = None
 
     @classmethod
     def of(
-        cls, model: str | Reranker, mode: Mode = "fast", instruction: str | None = None
+        cls, model: str | Reranker, mode: ModeChoice = "fast", instruction: str | None = None
     ) -> Ranker:
         """A ranker with this reranker, or with a checkpoint that is loaded now.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retrv_r1.integrations.core import Ranker
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.types import ItemLike, Mode
+from retrv_r1.types import ItemLike, ModeChoice
 
 
 class CrossEncoder:
@@ -23,10 +23,10 @@ class CrossEncoder:
 
     Args:
         model: a reranker, ``"tiny"``, a directory, or a hub id.
-        mode: ``"fast"`` answers at once, ``"reason"`` thinks and inspects candidates.
+        mode: ``"fast"``, ``"reason"`` or ``"auto"``, as in ``Reranker.rank``.
     """
 
-    def __init__(self, model: str | Reranker = "tiny", *, mode: Mode = "fast") -> None:
+    def __init__(self, model: str | Reranker = "tiny", *, mode: ModeChoice = "fast") -> None:
         self.ranker = Ranker.of(model, mode)
 
     def predict(

@@ -7,7 +7,7 @@ from typing import Any
 
 from retrv_r1.integrations.core import Ranker, library
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.types import Mode
+from retrv_r1.types import ModeChoice
 
 with library("haystack", "haystack"):
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -24,7 +24,7 @@ class RetrvRanker:
         model: ``"tiny"``, a directory, a hub id, or a reranker, with which a pipeline cannot be
             saved.
         top_k: number of documents to return; all when None.
-        mode: ``"fast"`` answers at once, ``"reason"`` thinks and inspects candidates.
+        mode: ``"fast"``, ``"reason"`` or ``"auto"``, as in ``Reranker.rank``.
         instruction: wording of the task; the checkpoint's own when None.
         image_key: key of a document's metadata: a path, bytes or a ``data:`` URI.
     """
@@ -33,7 +33,7 @@ class RetrvRanker:
         self,
         model: str | Reranker = "tiny",
         top_k: int | None = None,
-        mode: Mode = "fast",
+        mode: ModeChoice = "fast",
         instruction: str | None = None,
         image_key: str = "image",
     ) -> None:

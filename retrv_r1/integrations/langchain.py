@@ -7,7 +7,7 @@ from typing import Any
 
 from retrv_r1.integrations.core import Ranker, library
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.types import Mode
+from retrv_r1.types import ModeChoice
 
 with library("langchain", "langchain_core"):
     from langchain_core.callbacks import Callbacks
@@ -21,7 +21,7 @@ class RetrvCompressor(BaseDocumentCompressor):
     Args:
         model: a reranker, ``"tiny"``, a directory, or a hub id.
         top_n: number of documents to keep; all when None.
-        mode: ``"fast"`` answers at once, ``"reason"`` thinks and inspects candidates.
+        mode: ``"fast"``, ``"reason"`` or ``"auto"``, as in ``Reranker.rank``.
         instruction: wording of the task; the checkpoint's own when None.
         image_key: key of a document's metadata under which its picture is, if it has one: a path,
             bytes, a PIL picture or a ``data:`` URI.
@@ -29,7 +29,7 @@ class RetrvCompressor(BaseDocumentCompressor):
 
     model: Any = "tiny"
     top_n: int | None = None
-    mode: Mode = "fast"
+    mode: ModeChoice = "fast"
     instruction: str | None = None
     image_key: str = "image"
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")

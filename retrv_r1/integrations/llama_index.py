@@ -8,7 +8,7 @@ from typing import Any
 
 from retrv_r1.integrations.core import Ranker, library
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.types import ItemError, Mode
+from retrv_r1.types import ItemError, ModeChoice
 
 with library("llama-index", "llama_index"):
     from llama_index.core.bridge.pydantic import PrivateAttr
@@ -30,12 +30,12 @@ class RetrvPostprocessor(BaseNodePostprocessor):
     Args:
         model: a reranker, ``"tiny"``, a directory, or a hub id.
         top_n: number of nodes to keep; all when None.
-        mode: ``"fast"`` answers at once, ``"reason"`` thinks and inspects candidates.
+        mode: ``"fast"``, ``"reason"`` or ``"auto"``, as in ``Reranker.rank``.
         instruction: wording of the task; the checkpoint's own when None.
     """
 
     top_n: int | None = None
-    mode: Mode = "fast"
+    mode: ModeChoice = "fast"
     instruction: str | None = None
     _ranker: Ranker = PrivateAttr()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from retrv_r1.integrations.core import Ranker, library
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.types import ItemLike, Mode
+from retrv_r1.types import ItemLike, ModeChoice
 
 with library("rerankers", "rerankers"):
     from rerankers.documents import Document
@@ -22,7 +22,7 @@ class RetrvRanker(BaseRanker):
     Args:
         model_name_or_path: ``"tiny"``, a directory, a hub id, or a reranker.
         verbose: without effect, for callers that pass it.
-        mode: ``"fast"`` answers at once, ``"reason"`` thinks and inspects candidates.
+        mode: ``"fast"``, ``"reason"`` or ``"auto"``, as in ``Reranker.rank``.
         instruction: wording of the task; the checkpoint's own when None.
     """
 
@@ -30,7 +30,7 @@ class RetrvRanker(BaseRanker):
         self,
         model_name_or_path: str | Reranker = "tiny",
         verbose: int = 0,
-        mode: Mode = "fast",
+        mode: ModeChoice = "fast",
         instruction: str | None = None,
     ) -> None:
         self.ranker = Ranker.of(model_name_or_path, mode, instruction)
