@@ -6,12 +6,12 @@ import importlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import ModuleType
+from typing import Any
 
 import pytest
 
 
-def client_library(name: str) -> ModuleType:
+def client_library(name: str) -> Any:
     """A module of ``requirements/clients.txt``.
 
     Skips the calling test, or module of tests, without it; with RETRV_CLIENTS, which
@@ -20,8 +20,7 @@ def client_library(name: str) -> ModuleType:
     if os.environ.get("RETRV_CLIENTS"):
         return importlib.import_module(name)
     reason = f"needs {name}, of requirements/clients.txt: make test-clients"
-    module: ModuleType = pytest.importorskip(name, reason=reason)
-    return module
+    return pytest.importorskip(name, reason=reason)
 
 
 KEY = "a-key-of-the-tests"

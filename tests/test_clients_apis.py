@@ -66,20 +66,25 @@ def test_voyage(served):
 
 
 @pytest.mark.parametrize(
-    "model",
+    ("model", "prefix"),
     [
-        "cohere/rerank-v3.5",
-        "jina_ai/jina-reranker-v2-base-multilingual",
-        "hosted_vllm/BAAI/bge-reranker-v2-m3",
-        "voyage/rerank-2.5",
-        "infinity/rerank",
+        ("cohere/rerank-v3.5", ""),
+        ("jina_ai/jina-reranker-v2-base-multilingual", ""),
+        ("hosted_vllm/BAAI/bge-reranker-v2-m3", ""),
+        ("voyage/rerank-2.5", ""),
+        ("infinity/rerank", "/infinity"),  # its requests do not tell that documents must be strings
     ],
 )
-def test_litellm(served, monkeypatch, model):
+def test_litellm(served, monkeypatch, model, prefix):
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the network
     litellm = client_library("litellm")
     answer = litellm.rerank(
-        model=model, query=QUERY, documents=DOCUMENTS, top_n=3, api_base=served.url, api_key=KEY
+        model=model,
+        query=QUERY,
+        documents=DOCUMENTS,
+        top_n=3,
+        api_base=served.url + prefix,
+        api_key=KEY,
     )
     assert served.agrees([(one["index"], one["relevance_score"]) for one in answer.results], 3)
 

@@ -66,7 +66,9 @@ class Form:
         Raises:
             BadAnswer: results are missing, or a document is there twice or not at all.
         """
-        rows = answer.get(self.results) if self.results and isinstance(answer, Mapping) else answer
+        rows: Any = (
+            answer.get(self.results) if self.results and isinstance(answer, Mapping) else answer
+        )
         try:
             scores = {int(row["index"]): float(row[self.score]) for row in rows}
         except (TypeError, KeyError, ValueError) as error:
