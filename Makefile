@@ -81,7 +81,7 @@ $(NEWEST)/.installed: requirements/transformers_newest.txt | $(INSTALLED)
 
 # RETRV_CLIENTS has a missing library fail instead of skip.
 test-clients: $(CLIENTS)/.installed
-	RETRV_CLIENTS=1 PYTHONPATH=$(CLIENTS) $(BIN)/python -m pytest -q -p no:langsmith_plugin \
+	RETRV_CLIENTS=1 PYTHONPATH=$(CLIENTS) $(BIN)/python -m pytest -q -p no:langsmith_plugin -n 2 --dist loadfile \
 	  tests/test_clients_*.py tests/test_integrations_*.py tests/test_docs.py \
 	  -k 'not test_docs or integrations.md'
 

@@ -34,4 +34,4 @@ def served(tmp_path_factory) -> Iterator[Served]:
         yield Served(line.split()[-1], [(row.index, row.score) for row in ranking])
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
