@@ -17,7 +17,7 @@ def test_every_dialect_gives_the_golden_scores(served):
     golden = read_golden("tiny")
     few = [case for case in cases() if case.name.startswith(("both", "text → texts, 5"))]
     few = [case for case in few if len(case.asked.candidates) in (5, 60)]
-    assert len(few) == 8
+    assert len(few) == 6 and {case.mode for case in few} == {"fast", "reason"}
     found = list(compare_server(served.url, golden, few, batches=(1, 8), bound=1e-5, key=KEY))
     assert [one.what.split()[-1] for one in found] == ["superset", *(one.name for one in FORMS)]
     assert [one.batch for one in found] == [1] + [8] * len(FORMS)
