@@ -256,6 +256,11 @@ class RankedResults:
         cut: whether reasoning was cut off by the budget, so that this is the best answer until
             then.
         bill: what the ranking cost, with all its windows and votes.
+        refused: number of inspections that the model wished for beyond the permitted ones.
+        none_of_these: probability that no candidate fits; in a list longer than one window, none
+            of the last one. The scores there are the probabilities of the candidates, and all of
+            them sum to 1. None without candidates, with the reading ``"pointwise"``, and for older
+            checkpoints.
     """
 
     query: Item
@@ -274,6 +279,8 @@ class RankedResults:
     auto: bool = False
     cut: bool = False
     bill: Bill = field(default_factory=Bill)
+    none_of_these: float | None = None
+    refused: int = 0
 
     def __len__(self) -> int:
         return len(self.ranking)

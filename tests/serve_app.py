@@ -117,6 +117,7 @@ def results_of(call: RankCall) -> RankedResults:
         rows[: call.top_n],
         reasoning="ideal: …",
         inspected=(1,),
+        none_of_these=0.25,
         mode="fast" if call.mode == "fast" else "reason",
         model="/a/folder/of/the/server",
         bill=bill,

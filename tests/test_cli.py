@@ -18,11 +18,12 @@ from retrv_r1 import __version__
 from retrv_r1.command import arguments
 from retrv_r1.devices import DTYPES
 from retrv_r1.eval import cells, settings
-from retrv_r1.types import EarlierWindows
+from retrv_r1.types import EarlierWindows, Mode
 
 
 def test_choices_are_those_of_the_code():
     assert arguments.Weights == config.Weights
+    assert get_args(arguments.AnyMode) == (*get_args(Mode), "auto")
     assert get_args(arguments.Dtype) == tuple(DTYPES)
     assert get_args(arguments.Split) == cells.SPLITS
     assert get_args(arguments.Instructions) == get_args(settings.Instructions)

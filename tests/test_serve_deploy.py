@@ -75,7 +75,7 @@ def test_the_container_starts_a_server_that_its_check_asks():
 
 def test_the_unit_starts_the_server_and_waits_for_its_end():
     unit = configparser.ConfigParser(delimiters="=", interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment]
+    unit.optionxform = str
     unit.read_string((DEPLOY / "retrv-r1.service").read_text())
     service = unit["Service"]
     options = options_of(shlex.split(service["ExecStart"]))

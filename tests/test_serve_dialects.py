@@ -55,7 +55,8 @@ def test_the_score_routes_have_one_form_whatever_is_forced():
 
 
 def test_cohere_v2_gets_its_meta_and_no_documents(server):
-    body = server.post("/v2/rerank", {**ASK, "model": "rerank-v3.5", "top_n": 2}).json()
+    ask = {**ASK, "model": "rerank-v3.5", "top_n": 2, "return_documents": True}
+    body = server.post("/v2/rerank", ask).json()
     assert [(r["index"], r["relevance_score"]) for r in body["results"]] == [(1, 0.5), (2, 0.25)]
     assert all(set(row) == {"index", "relevance_score"} for row in body["results"])
     assert body["meta"]["api_version"] == {"version": "2"}
@@ -78,6 +79,7 @@ def test_the_superset_has_what_jina_cohere_v1_vllm_and_voyage_read(server):
     }
     assert (body["object"], body["model"]) == ("rerank", "tiny")
     assert body["meta"]["api_version"] == {"version": "1"}
+    assert body["retrv"]["none_of_these"] == 0.25
     assert body["retrv"]["answer"] == 1 and body["retrv"]["bill"]["seconds"] == {"total": 0.5}
 
 
@@ -175,41 +177,6 @@ def test_no_count_zero_and_more_than_there_are_mean_all(server, count):
     assert [row["index"] for row in body["results"]] == [1, 2, 0]
 
 
-def test_scores_keep_the_order_of_the_pairs(server):
-    body = server.post("/v1/score", {"text_1": "apple", "text_2": DOCUMENTS}).json()
-    assert [row["score"] for row in body["data"]] == [0.125, 0.5, 0.25]
-    assert [row["index"] for row in body["data"]] == [0, 1, 2]
-    assert all(row["object"] == "score" for row in body["data"])
-    assert body["usage"]["total_tokens"] == 56
-
-
-def test_pairs_of_one_query_are_ranked_together():
-    service = ServiceDouble()
-    with Server(None, service) as server:
-        pairs = {"text_1": ["a", "b", "a"], "text_2": DOCUMENTS}
-        body = server.post("/score", pairs).json()
-    lists = {call.query.text: [c.text for c in call.candidates] for call in service.calls}
-    assert lists == {"a": ["pear", "a car"], "b": ["red apple"]}
-    assert [row["score"] for row in body["data"]] == [0.25, 0.5, 0.5]
-    assert any("nothing to be compared with" in line for line in body["warnings"])
-    assert {call.mode for call in service.calls} == {"fast"}
-
-
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
-        ({"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "text_1"),
-        ({"text_1": "a"}, "text_2"),
-        ({"text_1": [], "text_2": "b"}, "text_1"),
-        ({"query": "a", "items": ["b"], "label_token_ids": [1]}, "label_token_ids"),
-        ({"text_1": "a", "text_2": ["b"], "stream": True}, "stream"),
-    ],
-)
-def test_pairs_that_do_not_fit_are_refused(server, body, param):
-    answer = server.post("/score", body)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-
-
 def test_an_object_with_parts_is_a_list_of_documents(server):
     parts = [{"type": "text", "text": text} for text in DOCUMENTS]
     body = server.post("/rerank", {"query": "a", "documents": {"content": parts}}).json()
@@ -227,8 +194,9 @@ def test_ids_order_and_duplicates_are_kept():
 
 
 def test_fields_without_effect_are_listed(server):
-    ask = {**ASK, "max_tokens_per_doc": 10, "colour": "red", "retrv": {"mood": 1}, "user": None}
-    ask["documents"] = [{"text": "a", "title": "t"}, {"text": "b", "title": "u"}]
+    documents = [{"text": "a", "title": "t"}, {"text": "b", "title": "u"}]
+    ask = {"query": "apple", "max_tokens_per_doc": 10, "colour": "red", "retrv": {"mood": 1}}
+    ask |= {"user": None, "documents": documents}
     warnings = server.post("/v1/rerank", ask).json()["warnings"]
     assert warnings == [
         "max_tokens_per_doc has no effect here",

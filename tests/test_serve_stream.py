@@ -41,6 +41,12 @@ def test_events_come_in_order_and_the_ranking_last(way):
     }
 
 
+def test_a_client_that_takes_json_as_well_gets_json():
+    with double() as server:
+        answer = server.post("/v1/rerank", ASK, Accept="application/json, text/event-stream")
+    assert answer.json()["results"]
+
+
 def test_the_ranking_has_the_form_of_the_dialect():
     with double() as server:
         answer = server.post("/rerank", {"query": "a", "texts": ["b"], "stream": True})

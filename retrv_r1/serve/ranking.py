@@ -217,7 +217,8 @@ def _check_headers(request: Request) -> None:
 
 
 def _wants_events(request: Request, asked: Asked) -> bool:
-    return asked.options.stream or "text/event-stream" in request.headers.get("accept", "").lower()
+    accept = request.headers.get("accept", "").lower()
+    return asked.options.stream or ("text/event-stream" in accept and "json" not in accept)
 
 
 def _warning_headers(content: Any, asked: Asked) -> dict[str, str]:

@@ -35,15 +35,12 @@ class Answer:
         results: its ranking.
         request_id: id of the request; the response repeats it.
         created: Unix time.
-        none_of_these: probability that nothing in the list fits; None where the checkpoint has
-            no estimate of it.
     """
 
     asked: Asked
     results: RankedResults
     request_id: str
     created: int
-    none_of_these: float | None = None
 
     def document(self, row: RankedItem) -> AskedItem:
         """The document of a result, as it was sent."""
@@ -191,9 +188,10 @@ def own_fields(answer: Answer) -> dict[str, Any]:
         "auto": results.auto,
         "cut": results.cut,
         "answer": results.answer,
-        "none_of_these": answer.none_of_these,
+        "none_of_these": results.none_of_these,
         "reasoning": results.reasoning,
         "inspected": list(results.inspected),
+        "refused": results.refused,
         "well_formed": results.well_formed,
         "query_truncated": results.query_truncated,
         "timings": dict(results.timings),

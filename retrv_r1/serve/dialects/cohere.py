@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from retrv_r1.serve.dialects.base import Answer, Example, RerankDialect, meta_of
+from retrv_r1.serve.schema.items import AskedItem
 
 
 class CohereV2(RerankDialect):
@@ -21,6 +22,9 @@ class CohereV2(RerankDialect):
 
     def accepts(self, path: str, body: Mapping[str, Any]) -> bool:
         return path == "/v2/rerank"
+
+    def echo(self, answer: Answer, item: AskedItem) -> Any:
+        return None
 
     def tail(self, answer: Answer) -> dict[str, Any]:
         return super().tail(answer) | {"meta": meta_of(answer, "2")}

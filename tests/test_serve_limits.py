@@ -1,0 +1,103 @@
+"""What is larger, slower or more than a server takes is refused by the limit's name."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from serve_app import double, png
+
+from retrv_r1.serve.limits import Limits
+from retrv_r1.serve.settings import Settings
+
+ASK = {"query": "apple", "documents": ["pear", "red apple"]}
+
+
+def code_of(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        ({"query": "a", "documents": ["b"] * 6}, "max_documents"),
+        ({"text_1": ["a"] * 6, "text_2": "b"}, "max_documents"),
+        ({"query": "a", "documents": [{"image": png("red")}] * 4}, "max_pictures"),
+        ({"query": "a" * 51, "documents": ["b"]}, "max_text_characters"),
+        ({"query": "a" * 50, "documents": ["b" * 50, "c" * 50]}, "max_total_characters"),
+        ({"query": "a", "documents": ["b"], "filler": "x" * 9000}, "max_body_bytes"),
+    ],
+)
+def test_what_is_over_a_limit_gets_its_name(body, limit):
+    limits = Limits(
+        max_body_bytes=8000,
+        max_documents=5,
+        max_pictures=3,
+        max_text_characters=50,
+        max_total_characters=120,
+    )
+    with double(Settings(limits=limits)) as server:
+        answer = server.post("/score" if "text_1" in body else "/v1/rerank", body)
+        assert code_of(answer) == (413, limit)
+        assert limit in answer.json()["message"]
+        assert server.get("/info").json()["limits"][limit] == getattr(limits, limit)
+        assert server.post("/v1/rerank", ASK).status_code == 200
+
+
+def test_a_thousand_documents_and_a_hundred_pictures_are_within_the_limits():
+    limits = Limits()
+    assert limits.max_documents >= 1000 and limits.max_pictures >= 101
+
+
+async def pieces(count: int) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b" " * 1000
+
+
+def test_a_body_without_a_length_is_measured_while_it_comes():
+    with double(Settings(limits=Limits(max_body_bytes=8000))) as server:
+        headers = {"Content-Type": "application/json"}
+        work = server.client.post("/v1/rerank", content=pieces(50), headers=headers)
+        assert code_of(server.run(work)) == (413, "max_body_bytes")
+
+
+def test_a_body_that_does_not_come_ends_the_request():
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(30)
+
+    with double(Settings(limits=Limits(body_seconds=0.1))) as server:
+        headers = {"Content-Type": "application/json"}
+        work = server.client.post("/v1/rerank", content=slow(), headers=headers)
+        assert code_of(server.run(work)) == (408, "body_seconds")
+
+
+def test_more_requests_than_the_server_holds_are_sent_away():
+    async def both() -> list[Any]:
+        started, go = asyncio.Event(), asyncio.Event()
+
+        async def pause() -> None:
+            started.set()
+            await go.wait()
+
+        server.service.pause = pause
+        first = asyncio.create_task(server.client.post("/v1/rerank", json=ASK))
+        await started.wait()
+        second = await server.client.post("/v1/rerank", json=ASK)
+        go.set()
+        return [await first, second, await server.client.post("/v1/rerank", json=ASK)]
+
+    with double(Settings(limits=Limits(max_requests=1))) as server:
+        first, second, third = server.run(both())
+    assert first.status_code == third.status_code == 200
+    assert code_of(second) == (429, "server_busy") and second.headers["Retry-After"] == "1"
+
+
+def test_bodies_of_all_requests_together_are_bounded():
+    with double(Settings(limits=Limits(max_held_bytes=500))) as server:
+        large = {**ASK, "filler": "x" * 600}
+        assert code_of(server.post("/v1/rerank", large)) == (429, "server_busy")
+        for _ in range(20):  # what was held is given back
+            assert server.post("/v1/rerank", ASK).status_code == 200

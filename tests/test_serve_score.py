@@ -1,0 +1,51 @@
+"""Scores of pairs come in the order of the pairs, whatever lists they were ranked in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from serve_app import Server, ServiceDouble, double
+
+DOCUMENTS = ["pear", "red apple", "a car"]
+
+
+@pytest.fixture(scope="module", name="server")
+def shared() -> Iterator[Server]:
+    with double() as server:
+        yield server
+
+
+def test_scores_keep_the_order_of_the_pairs(server):
+    body = server.post("/v1/score", {"text_1": "apple", "text_2": DOCUMENTS}).json()
+    assert [row["score"] for row in body["data"]] == [0.125, 0.5, 0.25]
+    assert [row["index"] for row in body["data"]] == [0, 1, 2]
+    assert all(row["object"] == "score" for row in body["data"])
+    assert body["usage"]["total_tokens"] == 56
+
+
+def test_pairs_of_one_query_are_ranked_together():
+    service = ServiceDouble()
+    with Server(None, service) as server:
+        pairs = {"text_1": ["a", "b", "a"], "text_2": DOCUMENTS}
+        body = server.post("/score", pairs).json()
+    lists = {call.query.text: [c.text for c in call.candidates] for call in service.calls}
+    assert lists == {"a": ["pear", "a car"], "b": ["red apple"]}
+    assert [row["score"] for row in body["data"]] == [0.25, 0.5, 0.5]
+    assert any("nothing to be compared with" in line for line in body["warnings"])
+    assert {call.mode for call in service.calls} == {"fast"}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "text_1"),
+        ({"text_1": "a"}, "text_2"),
+        ({"text_1": [], "text_2": "b"}, "text_1"),
+        ({"query": "a", "items": ["b"], "label_token_ids": [1]}, "label_token_ids"),
+        ({"text_1": "a", "text_2": ["b"], "stream": True}, "stream"),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(server, body, param):
+    answer = server.post("/score", body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
