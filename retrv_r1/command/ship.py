@@ -28,7 +28,7 @@ def ship(
         Path, typer.Argument(metavar="DATASET", help="Data set whose validation lists calibrate.")
     ],
 ) -> None:
-    """Assemble a checkpoint from finished runs and fit the temperatures of its scores, and write golden ones."""
+    """Assemble a checkpoint from finished runs, fit its temperatures, write its golden scores."""
     from retrv_r1.eval.calibration import calibrate
     from retrv_r1.verify.golden import write_golden
 
