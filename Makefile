@@ -38,10 +38,11 @@ GPU_FLAGS = --device $(DEVICE) --minutes $(MINUTES) --out $(RESULTS) $(if $(QUIC
 GPU_ENV := build/gpu-env
 
 NEWEST := build/transformers-newest
+CLIENTS := build/clients
 # Tests that depend on the version of transformers.
 VERSION_TESTS ?= $(wildcard tests/test_model_*.py) tests/test_train_stages.py
 
-.PHONY: help demo test test-versions bench bench-peers sglang-cpu lint clean data tiny
+.PHONY: help demo test test-versions test-clients bench bench-peers sglang-cpu lint clean data tiny
 .PHONY: gpu-check gpu-bench gpu-train gpu-rehearsal gpu-python
 
 help:
@@ -58,6 +59,7 @@ help:
 	@echo '                  all three take MINUTES=, RESULTS=, PYTHON=; DEVICE=cpu QUICK=1 rehearses'
 	@echo 'make gpu-rehearsal  rehearse those three on a CPU with only the packages of a GPU machine'
 	@echo 'make test-versions  run the model tests with the newest transformers'
+	@echo 'make test-clients   run the tests with clients of rerank services and with libraries'
 	@echo 'make lint    run ruff, mypy, and clang-format if installed'
 	@echo 'make clean   remove everything that was built, except .venv'
 
@@ -75,6 +77,17 @@ test-versions: $(NEWEST)/.installed
 $(NEWEST)/.installed: requirements/transformers_newest.txt | $(INSTALLED)
 	rm -rf $(@D)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --target $(@D) -r $<
+	@touch $@
+
+# RETRV_CLIENTS has a missing library fail instead of skip.
+test-clients: $(CLIENTS)/.installed
+	RETRV_CLIENTS=1 PYTHONPATH=$(CLIENTS) $(BIN)/python -m pytest -q -p no:langsmith_plugin -n 2 --dist loadfile \
+	  tests/test_clients_*.py tests/test_integrations_*.py tests/test_docs.py \
+	  -k 'not test_docs or integrations.md'
+
+$(CLIENTS)/.installed: requirements/clients.txt | $(INSTALLED)
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-compile --target $(@D) -r $<
 	@touch $@
 
 bench: $(INSTALLED)

@@ -1,13 +1,15 @@
 """README and docs are true: their code runs, their commands parse, what they name is there.
 
-A Python block runs, unless the line before it is ``<!-- not run: reason -->``. A ``text`` block
-that follows a Python block holds what that block prints.
+A Python block runs, unless the line before it is ``<!-- not run: reason -->``. After the line
+``<!-- needs: PACKAGE -->`` it runs where that is installed, and always in ``make test-clients``. A
+``text`` block that follows a Python block holds what that block prints.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -31,6 +33,7 @@ HISTORY = {"LOG.md", "CHANGELOG.md"}  # they name files and commands that are go
 FOLDERS = ("bench", "docs", "engine", "examples", "kernels", "requirements", "retrv_r1", "tests")
 FILE = re.compile(r"[\w./*-]+\.(?:py|pyi|md|cpp|h|yaml|toml|txt)")
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\n")
+NEEDS = re.compile(r"<!-- needs: (\w+) -->\n")
 
 
 @cache
@@ -53,7 +56,18 @@ def examples() -> Iterator[Any]:
                 assert before.map[1] == block.map[0], "the comment belongs to the next block"
                 continue
             printed = behind.content if behind and behind.info == "text" else None
-            yield pytest.param(block.content, printed, id=f"{page.name}:{block.map[0] + 1}")
+            needs = before and before.type == "html_block" and NEEDS.match(before.content)
+            yield pytest.param(
+                block.content,
+                printed,
+                id=f"{page.name}:{block.map[0] + 1}",
+                marks=skip_without(needs[1]) if needs else (),
+            )
+
+
+def skip_without(package: str) -> pytest.MarkDecorator:
+    found = os.environ.get("RETRV_CLIENTS") or importlib.util.find_spec(package)
+    return pytest.mark.skipif(not found, reason=f"needs {package}: make test-clients")
 
 
 def commands() -> Iterator[list[str]]:

@@ -29,12 +29,14 @@ def ship(
         typer.Argument(metavar="DATASET…", help="Data sets whose validation lists calibrate."),
     ],
 ) -> None:
-    """Assemble a checkpoint from finished runs and calibrate its scores."""
+    """Assemble a checkpoint from finished runs, calibrate it, and write its golden scores."""
     from retrv_r1.eval.calibration import calibrate
+    from retrv_r1.verify.golden import write_golden
 
     assemble(runs, out)
     for mode, fitted in calibrate(out, datasets).items():
         echo(f"{mode} {fitted}")
+    echo(f"golden scores: {write_golden(out)}")
 
 
 def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:
