@@ -247,9 +247,7 @@ class Plan:
         named = to_name(texts, sample(rows, count, rng))
         yield CellData(DATASETS["concepts_i2t"], "test", named, texts=texts.texts)
 
-    def _near(
-        self, rows: Sequence[IconRow], count: int, rng: np.random.Generator
-    ) -> list[IconRow]:
+    def _near(self, rows: Sequence[IconRow], count: int, rng: np.random.Generator) -> list[IconRow]:
         """Pictures of known concepts, one each; half of them share a word with some names."""
         words = {word for row in rows for word in row.code.split()}
         plain = [row for row in self._rows("train") if not row.skin]
@@ -289,9 +287,7 @@ class Plan:
         said = {term for one in self.terms if one.split == "train" for term in one.terms}
         return frozenset(term for term in said if self.index.held_out(term))
 
-    def _term_cell(
-        self, split: Part, rows: Iterable[IconRow], name: str = "terms_t2i"
-    ) -> CellData:
+    def _term_cell(self, split: Part, rows: Iterable[IconRow], name: str = "terms_t2i") -> CellData:
         """Queries of search terms over some pictures.
 
         All sources but the test's judge what training and validation may show as wrong; in the

@@ -71,7 +71,7 @@ _BADGE_TEXT = {
 _NUMBERS = {
     word: number
     for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve".split()
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
     )
 }
 _WORD_OF = {number: word for word, number in _NUMBERS.items()}

@@ -89,7 +89,9 @@ def concept(row: IconRow) -> dict[str, Any]:
     }
 
 
-def worded(name: str, rng: np.random.Generator, split: str, language: str = "en") -> tuple[str, str]:
+def worded(
+    name: str, rng: np.random.Generator, split: str, language: str = "en"
+) -> tuple[str, str]:
     """What is typed for a name, and the kind of its wording: `bare`, `train` or `test`.
 
     Training keeps the bare name, because a trainer draws wordings anew each time. Validation has

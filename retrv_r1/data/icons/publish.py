@@ -190,7 +190,6 @@ def write_pictures(out: Path, corpus: IconCorpus, rows: Iterable[IconRow], seed:
             pixels[..., :3], pixels[..., 3] = glyph_colour(row, seed), alpha
         with replacing(out / row.img_path) as file:
             Image.fromarray(pixels).save(file, "PNG")
-    
 
 
 def glyph_colour(row: IconRow, seed: int) -> tuple[int, int, int]:

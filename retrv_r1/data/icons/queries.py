@@ -92,9 +92,7 @@ def to_name(pool: NamePool, rows: Iterable[IconRow]) -> list[Draft]:
     return [Draft(None, row, concept(row), "picture", names) for row, names in found if names]
 
 
-def changed(
-    twins: Twins, count: int, rng: np.random.Generator, split: str
-) -> list[Draft]:
+def changed(twins: Twins, count: int, rng: np.random.Generator, split: str) -> list[Draft]:
     """Picture and what is to be different → its twin: "with dark skin tone", "pointing left".
 
     The twin of the picture's own hand comes first; twins by other hands are relevant too.

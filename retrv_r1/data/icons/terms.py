@@ -170,7 +170,9 @@ def _emoji(
 ) -> Terms:
     sets = tuple(dict.fromkeys(row.set for row in drawn))
     first = drawn[0]
-    return Terms(source, sets, " ".join(label.split()), first.code, first.gender, tuple(said), language)
+    return Terms(
+        source, sets, " ".join(label.split()), first.code, first.gender, tuple(said), language
+    )
 
 
 def _emoji_rows(index: Index) -> Mapping[str, list[IconRow]]:
@@ -214,7 +216,7 @@ def _yaml(package: Path, name: str) -> Any:
     except ImportError as error:
         raise RetrvError(f"search terms need PyYAML: {install_command('data')}") from error
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(_member(package, name), loader)  # noqa: S506 - both loaders are safe
+    return yaml.load(_member(package, name), loader)
 
 
 class Judgements:
