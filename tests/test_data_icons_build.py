@@ -39,7 +39,7 @@ BOX = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {0} {0}" width="{0}"
 def polygon(*key: str | int, box: float = 24, fill: str = "currentColor") -> str:
     """A drawing that depends on the key alone."""
     rng = random.Random(repr(key))
-    points = " ".join(f"{rng.uniform(1, 23) * box / 24:.2f}" for _ in range(12))
+    points = " ".join(f"{rng.uniform(1, 23) * box / 24:.2f}" for _ in range(48))
     return f'<path fill="{fill}" d="M{points}z"/>'
 
 
