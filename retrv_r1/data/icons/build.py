@@ -89,10 +89,7 @@ def build(
     copies = find_copies(found.kept)
     rows = rows_of(found.kept, held, copies)
     write_arrays(out, shards, found.kept, size)
-    lines = (json.dumps(row.line(), ensure_ascii=False) + "\n" for row in rows)
-    write_whole(out / PICTURES, "".join(lines))
-    families = {row.family: row.hand_split for row in rows if row.hand_split != "train"}
-    _write_concepts(out, choice, found, held, families, rows)
+    _write_lines(out, choice, found, held, rows)
     data = describe(request, choice, rows, copies)
     write_whole(out / _DRAFT, json.dumps(data))
     data["cells"] = write_cells(load_corpus(out, _DRAFT), out, seed=seed)
@@ -110,15 +107,20 @@ def _held_out(choice: Choice, seed: int) -> dict[str, Split]:
     return hold_out(families, seed)
 
 
-def _write_concepts(
+def _write_lines(
     out: Path,
     choice: Choice,
     found: Survey,
     held: Mapping[str, Split],
-    families: Mapping[str, Split],
     rows: Sequence[IconRow],
 ) -> None:
-    """Writes what is known of concepts; a held-out name is no alias of a concept in training."""
+    """Writes the rows, and what is known of concepts.
+
+    A held-out name is no alias of a concept in training.
+    """
+    lines = (json.dumps(row.line(), ensure_ascii=False) + "\n" for row in rows)
+    write_whole(out / PICTURES, "".join(lines))
+    families = {row.family: row.hand_split for row in rows if row.hand_split != "train"}
     drawn = {row.code for row in rows}
     aliases: dict[str, list[str]] = {}
     for code in sorted(drawn):

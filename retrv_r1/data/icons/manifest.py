@@ -15,7 +15,7 @@ from retrv_r1.data.icons.copies import ANY_NAME, RESEMBLES, SAME_NAME, SIMPLE
 from retrv_r1.data.icons.corpus import MANIFEST, IconRow
 from retrv_r1.data.icons.families import HELD_OUT
 from retrv_r1.data.icons.packages import PACKAGES, sha256_of, tarball
-from retrv_r1.data.icons.render import RENDER_VERSION
+from retrv_r1.data.icons.render import RENDER_VERSION, renderer_version
 from retrv_r1.data.icons.splits import Copies
 
 BUILD_VERSION = 1  # raise it when the same packages give other files
@@ -34,7 +34,7 @@ def build_request(out: Path, seed: int, size: int, limit: int | None) -> dict[st
             for package, version in PACKAGES.items()
         },
         "tools": {name: importlib.metadata.version(name) for name in ("numpy", "pillow")}
-        | {"resvg-py": importlib.metadata.version("resvg-py")},
+        | {"resvg-py": renderer_version()},
         "choice": {
             "styles of a drawing": STYLES_PER_DRAWING,
             "drawings of a concept in a set": DRAWINGS_PER_CONCEPT,

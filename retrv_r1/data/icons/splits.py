@@ -81,7 +81,8 @@ def _compare(
     Notes in `alike`, by set and family, how alike drawings of one concept are. Edges compare
     glyphs with pictures in colours only.
     """
-    held, others = [], []
+    held: list[int] = []
+    others: list[int] = []
     for i, k in enumerate(kept):
         if what in k.maps:
             (others if hand_split(k.icon.family) == "train" else held).append(i)
