@@ -57,7 +57,8 @@ def run(
             ``candidates`` are given.
         k: candidate counts; for each, that many of the first stage's best are reranked.
         split: ``test`` or ``val``; ``style``, ``composition`` or ``unseen`` for a part of the
-            pictograph set's test cells; ``all`` for every test cell.
+            pictograph set's test cells; ``hands``, ``concepts``, ``terms`` or ``detail`` for one of
+            the icon corpus's; ``all`` for every test cell.
         cells: names of cells, such as ``cirr_task7``; all of the split if empty.
         out: folder for ``report.json``, ``report.md``, ``chart.png``, ``runs/``, ``outcomes/``,
             and ``vectors/`` of the pools. Run files of an earlier report are removed.

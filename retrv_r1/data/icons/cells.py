@@ -10,19 +10,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retrv_r1.data.icons.concepts import share
 from retrv_r1.data.icons.corpus import IconCorpus, IconRow, Split
 from retrv_r1.data.icons.detail import Twins, detail_queries
 from retrv_r1.data.icons.drafts import CellData, generator, sample
 from retrv_r1.data.icons.index import Index, Pool, bag
-from retrv_r1.data.icons.phrases import DATASETS, DETAIL_CELLS, HANDS
+from retrv_r1.data.icons.phrases import DATASETS, DETAIL_CELLS, HANDS, Dataset
+from retrv_r1.data.icons.pools import (
+    Sizes,
+    shown,
+    some_of_each,
+    some_twins,
+    used,
+    used_or_listed,
+)
 from retrv_r1.data.icons.publish import publish
 from retrv_r1.data.icons.queries import (
     NamePool,
@@ -39,27 +45,10 @@ TRAIN_SETS_OF_TERMS = (
     "tabler", "mdi", "fa7-solid", "noto", "twemoji", "fluent-emoji-flat",
 )  # fmt: skip
 _PER_CONCEPT = 3  # pictures of one concept in the pool of names
-_PER_GROUP = 12  # twins of one group in training
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of queries and of candidates.
-
-    Args:
-        names, terms, detail, i2i, i2t, it2i: queries of each training cell.
-        evaluation: queries of a validation or test cell.
-        pool: pictures of an evaluation's pool, about.
-    """
-
-    names: int = 45_000
-    terms: int = 35_000
-    detail: int = 25_000
-    i2i: int = 15_000
-    i2t: int = 15_000
-    it2i: int = 15_000
-    evaluation: int = 1_000
-    pool: int = 3_000
+FOREIGN_SHARE = 0.35
+"""Most queries of search terms that are not English."""
+UNSPACED = ("fxemoji", "whh")
+"""Sets whose names are written without gaps."""
 
 
 def write_cells(
@@ -123,26 +112,26 @@ class Plan:
         sizes, rng = self.sizes, self._rng("train")
         rows = self._rows("train")
         plain = [row for row in rows if not row.skin]
-        kept = _some_of_each(plain, self.seed, _PER_CONCEPT)
+        kept = some_of_each(plain, self.seed, _PER_CONCEPT)
         pool = Pool(self.index, kept)
         asked = one_of_each(kept, rng)
         # Concepts that several hands draw come first: a name that one hand gives may be odd.
         asked.sort(key=lambda row: -min(len(pool.showing(row.code)), 2))
         names = by_name(pool, asked[: sizes.names], rng, "train")
-        yield _shown(CellData(DATASETS["names_t2i"], "train", names), kept)
+        yield shown(CellData(DATASETS["names_t2i"], "train", names), kept)
         kept_rows = {row.row for row in kept}
         others = [row for row in plain if row.row not in kept_rows]
         same = by_picture(pool, sample(others, 3 * sizes.i2i, rng))[: sizes.i2i]
-        yield _shown(CellData(DATASETS["i2i"], "train", same), kept)
+        yield shown(CellData(DATASETS["i2i"], "train", same), kept)
         texts = NamePool(self.index, asked[: sizes.names], first=1)
         named = to_name(texts, sample(plain, 2 * sizes.i2t, rng))[: sizes.i2t]
         yield CellData(DATASETS["i2t"], "train", named, texts=texts.texts)
         yield self._term_cell("train", [r for r in plain if r.set in TRAIN_SETS_OF_TERMS])
-        twins = Twins(_some_twins(rows, self.seed))
+        twins = Twins(some_twins(rows, self.seed))
         detail = detail_queries(twins, sizes.detail, rng, "train", listed=False)
-        yield _shown(CellData(DATASETS["detail_t2i"], "train", detail), _used(twins))
+        yield shown(CellData(DATASETS["detail_t2i"], "train", detail), used(twins))
         change = changed(twins, sizes.it2i, rng, "train")
-        yield _shown(CellData(DATASETS["it2i"], "train", change), _used(twins))
+        yield shown(CellData(DATASETS["it2i"], "train", change), used(twins))
 
     def validation(self) -> Iterator[CellData]:
         """Validation: hands that neither training nor the test shows; other codes' terms."""
@@ -155,9 +144,10 @@ class Plan:
         toned = [r for r in self.corpus.rows if r.hand_split == "val" and r.split == "val"]
         twins = Twins(toned)
         detail = detail_queries(twins, count, rng, "val", listed=True)
-        yield _shown(CellData(DATASETS["detail_t2i"], "val", detail), _used(twins))
+        cell = CellData(DATASETS["detail_t2i"], "val", detail)
+        yield shown(cell, used_or_listed(twins, cell))
         change = changed(twins, count, rng, "val")
-        yield _shown(CellData(DATASETS["it2i"], "val", change), _used(twins))
+        yield shown(CellData(DATASETS["it2i"], "val", change), used(twins))
 
     def _hand_cells(
         self,
@@ -168,37 +158,57 @@ class Plan:
         names: tuple[str, str, str],
     ) -> Iterator[CellData]:
         """Cells by name, by picture and to name over some pictures, all in one pool."""
-        count, pool = self.sizes.evaluation, Pool(self.index, rows)
+        pool = Pool(self.index, rows)
         by_names, by_pictures, to_names = (DATASETS[name] for name in names)
-        asked = one_of_each(rows, rng)[:count]
-        yield _shown(CellData(by_names, split, by_name(pool, asked, rng, split)), rows)
-        yield self._across(by_pictures, split, rows, rng)
+        asked = self._asked(rows, rng)
+        yield shown(CellData(by_names, split, by_name(pool, asked, rng, split)), rows)
+        known = [r for r in self._rows("train") if r.set == "tabler"]
+        yield self._across(by_pictures, split, rows, some_of_each(known, self.seed, 1), rng)
         texts = NamePool(self.index, [*rows, *self._others(rng)], first)
-        named = to_name(texts, one_of_each(rows, rng)[:count])
+        named = to_name(texts, self._asked(rows, rng))
         yield CellData(to_names, split, named, texts=texts.texts)
+
+    def _asked(self, rows: Iterable[IconRow], rng: np.random.Generator) -> list[IconRow]:
+        """What an evaluation asks for by name: one picture of each concept, few of them flags.
+
+        Names of sets that write no gaps are asked only where another set has them.
+        """
+        readable = [r for r in rows if r.set not in UNSPACED or bag(r.code) in self._spaced]
+        asked = one_of_each(readable, rng)
+        flags = [row for row in asked if row.code.startswith("flag")]
+        others = [row for row in asked if not row.code.startswith("flag")]
+        return sample([*others, *flags[: len(asked) // 20]], self.sizes.evaluation, rng)
+
+    @cached_property
+    def _spaced(self) -> frozenset[str]:
+        """Keys of concepts of all sets whose names have gaps between words."""
+        return frozenset(bag(row.code) for row in self.corpus.rows if row.set not in UNSPACED)
 
     def _others(self, rng: np.random.Generator) -> list[IconRow]:
         """Pictures of training whose names are wrong answers."""
-        rows = _some_of_each([r for r in self._rows("train") if not r.skin], self.seed, 1)
+        rows = some_of_each([r for r in self._rows("train") if not r.skin], self.seed, 1)
         return sample(rows, self.sizes.pool // 2, rng)
 
     def _across(
-        self, dataset: Any, split: str, rows: Sequence[IconRow], rng: np.random.Generator
+        self,
+        dataset: Dataset,
+        split: str,
+        rows: Sequence[IconRow],
+        more: Sequence[IconRow],
+        rng: np.random.Generator,
     ) -> CellData:
-        """Pictures of one family of hands, asked among the pictures of the others.
+        """The hand with the most pictures asks among the pictures of the others and some more.
 
-        The family with the fewest shared concepts in the pool would ask little, so each family
-        asks in turn, and its own pictures are no answers: they are left out of the pool when it is
-        the family with the most pictures.
+        Its own pictures are not in the pool, where each query would find itself first.
         """
         families: dict[str, list[IconRow]] = defaultdict(list)
         for row in rows:
             families[row.family].append(row)
         asking = max(sorted(families), key=lambda family: len(families[family]), default="")
-        candidates = [row for row in rows if row.family != asking]
+        candidates = [*(row for row in rows if row.family != asking), *more]
         pool = Pool(self.index, candidates)
         drafts = by_picture(pool, one_of_each(families.get(asking, ()), rng))
-        return _shown(CellData(dataset, split, drafts[: self.sizes.evaluation]), candidates)
+        return shown(CellData(dataset, split, drafts[: self.sizes.evaluation]), candidates)
 
     def hands(self) -> Iterator[CellData]:
         """Hands never seen: one pool for each set, and picture tasks across hands."""
@@ -208,20 +218,20 @@ class Plan:
         for prefix in HANDS:
             rng = self._rng("hands", prefix)
             own = [row for row in every if row.set == prefix]
-            asked = one_of_each([row for row in rows if row.set == prefix], rng)[:count]
+            asked = self._asked([row for row in rows if row.set == prefix], rng)
             name = f"hands_t2i_{prefix.replace('-', '_')}"
             drafts = by_name(Pool(self.index, own), asked, rng, "test")
-            yield _shown(CellData(DATASETS[name], "test", drafts), own)
+            yield shown(CellData(DATASETS[name], "test", drafts), own)
         rng = self._rng("hands")
         main = [row for row in rows if row.set in HANDS]
-        yield self._across(DATASETS["hands_i2i"], "test", main, rng)
+        yield self._across(DATASETS["hands_i2i"], "test", main, self._rows("val"), rng)
         texts = NamePool(self.index, [*main, *self._others(rng)], 2_000_001)
-        named = to_name(texts, one_of_each(main, rng)[:count])
+        named = to_name(texts, self._asked(main, rng))
         yield CellData(DATASETS["hands_i2t"], "test", named, texts=texts.texts)
         toned = [r for r in self.corpus.rows if r.hand_split == "test" and r.set in HANDS]
         twins = Twins(toned)
         change = changed(twins, count, rng, "test")
-        yield _shown(CellData(DATASETS["hands_it2i"], "test", change), _used(twins))
+        yield shown(CellData(DATASETS["hands_it2i"], "test", change), used(twins))
 
     def concepts(self) -> Iterator[CellData]:
         """Names never seen, drawn by hands of training, among pictures of known concepts."""
@@ -232,17 +242,17 @@ class Plan:
             if row.hand_split == "train" and row.why == ("concepts",) and row.split == "test"
             if not row.skin
         ]
-        new = _some_of_each(rows, self.seed, 2)
+        new = some_of_each(rows, self.seed, 2)
         known = self._near(new, self.sizes.pool - len(new), rng)
         pool = Pool(self.index, [*new, *known])
         asked = [row for _ in range(4) for row in one_of_each(new, rng)][:count]
         drafts = by_name(pool, asked, rng, "test")
         unique = {draft.text: draft for draft in drafts}
-        yield _shown(CellData(DATASETS["concepts_t2i"], "test", [*unique.values()]), pool.rows)
-        used = {row.row for row in pool.rows}
-        others = [row for row in rows if row.row not in used]
+        yield shown(CellData(DATASETS["concepts_t2i"], "test", [*unique.values()]), pool.rows)
+        taken = {row.row for row in pool.rows}
+        others = [row for row in rows if row.row not in taken]
         same = by_picture(pool, sample(others, count, rng))
-        yield _shown(CellData(DATASETS["concepts_i2i"], "test", same), pool.rows)
+        yield shown(CellData(DATASETS["concepts_i2i"], "test", same), pool.rows)
         texts = NamePool(self.index, [*new, *known], 3_000_001)
         named = to_name(texts, sample(rows, count, rng))
         yield CellData(DATASETS["concepts_i2t"], "test", named, texts=texts.texts)
@@ -251,7 +261,7 @@ class Plan:
         """Pictures of known concepts, one each; half of them share a word with some names."""
         words = {word for row in rows for word in row.code.split()}
         plain = [row for row in self._rows("train") if not row.skin]
-        known = _some_of_each(plain, self.seed + 1, 1)
+        known = some_of_each(plain, self.seed + 1, 1)
         near = [row for row in known if words & set(row.code.split())]
         chosen = sample(near, count // 2, rng)
         taken = {row.row for row in chosen}
@@ -274,7 +284,7 @@ class Plan:
             rng = self._rng("detail", name)
             drafts = detail_queries(twins, self.sizes.evaluation // 2, rng, "test", listed=True)
             cell = CellData(DATASETS[f"detail_{name}"], "test", drafts)
-            yield _shown(cell, _used_or_listed(twins, cell))
+            yield shown(cell, used_or_listed(twins, cell))
 
     def _of_terms(self, split: Part, rows: Iterable[IconRow]) -> list[IconRow]:
         """Pictures whose concepts have terms of a split."""
@@ -306,45 +316,8 @@ class Plan:
             banned=self._banned if training else frozenset(),
         )  # fmt: skip
         most = self.sizes.terms if training else self.sizes.evaluation
-        return _shown(CellData(DATASETS[name], split, sample(drafts, most, rng)), kept)
-
-
-def _shown(cell: CellData, rows: Iterable[IconRow]) -> CellData:
-    return replace(cell, pictures=tuple({row.row: row for row in rows}.values()))
-
-
-def _some_of_each(rows: Iterable[IconRow], seed: int, most: int) -> list[IconRow]:
-    """Up to ``most`` pictures of each concept and gender, each from another set."""
-    found: dict[tuple[str, str], dict[str, IconRow]] = defaultdict(dict)
-    for row in sorted(rows, key=lambda r: share(seed, "pool", str(r.row))):
-        sets = found[bag(row.code), row.gender]
-        if len(sets) < most:
-            sets.setdefault(row.set, row)
-    return sorted((row for sets in found.values() for row in sets.values()), key=lambda r: r.row)
-
-
-def _some_twins(rows: Sequence[IconRow], seed: int) -> list[IconRow]:
-    """Pictures of groups of twins; of a group that many sets have, some sets stay."""
-    twins = Twins(rows)
-    count: dict[tuple[str, str], int] = defaultdict(int)
-    kept: dict[int, IconRow] = {}
-    keys = sorted(twins.groups, key=lambda key: share(seed, "twins", *key))
-    for key in keys:
-        if count[key[1:]] < _PER_GROUP:
-            members = twins.groups[key]
-            count[key[1:]] += len(members)
-            kept |= {twin.row.row: twin.row for twin in members}
-    return [kept[row] for row in sorted(kept)]
-
-
-def _used(twins: Twins) -> list[IconRow]:
-    """Pictures that have twins."""
-    found = {t.row.row: t.row for members in twins.groups.values() for t in members}
-    return [found[row] for row in sorted(found)]
-
-
-def _used_or_listed(twins: Twins, cell: CellData) -> list[IconRow]:
-    """Pictures that have twins or stand in a query's list."""
-    listed = {int(did.split(":")[1]) for draft in cell.drafts for did in draft.listed}
-    used = {row.row for row in _used(twins)}
-    return [row for row in twins.rows if row.row in listed | used]
+        english = [draft for draft in drafts if draft.details["language"] == "en"]
+        foreign = [draft for draft in drafts if draft.details["language"] != "en"]
+        chosen = sample(english, most - min(len(foreign), int(most * FOREIGN_SHARE)), rng)
+        chosen += sample(foreign, min(most - len(chosen), int(most * FOREIGN_SHARE)), rng)
+        return shown(CellData(DATASETS[name], split, sample(chosen, most, rng)), kept)

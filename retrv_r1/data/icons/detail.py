@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from retrv_r1.data.icons.corpus import IconRow
 from retrv_r1.data.icons.detail_words import Detail, details, words_of
 from retrv_r1.data.icons.drafts import Draft, concept, did, dids, sample, worded
+from retrv_r1.data.icons.english import MODIFIERS
 from retrv_r1.data.icons.index import bag, sayable
 
 LISTED = 50
 _FILLS = ("filled", "outline")
+_FILL_SETS = 20  # pictures with a fill twin that a set needs; else the word means something else
+_CLOSE = 5  # close pictures that a listed query needs at least
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Twins:
             for twin in twins:
                 detail, row = twin.detail, twin.row
                 key = (row.set, detail.kind, detail.frame, detail.value, row.gender)
-                if detail.value and (sayable(detail.rest) or detail.kind == "character"):
+                if is_askable(detail):
                     found[key].append(twin)
         return [twins[0] for twins in found.values()]
 
@@ -84,32 +88,67 @@ class Twins:
             and (wanted.kind != "skin" or row.gender in ("", other.row.gender))
         ]
 
-    def siblings(self, twin: Twin) -> list[IconRow]:
-        """Twins of a picture in its own set, then the others in random order, nearest first.
+    def siblings(self, twin: Twin, rng: np.random.Generator) -> list[IconRow]:
+        """Twins of a picture in its own set, then the set's others, nearest first.
 
-        Near are pictures with many words of the thing's name.
+        Near are pictures with many words of the name; those without any are in random order.
         """
         own = self._groups[twin.row.set, twin.detail.kind, twin.detail.frame]
         first = {other.row.row: other.row for other in own}
-        words = set(twin.row.code.split())
-        near = [r for r in self._of_set(twin.row.set) if r.row not in first]
-        shared = sorted(near, key=lambda r: -_overlap(words, r))
+        words = _words(twin.row.name)
+        near = [r for r in self._sets[twin.row.set] if r.row not in first]
+        mixed = sample(near, len(near), rng)
+        shared = sorted(mixed, key=lambda r: -_overlap(words, r))
         return [*first.values(), *shared]
 
-    def _of_set(self, prefix: str) -> list[IconRow]:
-        if not hasattr(self, "_by_set"):
-            self._by_set: dict[str, list[IconRow]] = defaultdict(list)
-            for row in self.rows:
-                self._by_set[row.set].append(row)
-        return self._by_set[prefix]
+    def close(self, twin: Twin) -> int:
+        """Number of pictures of the same set with a word of a twin's thing, itself left out."""
+        words = set(twin.row.code.split())
+        alike = {n for w in words for n in self._with_word(twin.row.set, w)}
+        return len(alike - {twin.row.row})
+
+    def _with_word(self, prefix: str, word: str) -> Sequence[int]:
+        return self._words.get((prefix, word), ())
+
+    @cached_property
+    def _words(self) -> Mapping[tuple[str, str], Sequence[int]]:
+        found: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for row in self.rows:
+            for word in row.code.split():
+                found[row.set, word].append(row.row)
+        return found
+
+    @cached_property
+    def _sets(self) -> Mapping[str, Sequence[IconRow]]:
+        found: dict[str, list[IconRow]] = defaultdict(list)
+        for row in self.rows:
+            found[row.set].append(row)
+        return found
 
 
-def _overlap(words: set[str], row: IconRow) -> float:
-    other = set(row.code.split())
+def is_askable(detail: Detail) -> bool:
+    """Whether a query can ask for a detail: it has a value, and the rest of the name is a thing.
+
+    The rest of "large plus" is none.
+    """
+    if not detail.value:
+        return False
+    if detail.kind in ("character", "clock", "dice", "card"):
+        return True
+    return sayable(detail.rest) and not set(detail.rest.split()) <= MODIFIERS
+
+
+@lru_cache(maxsize=1 << 15)
+def _words(name: str) -> frozenset[str]:
+    return frozenset(name.split())
+
+
+def _overlap(words: frozenset[str], row: IconRow) -> float:
+    other = _words(row.name)
     return len(words & other) / len(words | other)
 
 
-def _fills(rows: Iterable[IconRow]) -> dict[int, list[Detail]]:
+def _fills(rows: Sequence[IconRow]) -> dict[int, list[Detail]]:
     """Filled against outline, where a set has both of one drawing.
 
     A drawing whose name says neither is what its twin is not; of three it is left out.
@@ -131,7 +170,8 @@ def _fills(rows: Iterable[IconRow]) -> dict[int, list[Detail]]:
             for style, of in stated.items():
                 for row in of:
                     found[row.row] = [Detail("fill", style, bag(row.code), row.code)]
-    return found
+    count = Counter(row.set for row in rows if row.row in found)
+    return {r.row: found[r.row] for r in rows if r.row in found and count[r.set] >= _FILL_SETS}
 
 
 def named(twin: Twin) -> str:
@@ -148,7 +188,7 @@ def asked(twin: Twin, rng: np.random.Generator, split: str) -> tuple[str, str]:
         return text, "bare"
     if rng.random() < 0.5:  # the sentence itself is what is tested; frames would only lengthen it
         return text, "bare"
-    return worded(text, rng, split)
+    return worded(text.removeprefix("a ").removeprefix("an ").removeprefix("the "), rng, split)
 
 
 def detail_queries(
@@ -163,6 +203,10 @@ def detail_queries(
     for twin in twins.askable():
         rows[twin.detail.kind].append(twin)
     queues = {kind: sample(rows[kind], len(rows[kind]), rng) for kind in sorted(rows)}
+    if listed:
+        queues = {k: [t for t in q if twins.close(t) >= _CLOSE] for k, q in queues.items()}
+    most = count // 3 if len(queues) > 3 else count
+    queues = {kind: queue[:most] for kind, queue in queues.items()}
     chosen: list[Twin] = []
     while len(chosen) < count and any(queues.values()):
         chosen += [queue.pop() for queue in queues.values() if queue]
@@ -171,7 +215,7 @@ def detail_queries(
         text, how = asked(twin, rng, split)
         relevant = twins.relevant(twin)
         right = {row.row for row in relevant}
-        near = [row for row in twins.siblings(twin) if row.row not in right] if listed else [
+        near = [row for row in twins.siblings(twin, rng) if row.row not in right] if listed else [
             other.row
             for other in twins.groups[twin.row.set, twin.detail.kind, twin.detail.frame]
             if other.row.row not in right

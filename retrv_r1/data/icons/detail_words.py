@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from retrv_r1.data.icons.corpus import IconRow
 from retrv_r1.data.icons.english import article, word_set
@@ -15,7 +16,7 @@ KINDS: tuple[str, ...] = (
 )  # fmt: skip
 """Kinds of details: the skin tone of people, filled or outline, where something points, how many
 of it there are, a small sign at its corner, the time on a clock, the dots of a die, the rank and
-suit of a playing card, a level of battery or signal, a letter or digit, and what it is framed by."""
+suit of a playing card, a level of battery or signal, a letter or digit, and what frames it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ _DIRECTIONS = {
     "leftward": "left", "rightward": "right", "leftwards": "left", "rightwards": "right",
     "north": "up", "south": "down", "east": "right", "west": "left",
 }  # fmt: skip
-_POINTING = word_set(
+POINTING = word_set(
     "arrow arrows chevron chevrons caret carets angle angles hand finger pointer index backhand"
 )
 _COUNTS = {"double": "double", "triple": "triple", "single": "single"}
@@ -55,9 +56,9 @@ _BADGES = {
     "xmark": "cross", "off": "off", "slash": "off", "question": "question", "help": "question",
     "exclamation": "exclamation", "lock": "lock", "heart": "heart", "star": "star",
     "search": "search", "cog": "gear", "gear": "gear", "settings": "gear", "pencil": "pencil",
-    "edit": "pencil", "pen": "pencil", "clock": "clock", "dollar": "dollar", "pin": "pin",
-    "bolt": "bolt", "code": "code",
+    "edit": "pencil",
 }  # fmt: skip
+_LEADING = word_set("plus add minus subtract")  # "add user"; but a "lock screen" has no lock
 # Words that some hands draw as a cross, others as a minus or a bin: no one can say what is right.
 _VAGUE = word_set("remove delete close cancel clear disabled times error alert warning")
 _BADGE_TEXT = {
@@ -65,15 +66,12 @@ _BADGE_TEXT = {
     "cross": "with a cross", "off": "crossed out", "question": "with a question mark",
     "exclamation": "with an exclamation mark", "lock": "with a lock", "heart": "with a heart",
     "star": "with a star", "search": "with a magnifying glass", "gear": "with a gear",
-    "pencil": "with a pencil", "clock": "with a clock", "dollar": "with a dollar sign",
-    "pin": "with a pin", "bolt": "with a bolt", "code": "with code",
+    "pencil": "with a pencil",
 }  # fmt: skip
 _NUMBERS = {
-    word: number
-    for number, word in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-    )
-}
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
+    "eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12,
+}  # fmt: skip
 _WORD_OF = {number: word for word, number in _NUMBERS.items()}
 _RANKS = word_set("ace king queen jack 2 3 4 5 6 7 8 9 10")
 _SUITS = word_set("clubs spades hearts diamonds")
@@ -82,19 +80,25 @@ _LEVELLED = word_set(
     "battery wifi signal volume speaker cell cellular network thermometer temperature gauge "
     "brightness reception antenna connection"
 )
-_FRAMES = word_set("circle square box triangle hexagon octagon diamond")
+_FRAMES = word_set("circle square triangle hexagon octagon diamond")
+_OWN_FRAME = word_set("message messages chat bubble comment speech")  # they are the circle
 _MARKS = word_set("letter number numeric alpha digit keycap")
 
 
 def details(row: IconRow) -> tuple[Detail, ...]:
     """All details that the name, style and skin of a picture state; fill is told by twins alone."""
-    words = row.code.split()
-    if _VAGUE & set(words):
-        return ()
-    found = [detail for read in _READERS for detail in read(words)]
-    if row.skin and " and " not in row.skin:
-        found.append(_detail("skin", row.skin.replace(" ", "-"), words))
-    return tuple(found)
+    found = _named(row.code)
+    if found and " and " not in row.skin:
+        skin = _detail("skin", row.skin.replace(" ", "-"), row.code.split())
+        return (*found, skin)
+    return found
+
+
+@lru_cache(maxsize=1 << 17)
+def _named(code: str) -> tuple[Detail, ...]:
+    """Details that a concept's name states."""
+    words = code.split()
+    return () if _VAGUE & set(words) else tuple(d for read in _READERS for d in read(words))
 
 
 def _detail(kind: str, value: str, rest: Sequence[str]) -> Detail:
@@ -128,7 +132,8 @@ def _badge(words: Sequence[str]) -> Iterator[Detail]:
     if len(words) < 2:
         yield _detail("badge", "", words)
         return
-    ends = [place for place in (len(words) - 1, 0) if words[place] in _BADGES]
+    last = len(words) - 1
+    ends = [last] if words[last] in _BADGES else [0] if words[0] in _LEADING else []
     if not ends:
         yield _detail("badge", "", words)
         return
@@ -184,7 +189,7 @@ def _character(words: Sequence[str]) -> Iterator[Detail]:
     rest = [w for w in words if w not in _MARKS]
     marks = [w for w in words if w in _MARKS]
     values = [w for w in rest if re.fullmatch(r"[a-z]|\d\d?", w) or w in _NUMBERS]
-    frames = [w for w in rest if w in _FRAMES]
+    frames = ["square" if w == "box" else w for w in rest if w in _FRAMES or w == "box"]
     if len(values) == 1 and len(rest) == 1 + len(frames) and (marks or frames):
         value = str(_NUMBERS.get(values[0], values[0]))
         if value != "x":  # a cross in a circle
@@ -194,9 +199,8 @@ def _character(words: Sequence[str]) -> Iterator[Detail]:
 def _frame(words: Sequence[str]) -> Iterator[Detail]:
     values = [w for w in words if w in _FRAMES]
     rest = [w for w in words if w not in _FRAMES]
-    if len(values) <= 1 and rest:
-        value = {"box": "square"}.get(values[0], values[0]) if values else ""
-        yield _detail("frame", value, rest)
+    if len(values) <= 1 and rest and not _OWN_FRAME & set(words):
+        yield _detail("frame", values[0] if values else "", rest)
 
 
 _READERS: tuple[Callable[[Sequence[str]], Iterator[Detail]], ...] = (
@@ -217,7 +221,7 @@ def words_of(detail: Detail, named: str, place: int) -> str:
 
 def _said_direction(value: str, named: str, rest: str) -> tuple[str, ...]:
     parts = value.split()
-    if not _POINTING & set(named.split()):
+    if not POINTING & set(named.split()):
         return (f"{named} {value}",)
     if len(parts) == 1:
         aside = f"{named} to the {value}" if value in ("left", "right") else f"{named} {value}wards"
@@ -256,8 +260,7 @@ def _said_character(value: str, named: str, rest: str) -> tuple[str, ...]:
     what = f"number {value}" if value.isdecimal() else f"letter {value.upper()}"
     if rest == "plain":
         return (what, f"the {what}")
-    frame = rest.replace("box", "square")
-    return f"{what} in {article(frame)} {frame}", f"{frame} with the {what}"
+    return f"{what} in {article(rest)} {rest}", f"{rest} with the {what}"
 
 
 _WORDINGS: Mapping[str, Callable[[str, str, str], tuple[str, ...]]] = {

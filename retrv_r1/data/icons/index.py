@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from retrv_r1.data.icons.corpus import IconCorpus, IconRow
 from retrv_r1.data.icons.english import word_set
@@ -15,6 +15,7 @@ _ORDERED = word_set("left right up down top bottom in out over under to from")
 _MOST_WORDS = 6
 
 
+@lru_cache(maxsize=1 << 18)
 def bag(text: str) -> str:
     """Key of a name that does not depend on the order of words: "user plus", "plus user".
 
@@ -26,7 +27,7 @@ def bag(text: str) -> str:
 
 
 def sayable(text: str) -> bool:
-    """Whether a name can be a query: it has a word, is short and is no file name."""
+    """Whether a name can be a query: it has a word and is short."""
     return bool(re.search(r"[a-z]{3}", text)) and len(text.split()) <= _MOST_WORDS
 
 
@@ -84,9 +85,7 @@ class Pool:
     def showing(self, code: str, gender: str = "", skin: str = "") -> list[IconRow]:
         """All pictures that show a concept; any gender or skin unless it is asked for."""
         found = [r for key in sorted(self.index.same(code)) for r in self._by_bag.get(key, ())]
-        return [
-            r for r in found if gender in ("", r.gender) and skin in ("", r.skin)
-        ]  # fmt: skip
+        return [r for r in found if gender in ("", r.gender) and skin in ("", r.skin)]
 
     def of_bags(self, bags: Iterable[str]) -> list[IconRow]:
         """All pictures of some concepts, by key."""

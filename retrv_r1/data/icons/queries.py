@@ -9,7 +9,8 @@ from itertools import combinations
 import numpy as np
 
 from retrv_r1.data.icons.corpus import IconRow
-from retrv_r1.data.icons.detail import Twin, Twins
+from retrv_r1.data.icons.detail import Twin, Twins, is_askable
+from retrv_r1.data.icons.detail_words import POINTING
 from retrv_r1.data.icons.drafts import Draft, concept, dids, sample, worded
 from retrv_r1.data.icons.english import article
 from retrv_r1.data.icons.index import Index, Pool, bag, sayable
@@ -137,7 +138,7 @@ def _pairs(
         (one, other)
         for one in members
         for other in members
-        if other.detail.value and one.detail.value != other.detail.value
+        if is_askable(other.detail) and one.detail.value != other.detail.value
         and one.row.gender == other.row.gender
         and (other.detail.kind == "fill" or one.row.styles == other.row.styles)
         and change_phrases(other)
@@ -155,9 +156,10 @@ def change_phrases(target: Twin) -> tuple[str, ...]:
             return "filled", "the same but filled", "make it solid"
         return "outline", "the same as an outline", "only the outline"
     if kind == "direction" and len(value.split()) == 1:
-        return f"pointing {value}", f"the same to the {value}" if value in ("left", "right") else (
-            f"the same {value}wards"
-        ), f"{value} instead"  # fmt: skip
+        aside = f"to the {value}" if value in ("left", "right") else f"{value} instead"
+        if POINTING & set(target.detail.rest.split()):
+            return f"pointing {value}", f"the same but pointing {value}", aside
+        return f"{value} instead", f"the same but {value}"
     if kind == "badge":
         sign = {"off": "crossed out", "check": "with a check mark"}
         text = sign.get(value, f"with {article(value)} {value}")

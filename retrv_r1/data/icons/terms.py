@@ -94,6 +94,8 @@ def read_terms(corpus: IconCorpus, out: Path, *, seed: int = 0) -> list[Terms]:
         named = index.same(terms.code)
         words = dict.fromkeys(clean(term) for term in terms.terms)
         said = tuple(t for t in words if t and bag(t) not in named and bag(t) != bag(terms.name))
+        if terms.code.startswith("flag "):  # letters of a country's code, in every language
+            said = tuple(t for t in said if len(t) > 3) if terms.language == "en" else ()
         if said:
             part = _part(terms.source, terms.code, seed)
             kept.append(Terms(**asdict(terms) | {"terms": said, "split": part}))
