@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from retrv_r1.data.icons.cells import write_cells
 from retrv_r1.data.icons.choose import Choice, choose
 from retrv_r1.data.icons.concepts import hold_out
-from retrv_r1.data.icons.corpus import CONCEPTS, PICTURES, IconRow, Split
+from retrv_r1.data.icons.corpus import CONCEPTS, MANIFEST, PICTURES, IconRow, Split, load_corpus
 from retrv_r1.data.icons.manifest import build_request, describe, files_of, read_if_complete
 from retrv_r1.data.icons.packages import fetch_all
 from retrv_r1.data.icons.render import render_shards, shards_of
@@ -22,6 +23,8 @@ from retrv_r1.data.icons.sets import PACKAGE, read_sets
 from retrv_r1.data.icons.splits import find_copies, rows_of
 from retrv_r1.data.icons.store import Survey, survey, write_arrays
 from retrv_r1.files import write_whole
+
+_DRAFT = ".manifest.json"  # while the cells are written
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def build(
     request = build_request(out, seed, size, limit)
     if done := read_if_complete(out, request):
         return Built(out, done, fresh=False)
-    (out / "manifest.json").unlink(missing_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)
     console.print("reading the sets")
     choice = choose(read_sets(packages[PACKAGE]), seed)
     shards = shards_of(choice.icons, out / ".cache" / "pictures", size, limit)
@@ -86,12 +89,13 @@ def build(
     copies = find_copies(found.kept)
     rows = rows_of(found.kept, held, copies)
     write_arrays(out, shards, found.kept, size)
-    lines = (json.dumps(row.line(), ensure_ascii=False) + "\n" for row in rows)
-    write_whole(out / PICTURES, "".join(lines))
-    families = {row.family: row.hand_split for row in rows if row.hand_split != "train"}
-    _write_concepts(out, choice, found, held, families, rows)
-    data = describe(request, choice, rows, copies) | {"files": files_of(out)}
-    write_whole(out / "manifest.json", json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    _write_lines(out, choice, found, held, rows)
+    data = describe(request, choice, rows, copies)
+    write_whole(out / _DRAFT, json.dumps(data))
+    data["cells"] = write_cells(load_corpus(out, _DRAFT), out, seed=seed)
+    (out / _DRAFT).unlink()
+    data["files"] = files_of(out)
+    write_whole(out / MANIFEST, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
     return Built(out, data, fresh=True)
 
 
@@ -103,15 +107,20 @@ def _held_out(choice: Choice, seed: int) -> dict[str, Split]:
     return hold_out(families, seed)
 
 
-def _write_concepts(
+def _write_lines(
     out: Path,
     choice: Choice,
     found: Survey,
     held: Mapping[str, Split],
-    families: Mapping[str, Split],
     rows: Sequence[IconRow],
 ) -> None:
-    """Writes what is known of concepts; a held-out name is no alias of a concept in training."""
+    """Writes the rows, and what is known of concepts.
+
+    A held-out name is no alias of a concept in training.
+    """
+    lines = (json.dumps(row.line(), ensure_ascii=False) + "\n" for row in rows)
+    write_whole(out / PICTURES, "".join(lines))
+    families = {row.family: row.hand_split for row in rows if row.hand_split != "train"}
     drawn = {row.code for row in rows}
     aliases: dict[str, list[str]] = {}
     for code in sorted(drawn):

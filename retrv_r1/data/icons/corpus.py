@@ -13,6 +13,7 @@ from retrv_r1.types import RetrvError
 Split = Literal["train", "val", "test"]
 PICTURES = "pictures.jsonl"
 CONCEPTS = "concepts.json"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +93,17 @@ class IconCorpus:
     manifest: Mapping[str, Any]
 
 
-def load_corpus(out: Path) -> IconCorpus:
+def load_corpus(out: Path, manifest_name: str = MANIFEST) -> IconCorpus:
     """Reads a built corpus.
+
+    Args:
+        manifest_name: name of the manifest; another while the corpus is being built.
 
     Raises:
         RetrvError: `out` holds no icon corpus, or an unfinished one.
     """
     try:
-        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((out / manifest_name).read_text(encoding="utf-8"))
         concepts = json.loads((out / CONCEPTS).read_text(encoding="utf-8"))
         with (out / PICTURES).open(encoding="utf-8") as lines:
             rows = tuple(IconRow.read(line) for line in lines)

@@ -19,7 +19,7 @@ _SETS: Mapping[str, str] = {
     "icon-park": "icon-park icon-park-outline icon-park-solid icon-park-twotone",
     "icons8": "icons8 wpf",
     "ionicons": "ion famicons",
-    "lucide": "lucide lucide-lab feather",
+    "lucide": "lucide lucide-lab feather vadivam",  # all of vadivam's names are lucide's
     "map-pins": "maki temaki pinhead osmic",
     "material": "ic material-symbols material-symbols-light mdi mdi-light zmdi",
     "mono": "mono-icons mi",

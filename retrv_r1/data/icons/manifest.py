@@ -11,11 +11,11 @@ from typing import Any
 
 from retrv_r1.data.icons.choose import DRAWINGS_PER_CONCEPT, STYLES_PER_DRAWING, Choice
 from retrv_r1.data.icons.concepts import TEST_SHARE, VAL_SHARE
-from retrv_r1.data.icons.copies import ANY_NAME, SAME_NAME, SIMPLE
-from retrv_r1.data.icons.corpus import IconRow
+from retrv_r1.data.icons.copies import ANY_NAME, RESEMBLES, SAME_NAME, SIMPLE
+from retrv_r1.data.icons.corpus import MANIFEST, IconRow
 from retrv_r1.data.icons.families import HELD_OUT
 from retrv_r1.data.icons.packages import PACKAGES, sha256_of, tarball
-from retrv_r1.data.icons.render import RENDER_VERSION
+from retrv_r1.data.icons.render import RENDER_VERSION, renderer_version
 from retrv_r1.data.icons.splits import Copies
 
 BUILD_VERSION = 1  # raise it when the same packages give other files
@@ -34,14 +34,19 @@ def build_request(out: Path, seed: int, size: int, limit: int | None) -> dict[st
             for package, version in PACKAGES.items()
         },
         "tools": {name: importlib.metadata.version(name) for name in ("numpy", "pillow")}
-        | {"resvg-py": importlib.metadata.version("resvg-py")},
+        | {"resvg-py": renderer_version()},
         "choice": {
             "styles of a drawing": STYLES_PER_DRAWING,
             "drawings of a concept in a set": DRAWINGS_PER_CONCEPT,
             "test concepts": TEST_SHARE,
             "val concepts": VAL_SHARE,
             "held-out hands": dict(HELD_OUT),
-            "copies": {"same name": SAME_NAME, "any name": ANY_NAME, "simple": SIMPLE},
+            "copies": {
+                "same name": SAME_NAME,
+                "any name": ANY_NAME,
+                "simple": SIMPLE,
+                "sets": RESEMBLES,
+            },
         },
     }
 
@@ -49,7 +54,7 @@ def build_request(out: Path, seed: int, size: int, limit: int | None) -> dict[st
 def read_if_complete(out: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
     """Manifest of a folder that holds what is asked for; None if it must be built."""
     try:
-        data: dict[str, Any] = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        data: dict[str, Any] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         whole = all(
             (out / name).stat().st_size == row["bytes"] for name, row in data["files"].items()
         )
@@ -123,7 +128,7 @@ def files_of(out: Path) -> dict[str, dict[str, Any]]:
         for path in out.rglob("*")
         if path.is_file()
         and not path.relative_to(out).parts[0].startswith(".")
-        and path.name != "manifest.json"
+        and path.name != MANIFEST
     )
     return {
         path.relative_to(out).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -101,7 +101,7 @@ class _Rules:
             if last in self._sizes:
                 stem, _, last = stem.rpartition("-")
             stems[last].add(stem)
-        common = set()
+        common: set[str] = set()
         for word, of in stems.items():
             size = re.fullmatch(r"1[1-6]|20|24|32|48|\d\dpx", word)
             if not (word in STYLES or size) or len(of) < max(4, 0.03 * len(icons.drawings)):

@@ -51,6 +51,20 @@ class Rendered:
     pictures: np.ndarray
 
 
+def renderer_version() -> str:
+    """Version of the renderer.
+
+    Raises:
+        RetrvError: resvg-py is not installed.
+    """
+    try:
+        import resvg_py
+    except ImportError as error:
+        message = f"rendering needs resvg-py: {install_command('data')}"
+        raise RetrvError(message) from error
+    return str(resvg_py.__version__)
+
+
 def render(svg: str, size: int) -> np.ndarray:
     """Pixels of a document, `uint8 [size, size, 4]`, straight alpha, its view box centred.
 
@@ -60,9 +74,12 @@ def render(svg: str, size: int) -> np.ndarray:
     import resvg_py
 
     width, height = _box(svg)
-    side = {"width": size} if width >= height else {"height": size}
-    black = svg.replace("currentColor", "#000")
-    png = resvg_py.svg_to_bytes(svg_string=black, skip_system_fonts=True, **side)
+    png = resvg_py.svg_to_bytes(
+        svg_string=svg.replace("currentColor", "#000"),
+        skip_system_fonts=True,
+        width=size if width >= height else None,
+        height=None if width >= height else size,
+    )
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     if image.size != (size, size):
         square = Image.new("RGBA", (size, size), (0, 0, 0, 0))
@@ -98,16 +115,18 @@ def shards_of(
 
     Args:
         limit: number of icons of each set to keep; all when None.
-    """
-    import resvg_py
 
+    Raises:
+        RetrvError: resvg-py is not installed.
+    """
+    renderer = renderer_version()
     shards: list[tuple[int, Shard]] = []
     for prefix, of_set in groupby(icons, key=lambda icon: icon.set):
         listed = sorted(of_set, key=lambda icon: share(0, "shard", prefix, icon.drawing.name))
         for start in range(0, len(listed[:limit]), SHARD):
             part = tuple(listed[:limit][start : start + SHARD])
             digest = hashlib.sha256()
-            for word in (RENDER_VERSION, size, resvg_py.__version__):
+            for word in (RENDER_VERSION, size, renderer):
                 digest.update(f"{word}\n".encode())
             for icon in part:
                 digest.update(icon.drawing.svg.encode() + b"\n")
@@ -124,15 +143,7 @@ def render_shards(
     Args:
         processes: number of processes, with a lower priority than this one.
         progress: called with the number of icons that are done.
-
-    Raises:
-        RetrvError: resvg-py is not installed.
     """
-    try:
-        import resvg_py  # noqa: F401
-    except ImportError as error:
-        message = f"rendering needs resvg-py: {install_command('data')}"
-        raise RetrvError(message) from error
     todo = [shard for shard in shards if not shard.path.exists()]
     for shard in shards:
         if shard.path.exists():

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
-from retrv_r1.data.icons.copies import ANY_NAME, SAME_NAME, SIMPLE, best_of_name, nearest
+from retrv_r1.data.icons.copies import (
+    ANY_NAME,
+    RESEMBLES,
+    SAME_NAME,
+    SHARED_CONCEPTS,
+    SIMPLE,
+    nearest,
+)
 from retrv_r1.data.icons.corpus import IconRow, Split
 from retrv_r1.data.icons.families import hand_split
 from retrv_r1.data.icons.names import group_key
@@ -30,62 +38,89 @@ class Copies:
 
     split: Mapping[int, Split]
     of: Mapping[str, Mapping[str, int]]
-    whole: Mapping[str, str] = field(default_factory=dict)
+    whole: Mapping[str, str]
 
 
 def find_copies(kept: Sequence[Kept]) -> Copies:
-    """Finds pictures of training hands that copy a held-out hand's drawing.
+    """Finds pictures, and whole sets, of training hands that copy a held-out hand's drawings.
 
-    A drawing of the same name may differ in weight; one of another name must be nearly the same
-    and not simple, since everybody draws a plus alike.
+    A drawing of the same name may differ in weight or colour. One of another name must be nearly
+    the same and not simple, since everybody draws a plus alike.
     """
-    families = [k.icon.family for k in kept]
-    held = [i for i, family in enumerate(families) if hand_split(family) != "train"]
-    others = [i for i, family in enumerate(families) if hand_split(family) == "train"]
     found: dict[int, int] = {}
+    alike: dict[tuple[str, str, str], list[float]] = defaultdict(list)
     for what in ("shape", "colours", "edges"):
-        pairs = _pairs(kept, held, others, what)
-        for other, of in pairs.items():
+        for other, of in _compare(kept, what, alike).items():
             found.setdefault(other, of)
-    split, of_set = {}, defaultdict(Counter)
-    for other, of in found.items():
-        split[other] = hand_split(families[of])
-        of_set[kept[other].icon.set][families[of]] += 1
+    split: dict[int, Split] = {}
+    of_set: dict[str, Counter[str]] = defaultdict(Counter)
+    for other, of in sorted(found.items()):
+        family = kept[of].icon.family
+        split[other] = hand_split(family)
+        of_set[kept[other].icon.set][family] += 1
     sizes = Counter(k.icon.set for k in kept)
     whole = {
         prefix: family
-        for prefix, count in of_set.items()
+        for (prefix, family, what), scores in sorted(alike.items())
+        if len(scores) >= SHARED_CONCEPTS and median(scores) >= RESEMBLES[what]
+    }
+    whole |= {
+        prefix: family
+        for prefix, count in sorted(of_set.items())
         for family, copies in count.items()
         if copies > _WHOLE * sizes[prefix]
     }
-    return Copies(split, {p: dict(of_set[p]) for p in sorted(of_set)}, whole)
+    return Copies(split, {p: dict(sorted(of_set[p].items())) for p in sorted(of_set)}, whole)
 
 
-def _pairs(
-    kept: Sequence[Kept], held: Sequence[int], others: Sequence[int], what: str
+def _compare(
+    kept: Sequence[Kept], what: str, alike: dict[tuple[str, str, str], list[float]]
 ) -> dict[int, int]:
-    """Copies by one kind of map: row of the copy → row of the held-out drawing."""
-    cross = what == "edges"
-    left = [i for i in held if what in kept[i].maps]
-    right = [i for i in others if what in kept[i].maps]
-    if not left or not right:
+    """Copies by one kind of map: row of the copy → row of the held-out drawing.
+
+    Notes in `alike`, by set and family, how alike drawings of one concept are. Edges compare
+    glyphs with pictures in colours only.
+    """
+    held: list[int] = []
+    others: list[int] = []
+    for i, k in enumerate(kept):
+        if what in k.maps:
+            (others if hand_split(k.icon.family) == "train" else held).append(i)
+    if not held or not others:
         return {}
-    table = np.stack([kept[i].maps[what] for i in left])
-    maps = np.stack([kept[i].maps[what] for i in right])
+    table = np.stack([kept[i].maps[what] for i in held])
+    maps = np.stack([kept[i].maps[what] for i in others])
     pairs = {}
-    if not cross:
+    if what != "edges":
         best = nearest(table, maps)
-        for n, i in enumerate(right):
-            of = left[best.index[n]]
+        for n, i in enumerate(others):
+            of = held[best.index[n]]
             if best.score[n] >= ANY_NAME and not _simple(kept[of]):
                 pairs[i] = of
-    names = [group_key(kept[i].icon.code.split()) for i in left]
-    wanted = [group_key(kept[i].icon.code.split()) for i in right]
-    score, index = best_of_name(table, names, maps, wanted)
-    for n, i in enumerate(right):
-        if score[n] >= SAME_NAME and (not cross or kept[i].glyph != kept[left[index[n]]].glyph):
-            pairs[i] = left[index[n]]
+    by_name: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for row, i in enumerate(held):
+        by_name[_depicted(kept[i])].append(row)
+    for n, i in enumerate(others):
+        rows = by_name.get(_depicted(kept[i]), [])
+        if what == "edges":
+            rows = [row for row in rows if kept[held[row]].glyph != kept[i].glyph]
+        if not rows:
+            continue
+        scores = table[rows].astype(np.float32) @ maps[n].astype(np.float32)
+        for family in {kept[held[row]].icon.family for row in rows}:
+            of_family = [kept[held[row]].icon.family == family for row in rows]
+            alike[kept[i].icon.set, family, what].append(float(scores[of_family].max()))
+        top = int(scores.argmax())
+        of = held[rows[top]]
+        if scores[top] >= (ANY_NAME if _simple(kept[of]) else SAME_NAME[what]):
+            pairs.setdefault(i, of)
     return pairs
+
+
+def _depicted(kept: Kept) -> tuple[str, str, str]:
+    """What a picture shows, whatever the order and number of the words."""
+    name = kept.icon.name
+    return group_key(kept.icon.code.split()), name.skin, name.gender
 
 
 def _simple(kept: Kept) -> bool:
