@@ -15,7 +15,9 @@ Instructions: TypeAlias = Literal["first", "random", "none"]
 Order: TypeAlias = Literal["shuffled", "retrieved"]
 EarlierWindows: TypeAlias = Literal["fast", "same"]
 RunFormat: TypeAlias = Literal["trec", "uniir"]
-Split: TypeAlias = Literal["all", "style", "composition", "unseen", "test", "val"]
+Split: TypeAlias = Literal[
+    "all", "style", "composition", "unseen", "hands", "concepts", "terms", "detail", "test", "val"
+]
 PoolName: TypeAlias = Literal["local", "global", "both"]
 
 ModelName = Annotated[

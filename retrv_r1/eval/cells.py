@@ -10,10 +10,12 @@ from pathlib import Path
 from retrv_r1.data import mbeir
 from retrv_r1.types import RetrvError
 
-SPLITS = ("all", "style", "composition", "unseen", "test", "val")
-"""``style``, ``composition`` and ``unseen`` are parts of the pictograph set's test split."""
+PICTOGRAPH_PARTS = ("style", "composition", "unseen")
+ICON_PARTS = ("hands", "concepts", "terms", "detail")
+SPLITS = ("all", *PICTOGRAPH_PARTS, *ICON_PARTS, "test", "val")
+"""Parts of the pictograph set's and of the icon corpus's test split have names of their own."""
 
-_OURS = "pictographs_"
+_OURS, _ICONS = "pictographs_", "icons_"
 _TRIMMED = "mbeir_union_val_cand_pool.jsonl"
 
 
@@ -22,7 +24,10 @@ class EvalError(RetrvError, ValueError):
 
 
 def part_of(cell: mbeir.Cell) -> str:
-    """The part of the pictograph set that a cell belongs to; for other data sets its split."""
+    """The part of our own test sets that a cell belongs to; for other cells their split."""
+    if cell.split == "test" and cell.dataset.startswith(_ICONS):
+        part = cell.dataset.split("_")[1]
+        return part if part in ICON_PARTS else cell.split
     if cell.split != "test" or not cell.dataset.startswith(_OURS):
         return cell.split
     family = cell.dataset.removeprefix(_OURS).split("_")[0]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from retrv_r1.data.icons.concepts import Words, brands, merge_plurals, share
+from retrv_r1.data.icons.concepts import Words, brands, is_brand, merge_plurals, share
 from retrv_r1.data.icons.families import family_of
 from retrv_r1.data.icons.names import IconName, read_names
 from retrv_r1.data.icons.sets import Drawing, IconSet, icon_set, reason_against
@@ -15,7 +15,7 @@ from retrv_r1.data.icons.sets import Drawing, IconSet, icon_set, reason_against
 STYLES_PER_DRAWING = 2
 DRAWINGS_PER_CONCEPT = 4
 _UNSPACED = frozenset(("fxemoji", "whh"))  # sets that write names without gaps
-_THINGS = frozenset(("Emoji",))
+_UNKNOWN = 10  # letters of an unknown word, above which it is taken for several
 _THING_SETS = frozenset(("game-icons", "fluent-emoji"))
 
 
@@ -77,18 +77,20 @@ def choose(files: Iterable[Mapping[str, Any]], seed: int) -> Choice:
         choice.infos[prefix] = info
         if reason := reason_against(prefix, info):
             choice.reasons[prefix] = reason
-            if reason == "brands" or info.get("category") == "Logos":
+            if info.get("category") == "Logos" or prefix in ("fa-brands", "fa6-brands"):
                 brand_names[prefix] = list(data["icons"])
             continue
         sets[prefix] = icon_set(data)
     names = _spaced({prefix: read_names(icons) for prefix, icons in sorted(sets.items())})
     things = {
-        " ".join(name.words)
+        word
         for prefix, found in names.items()
+        if prefix in _THING_SETS or sets[prefix].info.get("category") == "Emoji"
         for name in found.values()
-        if prefix in _THING_SETS or sets[prefix].info.get("category") in _THINGS
+        for word in name.words
     }
-    known = brands(brand_names, things)
+    every = (name.words for found in names.values() for name in found.values())
+    known = brands(brand_names, things, every)
     codes = _codes(sets, names)
     for prefix, icons in sorted(sets.items()):
         _choose_in(choice, icons, names[prefix], codes[prefix], known, seed)
@@ -98,14 +100,17 @@ def choose(files: Iterable[Mapping[str, Any]], seed: int) -> Choice:
 
 
 def _spaced(names: dict[str, dict[str, IconName]]) -> dict[str, dict[str, IconName]]:
-    """Names, with gaps where their set writes none."""
-    words = Words(
-        n.words for p, found in names.items() if p not in _UNSPACED for n in found.values()
-    )
+    """Names, with gaps where their set writes none; without those in which no words are found."""
+    spaced = (found for prefix, found in names.items() if prefix not in _UNSPACED)
+    words = Words(name.words for found in spaced for name in found.values())
     for prefix in _UNSPACED & names.keys():
-        for key, name in names[prefix].items():
-            split = tuple(part for word in name.words for part in words.split(word))
-            names[prefix][key] = replace(name, words=split, shown=split)
+        for key, name in list(names[prefix].items()):
+            plain = (word.rstrip("0123456789") or word for word in name.words)
+            split = tuple(part for word in plain for part in words.split(word))
+            if any(len(part) > _UNKNOWN and part not in words for part in split):
+                del names[prefix][key]
+            else:
+                names[prefix][key] = replace(name, words=split, shown=split)
     return names
 
 
@@ -151,9 +156,7 @@ def _choose_in(
         if key not in names:
             continue
         group = icons.drawings[key].group.lower()
-        if codes[key] in known_brands or codes[key].startswith("brand ") or (
-            "brand" in group or "logo" in group
-        ):  # fmt: skip
+        if is_brand(codes[key], known_brands) or "brand" in group or "logo" in group:
             brand += 1
             continue
         rows.append(Icon(prefix, icons.drawings[key], names[key], codes[key]))
@@ -201,9 +204,28 @@ def _gather_aliases(
     for prefix, icons in sets.items():
         for alias, name in icons.aliases.items():
             code, other = codes[prefix].get(name), codes[prefix].get(alias)
-            if code in drawn and code is not None and other and other != code:
+            if code in drawn and code is not None and other and _says_the_same(code, other):
                 found[code].add(other)
     choice.aliases = {code: sorted(found[code]) for code in sorted(found)}
+
+
+_OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "top": "bottom"} | {
+    "bottom": "top"
+}
+_ALIAS_WORDS = 4  # longer ones are lists of tags
+
+
+def _says_the_same(code: str, other: str) -> bool:
+    """Whether an alias is a name that people may say: no version, no tags, no other direction."""
+    words = other.split()
+    turned = " ".join(_OPPOSITE.get(word, word) for word in words)
+    return (
+        other != code
+        and turned != code
+        and len(words) <= _ALIAS_WORDS
+        and words[0] not in ("bx", "bxs", "interface")
+        and not any(c.isdigit() for c in other)
+    )
 
 
 def _gather_categories(choice: Choice) -> None:

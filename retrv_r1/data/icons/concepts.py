@@ -43,16 +43,49 @@ def merge_plurals(codes_of: Mapping[str, Collection[str]]) -> dict[str, str]:
     return merged
 
 
-def brands(names_of: Mapping[str, Collection[str]], things: Collection[str]) -> frozenset[str]:
-    """Names that several sets of brands have and that are not the names of things.
+_PRODUCTIVE = 60  # names that a word is a part of, from which on it is a word and no brand
+_ONLY_BRANDS = frozenset(
+    (
+        *("android", "angular", "edge", "facebook", "fedora", "git", "github", "google", "ibm"),
+        *("ios", "medium", "microsoft", "opera", "periscope", "steam", "twitter", "vine"),
+        *("windows", "xbox"),
+    )
+)
+"""Brands that are words of things, or parts of many names; the drawings are the brands'."""
+
+
+def brands(
+    names_of: Mapping[str, Collection[str]],
+    things: Collection[str],
+    names: Iterable[Sequence[str]],
+) -> frozenset[str]:
+    """Names that several sets of brands have and that are not words for things.
+
+    Brands are called "box", "image" and "target" too: a word that a drawn thing's name has, or that
+    very many names have, stays.
 
     Args:
         names_of: names of each set of brands.
-        things: names in sets that draw things: emoji, games.
+        things: words in the names of sets that draw things: emoji, games.
+        names: words of the names of all other sets.
     """
-    count = Counter(name for names in names_of.values() for name in set(names))
-    found = {name.replace("-", " ") for name, sets in count.items() if sets >= _BRAND_SETS}
-    return frozenset(found - set(things))
+    count = Counter(name for found in names_of.values() for name in set(found))
+    several = {name.replace("-", " ") for name, sets in count.items() if sets >= _BRAND_SETS}
+    parts = Counter(word for name in set(map(tuple, names)) if len(name) > 1 for word in set(name))
+    words = {word for word, number in parts.items() if number >= _PRODUCTIVE} | set(things)
+    return frozenset(several - words | several & _ONLY_BRANDS)
+
+
+_MARKS = frozenset(("logo", "logos", "brand", "social"))
+_FRAMES = frozenset(("square", "circle"))
+
+
+def is_brand(code: str, known: Collection[str]) -> bool:
+    """Whether a concept is a brand: by its name, by a word that says so, or in a frame."""
+    words = code.split()
+    rest = [word for word in words if word not in _FRAMES]
+    marked = bool(_MARKS & {words[0], words[-1]}) and len(words) > 1
+    return code in known or marked or (len(rest) < len(words) and " ".join(rest) in known)
 
 
 def hold_out(families_of: Mapping[str, Collection[str]], seed: int) -> dict[str, Split]:
@@ -93,6 +126,9 @@ class Words:
             w: math.log(total / n) for w, n in count.items() if n >= 3 and (len(w) > 2 or n >= 300)
         }
         self._longest = max(map(len, self._cost), default=0)
+
+    def __contains__(self, word: str) -> bool:
+        return word in self._cost
 
     def split(self, text: str) -> tuple[str, ...]:
         """The likeliest words of a name; the name itself where no words fit."""

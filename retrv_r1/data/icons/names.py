@@ -28,9 +28,9 @@ _ALWAYS = frozenset(("outline", "outlined", "filled", "duotone", "twotone", "lin
 _NUMBERS = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
 _NUMERIC = _set(
     "dice die domino number numeric digit clock time timer hour level signal battery beaufort uv "
-    "index keycap looks counter exposure replay forward rewind backward grid column columns row "
-    "rows wifi bar bars rating heading gauge grade filter mahjong age moon phase sort calendar "
-    "rank speed tally roman seat player circle square hexagon box"
+    "index keycap looks counter exposure replay forward rewind backward column columns row rows "
+    "wifi bar bars rating heading gauge grade mahjong age moon phase tally roman circle square "
+    "hexagon"
 )
 """Words after which a number says what is meant, and not which drawing."""
 _SKIN = re.compile(r"-((?:medium-)?(?:light|dark)|medium)-skin-tone")
@@ -40,6 +40,7 @@ _GENDERS = {"man": "man", "men": "man", "woman": "woman", "women": "woman"} | {
     "people": "",
 }
 _CODE_POINT = re.compile(r"u[0-9a-f]{4,5}")
+_KEYS = frozenset(("ctrl", "key", "keyboard", "option"))  # with these, "alt" is a key's name
 _STATES = frozenset(("alerted", "badged"))  # of a drawing in a style: "bell-solid-alerted"
 _LONGEST = 8  # words; longer names are lists of tags
 
@@ -97,6 +98,8 @@ class _Rules:
         stems: dict[str, set[str]] = defaultdict(set)
         for name in icons.drawings:
             stem, _, last = name.rpartition("-")
+            if last in self._sizes:
+                stem, _, last = stem.rpartition("-")
             stems[last].add(stem)
         common = set()
         for word, of in stems.items():
@@ -142,8 +145,8 @@ class _Rules:
         return words, styles - {""}, size
 
     def _alternate(self, words: list[str]) -> bool:
-        """Whether the last word calls it another drawing of a thing that the set has."""
-        return STYLES.get(words[-1]) == "alternate" and "-".join(words[:-1]) in self._names
+        """Whether the last word calls it another drawing of the thing."""
+        return words[-1] in ("alt", "alternate") and words[-2] not in _KEYS
 
     def read(self, name: str) -> IconName | None:
         """What a name says; None if it says nothing."""
@@ -155,6 +158,9 @@ class _Rules:
                 skins, plain = [match[1]], plain[: match.start()]
         words, styles, size = self._split(plain)
         words, number = self._without_number(words)
+        if number:  # "bag-alt-1"
+            words, more, _ = self._split("-".join(words))
+            styles |= more
         words = [word for word in words if not _CODE_POINT.fullmatch(word)]
         if not words or len(words) > _LONGEST or not any(re.search("[a-z]", w) for w in words):
             return None
@@ -173,7 +179,8 @@ class _Rules:
         stem = "-".join(words[:-1])
         if number.isdigit() and len(number) <= 2:
             series = self._series[stem] >= 9 or words[-2] in _NUMERIC
-            spelled = last in _NUMBERS and stem + "-one" not in self._names
+            spelled = last in _NUMBERS and not {stem, stem + "-one"} & self._names
+            series = series or len(words[-2]) == 1  # "h-4"
             if number.startswith("0") or (int(number) <= 12 and not series and not spelled):
                 return words[:-1], number
         match = re.fullmatch(r"([a-z]{3,})(\d)", last)

@@ -184,6 +184,8 @@ def word(
         raise ValueError(f"forms must be 'train' or 'test', not {forms!r}")
     bare = language != "en" or "," in name
     before, field, behind = _BARE if bare else _FRAMES[forms].draw(rng)
+    if field in ("joined", "camel") and name.count(" ") > 1:  # nobody types a sentence so
+        field = "x"
     shown = action(name, rng.random()) if field == "verb" else _FIELDS[field](name)
     text = f"{before}{shown}{behind}"
     spell = _train_spelling if forms == "train" else _test_spelling
@@ -203,7 +205,7 @@ def _train_spelling(text: str, rng: np.random.Generator, *, plain: bool) -> str:
     if draw < 0:
         return text.rstrip("?") + _TRAILING[int(rng.random() * len(_TRAILING))]
     draw -= SEPARATOR_SHARE
-    if draw < 0 and plain:
+    if draw < 0 and plain and "," not in text:
         return text.replace(" ", "-" if rng.random() < 0.5 else "_")
     return text
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from retrv_r1.data.npm import fetch_package, tarball_name
 from retrv_r1.data.pictographs.styles import BY_NAME, Style
 from retrv_r1.types import RetrvError
 
 
 def tarball(style: Style, cache: Path) -> Path:
     """Path of a style's tarball in the cache."""
-    return cache / f"iconify-json-{style.name}-{style.version}.tgz"
+    return cache / tarball_name(style.package, style.version)
 
 
 def fetch_sets(
@@ -40,7 +39,7 @@ def fetch_sets(
         if not reason:
             say(f"fetching {style.package}@{style.version}")
             try:
-                found[style.name] = fetch_npm(style, cache)
+                found[style.name] = fetch_package(style.package, style.version, cache)
                 continue
             except RetrvError as error:
                 reason = str(error)
@@ -48,37 +47,6 @@ def fetch_sets(
     if missing:
         say(f"without the styles {', '.join(missing)}: {reason}")
     return found, missing
-
-
-def fetch_npm(style: Style, cache: Path) -> Path:
-    """Fetches a style's tarball into `cache` with `npm pack`.
-
-    Raises:
-        RetrvError: the fetch failed.
-    """
-    target = tarball(style, cache)
-    cache.mkdir(parents=True, exist_ok=True)
-    temporary = cache / f"tmp-{os.getpid()}"
-    temporary.mkdir(exist_ok=True)
-    try:
-        done = subprocess.run(
-            ["npm", "pack", "--silent", "--fetch-retries=1", f"{style.package}@{style.version}"],
-            cwd=temporary,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        packed = next(iter(temporary.glob("*.tgz")), None)
-        if done.returncode or packed is None:
-            lines = done.stderr.strip().splitlines()
-            raise RetrvError(f"npm pack {style.package}@{style.version}: {' '.join(lines[-1:])}")
-        os.replace(packed, target)
-    except subprocess.TimeoutExpired as error:
-        raise RetrvError(f"npm pack {style.package} took more than 600 s") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def read_tarball(path: Path) -> dict[str, Any]:
