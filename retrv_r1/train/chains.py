@@ -35,7 +35,7 @@ def is_close(one: Entry, other: Entry) -> bool:
     """Whether a detail decides between two candidates: their names share a word of weight."""
     if one.meta.get("base") and one.meta.get("base") == other.meta.get("base"):
         return True
-    if one.meta.get("detail") and other.meta.get("detail"):
+    if one.meta.get("details") and other.meta.get("details"):
         return True
     shared = set(describe(one).lower().split()) & set(describe(other).lower().split())
     return any(len(word) > 3 for word in shared - _COMMON)
