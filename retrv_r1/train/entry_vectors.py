@@ -23,7 +23,6 @@ from retrv_r1.train.pictures import side_of
 from retrv_r1.train.tensors import digest_of, to_device
 from retrv_r1.train.vision_rows import picture_rows
 
-
 _GROUPS = 4
 """Groups of texts by length in a batch."""
 
