@@ -35,16 +35,11 @@ EMBED = {
     "side": 16,
     "embedding_dim": 16,
     "vision": {
-        "depth": 1,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_heads": 2,
-        "patch_size": 4,
-        "temporal_patch_size": 1,
-        "spatial_merge_size": 2,
-        "window_size": 16,
+        "widths": [8, 8, 16],
+        "blocks": [0, 1, 1],
         "out_hidden_size": 32,
-        "fullatt_block_indexes": [0],
+        "patch_size": 4,
+        "spatial_merge_size": 2,
     },
     "text": {
         "hidden_size": 16,
@@ -73,27 +68,35 @@ BACKBONE: dict[str, Any] = {
     "prompts": {"before_instruction": "<|im_start|>", "instruction": "Find."},
 }
 OPTIONS = {
-    "embed": {"batch": 8, "cells_per_batch": 2},
-    "pretrain": {
-        "descriptions": 3,
-        "lists": 4,
-        "candidates": 8,
-        "sizes": [3, 4],
-        "read": 2,
-        "read_from": 1,
-        "texts": 5,
-        "full_size": 3,
-        "full_every": 3,
-        "start_steps": 5,
+    "embed": {
+        "batch": 8,
+        "cells_per_batch": 2,
+        "named": 6,
+        "texts": 4,
+        "names": 5,
+        "small_side": 8,
+        "small_share": 0.5,
     },
-    "align": {"descriptions": 3, "lists": 2, "size": 3, "views": 2},
-    "sft": {"rows": 16, "sizes": [3, 4], "full_sizes": [3, 4], "full_every": 3, "views": 2},
+    "read": {"descriptions": 3, "lists": 2, "sizes": [3, 4], "start_steps": 5},
+    "align": {"descriptions": 3, "lists": 2, "size": 3, "names": 5},
+    "lists": {
+        "rows": 16,
+        "sizes": [3, 4],
+        "full_sizes": [3, 4],
+        "full_every": 3,
+        "names": 5,
+        "reason": 0.0,
+        "full_reason": 0.0,
+        "unanswered": 0.3,
+    },
+    "sft": {"rows": 16, "sizes": [3, 4], "full_sizes": [3, 4], "full_every": 3, "names": 5},
 }
-MODELS = {"embed": EMBED, "pretrain": BACKBONE}
+MODELS = {"embed": EMBED, "read": BACKBONE}
 BEFORE = {
-    "pretrain": {"embed": "embed"},
-    "align": {"model": "pretrain", "embed": "embed"},
-    "sft": {"model": "align", "embed": "embed"},
+    "read": {"embed": "embed"},
+    "align": {"model": "read", "embed": "embed"},
+    "lists": {"model": "align", "embed": "embed"},
+    "sft": {"model": "lists", "embed": "embed"},
 }
 
 
@@ -120,6 +123,7 @@ def config(folder, pictographs) -> Callable[..., Path]:
             "data": str(pictographs),
             "out": str(folder / stage),
             "init": {n: str(folder / s / "final") for n, s in BEFORE.get(stage, {}).items()},
+            "teacher": False,
             "model": MODELS.get(stage),
             "loop": LOOP,
             "stage": OPTIONS[stage],

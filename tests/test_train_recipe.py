@@ -23,7 +23,6 @@ pytest_plugins = ["training_fixtures"]
 
 pytestmark = stages.pytestmark
 undrawn = stages.undrawn
-RECIPE = {"pretrain": {"embed": "embed"}, "sft": {"model": "pretrain", "embed": "embed"}}
 
 
 @pytest.fixture
@@ -33,7 +32,8 @@ def small_recipe(pictographs, tmp_path) -> Path:
         settings = {
             "data": "elsewhere",
             "out": f"runs/any/{stage}",
-            "init": {n: f"runs/any/{s}/final" for n, s in RECIPE.get(stage, {}).items()},
+            "init": {n: f"runs/any/{s}/final" for n, s in stages.BEFORE.get(stage, {}).items()},
+            "teacher": False,
             "model": stages.MODELS.get(stage),
             "loop": stages.LOOP | {"steps": 1000, "save_every": 1000},
             "stage": stages.OPTIONS[stage],
@@ -64,11 +64,11 @@ def test_the_recipe_ends_in_a_checkpoint_that_ranks(small_recipe, tmp_path, monk
     )
     files = sorted(path.name for path in out.iterdir())
     curves = [f"{stage}.{kind}" for stage in SHARES for kind in ("jsonl", "png")]
-    assert files == sorted(["record.json", "checkpoint.tar.gz", *curves]) and len(files) == 8
+    assert files == sorted(["record.json", "checkpoint.tar.gz", *curves]) and len(files) == 12
     assert json.loads((out / "record.json").read_text()) == record
     for stage in record["stages"].values():
         assert stage["steps"] >= 1 and stage["spent"]["steps_per_second"] > 0
-        assert stage["data_hash"] == "of the test data"
+        assert len(stage["data_hash"][0]) == 64
     assert record["machine"]["workers"] == 1 and record["ranked"]["candidates"] == 10
     ranks(out / "checkpoint.tar.gz", tmp_path)
 
@@ -89,7 +89,7 @@ def test_a_recipe_that_is_cut_off_leaves_what_ranks(small_recipe, tmp_path, monk
     with pytest.raises(stages.Killed):
         train_all(tmp_path / "set.pack", out, work, **options)
     record = json.loads((out / "record.json").read_text())
-    assert list(record["stages"]) == ["embed", "pretrain"] and record["checkpoint"] == "pretrain"
+    assert list(record["stages"]) == list(SHARES)[:-1] and record["checkpoint"] == "lists"
     assert "more than the 1,000 that can be copied" in " ".join(capsys.readouterr().err.split())
     ranks(out / "checkpoint.tar.gz", tmp_path)
 

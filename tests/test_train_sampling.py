@@ -9,7 +9,8 @@ import pytest
 from retrv_r1.train.corpus import ListExample
 from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.lists import ListCollator
-from retrv_r1.train.sampling import shortened, with_default_instruction
+from retrv_r1.train.named import named_pictures
+from retrv_r1.train.sampling import ListSampler, with_default_instruction, without_answer
 from retrv_r1.train.validation import ListValidation
 
 pytest_plugins = ["training_fixtures"]
@@ -97,18 +98,29 @@ def test_a_share_of_the_lists_gets_the_default_instruction(sampler):
     assert 100 < sum(not x.instruction for x in lists) < 200
 
 
-def test_a_shortened_list_keeps_its_answer_and_every_order(sampler):
+def test_a_list_without_its_answer_keeps_the_others_and_their_order(sampler):
     rng = np.random.default_rng(0)
     for example in sampler.draw(rng, 60, 6, 0.5):
-        short = shortened(example, 3, rng)
-        count = min(3, len(example.candidates))
-        assert len(short.candidates) == count
-        assert short.candidates[short.answer] is example.candidates[example.answer]
-        places = [example.candidates.index(c) for c in short.candidates]
-        assert places == sorted(places)
-        assert sorted(short.closeness) == list(range(count))
-        ranks = [example.closeness[k] for k in places]
-        assert np.array_equal(np.argsort(ranks), np.argsort(short.closeness))
+        less = without_answer(example)
+        others = [c for k, c in enumerate(example.candidates) if k != example.answer]
+        assert less.answer is None and list(less.candidates) == others
+        ranks = [r for k, r in enumerate(example.closeness) if k != example.answer]
+        assert np.array_equal(np.argsort(ranks), np.argsort(less.closeness))
+        assert sorted(less.closeness) == list(range(len(others)))
+
+
+def test_queries_by_name_are_worded_and_ideals_are_their_own_words(corpus, vectors):
+    worded = ListSampler(corpus, vectors, named_pictures(corpus), wordings=1.0, unanswered=0.5)
+    lists = worded.draw(np.random.default_rng(0), 300, 5, 0.5)
+    texts = [x for x in lists if x.query.text]
+    names = {entry.text for entry in corpus.cells["made_t2i"].queries}
+    assert texts and all(x.bare and x.ideal in names for x in texts)
+    assert sum(x.query.text not in names for x in texts) > len(texts) / 2
+    assert 90 < sum(x.answer is None for x in lists) < 210
+    for example in lists:
+        if example.query.picture is not None:  # its picture's own name
+            assert example.ideal == named_pictures(corpus).name(example.query.picture)
+            break
 
 
 @pytest.fixture

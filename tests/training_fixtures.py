@@ -16,6 +16,7 @@ from PIL import Image
 
 from retrv_r1.train.corpus import Corpus
 from retrv_r1.train.entry_vectors import Vectors
+from retrv_r1.train.named import named_pictures
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.train.sampling import ListSampler
 
@@ -104,7 +105,7 @@ def vectors(corpus: Corpus) -> dict[str, Vectors]:
 
 @pytest.fixture(scope="session")
 def sampler(corpus: Corpus, vectors: dict[str, Vectors]) -> ListSampler:
-    return ListSampler(corpus, vectors)
+    return ListSampler(corpus, vectors, named_pictures(corpus))
 
 
 @pytest.fixture(scope="session")

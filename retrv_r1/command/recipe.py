@@ -3,7 +3,7 @@
     python -m retrv_r1.command.recipe --data pictographs.pack --out results --minutes 3.5
 
 trains the stages one after the other, each by the clock, assembles the checkpoint, calibrates it,
-and ranks with it once. Results worth keeping are in ``--out/CARD/train``: at most eight files of a
+and ranks with it once. Results worth keeping are in ``--out/CARD/train``: at most twelve files of a
 few megabytes, because on a borrowed machine they are copied one by one. They are written after each
 stage, so a run that is cut off leaves the newest checkpoint that ranks.
 """
@@ -17,6 +17,7 @@ import sys
 import tarfile
 import time
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from retrv_r1.train.machine import Machine
 
 CONFIGS = Path(__file__).parents[1] / "train" / "configs" / "tiny"
-SHARES = {"embed": 0.2, "pretrain": 0.5, "sft": 0.3}
+SHARES = {"embed": 0.45, "read": 0.2, "align": 0.05, "lists": 0.2, "sft": 0.1}
 """Share of each stage in the time for training; a choice, not a measurement."""
 SHIPPING = 0.1
 """Share of the whole time for calibrating and trying the checkpoint."""
@@ -50,16 +51,11 @@ LARGEST = 2**24
 # Options of a rehearsal, which does everything on little data and in small batches.
 _QUICK_QUERIES = 8
 _QUICK: dict[str, dict[str, Any]] = {
-    "embed": {"batch": 32},
-    "pretrain": {
-        "lists": 12,
-        "candidates": 32,
-        "read": 4,
-        "descriptions": 6,
-        "texts": 48,
-        "start_steps": 40,
-    },
-    "sft": {"rows": 96, "views": 2},
+    "embed": {"batch": 16, "named": 24, "texts": 16, "names": 64},
+    "read": {"descriptions": 6, "lists": 4, "start_steps": 40},
+    "align": {"descriptions": 6, "lists": 4, "names": 64},
+    "lists": {"rows": 96, "names": 64},
+    "sft": {"rows": 96, "names": 64},
 }
 
 
@@ -122,7 +118,7 @@ def train_all(
         train_stage(settings, machine, Schedule(settings.loop.steps, seconds), resume=False)
         record["stages"][stage] = _keep(settings.out, out)
         _free_memory()
-        if stage != "embed":  # which cannot rank
+        if stage not in ("embed", "read"):  # these cannot rank compressed candidates
             assemble(work / "runs", checkpoint, stage)
             record["checkpoint"] = stage
             _archive(out, checkpoint, console)
@@ -137,9 +133,23 @@ def train_all(
 
 
 def _relocated(settings: RunConfig, data: Path, runs: Path) -> RunConfig:
-    """Settings with other folders for data and runs; runs keep their names."""
+    """Settings with other folders for data and runs; runs keep their names.
+
+    A machine without network may lack the teacher of names.
+    """
+    from retrv_r1.train.teacher import PACKAGE
+
     init = {name: runs / path.parent.name / path.name for name, path in settings.init.items()}
-    return replace(settings, data=data, out=runs / settings.out.name, init=init)
+    taught = find_spec(PACKAGE) is not None
+    if settings.teacher and not taught:
+        print(f"{PACKAGE} is not installed: names are learned without a teacher", file=sys.stderr)
+    return replace(
+        settings,
+        data=(data,),
+        out=runs / settings.out.name,
+        init=init,
+        teacher=settings.teacher and taught,
+    )
 
 
 def _keep(run: Path, out: Path) -> dict[str, Any]:

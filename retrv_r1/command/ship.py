@@ -44,7 +44,7 @@ def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:
 
     Args:
         runs: folder with one run per stage.
-        last: the stage; ``pretrain`` gives a checkpoint that ranks too.
+        last: the stage; from ``align`` on they give a checkpoint that ranks.
     Raises:
         RetrvError: that stage has no result; ``out`` is left as it is.
     """

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from retrv_r1.train.corpus import Entry
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import ListOutput, run_lists
-from retrv_r1.train.naming import SCALE, Naming
+from retrv_r1.train.naming import SCALE
 from retrv_r1.train.sampling import ListSampler
 from retrv_r1.train.stage import Setup, Stage
-from retrv_r1.train.teacher import teach
 from retrv_r1.train.validation import ListValidation
 
 
@@ -70,9 +69,7 @@ class AlignStage(Stage):
         self.bank = setup.rows(model, processor, config.views)
         known = setup.vectors(setup.val)
         self.validation = ListValidation(setup.val, known, self.collator, k=config.size)
-        taught = teach(self.named.names, setup.cache)
-        naming = Naming(taught, model.config.hidden_size)
-        self.naming = self.add_auxiliary("naming", naming.to(model.device))
+        self.naming = self.add_auxiliary("naming", setup.naming(model.config.hidden_size))
 
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config

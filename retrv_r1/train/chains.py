@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from retrv_r1.model.chains import Chain, ChainPart
+from retrv_r1.model.chains import Chain, words
 from retrv_r1.train.corpus import Entry, ListExample
 
 # Words that two names may share without naming similar things.
@@ -35,25 +35,27 @@ def is_close(one: Entry, other: Entry) -> bool:
     """Whether a detail decides between two candidates: their names share a word of weight."""
     if one.meta.get("base") and one.meta.get("base") == other.meta.get("base"):
         return True
-    if one.meta.get("detail") and other.meta.get("detail"):
+    if one.meta.get("details") and other.meta.get("details"):
         return True
     shared = set(describe(one).lower().split()) & set(describe(other).lower().split())
     return any(len(word) > 3 for word in shared - _COMMON)
 
 
-def chain(example: ListExample, rng: np.random.Generator) -> list[ChainPart]:
-    """The reasoning for one list, without the surrounding tags."""
+def chain(example: ListExample, rng: np.random.Generator) -> Chain | None:
+    """The reasoning for one list; None if its ideal has no letters or digits to say."""
     ranked = [int(k) for k in np.argsort(example.closeness)]
     near = [k for k in ranked if k != example.answer][:_NEAR]
     # Without an answer the nearest candidate is what the others are compared with.
     first = near[0] if example.answer is None else example.answer
+    ideal = example.ideal or describe(example.candidates[first])
+    if not words(ideal):
+        return None
     others = [k for k in near if k != first]
     hard = [k for k in others if is_close(example.candidates[first], example.candidates[k])]
     easy = [k for k in others if k not in hard]
     count = max(1 + int(rng.integers(2)), min(len(hard), CHAIN_INSPECTIONS - 1))
     rivals = [*rng.permutation(hard).tolist(), *rng.permutation(easy).tolist()][:count]
     named = [int(k) for k in rng.permutation([first, *rivals])]
-    names = [(k, describe(example.candidates[k])) for k in named]
-    looked = [k for k in named if hard and (k == first or k in hard)][:CHAIN_INSPECTIONS]
-    seen = [(k, describe(example.candidates[k])) for k in looked]
-    return Chain(example.ideal, tuple(names), tuple(seen)).parts()
+    names = {k: said for k in named if words(said := describe(example.candidates[k]))}
+    looked = [k for k in names if hard and (k == first or k in hard)][:CHAIN_INSPECTIONS]
+    return Chain(ideal, tuple(names.items()), tuple((k, names[k]) for k in looked))

@@ -64,6 +64,7 @@ class RunConfig:
             stand alone in the file.
         out: folder of the run's files.
         init: results of earlier stages by name (``embed``, ``model``).
+        teacher: whether a sentence encoder teaches the geometry of names (``teacher.py``).
         model: shapes of a model that the stage makes from scratch (``tiny.py``).
         loop: options of the training loop.
         stage: options of the stage, an instance of its ``Config``.
@@ -74,6 +75,7 @@ class RunConfig:
     data: tuple[Path, ...]
     out: Path
     init: dict[str, Path]
+    teacher: bool
     model: dict[str, Any]
     loop: LoopConfig
     stage: Any
@@ -117,6 +119,7 @@ def read_config(stage: str, path: Path) -> RunConfig:
         data=tuple(Path(one) for one in data),
         out=Path(raw["out"]),
         init={name: Path(value) for name, value in init.items()},
+        teacher=bool(raw.get("teacher", True)),
         model=_mapping(raw.get("model"), f"{path}: model"),
         loop=loop,
         stage=checked(options_class, options, f"{path}: stage"),

@@ -17,9 +17,7 @@ from retrv_r1.train.augment import PicturePlan, StyleMix
 from retrv_r1.train.config import checked
 from retrv_r1.train.corpus import Corpus, Entry
 from retrv_r1.train.entry_vectors import EntryEmbedder
-from retrv_r1.train.naming import Naming
 from retrv_r1.train.stage import Setup, Stage
-from retrv_r1.train.teacher import teach
 from retrv_r1.train.tiny import EmbedderShape, load_preprocessing, new_embedder, texts_of
 from retrv_r1.train.vision_rows import picture_rows
 
@@ -95,9 +93,7 @@ class EmbedStage(Stage):
         known = self.config.weights
         weights = np.array([known.get(name.split("_")[-1], 1.0) for name in self.cells])
         self.weights = weights / weights.sum()
-        taught = teach(self.named.names, setup.cache)
-        naming = Naming(taught, model.config.embedding_dim)
-        self.naming = self.add_auxiliary("naming", naming.to(model.device))
+        self.naming = self.add_auxiliary("naming", setup.naming(model.config.embedding_dim))
 
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config

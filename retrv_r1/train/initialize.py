@@ -1,4 +1,4 @@
-"""Initial weights of ``pretrain``: compressor and token embeddings made from the first stage.
+"""Initial weights of ``read``: compressor and token embeddings made from the first stage.
 
 The first stage has learned which words mean which pictures. Its vectors are close to a linear map
 ``M`` of a picture's mean tower row. The new model therefore begins with content tokens that have

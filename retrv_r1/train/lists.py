@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrv_r1.model.chains import ChainPart
+from retrv_r1.model.chains import Chain
 from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, TableLayout
@@ -182,7 +182,7 @@ class ListCollator:
                 full_tokens=full_tokens,
             )
             pairs += len(candidates)
-            thoughts = chain(example, rng) if rng.random() < reason else []
+            thoughts = chain(example, rng) if rng.random() < reason else None
             sequences.append(self._answered(prompt, thoughts, example.answer, layout, candidates))
         return self._pad(layout, entries, sequences, Candidates.of(lists, numbers))
 
@@ -223,7 +223,7 @@ class ListCollator:
     def _answered(
         self,
         prompt: Prompt,
-        thoughts: Sequence[ChainPart],
+        thoughts: Chain | None,
         answer: int | None,
         layout: TableLayout,
         candidates: Sequence[int],
@@ -233,7 +233,7 @@ class ListCollator:
         labels = [prompt.ids[rows.start] for rows in prompt.candidates]
         if thoughts:
             one.write([tokens.think_start])
-            for part in thoughts:
+            for part in thoughts.parts():
                 if part.kind == "text":
                     one.write(self.text_ids(part.text))
                     continue

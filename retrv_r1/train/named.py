@@ -20,6 +20,8 @@ from retrv_r1.train.config import ConfigError
 from retrv_r1.train.corpus import Corpus, Entry, described_pictures
 
 PICTURES, TERMS = "pictures.jsonl", "terms.jsonl"
+_COLOUR = 3.0
+"""How much more often things are drawn that have a picture with colours."""
 _TERM, _ALIAS = 0.3, 0.1
 """Shares of texts that are search terms, and other names, of things that have some."""
 
@@ -43,9 +45,12 @@ class NamedPictures:
     """Training pictures by the thing that they show.
 
     Args:
-        pictures: rows of the bank, with the name of what each shows and the hand that drew it.
+        pictures: rows of the bank.
         things: the thing of each picture, a short text.
-        words: other texts of a thing: search terms, and other names.
+        texts: name of each picture in full.
+        hands: the hand that drew each picture.
+        glyphs: whether each picture has no colour of its own.
+        terms, aliases: search terms and other names of things.
     Attributes:
         names: the things, in the order of their numbers.
     """
@@ -56,6 +61,7 @@ class NamedPictures:
         things: Sequence[str],
         texts: Sequence[str],
         hands: Sequence[str],
+        glyphs: np.ndarray,
         terms: Mapping[str, Sequence[str]],
         aliases: Mapping[str, Sequence[str]],
     ) -> None:
@@ -75,8 +81,10 @@ class NamedPictures:
         }
         self._thing_of = {int(p): int(t) for p, t in zip(self.pictures, thing[order], strict=True)}
         self._number = number
-        # A thing that many hands drew is drawn more often, but not as often as it has pictures.
-        self._reach = np.cumsum(np.diff(self.first) ** 0.5)
+        # A thing that many hands drew is drawn more often, but not as often as it has pictures;
+        # and one that some hand drew in colour more often than the signs of user interfaces.
+        coloured = np.maximum.reduceat(~glyphs[order], self.first[:-1])
+        self._reach = np.cumsum(np.diff(self.first) ** 0.5 * np.where(coloured, _COLOUR, 1.0))
 
     def draw(self, rng: np.random.Generator, count: int) -> Draw:
         """Draws ``count`` pictures, two of each thing by two hands where there are two."""
@@ -173,7 +181,8 @@ def named_pictures(corpus: Corpus) -> NamedPictures:
         if entry.picture is not None and entry.picture not in listed:
             name = entry.meta["name"]
             add(entry.picture, name, name, str(entry.meta.get("style")))
-    return NamedPictures(pictures, things, texts, hands, terms, aliases)
+    glyphs = corpus.bank.is_glyph[pictures]
+    return NamedPictures(pictures, things, texts, hands, glyphs, terms, aliases)
 
 
 def _read_lines(path: Path) -> list[dict]:

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from retrv_r1.train.teacher import WIDTH
-
 SCALE = 1 / 0.06
 """Factor of the cosines of content tokens and of states of a language model."""
 _ALIKE = 0.8
@@ -20,10 +18,12 @@ _ALIKE = 0.8
 
 
 class Naming(nn.Module):
-    """Classes of names, ``[things, e]``: a linear map of the teacher's vectors, and what is learned.
+    """Classes of names, ``[things, e]``: a map of the teacher's vectors, and what is learned.
+
+    Without a teacher only what is learned remains, and the vocabulary is closed.
 
     Args:
-        taught: the teacher's unit vectors of the names, ``[things, 384]``.
+        taught: the teacher's unit vectors of the names, ``[things, 384]``; zeros without a teacher.
         width: width ``e`` of the vectors that are named.
     """
 
@@ -32,11 +32,14 @@ class Naming(nn.Module):
     def __init__(self, taught: Tensor, width: int) -> None:
         super().__init__()
         self.register_buffer("taught", taught, persistent=False)
-        self.project = nn.Linear(WIDTH, width, bias=False)
+        self.project = nn.Linear(taught.shape[1], width, bias=False)
         nn.init.orthogonal_(self.project.weight)
         # What this name means beyond its sentence embedding; sparse use keeps it small.
         self.own = nn.Embedding(len(taught), width)
-        nn.init.zeros_(self.own.weight)
+        if taught.any():
+            nn.init.zeros_(self.own.weight)
+        else:
+            nn.init.normal_(self.own.weight, std=width**-0.5)
 
     def losses(
         self,
@@ -68,10 +71,11 @@ class Naming(nn.Module):
         alike[torch.arange(len(goal), device=goal.device), goal] = False
         general = self.project(taught)
         total, hits = vectors.new_zeros(()), vectors.new_zeros(())
-        for classes in (general + self.own(known), general):
+        parts = (general + self.own(known), general) if self.taught.any() else (self.own(known),)
+        for classes in parts:
             logits = scale * vectors @ normalize(classes, dim=-1).T
             logits = logits.masked_fill(alike, -1e4)
-            total = total + _smoothed(logits, goal, ~alike, smoothing) / 2
+            total = total + _smoothed(logits, goal, ~alike, smoothing) / len(parts)
             hits = (logits.argmax(1) == goal).float().mean()
         return total, hits
 

@@ -19,10 +19,9 @@ from torch import Tensor
 from retrv_r1.train.corpus import ListExample
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
-from retrv_r1.train.naming import SCALE, Naming
+from retrv_r1.train.naming import SCALE
 from retrv_r1.train.sampling import ListSampler, with_default_instruction
 from retrv_r1.train.stage import Setup, Stage
-from retrv_r1.train.teacher import teach
 from retrv_r1.train.validation import ListValidation
 
 
@@ -93,8 +92,7 @@ class SFTStage(Stage):
         known = setup.vectors(setup.val)
         self.validation = ListValidation(setup.val, known, self.collator)
         self.bank = setup.rows(model, processor, config.views)
-        naming = Naming(teach(self.named.names, setup.cache), model.config.hidden_size)
-        self.naming = self.add_auxiliary("naming", naming.to(model.device))
+        self.naming = self.add_auxiliary("naming", setup.naming(model.config.hidden_size))
         model.requires_grad_(True)
         model.visual.requires_grad_(False)
 

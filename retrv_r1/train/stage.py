@@ -20,8 +20,10 @@ from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.entry_vectors import EntryEmbedder, Vectors, embed_cells
 from retrv_r1.train.machine import Machine
 from retrv_r1.train.named import NamedPictures, named_pictures
+from retrv_r1.train.naming import Naming
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.train.schedule import Schedule
+from retrv_r1.train.teacher import teach
 from retrv_r1.train.tiny import load_preprocessing
 from retrv_r1.train.vision_rows import RowBank
 
@@ -89,6 +91,12 @@ class Setup:
     def named(self) -> NamedPictures:
         """The named training pictures."""
         return named_pictures(self.train)
+
+    def naming(self, width: int) -> Naming:
+        """A softmax over the names of the pictures, on the machine's device."""
+        names = self.named.names
+        taught = teach(names, self.cache) if self.config.teacher else torch.zeros(len(names), 1)
+        return Naming(taught, width).to(self.machine.device)
 
     @cached_property
     def entries(self) -> EntryEmbedder:

