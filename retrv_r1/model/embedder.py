@@ -1,8 +1,9 @@
 """The model of the first stage: a two-tower embedder with score fusion.
 
-A picture is encoded by a vision tower (Qwen2.5-VL's or a convolutional one), a text by a small bidirectional encoder; each is
-pooled and projected to a unit vector. The vector of an item with both is the normed sum of the two,
-the score fusion of UniIR (arXiv 2311.17136). The similarity is the dot product.
+A picture is encoded by a vision tower, Qwen2.5-VL's or a convolutional one, a text by a small
+bidirectional encoder; each is pooled and projected to a unit vector. The vector of an item with
+both is the normed sum of the two, the score fusion of UniIR (arXiv 2311.17136). The similarity is
+the dot product.
 """
 
 from __future__ import annotations
