@@ -26,6 +26,7 @@ from engine_doubles import (
 from torch import Tensor
 
 from retrv_engine import (
+    DeadlineExceeded,
     EngineConfig,
     FeatureRows,
     LocalEngine,
@@ -201,3 +202,47 @@ def test_streaming_without_a_thread_and_a_closed_engine():
         pending.result()
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit(made(3))
+
+
+def test_an_error_of_the_engine_itself_ends_all_requests_and_not_its_thread(monkeypatch):
+    engine = ledger()
+    handles = [engine.submit(made(seed)) for seed in (3, 4)]
+    engine.step()
+    handles.append(engine.submit(made(2)))
+
+    def broken():
+        raise RuntimeError("the plan went wrong")
+
+    monkeypatch.setattr(engine.scheduler, "schedule", broken)
+    engine.start()
+    for handle in handles:
+        with pytest.raises(RuntimeError, match="the plan went wrong"):
+            handle.result(timeout=20)
+    assert engine.submit(made(3)).result(timeout=20).tokens == alone(made(3)).tokens
+    engine.check()
+    stats = engine.stats()
+    assert (stats.failed, stats.finished, stats.running, stats.waiting) == (3, 1, 0, 0)
+    engine.close()
+
+
+def test_a_listener_hears_every_token_once_from_the_first():
+    engine = ledger()
+    handle, heard = engine.submit(made(3)), []
+    engine.step()
+    engine.step()
+    handle.listen(heard.extend)
+    assert tuple(heard) == alone(made(3)).tokens[: len(heard)] != ()
+    assert tuple(handle.result().tokens) == tuple(heard) == alone(made(3)).tokens
+    assert list(handle.tokens()) == []
+
+
+def test_a_late_request_says_what_it_has_used():
+    engine = ledger()
+    handle = engine.submit(replace(made(3), sampling=Sampling(seed=3)), deadline=0.05)
+    engine.step()
+    time.sleep(0.06)
+    with pytest.raises(DeadlineExceeded) as late:
+        handle.result()
+    spent = late.value.spent
+    assert spent is not None and spent.tokens >= 1 and spent.computed_rows >= 1
+    assert {"queue", "prefill"} <= set(spent.timings)

@@ -8,8 +8,9 @@ either be taken. A sampled request depends on its own seed and not on the reques
 prompt that cannot fit into the cache. All later errors are raised by the handle: those of a feature
 source, :class:`RequestTooLarge`, :class:`DeadlineExceeded`, and
 ``concurrent.futures.CancelledError`` after ``cancel``. An error of one request does not affect the
-others. An error of the model fails all running requests and leaves an empty, usable engine. If the
-model runs in another process, that error is :class:`EngineDied`, and the next request restarts the
+others. An error of the model fails all running requests and leaves an empty, usable engine; an
+error of the engine's own thread fails all that wait as well, and the thread goes on. If the model
+runs in another process, that error is :class:`EngineDied`, and the next request restarts the
 process.
 
 **Cache.** A request locks the pages that it reads and writes; they cannot be evicted while it runs.

@@ -5,7 +5,6 @@ One step is four calls: schedule → run → take → inspect.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from retrv_engine import decode, warming
 from retrv_engine.base import DeadlineExceeded, Handle, Stats
 from retrv_engine.config import EngineConfig
 from retrv_engine.generation import Generation
-from retrv_engine.job import Extend, Job, Scoring, Work
+from retrv_engine.job import Extend, Job, Scoring
 from retrv_engine.model import LanguageModel
 from retrv_engine.pages import PagePool
 from retrv_engine.request import (
@@ -68,9 +67,7 @@ class LocalEngine(SteppingEngine):
         # Another runner has no device to ask: settings that are still open are those of a CPU.
         self.vocabulary, self.config = vocabulary, config.on("cpu")
         self.runner, self.generation_type = runner, generation_type
-        pool = PagePool(runner.pages, self.config.page_size)
-        self.scheduler = Scheduler(pool, self.config, runner.copy, runner.fixed)
-        self._numbers = itertools.count()
+        self.scheduler = self._new_scheduler()
         self._reset_counts()
 
     # What callers do.
@@ -281,20 +278,20 @@ class LocalEngine(SteppingEngine):
         self.scheduler.clear()
         self.runner.reset()
 
-    @property
-    def _jobs(self) -> list[Job]:
-        return [*self.scheduler.running, *self.scheduler.waiting, *self._inbox]
+    def _give_up(self, error: Exception) -> None:
+        with self._turn:
+            jobs = self._jobs
+            self._inbox.clear()
+            self.scheduler = self._new_scheduler()  # what the error left of it is not known
+            for job in jobs:
+                self._end(job, error)
+            self.runner.reset()
+
+    def _new_scheduler(self) -> Scheduler:
+        pool = PagePool(self.runner.pages, self.config.page_size)
+        return Scheduler(pool, self.config, self.runner.copy, self.runner.fixed)
 
     def _reset_counts(self) -> None:
         self._counts: Counter[str] = Counter()
         self._seconds = dict.fromkeys(("schedule", "run", "take", "inspect"), 0.0)
         self.scheduler.preempted = self.scheduler.tree.evicted = 0
-
-    def _submit(self, work: Work, priority: int = 0, deadline: float | None = None) -> Handle:
-        handle = self._handle(self.start)
-        now = time.perf_counter()
-        late = None if deadline is None else now + deadline
-        job = Job(work, handle, next(self._numbers), now, priority, late)
-        self.scheduler.check_size(job)
-        self._post(job)
-        return handle

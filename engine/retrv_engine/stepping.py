@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -9,8 +10,9 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 
-from retrv_engine.base import Engine
-from retrv_engine.job import Job
+from retrv_engine.base import Engine, Handle
+from retrv_engine.job import Job, Work
+from retrv_engine.scheduler import Scheduler
 
 
 class SteppingEngine(Engine):
@@ -18,10 +20,16 @@ class SteppingEngine(Engine):
 
     A subclass holds ``_turn`` while it changes anything, and accepts the jobs in ``_inbox`` when it
     takes a step.
+
+    Attributes:
+        scheduler: plans the steps; the subclass makes it.
     """
+
+    scheduler: Scheduler
 
     def __init__(self) -> None:
         super().__init__()
+        self._numbers = itertools.count()
         self._inbox: deque[Job] = deque()
         self._turn = threading.RLock()  # held while a step is taken
         self._thread: threading.Thread | None = None
@@ -30,6 +38,10 @@ class SteppingEngine(Engine):
     @abstractmethod
     def step(self) -> bool:
         """Takes one step; False if there was nothing to do."""
+
+    @abstractmethod
+    def _give_up(self, error: Exception) -> None:
+        """Ends all jobs after an error of the engine itself, and makes it usable again."""
 
     def start(self) -> None:
         """Starts a thread that takes the steps from now on."""
@@ -47,6 +59,19 @@ class SteppingEngine(Engine):
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def _submit(self, work: Work, priority: int = 0, deadline: float | None = None) -> Handle:
+        handle = self._handle(self.start)
+        now = time.perf_counter()
+        late = None if deadline is None else now + deadline
+        job = Job(work, handle, next(self._numbers), now, priority, late)
+        self.scheduler.check_size(job)
+        self._post(job)
+        return handle
+
+    @property
+    def _jobs(self) -> list[Job]:
+        return [*self.scheduler.running, *self.scheduler.waiting, *self._inbox]
+
     def _post(self, job: Job) -> None:
         with self._news:
             if self._closed:
@@ -57,7 +82,12 @@ class SteppingEngine(Engine):
     def _serve(self) -> None:
         """Takes steps until the engine is closed: the body of its thread."""
         while not self._closed:
-            if not self.step():
+            try:
+                busy = self.step()
+            except Exception as error:  # else all would wait for a thread that has ended
+                self._give_up(error)
+                continue
+            if not busy:
                 with self._news:
                     self._news.wait_for(lambda: self._inbox or self._closed)
 

@@ -1,8 +1,8 @@
 """Runs submitted rankings side by side in one engine.
 
-Two threads prepare what the engine's own thread computes. One encodes items, of all rankings that
-wait, portion by portion, so that a long list does not hold up a short one. The other takes the
-steps between the engine's answers.
+Two threads prepare what the engine's own thread computes. One encodes items of all rankings that
+wait, a portion of each in turn, so that a long list does not hold up a short one. The other takes
+the steps between the engine's answers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -27,8 +27,8 @@ from retrv_r1.rerank.feature_encoder import FeatureEncoder
 from retrv_r1.rerank.narration import Narrator
 from retrv_r1.types import RetrvError
 
-PORTION, PASS = 64, 256
-"""Items of one ranking, and of all, that are encoded before others get their turn."""
+PASS, PORTION = 64, 8
+"""Items that are encoded before those of other rankings get their turn, and the least of each."""
 
 
 class Conductor:
@@ -101,16 +101,17 @@ class Conductor:
         course.cancel()
         with self._news:
             self._courses.discard(course)
+            self._news.notify_all()  # so that it is taken from those that wait
 
     # The thread that encodes.
 
     @torch.inference_mode()
     def _encode_all(self) -> None:
-        while courses := self._next_pass():
-            self._encode(courses)
+        while parts := self._next_pass():
+            self._encode(parts)
 
-    def _next_pass(self) -> list[Course]:
-        """Rankings whose next items are encoded together; empty at the end."""
+    def _next_pass(self) -> dict[Course, range]:
+        """Rankings with the places of the items that are encoded next; empty at the end."""
         with self._news:
             while not self._closed:
                 self._unencoded = [one for one in self._unencoded if not one.ranking.done()]
@@ -118,36 +119,32 @@ class Conductor:
                     break
                 self._news.wait()
             else:
-                return []
+                return {}
             waiting = sorted(self._unencoded, key=lambda course: course.order)
-        chosen: list[Course] = []
-        items = 0
+        chosen: dict[Course, range] = {}
+        portion = max(PORTION, PASS // len(waiting))
         for course in waiting:
-            if chosen and items >= PASS:
+            if sum(map(len, chosen.values())) >= PASS:
                 break
-            chosen.append(course)
-            items += min(PORTION, len(course.items) - len(course.features))
+            chosen[course] = range(len(course.features), len(course.items))[:portion]
         return chosen
 
-    def _encode(self, courses: Sequence[Course]) -> None:
-        """Encodes the next portion of each ranking, together; alone if that fails."""
+    def _encode(self, parts: Mapping[Course, range]) -> None:
+        """Encodes items of several rankings together; each ranking's alone if that fails."""
         began = time.perf_counter()
-        parts = [range(len(one.features), len(one.items))[:PORTION] for one in courses]
-        items = [one.items[k] for one, part in zip(courses, parts, strict=True) for k in part]
+        items = [course.items[k] for course, part in parts.items() for k in part]
         try:
-            for course in courses:
-                course.check()
             with self._encoding:
-                found = iter(self.encoder.encode(items, [k for part in parts for k in part]))
+                found = iter(self.encoder.encode(items, [k for p in parts.values() for k in p]))
         except Exception as error:
-            if len(courses) > 1:
-                for course in courses:  # so that only the broken one fails
-                    self._encode([course])
+            if len(parts) > 1:
+                for one in parts.items():  # so that only the broken one fails
+                    self._encode(dict([one]))
             else:
-                courses[0].ranking.finish(error)
+                next(iter(parts)).ranking.finish(error)
             return
         seconds = time.perf_counter() - began
-        for course, part in zip(courses, parts, strict=True):
+        for course, part in parts.items():
             course.meter.add("queue", began - course.since)
             course.meter.add("features", seconds)
             course.features += [next(found) for _ in part]
@@ -172,13 +169,24 @@ class Conductor:
 
     @torch.inference_mode()
     def _advance_all(self) -> None:
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: self._ready or self._closed)
-                if self._closed:
-                    return
-                course = self._ready.popleft()
+        while (course := self._next_ready()) is not None:
             self._advance(course)
+
+    def _next_ready(self) -> Course | None:
+        """The next ranking that can take a step; None at the end. Fails those that are late."""
+        while not self._closed:
+            now = time.perf_counter()
+            with self._news:
+                late = [course for course in self._courses if course.deadline < now]
+                if not late and self._ready:
+                    return self._ready.popleft()
+                if not late:
+                    ends = [course.deadline for course in self._courses]
+                    left = min(ends, default=math.inf) - now
+                    self._news.wait(None if math.isinf(left) else left)
+            for course in late:
+                course.ranking.finish(course.lateness())
+        return None
 
     def _advance(self, course: Course) -> None:
         """Takes a ranking's steps up to the next that waits for the engine."""

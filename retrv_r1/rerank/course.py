@@ -69,7 +69,11 @@ class Course:
     def check(self) -> None:
         """Raises DeadlineExceeded when it is late."""
         if time.perf_counter() > self.deadline:
-            raise DeadlineExceeded(f"not done in {self.deadline - self.meter.started:.3g} s")
+            raise self.lateness()
+
+    def lateness(self) -> DeadlineExceeded:
+        """The error of a ranking that is late."""
+        return DeadlineExceeded(f"not done in {self.deadline - self.meter.started:.3g} s")
 
     def waited(self) -> None:
         """Counts the time since ``since`` as waiting."""

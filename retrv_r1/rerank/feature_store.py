@@ -109,7 +109,11 @@ def fingerprint(model: RetrvR1ForConditionalGeneration, processor: RetrvR1Proces
         str(model.config.pad_to_square),
         f"truncated after {processor.max_text_tokens}",
         json.dumps(sorted(processor.tokenizer.get_vocab().items())),
-        str((model.config.tower_config or model.config.backbone_config.vision_config).to_json_string()),
+        str(
+            (
+                model.config.tower_config or model.config.backbone_config.vision_config
+            ).to_json_string()
+        ),
     ]
     for setting in settings:
         digest.update(setting.encode())

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -103,7 +103,7 @@ class RerankService:
         async with self._running(call) as (ranking, waited):
             return _billed(await ranking, waited)
 
-    async def stream(self, call: RankCall) -> AsyncIterator[Event | RankedResults]:
+    async def stream(self, call: RankCall) -> AsyncGenerator[Event | RankedResults, None]:
         """Yields what happens, and the results last; errors are those of :meth:`rank`.
 
         Closing the iterator cancels the ranking.
