@@ -256,7 +256,7 @@ def test_reasoning_is_built_of_words_and_the_lists_own_labels(model, processor, 
     """Prompt structure, text ends and labels beyond the list cannot be written by the model."""
     reranker = Reranker(model, processor)
     special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    assert len(special) == 143
+    assert len(special) == 144
     tokens = reranker.processor.tokens
     known = {tokens.think_start, tokens.think_end, tokens.answer_start, tokens.answer_end}
     known |= {tokens.inspect_start, tokens.inspect_end, *tokens.labels[:3]}
