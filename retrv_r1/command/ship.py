@@ -58,7 +58,7 @@ def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:
         _halve(weights)
     records = out / "training"
     records.mkdir()
-    for run in sorted(runs.iterdir()):
+    for run in sorted(path.parent for path in runs.glob("*/record.json")):
         shutil.copy(run / "record.json", records / f"{run.name}.json")
         for kind in ("jsonl", "png"):
             (curves,) = run.glob(f"*.{kind}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.model.embedder import RetrvEmbedder
-from retrv_r1.train.augment import PicturePlan, StyleMix
+from retrv_r1.train.augment import PicturePlan
 from retrv_r1.train.config import checked
 from retrv_r1.train.corpus import Corpus, Entry
 from retrv_r1.train.entry_vectors import EntryEmbedder
@@ -176,7 +176,7 @@ class EmbedStage(Stage):
         """Gives tower rows the RMS ``row_size``; vectors stay what they are."""
         bank, visual = self.train.corpus.bank, self.model.visual
         shown = self.named.pictures[:: max(1, len(self.named.pictures) // 512)]
-        image = PicturePlan(StyleMix.plain(shown.tolist())).render(bank, self.train.side)
+        image = PicturePlan.of(shown.tolist()).render(bank, self.train.side)
         rows = picture_rows(visual, image, self.processor)
         scale = self.config.row_size / float(rows.pow(2).mean().sqrt())
         last = visual.out if isinstance(visual, ConvTower) else visual.merger.mlp[-1]

@@ -28,7 +28,6 @@ class PictureBank:
             ``uint8 [n, s, s]`` for the coverage of glyphs, which have no colour of their own;
             memory maps are enough.
         paths: path of each picture in its data set.
-        concepts: concept that each picture shows, the same for every style; None if not known.
         parts: folder of each data set, and number of its first picture.
     Attributes:
         is_glyph: whether a picture is a glyph, ``[n]``.
@@ -38,7 +37,6 @@ class PictureBank:
         self,
         pixels: np.ndarray | Sequence[np.ndarray],
         paths: Sequence[str],
-        concepts: Sequence[str | None],
         parts: Sequence[tuple[Path, int]] = (),
     ) -> None:
         arrays = [pixels] if isinstance(pixels, np.ndarray) else list(pixels)
@@ -51,7 +49,6 @@ class PictureBank:
         self.starts = np.cumsum([0, *map(len, arrays)])
         self.is_glyph = np.repeat([a.ndim == 3 for a in arrays], np.diff(self.starts))
         self.paths = list(paths)
-        self.concepts = list(concepts)
         self.parts = list(parts)
         self.row_of = {path: row for row, path in enumerate(self.paths)}
         self._stores: list[Tensor] = []
@@ -73,8 +70,7 @@ class PictureBank:
             rows += map(json.loads, index.read_text(encoding="utf-8").splitlines())
             names = ("pictures.npy", "glyphs.npy")
             arrays += [np.load(root / n, mmap_mode="r") for n in names if (root / n).is_file()]
-        concepts = [row.get("code") for row in rows]
-        return cls(arrays, [row["img_path"] for row in rows], concepts, parts)
+        return cls(arrays, [row["img_path"] for row in rows], parts)
 
     def to(self, device: torch.device) -> PictureBank:
         """This bank, with its pictures copied to a GPU as bytes; nothing changes on a CPU."""
