@@ -67,7 +67,10 @@ def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:
 
 def _halve(weights: Path) -> None:
     """Half precision on disk keeps the checkpoint under 25 MB; its config says float32."""
-    halved = {name: tensor.half() for name, tensor in load_file(weights).items()}
+    halved = {
+        name: tensor.half() if tensor.is_floating_point() else tensor  # batch norms count steps
+        for name, tensor in load_file(weights).items()
+    }
     save_file(halved, weights, metadata={"format": "pt"})
 
 

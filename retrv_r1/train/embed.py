@@ -1,4 +1,8 @@
-"""Stage ``embed``: trains the first stage, contrastively over queries and their positives."""
+"""Stage ``embed``: trains the first stage on queries with their positives, and on named pictures.
+
+Pairs, and pictures with their texts, are contrasted within a step; a softmax over names
+(``naming.py``) compares with thousands.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ class EmbedConfig:
         batch: pairs per step; the negatives of a pair are the other pairs of its cell.
         cells_per_batch: cells that a step's pairs come from.
         named: named pictures per step.
-        texts: further texts per step, that means things without a picture beside them.
+        texts: further texts per step, each of any thing, without a picture of it.
         names: names per step that are negatives of all pictures and texts.
         naming_weight: weight of the softmax over names.
         max_text: tokens to which a text is cut.

@@ -1,4 +1,4 @@
-"""Training pictures: one array of a data set's pictures, and patches of whole batches."""
+"""Training pictures: the arrays of one or more data sets, and patches of whole batches."""
 
 from __future__ import annotations
 
