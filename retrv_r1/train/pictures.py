@@ -83,18 +83,18 @@ class PictureBank:
 
         Glyphs are black.
         """
-        rows = np.asarray(torch.as_tensor(rows).cpu())
-        which = np.searchsorted(self.starts, rows, side="right") - 1
+        numbers = np.asarray(torch.as_tensor(rows).cpu())
+        which = np.searchsorted(self.starts, numbers, side="right") - 1
         side = self.arrays[0].shape[1]
         device = self._stores[0].device if self._stores else None
-        out = torch.zeros(len(rows), 4, side, side, device=device)
-        for number in np.unique(which).tolist():
-            found = np.flatnonzero(which == number)
-            places = rows[found] - self.starts[number]
+        out = torch.zeros(len(numbers), 4, side, side, device=device)
+        for part in np.unique(which).tolist():
+            found = np.flatnonzero(which == part)
+            places = numbers[found] - self.starts[part]
             if self._stores:
-                pixels = self._stores[number][torch.as_tensor(places, device=device)]
+                pixels = self._stores[part][torch.as_tensor(places, device=device)]
             else:
-                pixels = torch.from_numpy(self.arrays[number][places])
+                pixels = torch.from_numpy(self.arrays[part][places])
             # A glyph's coverage is its alpha, the last channel.
             first = 0 if pixels.ndim == 4 else 3
             shown = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels[:, None]

@@ -117,7 +117,7 @@ class RowBank:
         generator = torch.Generator().manual_seed(seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
-        out: np.ndarray | None = None
+        out: np.memmap | None = None
         work = [(v, i) for v in range(views) for i in range(0, len(used), batch)]
         for view, start in track(work, "tower rows of the training pictures"):
             chosen = list(used[start : start + batch])

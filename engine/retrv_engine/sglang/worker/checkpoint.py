@@ -33,10 +33,8 @@ class SGLangCheckpointConfig(Qwen2_5_VLConfig):
                 f"this backbone is {kind!r}, and only Qwen2.5-VL ones are served with SGLang: "
                 'use engine="local"'
             )
-        own = {
-            name: config_dict[name] for name in ("architectures", "dtype") if name in config_dict
-        }
-        own["own_tower"] = config_dict.get("tower_config") is not None
+        own: dict[str, Any] = {"own_tower": config_dict.get("tower_config") is not None}
+        own |= {n: config_dict[n] for n in ("architectures", "dtype") if n in config_dict}
         return super().from_dict({**backbone, **own, "model_type": cls.model_type}, **kwargs)
 
 
