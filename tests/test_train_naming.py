@@ -66,7 +66,7 @@ def test_names_alike_are_no_negatives_of_one_another():
         names = naming(taught, 3)
         with torch.no_grad():
             names.project.weight.copy_(torch.eye(3))
-        return float(names.losses(vector, thing, 5.0, torch.tensor(others), 0.0)[0])
+        return names.losses(vector, thing, 5.0, torch.tensor(others), 0.0)[0].item()
 
     assert loss(alike, [1, 2]) == pytest.approx(loss(alike, [2]))
     assert loss(apart, [1, 2]) > loss(apart, [2]) + 0.01
