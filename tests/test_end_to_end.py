@@ -70,7 +70,7 @@ def test_command_line(tmp_path):
 
 def test_the_record_is_shipped():
     records = SHIPPED / "tiny" / "training"
-    manifest = {json.loads(path.read_text())["data_hash"] for path in records.glob("*.json")}
+    manifest = {str(json.loads(path.read_text())["data_hash"]) for path in records.glob("*.json")}
     assert len(manifest) == 1
     assert {path.stem for path in records.glob("*.jsonl")} >= {"embed", "pretrain", "sft"}
     size = sum(path.stat().st_size for path in (SHIPPED / "tiny").rglob("*") if path.is_file())

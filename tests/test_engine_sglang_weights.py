@@ -25,6 +25,10 @@ from retrv_engine import EngineDied
 from retrv_engine.model import load_weights
 from retrv_engine.sglang import client, connection
 from retrv_engine.sglang.wire_format import sample_of
+from retrv_engine.sglang.worker.checkpoint import SGLangCheckpointConfig, served_weights
+from retrv_r1.model.checkpoint import resolve
+from retrv_r1.model.config import RetrvR1Config
+from retrv_r1.model.conv_tower import ConvTowerConfig
 
 pytest_plugins = ["sglang_fixtures"]
 
@@ -253,3 +257,24 @@ def test_a_server_that_we_start_gets_the_weights_of_the_model(small_model, proce
     with make_engine(small_model) as engine:
         same_weights(small_model, processes[0].server)
         assert engine.generate([QUICK])[0].answer == 0
+
+
+@pytest.mark.parametrize("own_tower", [False, True])
+def test_a_server_takes_neither_the_compressor_nor_a_tower_of_our_own(own_tower):
+    """By the names of a checkpoint and of our model; the config says whose the tower is."""
+    config = RetrvR1Config.from_pretrained(resolve("tiny"))
+    if own_tower:
+        config.tower_config = ConvTowerConfig(out_hidden_size=config.hidden_size)
+    served = SGLangCheckpointConfig.from_dict(config.to_dict())
+    assert served.own_tower is own_tower and served.model_type == "retrv_r1"
+    assert served.vision_config.out_hidden_size == config.hidden_size
+    layers = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
+    tower = ["visual.layers.0.weight", "visual.out.bias"]
+    for saved in ("backbone.model.", "model."):
+        head = saved.removesuffix("model.") + "lm_head.weight"
+        names = [f"{saved}language_model.layers.0.mlp.up_proj.weight", head, "icm.pool.query"]
+        names += [f"{saved}{name}" for name in tower]
+        values = {name: torch.rand(2) for name in names}
+        kept = dict(served_weights(values.items(), own_tower=served.own_tower))
+        assert list(kept) == layers + ([] if own_tower else tower)
+        assert kept[layers[0]] is values[names[0]]

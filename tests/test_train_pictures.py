@@ -1,71 +1,166 @@
-"""Training pictures: blended with another style, augmented, or as they will be served."""
+"""Training pictures: of several data sets, augmented, or as they will be served; and their rows,
+which a frozen tower computes once."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from retrv_r1.train.augment import Augmentation, StyleMixer, blend, rounded
+from retrv_r1.train import vision_rows
+from retrv_r1.train.augment import Augmentation, PicturePlan
+from retrv_r1.train.config import ConfigError
+from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.pictures import PictureBank, on_white, resized
+from retrv_r1.train.vision_rows import RowBank
 
-SIDE = 12
-
-
-def bank_of(concepts: list[str | None]) -> PictureBank:
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(1, 256, size=(len(concepts), 16, 16, 4), dtype=np.uint8)
-    return PictureBank(pixels, [f"{n}.png" for n in range(len(concepts))], concepts)
+pytest_plugins = ["training_fixtures"]
 
 
-def test_a_blend_lies_between_its_pictures_and_transparency_has_no_colour():
-    red = torch.tensor([1.0, 0, 0, 1]).view(1, 4, 1, 1)
-    clear_green = torch.tensor([0, 1.0, 0, 0]).view(1, 4, 1, 1)
-    blue = torch.tensor([0, 0, 1.0, 1]).view(1, 4, 1, 1)
-    mixed = blend(red, blue, torch.tensor([0.25])).flatten()
-    assert torch.allclose(mixed, torch.tensor([0.75, 0, 0.25, 1.0]))
-    faded = blend(red, clear_green, torch.tensor([0.25])).flatten()
-    assert torch.allclose(faded, torch.tensor([1.0, 0, 0, 0.75]))
-    assert torch.equal(blend(red, blue, torch.zeros(1)), red)
+def changes(count: int, seed: int = 0) -> Augmentation:
+    return Augmentation.draw(count, torch.Generator().manual_seed(seed))
 
 
-def test_only_filled_rectangles_wider_than_high_become_round():
-    pictures = torch.zeros(4, 4, 24, 24)
-    pictures[0, :, 6:18, 2:22] = 1  # a flag: white, its middle red
-    pictures[0, 1:3, 6:18, 10:14] = 0
-    pictures[1, :, 2:22, 2:22] = 1  # a square
-    pictures[2, :, 6:18, 2:22] = torch.eye(12, 20)  # a line across
-    out = rounded(pictures)
-    assert torch.equal(out[1:], pictures[1:]), "nor does an empty picture"
-    assert out[0, 3].mean() == pytest.approx(math.pi / 4, abs=0.02)
-    assert out[0, :, 12, 12].tolist() == [1, 0, 0, 1] and out[0, :, 12, 2].tolist() == [1, 1, 1, 1]
-    assert not out[0, 3, 0, 0] and out[0, 3, 12, 0]
+def test_pictures_of_two_data_sets_and_glyphs_lie_in_one_bank(pictographs, icons):
+    bank = PictureBank.load(pictographs, icons)
+    own, pixels, glyphs = (
+        np.load(path) / np.float32(255)
+        for path in (pictographs / "pictures.npy", icons / "pictures.npy", icons / "glyphs.npy")
+    )
+    before = len(own) + len(pixels)
+    assert bank.is_glyph.tolist() == [False] * before + [True] * len(glyphs)
+    assert bank.parts == [(pictographs, 0), (icons, len(own))]
+    assert bank.row_of["icons/mdi/bell.png"] >= before
+    # In any order, a picture twice.
+    rgba = bank.rgba([before + 1, 3, len(own), before + 1]).numpy()
+    np.testing.assert_array_equal(rgba[1], own[3].transpose(2, 0, 1))
+    np.testing.assert_array_equal(rgba[2], pixels[0].transpose(2, 0, 1))
+    for place in (0, 3):
+        np.testing.assert_array_equal(rgba[place, 3], glyphs[1])
+        assert not rgba[place, :3].any(), "a glyph is black"
 
 
-def test_only_the_same_thing_is_blended_in():
-    bank = bank_of(["cat", "dog", "cat", None, "owl"])
-    mixer, rng = StyleMixer(bank, range(5)), np.random.default_rng(0)
-    pictures = [0, 1, 3, 4] * 10
-    plain = bank.rgba(pictures)
-    assert torch.equal(mixer.draw(pictures, 0.0, rng).rgba(bank), plain)
-    mixed = mixer.draw(pictures, 1.0, rng).rgba(bank)
-    changed = (mixed - plain).abs().flatten(1).amax(1) > 1e-3
-    assert set(np.flatnonzero(changed) % 4) == {0}, "the others have nobody but themselves"
-    assert 10 > changed.sum() > 0, "a cat is blended with itself or with the other"
-    assert not StyleMixer(bank, [1]).drawn.keys() & {"cat", "owl"}
+def test_cells_of_two_data_sets_show_pictures_of_one_bank(pictographs, icons):
+    bank = PictureBank.load(pictographs, icons)
+    corpus = Corpus([pictographs, icons], "train", bank)
+    assert set(corpus.cells) == {"made_t2i", "made_i2t", "made_i2i", "icons_t2i"}
+    asked = corpus.cells["icons_t2i"]
+    for query, known in zip(asked.queries, asked.positives, strict=True):
+        shown = [bank.paths[asked.pool[n].picture or 0] for n in known]
+        assert shown and all(path.endswith(f"/{query.text}.png") for path in shown)
+    assert used_pictures(corpus)[:20] == list(range(20))
+    tents = {row for path, row in bank.row_of.items() if "tent" in path}
+    assert len(tents) == 3 and not tents & set(used_pictures(corpus))
+    with pytest.raises(ConfigError, match="two data sets have a cell made_i2i: leave one out"):
+        Corpus([pictographs, pictographs], "train", bank)
 
 
-def test_a_share_of_the_pictures_is_left_as_it_will_be_served():
-    rgba = bank_of([None] * 60).rgba(range(60))
-    served = resized(on_white(rgba), SIDE)
+def test_ink_is_dark_on_a_light_ground_and_light_on_a_dark_one():
+    drawn = changes(4000)
+    light = drawn.background.mean((1, 2, 3)) > 0.5
+    dark_ink, light_ink = drawn.ink[light].flatten(1), drawn.ink[~light].flatten(1)
+    assert 0.03 < len(light_ink) / 4000 < 0.3, "some grounds are dark"
+    assert dark_ink.max() <= 0.75 and light_ink.min() >= 0.25
+    # Half of them, and some by chance, are nearly black or white.
+    assert 0.45 < (dark_ink.amax(1) <= 0.1876).float().mean() < 0.6
+    assert 0.4 < (light_ink.amin(1) >= 0.8124).float().mean() < 0.65
 
-    def left(share: float) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(1)
-        out = Augmentation.draw(60, generator, share).apply(rgba, SIDE)
-        assert out.shape == (60, 3, SIDE, SIDE) and out.min() >= 0 and out.max() <= 1
-        return (out == served).flatten(1).all(1)
 
-    assert left(1.0).all() and not left(0.0).any()
-    assert 20 < left(0.5).sum() < 40
+def test_glyphs_take_ink_and_other_pictures_keep_their_colours(pictographs, icons):
+    bank = PictureBank.load(pictographs, icons)
+    glyph = int(np.flatnonzero(bank.is_glyph)[0])
+    drawn = changes(2)
+    other = replace(drawn, ink=1 - drawn.ink)
+    plain, inked = (PicturePlan.of([0, glyph], one).render(bank, 16) for one in (drawn, other))
+    assert torch.equal(plain[0], inked[0])
+    assert not torch.equal(plain[1], inked[1])
+
+
+def test_without_changes_pictures_are_as_they_will_be_served(pictographs, icons):
+    bank = PictureBank.load(pictographs, icons)
+    rows = [0, 5, int(np.flatnonzero(bank.is_glyph)[0])]
+    served = resized(on_white(bank.rgba(rows)), 12)
+    assert torch.equal(PicturePlan.of(rows).render(bank, 12), served)
+    changed = PicturePlan.of(rows, changes(3)).render(bank, 12)
+    assert changed.shape == (3, 3, 12, 12) and changed.min() >= 0 and changed.max() <= 1
+    assert (changed != served).flatten(1).any(1).all()
+    assert torch.equal(PicturePlan.of(rows, changes(3)).render(bank, 12), changed)
+
+
+# Rows of a frozen tower.
+
+
+@pytest.fixture
+def encoded(corpus, model, processor, tmp_path, monkeypatch) -> Callable[..., tuple[RowBank, int]]:
+    """Builds a row bank in a folder; returns it, and how many pictures the tower saw."""
+    seen: list[int] = []
+    rows_of = vision_rows.picture_rows
+
+    def counted(visual: Any, image: torch.Tensor, images: Any) -> torch.Tensor:
+        seen.append(len(image))
+        return rows_of(visual, image, images)
+
+    monkeypatch.setattr(vision_rows, "picture_rows", counted)
+
+    def build(
+        used: tuple[int, ...] = (0, 3, 7), views: int = 2, seed: int = 0, of: Any = model
+    ) -> tuple[RowBank, int]:
+        before = sum(seen)
+        bank = RowBank.build(of, processor, corpus.bank, used, views, seed, tmp_path, batch=2)
+        return bank, sum(seen) - before
+
+    return build
+
+
+def test_rows_are_encoded_once_for_all_stages(encoded, make_model, tmp_path):
+    first, count = encoded()
+    again, none = encoded()
+    assert (count, none) == (6, 0) and torch.equal(first.rows, again.rows)
+    assert first.rows.shape[:2] == (2, 3) and first.rows.dtype == torch.float16
+    assert not torch.equal(first.rows[0], first.rows[1]), "the second view is augmented"
+    assert first.place[[0, 3, 7]].tolist() == [0, 1, 2] and (first.place >= 0).sum() == 3
+    assert torch.equal(first.clean([7, 0]), first.rows[0, [2, 0]].float())
+    others = [{"used": (0, 3)}, {"views": 1}, {"seed": 1}, {"of": make_model(1)}]
+    assert all(encoded(**changed)[1] > 0 for changed in others)
+    assert len(list(tmp_path.glob("rows-*.npy"))) == 5
+
+
+def test_rows_that_were_not_finished_are_encoded_again(encoded, tmp_path, monkeypatch):
+    whole, _ = encoded()
+    (path,) = tmp_path.glob("rows-*.npy")
+    path.unlink()
+    rows_of, calls = vision_rows.picture_rows, []
+
+    def dies(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return rows_of(*arguments)
+
+    with monkeypatch.context() as cut:
+        cut.setattr(vision_rows, "picture_rows", dies)
+        with pytest.raises(KeyboardInterrupt):
+            encoded()
+    assert not list(tmp_path.glob("rows-*.npy")) and list(tmp_path.glob("*.unfinished"))
+    again, count = encoded()
+    assert count == 6 and torch.equal(again.rows, whole.rows)
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_a_view_of_each_picture_is_drawn(encoded):
+    bank, rng = encoded()[0], np.random.default_rng(0)
+    assert bank.draw([], rng) is None and bank.rows_of(None) is None
+    drawn = bank.draw([7] * 40, rng)
+    rows = bank.rows_of(drawn).view(40, *bank.rows.shape[2:])
+    assert set(drawn.views.tolist()) == {0, 1}
+    for view, row in zip(drawn.views, rows, strict=True):
+        assert torch.equal(row, bank.rows[view, 2].float())
+
+
+def test_data_without_pictures_are_refused(corpus, model, processor, tmp_path):
+    with pytest.raises(ConfigError, match="show no pictures"):
+        RowBank.build(model, processor, corpus.bank, [], 1, 0, tmp_path)

@@ -4,6 +4,7 @@ mistakes in a file, its data or an earlier result, each named with its fix."""
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from small_stages import EMBED, LOOP, OPTIONS, Killed, curve, same
 
+from retrv_r1.command.recipe import CONFIGS
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
@@ -155,6 +157,31 @@ def test_parts_may_learn_more_slowly(build, tmp_path):
     moved = {n for n, p in stage.model.named_parameters() if not torch.equal(p, before[n])}
     assert any("embed_tokens" in n for n in held) and not moved & held
     assert moved > {n for n in names if ".language_model.layers." in n}
+
+
+def test_pictures_are_small_in_the_first_part_of_the_first_stage(build):
+    """A convolutional tower takes them at any side."""
+    stage = build("embed")  # six steps, half of them small
+    assert [stage.batch(step)["side"] for step in range(6)] == [8, 8, 8, 16, 16, 16]
+    for step, rows in ((0, 4), (5, 16)):
+        batch = stage.batch(step)
+        shown = sum(len(batch[part].get("pictures", ())) for part in ("queries", "targets"))
+        shown += len(batch["pictures"]["pictures"])
+        loss, metrics = stage.loss(batch)
+        assert torch.isfinite(loss) and metrics["samples"] == shown
+        assert metrics["tokens"] == shown * rows + 2 * batch["texts"]["size"]
+    pictures = stage.batch(0)["pictures"]
+    small, whole = (stage.train.embed(pictures, side) for side in (8, None))
+    assert small.shape == whole.shape and not torch.equal(small, whole)
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_the_files_of_the_shipped_recipe_can_be_read(name):
+    found = read_config(name, CONFIGS / f"{name}.yaml")
+    assert found.out == Path("runs/tiny") / name and found.teacher
+    assert found.data == (Path("data/pictographs"), Path("data/icons"))
+    assert all(path.parts[:2] == ("runs", "tiny") for path in found.init.values())
+    assert found.loop.steps > 100 and getattr(found.stage, "steps", found.loop.steps) > 100
 
 
 def test_an_embedder_is_saved_without_what_only_trains_it(trained):

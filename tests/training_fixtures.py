@@ -84,6 +84,71 @@ def pictographs(tmp_path_factory) -> Path:
     return root
 
 
+ICONS = ("violin", "bell", "house", "user plus", "tent")
+HANDS = ("noto", "tabler", "mdi")
+TONES = ("", "dark")
+
+
+@pytest.fixture(scope="session")
+def icons(tmp_path_factory) -> Path:
+    """A data set in the layout of icons: one hand draws in colour, two draw glyphs.
+
+    Training does not see ``tent``; one hand draws a hand in two skin tones.
+    """
+    root = tmp_path_factory.mktemp("icons")
+    rng = np.random.default_rng(1)
+    drawn = [(HANDS[0], "waving hand", tone) for tone in TONES]
+    drawn += [(hand, code, "") for hand in HANDS for code in ICONS]
+    rows, known = [], []
+    for row, (hand, code, tone) in enumerate(drawn):
+        name = f"{code} {tone} skin tone" if tone else code
+        about = {"img_path": f"icons/{hand}/{name}.png", "code": code, "name": name}
+        split = "test" if code == "tent" else "train"
+        rows.append(
+            {"row": row, **about, "family": hand, "skin": tone, "gender": "", "split": split}
+        )
+        known.append({"did": f"300:{row + 1}", **about, "style": hand, "base": code})
+    shape = sum(row["family"] == HANDS[0] for row in rows), SIDE, SIDE
+    np.save(root / "pictures.npy", rng.integers(0, 256, (*shape, 4), np.uint8))
+    np.save(root / "glyphs.npy", rng.integers(0, 256, (len(rows) - shape[0], SIDE, SIDE), np.uint8))
+    write_lines(root / "pictures.jsonl", rows)
+    write_lines(root / "metadata.jsonl", known)
+    write_lines(
+        root / "terms.jsonl",
+        [
+            {"code": "bell", "terms": ["alarm", "ring"], "split": "train"},
+            {"code": "house", "terms": ["building"], "split": "val"},
+        ],
+    )
+    (root / "concepts.json").write_text(json.dumps({"aliases": {"house": ["home"]}}))
+    (root / "manifest.json").write_text('{"hash": "of the test icons"}')
+    asked = [code for code in ICONS if code != "tent"]
+    for split in ("train", "val"):
+        shown = [about for about in known if about["code"] in asked]
+        write_lines(
+            root / f"cand_pool/local/mbeir_icons_t2i_{split}_cand_pool.jsonl",
+            [
+                {"did": c["did"], "txt": None, "img_path": c["img_path"], "modality": "image"}
+                for c in shown
+            ],
+        )
+        rows = [
+            {
+                **{"qid": f"300:{n + 1}", "query_txt": code, "query_img_path": None},
+                **{"query_modality": "text", "task_id": 0, "neg_cand_list": []},
+                "pos_cand_list": [c["did"] for c in shown if c["code"] == code],
+            }
+            for n, code in enumerate(asked)
+        ]
+        write_lines(root / f"query/{split}/mbeir_icons_t2i_{split}.jsonl", rows)
+    (root / "instructions").mkdir()
+    (root / "instructions/query_instructions.tsv").write_text(
+        "query_modality\tcand_modality\tdataset_name\tdataset_id\tprompt_1\n"
+        "text\timage\ticons_t2i\t300\tFind the icon.\n"
+    )
+    return root
+
+
 @pytest.fixture(scope="session")
 def corpus(pictographs: Path) -> Corpus:
     return Corpus(pictographs, "train", PictureBank.load(pictographs))

@@ -58,7 +58,7 @@ def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:
         _halve(weights)
     records = out / "training"
     records.mkdir()
-    for run in sorted(runs.iterdir()):
+    for run in sorted(path.parent for path in runs.glob("*/record.json")):
         shutil.copy(run / "record.json", records / f"{run.name}.json")
         for kind in ("jsonl", "png"):
             (curves,) = run.glob(f"*.{kind}")
@@ -67,7 +67,10 @@ def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:
 
 def _halve(weights: Path) -> None:
     """Half precision on disk keeps the checkpoint under 25 MB; its config says float32."""
-    halved = {name: tensor.half() for name, tensor in load_file(weights).items()}
+    halved = {
+        name: tensor.half() if tensor.is_floating_point() else tensor  # batch norms count steps
+        for name, tensor in load_file(weights).items()
+    }
     save_file(halved, weights, metadata={"format": "pt"})
 
 

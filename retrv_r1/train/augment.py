@@ -1,4 +1,4 @@
-"""Changes of training pictures: blended styles, round flags, random augmentation.
+"""Random changes of training pictures, and the plan of a batch's pictures.
 
 What is changed is drawn on the host as numbers, which processes that make batches send; the pixels
 are made where the model is.
@@ -6,148 +6,13 @@ are made where the model is.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from retrv_r1.train.pictures import PictureBank, on_white, resized
-
-
-def blend(rgba: Tensor, other: Tensor, amount: Tensor) -> Tensor:
-    """Pictures blended with ``amount [b]`` of others: ``[b, 4, s, s]``, each."""
-    amount = amount.view(-1, 1, 1, 1)
-    ours, theirs = (1 - amount) * rgba[:, 3:], amount * other[:, 3:]
-    alpha = ours + theirs
-    colour = (ours * rgba[:, :3] + theirs * other[:, :3]) / alpha.clamp(min=1e-6)
-    return torch.cat([colour, alpha], 1)
-
-
-def rounded(rgba: Tensor) -> Tensor:
-    """Pictures ``[b, 4, s, s]`` with filled rectangles wider than high cut to inscribed circles.
-
-    Icon sets show flags in either form.
-    """
-    opaque = rgba[:, 3] > 0.5
-    columns, rows = opaque.any(1), opaque.any(2)
-    wide, high = columns.sum(1), rows.sum(1)
-    filled = opaque.sum((1, 2)) >= 0.9 * wide.double() * high
-    flags = ((wide > 1.2 * high.double()) & filled).nonzero().squeeze(1)
-    out = rgba.clone()
-    if not len(flags):
-        return out
-    high, side = high[flags], rgba.shape[-1]
-    top = rows[flags].int().argmax(1)
-    left = columns[flags].int().argmax(1) + (wide[flags] - high) // 2
-    line = (torch.arange(side, device=rgba.device) + 0.5) * 2 / side - 1
-    circle = (line[:, None].square() + line.square() <= 1).float()
-    cut = _resampled(rgba[flags], top, left, high)
-    out[flags] = torch.cat([cut[:, :3], cut[:, 3:] * circle], 1)
-    return out
-
-
-def _resampled(pictures: Tensor, top: Tensor, left: Tensor, size: Tensor) -> Tensor:
-    """Squares cut out of pictures ``[b, c, s, s]`` and resized to their side, bilinearly.
-
-    The same as ``interpolate`` for each square alone, because their sizes differ.
-
-    Args:
-        top, left, size: place and side of each square in pixels, ``[b]``.
-    """
-    side = pictures.shape[-1]
-    place = (torch.arange(side, device=pictures.device) + 0.5) * size[:, None] / side - 0.5
-    place = place.clamp(min=0)
-    low = place.long()
-    high = torch.minimum(low + 1, size[:, None] - 1)
-    share = place - low
-
-    def along(values: Tensor, start: Tensor, dim: int) -> Tensor:
-        shape = [len(values), 1, 1, 1]
-        shape[dim] = side
-        full = list(values.shape)
-        full[dim] = side
-        first, second = (
-            values.gather(dim, (start[:, None] + n).view(shape).expand(full)) for n in (low, high)
-        )
-        weight = share.view(shape)
-        return first * (1 - weight) + second * weight
-
-    return along(along(pictures, left, 3), top, 2)
-
-
-@dataclass(frozen=True)
-class StyleMix:
-    """Pictures of a batch, some of them changed into another style.
-
-    Attributes:
-        pictures: rows of the bank, ``[b]``.
-        made_round: indices in the batch whose rectangles become circles.
-        blended: indices in the batch that are blended.
-        others: rows of the bank that those are blended with.
-        amount: amounts of the others, 0 to 1.
-    """
-
-    pictures: Tensor
-    made_round: Tensor
-    blended: Tensor
-    others: Tensor
-    amount: Tensor
-
-    @classmethod
-    def plain(cls, pictures: Sequence[int]) -> StyleMix:
-        """The pictures unchanged."""
-        none = torch.empty(0, dtype=torch.long)
-        return cls(torch.tensor(pictures, dtype=torch.long), none, none, none, none.float())
-
-    def rgba(self, bank: PictureBank) -> Tensor:
-        """``[b, 4, s, s]`` in [0, 1]."""
-        rgba = bank.rgba(self.pictures)
-        if len(self.made_round):
-            rgba[self.made_round] = rounded(rgba[self.made_round])
-        if len(self.blended):
-            rgba[self.blended] = blend(rgba[self.blended], bank.rgba(self.others), self.amount)
-        return rgba
-
-
-class StyleMixer:
-    """Draws changes of pictures that imitate styles which no training picture has.
-
-    Some pictures are blended with the same concept in another style, some rectangles become round.
-
-    Args:
-        pictures: rows of the bank that others may be blended with.
-        round_share: share of filled rectangles that become circles.
-    """
-
-    def __init__(
-        self, bank: PictureBank, pictures: Sequence[int], round_share: float = 0.3
-    ) -> None:
-        self.bank, self.round_share = bank, round_share
-        self.drawn: dict[str, list[int]] = defaultdict(list)
-        for row in pictures:
-            if (concept := bank.concepts[row]) is not None:
-                self.drawn[concept].append(row)
-
-    def draw(self, pictures: Sequence[int], share: float, rng: np.random.Generator) -> StyleMix:
-        """The changes of pictures, a ``share`` of them blended."""
-        made_round = np.flatnonzero(rng.random(len(pictures)) < self.round_share)
-        blended = np.flatnonzero(rng.random(len(pictures)) < share)
-        others = []
-        for index in blended:
-            row = pictures[int(index)]
-            same = self.drawn.get(self.bank.concepts[row] or "", [row])
-            others.append(same[int(rng.integers(len(same)))])
-        amount = rng.uniform(0.15, 0.5, len(blended)).astype(np.float32)
-        return StyleMix(
-            torch.tensor(pictures, dtype=torch.long),
-            torch.from_numpy(made_round),
-            torch.from_numpy(blended),
-            torch.tensor(others, dtype=torch.long),
-            torch.from_numpy(amount),
-        )
 
 
 @dataclass(frozen=True)
@@ -164,7 +29,6 @@ class Augmentation:
         saturation, contrast, brightness, blur: strengths, ``[b, 1, 1, 1]``.
         ink: colours of those that are glyphs, ``[b, 3, 1, 1]``; most are dark on a light ground
             or the reverse.
-        clean: indices of the pictures that are not augmented but look as at inference.
     """
 
     theta: Tensor
@@ -175,13 +39,10 @@ class Augmentation:
     brightness: Tensor
     blur: Tensor
     ink: Tensor
-    clean: Tensor
 
     @classmethod
-    def draw(
-        cls, size: int, generator: torch.Generator, clean: float | None = None
-    ) -> Augmentation:
-        """Draws for ``size`` pictures, of which a share ``clean`` is not augmented."""
+    def draw(cls, size: int, generator: torch.Generator) -> Augmentation:
+        """Draws for ``size`` pictures."""
 
         def uniform(low: float, high: float, *shape: int) -> Tensor:
             return torch.rand(size, *shape, generator=generator) * (high - low) + low
@@ -216,10 +77,7 @@ class Augmentation:
         ink = uniform(0, 0.75, 3, 1, 1)
         ink = torch.where(uniform(0, 1, 1, 1, 1) < 0.5, ink * 0.25, ink)
         ink = light * ink + (1 - light) * (1 - ink)
-        left = torch.empty(0, dtype=torch.long)
-        if clean is not None:
-            left = (torch.rand(size, generator=generator) < clean).nonzero().squeeze(1)
-        return cls(theta, background, channels, saturation, contrast, brightness, blur, ink, left)
+        return cls(theta, background, channels, saturation, contrast, brightness, blur, ink)
 
     def apply(self, rgba: Tensor, side: int) -> Tensor:
         """``[b, 4, s, s]`` → ``[b, 3, side, side]``, both in [0, 1]."""
@@ -233,10 +91,7 @@ class Augmentation:
         image = grey + (image - grey) * self.saturation
         image = (image - 0.5) * self.contrast + 0.5 + self.brightness
         blurred = functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
-        image = (image + (blurred - image) * self.blur).clamp(0, 1)
-        if len(self.clean):
-            image[self.clean] = resized(on_white(rgba[self.clean]), side)
-        return image
+        return (image + (blurred - image) * self.blur).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -244,17 +99,25 @@ class PicturePlan:
     """The pictures of a batch as numbers; :meth:`render` makes the pixels.
 
     The numbers are a function of the step alone, so that a GPU gets the same pictures as a CPU.
+
+    Attributes:
+        pictures: rows of the bank, ``[b]``.
+        changes: how each is changed; None for pictures as a served model sees them.
     """
 
-    mix: StyleMix
+    pictures: Tensor
     changes: Augmentation | None = None
+
+    @classmethod
+    def of(cls, pictures: Sequence[int], changes: Augmentation | None = None) -> PicturePlan:
+        """The plan of pictures by their rows of the bank."""
+        return cls(torch.tensor(pictures, dtype=torch.long), changes)
 
     def render(self, bank: PictureBank, side: int) -> Tensor:
         """Pictures ``[b, 3, side, side]`` in [0, 1], on the device of bank and numbers."""
-        rgba = self.mix.rgba(bank)
+        rgba = bank.rgba(self.pictures)
         if self.changes is None:
             return resized(on_white(rgba), side)
-        glyphs = torch.from_numpy(bank.is_glyph[self.mix.pictures.cpu().numpy()]).to(rgba.device)
-        glyphs[self.changes.clean] = False  # which stay black
+        glyphs = torch.from_numpy(bank.is_glyph[self.pictures.cpu().numpy()]).to(rgba.device)
         rgba[:, :3] = torch.where(glyphs[:, None, None, None], self.changes.ink, rgba[:, :3])
         return self.changes.apply(rgba, side)

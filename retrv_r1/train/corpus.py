@@ -153,12 +153,9 @@ def pictures_of(entries: Sequence[Entry]) -> list[int]:
 
 
 def distinct(
-    lists: Sequence[ListExample], more: Sequence[Entry] = ()
+    lists: Sequence[ListExample],
 ) -> tuple[list[Entry], list[tuple[int, list[int]]]]:
-    """Distinct entries of lists, and the numbers of each list's query and candidates among them.
-
-    ``more`` entries follow if they are new.
-    """
+    """Distinct entries of lists, and the numbers of each list's query and candidates among them."""
     entries: dict[Key, int] = {}
     ordered: list[Entry] = []
 
@@ -168,10 +165,7 @@ def distinct(
             ordered.append(entry)
         return entries[entry.key]
 
-    numbers = [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
-    for entry in more:
-        number(entry)
-    return ordered, numbers
+    return ordered, [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
 
 
 def rivals(lists: Sequence[ListExample]) -> list[list[bool]]:

@@ -1,4 +1,8 @@
-"""Stage ``embed``: trains the first stage, contrastively over queries and their positives."""
+"""Stage ``embed``: trains the first stage on queries with their positives, and on named pictures.
+
+Pairs, and pictures with their texts, are contrasted within a step; a softmax over names
+(``naming.py``) compares with thousands.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from torch import Tensor
 
 from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.model.embedder import RetrvEmbedder
-from retrv_r1.train.augment import PicturePlan, StyleMix
+from retrv_r1.train.augment import PicturePlan
 from retrv_r1.train.config import checked
 from retrv_r1.train.corpus import Corpus, Entry
 from retrv_r1.train.entry_vectors import EntryEmbedder
@@ -30,7 +34,7 @@ class EmbedConfig:
         batch: pairs per step; the negatives of a pair are the other pairs of its cell.
         cells_per_batch: cells that a step's pairs come from.
         named: named pictures per step.
-        texts: further texts per step, that means things without a picture beside them.
+        texts: further texts per step, each of any thing, without a picture of it.
         names: names per step that are negatives of all pictures and texts.
         naming_weight: weight of the softmax over names.
         max_text: tokens to which a text is cut.
@@ -176,7 +180,7 @@ class EmbedStage(Stage):
         """Gives tower rows the RMS ``row_size``; vectors stay what they are."""
         bank, visual = self.train.corpus.bank, self.model.visual
         shown = self.named.pictures[:: max(1, len(self.named.pictures) // 512)]
-        image = PicturePlan(StyleMix.plain(shown.tolist())).render(bank, self.train.side)
+        image = PicturePlan.of(shown.tolist()).render(bank, self.train.side)
         rows = picture_rows(visual, image, self.processor)
         scale = self.config.row_size / float(rows.pow(2).mean().sqrt())
         last = visual.out if isinstance(visual, ConvTower) else visual.merger.mlp[-1]

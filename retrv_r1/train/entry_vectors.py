@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from retrv_r1.files import replacing
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.tokens import encode_text
-from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMix
+from retrv_r1.train.augment import Augmentation, PicturePlan
 from retrv_r1.train.corpus import Corpus, Entry
 from retrv_r1.train.pictures import side_of
 from retrv_r1.train.tensors import digest_of, to_device
@@ -63,7 +63,7 @@ class EntryEmbedder:
             changes = Augmentation.draw(len(shown), generator) if generator else None
             out |= {
                 "pictures": torch.tensor(pictures),
-                "plan": PicturePlan(StyleMix.plain(shown), changes),
+                "plan": PicturePlan.of(shown, changes),
             }
         if texts:
             # Texts of like length together: padding would cost several times the words.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, TableLayout
 from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
 from retrv_r1.train.chains import chain
-from retrv_r1.train.corpus import Entry, Key, ListExample, distinct, pictures_of, rivals
+from retrv_r1.train.corpus import Entry, ListExample, distinct, pictures_of, rivals
 from retrv_r1.train.pictures import merged_grid
 
 
@@ -30,7 +30,6 @@ class Candidates:
         is_answer: whether a candidate is the answer of its list, ``[c]``.
         answered: numbers of the lists that have an answer, ``[a]``.
         rivals: whether a candidate is a negative of a list's query, ``[b, c]``.
-        keys: what the model sees of each query, then of each candidate.
     """
 
     queries: Tensor
@@ -39,7 +38,6 @@ class Candidates:
     is_answer: Tensor
     answered: Tensor
     rivals: Tensor
-    keys: list[Key]
 
     @classmethod
     def of(
@@ -55,7 +53,6 @@ class Candidates:
             is_answer=_integers(k == lists[b].answer for b, k in shown).bool(),
             answered=_integers(b for b, x in enumerate(lists) if x.answer is not None),
             rivals=torch.tensor(negatives, dtype=torch.bool).reshape(len(lists), len(shown)),
-            keys=[x.query.key for x in lists] + [lists[b].candidates[k].key for b, k in shown],
         )
 
 
@@ -91,23 +88,6 @@ class ListBatch:
     def tokens(self) -> int:
         """Number of tokens, padding included."""
         return self.input_ids.numel()
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """Lists without prompts, whose content tokens are compared.
-
-    Attributes:
-        items: the packed items, still without vision rows.
-        pictures: bank rows of the pictures, in the order of their vision rows.
-        keys: what the model sees of each item.
-        candidates: the lists' candidates.
-    """
-
-    items: PackedItems
-    pictures: list[int]
-    keys: list[Key]
-    candidates: Candidates
 
 
 @dataclass
@@ -186,17 +166,6 @@ class ListCollator:
             sequences.append(self._answered(prompt, thoughts, example.answer, layout, candidates))
         return self._pad(layout, entries, sequences, Candidates.of(lists, numbers))
 
-    def queries(self, lists: Sequence[ListExample]) -> ListBatch:
-        """The queries of lists, without their candidates."""
-        lists = [replace(example, candidates=[]) for example in lists]
-        entries, numbers = distinct(lists)
-        layout = TableLayout([self.encode(entry) for entry in entries])
-        sequences = [
-            _Sequence(self.builder.before_candidates(layout.items, query, example.instruction))
-            for example, (query, _) in zip(lists, numbers, strict=True)
-        ]
-        return self._pad(layout, entries, sequences, Candidates.of(lists, numbers))
-
     def describe(
         self, entries: Sequence[Entry], descriptions: Sequence[str], *, full_tokens: bool
     ) -> ListBatch:
@@ -209,16 +178,6 @@ class ListCollator:
             one.write([*ids, self.tokens.end])
             sequences.append(one)
         return self._pad(layout, entries, sequences, Candidates.of([], []))
-
-    def pairs(self, lists: Sequence[ListExample], more: Sequence[Entry] = ()) -> PairBatch:
-        """The items of lists, for their content tokens only, and ``more`` entries."""
-        entries, numbers = distinct(lists, more)
-        return PairBatch(
-            items=self.processor.pack([self.encode(entry) for entry in entries]),
-            pictures=pictures_of(entries),
-            keys=[entry.key for entry in entries],
-            candidates=Candidates.of(lists, numbers),
-        )
 
     def _answered(
         self,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
-from retrv_r1.train.lists import Candidates, ListBatch, PairBatch
+from retrv_r1.train.lists import Candidates, ListBatch
 
 
 def contrast(
@@ -45,14 +45,12 @@ class ListOutput:
         middle: states after half of the layers, ``[b, l, d]``.
         late: states before the last layer, with the final norm, ``[b, l, d]``.
         content: content token of every item, ``[m, d]``.
-        pooled: content tokens without the memory's part, ``[m, d]``.
     """
 
     hidden: Tensor
     middle: Tensor
     late: Tensor
     content: Tensor
-    pooled: Tensor
     batch: ListBatch
     head: nn.Linear
 
@@ -163,21 +161,6 @@ def run_lists(
     middle, late = states[len(states) // 2], model.language_model.norm(states[-2])
     rows = len(batch.items.ids)
     content = table[rows:][: len(batch.items.cu_seqlens) - 1]
-    pooled = model.icm.pooled(table[:rows], batch.items.cu_seqlens)
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
-    return ListOutput(out.last_hidden_state, middle, late, content, pooled, batch, head)
-
-
-def pooled_tokens(
-    model: RetrvR1ForConditionalGeneration, batch: PairBatch, vision_rows: Tensor | None
-) -> Tensor:
-    """Content token of every item of a batch without the memory's part, ``[m, d]``."""
-    items = replace(batch.items, vision_rows=vision_rows)
-    return model.icm.pooled(model.features(items), items.cu_seqlens)
-
-
-def pair_loss(batch: PairBatch, content: Tensor, temperature: float = 0.04) -> tuple[Tensor, float]:
-    """The same as :meth:`ListOutput.content_loss`, without the language model."""
-    candidates = batch.candidates
-    return contrast(content[candidates.queries], content[candidates.items], candidates, temperature)
+    return ListOutput(out.last_hidden_state, middle, late, content, batch, head)

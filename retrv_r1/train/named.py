@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,7 +89,9 @@ class NamedPictures:
 
     def draw(self, rng: np.random.Generator, count: int) -> Draw:
         """Draws ``count`` pictures, two of each thing by two hands where there are two."""
-        chosen, things, texts = [], [], []
+        chosen: list[int] = []
+        things: list[int] = []
+        texts: list[str] = []
         while len(chosen) < count:
             at = int(np.searchsorted(self._reach, rng.random() * self._reach[-1], side="right"))
             members = np.arange(self.first[at], self.first[at + 1])
@@ -153,7 +156,7 @@ def named_pictures(corpus: Corpus) -> NamedPictures:
         texts.append(text)
         hands.append(hand)
 
-    listed = set()
+    listed: set[int] = set()
     parts = [(offset, root, _read_lines(root / PICTURES)) for root, offset in corpus.bank.parts]
     # What one data set holds out, another may not show.
     barred = {
@@ -185,7 +188,7 @@ def named_pictures(corpus: Corpus) -> NamedPictures:
     return NamedPictures(pictures, things, texts, hands, glyphs, terms, aliases)
 
 
-def _read_lines(path: Path) -> list[dict]:
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

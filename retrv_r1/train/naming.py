@@ -51,9 +51,9 @@ class Naming(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the names of unit vectors, and the share named rightly.
 
-        Vectors whose name is not known do not count.
-
-        The mean of two: with what is learned of each name, and by its sentence embedding alone.
+        With a teacher it is the mean of two: with what is learned of each name, and by the
+        sentence embedding alone, for which the share is. Vectors whose name is not known do not
+        count.
 
         Args:
             vectors: unit vectors, ``[b, e]``.

@@ -1,4 +1,4 @@
-"""Training pictures: one array of a data set's pictures, and patches of whole batches."""
+"""Training pictures: the arrays of one or more data sets, and patches of whole batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ class PictureBank:
             ``uint8 [n, s, s]`` for the coverage of glyphs, which have no colour of their own;
             memory maps are enough.
         paths: path of each picture in its data set.
-        concepts: concept that each picture shows, the same for every style; None if not known.
         parts: folder of each data set, and number of its first picture.
     Attributes:
         is_glyph: whether a picture is a glyph, ``[n]``.
@@ -38,7 +37,6 @@ class PictureBank:
         self,
         pixels: np.ndarray | Sequence[np.ndarray],
         paths: Sequence[str],
-        concepts: Sequence[str | None],
         parts: Sequence[tuple[Path, int]] = (),
     ) -> None:
         arrays = [pixels] if isinstance(pixels, np.ndarray) else list(pixels)
@@ -51,7 +49,6 @@ class PictureBank:
         self.starts = np.cumsum([0, *map(len, arrays)])
         self.is_glyph = np.repeat([a.ndim == 3 for a in arrays], np.diff(self.starts))
         self.paths = list(paths)
-        self.concepts = list(concepts)
         self.parts = list(parts)
         self.row_of = {path: row for row, path in enumerate(self.paths)}
         self._stores: list[Tensor] = []
@@ -73,8 +70,7 @@ class PictureBank:
             rows += map(json.loads, index.read_text(encoding="utf-8").splitlines())
             names = ("pictures.npy", "glyphs.npy")
             arrays += [np.load(root / n, mmap_mode="r") for n in names if (root / n).is_file()]
-        concepts = [row.get("code") for row in rows]
-        return cls(arrays, [row["img_path"] for row in rows], concepts, parts)
+        return cls(arrays, [row["img_path"] for row in rows], parts)
 
     def to(self, device: torch.device) -> PictureBank:
         """This bank, with its pictures copied to a GPU as bytes; nothing changes on a CPU."""
@@ -87,18 +83,18 @@ class PictureBank:
 
         Glyphs are black.
         """
-        rows = np.asarray(torch.as_tensor(rows).cpu())
-        which = np.searchsorted(self.starts, rows, side="right") - 1
+        numbers = np.asarray(torch.as_tensor(rows).cpu())
+        which = np.searchsorted(self.starts, numbers, side="right") - 1
         side = self.arrays[0].shape[1]
         device = self._stores[0].device if self._stores else None
-        out = torch.zeros(len(rows), 4, side, side, device=device)
-        for number in np.unique(which).tolist():
-            found = np.flatnonzero(which == number)
-            places = rows[found] - self.starts[number]
+        out = torch.zeros(len(numbers), 4, side, side, device=device)
+        for part in np.unique(which).tolist():
+            found = np.flatnonzero(which == part)
+            places = numbers[found] - self.starts[part]
             if self._stores:
-                pixels = self._stores[number][torch.as_tensor(places, device=device)]
+                pixels = self._stores[part][torch.as_tensor(places, device=device)]
             else:
-                pixels = torch.from_numpy(self.arrays[number][places])
+                pixels = torch.from_numpy(self.arrays[part][places])
             # A glyph's coverage is its alpha, the last channel.
             first = 0 if pixels.ndim == 4 else 3
             shown = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels[:, None]

@@ -127,7 +127,7 @@ class RunStats:
 
     Attributes:
         steps: optimizer steps of this process.
-        samples: pairs or lists of this process.
+        samples: pictures or lists of this process.
         seconds: seconds of training in all, and of its parts. A GPU works asynchronously: its time
             shows where the host waits for it, mostly in the forward pass, which reads the losses.
     """
@@ -187,7 +187,7 @@ class Stage(ABC):
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch on the model's device, and metrics to log.
 
-        The metric ``tokens`` counts rows and patches processed, ``samples`` pairs or lists.
+        The metric ``tokens`` counts rows and patches processed, ``samples`` pictures or lists.
         """
 
     def validate(self) -> dict[str, float]:

@@ -81,7 +81,7 @@ class ListValidation:
     def run(self, model: RetrvR1ForConditionalGeneration, batch: int = 10) -> dict[str, float]:
         """R@1 of the answers, and of the scores that the auxiliary losses train.
 
-        The tower's rows are computed once: the stages that are validated so do not train it.
+        The tower's rows are computed once, because no stage that is validated so trains it.
         """
         used = sorted({p for lists in self.lists.values() for x in lists for p in _pictures(x)})
         if self._rows is None:

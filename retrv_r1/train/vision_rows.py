@@ -18,7 +18,7 @@ from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tower import tower_rows
-from retrv_r1.train.augment import Augmentation, PicturePlan, StyleMix
+from retrv_r1.train.augment import Augmentation, PicturePlan
 from retrv_r1.train.config import ConfigError
 from retrv_r1.train.pictures import PictureBank, normalized, side_of, to_patches
 from retrv_r1.train.tensors import digest_of, to_device
@@ -46,7 +46,7 @@ def clean_rows(
     """Tower rows of pictures without augmentation, ``[n, rows, d]``."""
     images, parts = processor.image_processor, []
     for start in range(0, len(pictures), batch):
-        plan = PicturePlan(StyleMix.plain(pictures[start : start + batch]))
+        plan = PicturePlan.of(pictures[start : start + batch])
         parts.append(picture_rows(model.visual, plan.render(bank, side_of(images)), images))
     return torch.cat(parts)
 
@@ -117,12 +117,12 @@ class RowBank:
         generator = torch.Generator().manual_seed(seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
-        out: np.ndarray | None = None
+        out: np.memmap | None = None
         work = [(v, i) for v in range(views) for i in range(0, len(used), batch)]
         for view, start in track(work, "tower rows of the training pictures"):
             chosen = list(used[start : start + batch])
             changes = Augmentation.draw(len(chosen), generator) if view else None
-            plan = to_device(PicturePlan(StyleMix.plain(chosen), changes), model.device)
+            plan = to_device(PicturePlan.of(chosen, changes), model.device)
             rows = picture_rows(visual, plan.render(bank, side_of(images)), images)
             if out is None:
                 shape = (views, len(used), *rows.shape[1:])

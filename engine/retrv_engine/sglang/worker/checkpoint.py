@@ -1,16 +1,24 @@
-"""The config of our checkpoints, as SGLang reads it."""
+"""Config and weights of our checkpoints, as SGLang reads them."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from torch import Tensor
 from transformers import Qwen2_5_VLConfig
 
 
 class SGLangCheckpointConfig(Qwen2_5_VLConfig):
-    """The config of a checkpoint's backbone, with the architecture and model type of ours."""
+    """The config of a checkpoint's backbone, with the architecture and model type of ours.
+
+    Attributes:
+        own_tower: whether the checkpoint has a tower of its own in place of the backbone's.
+    """
 
     model_type = "retrv_r1"
+    own_tower: bool = False
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -25,7 +33,27 @@ class SGLangCheckpointConfig(Qwen2_5_VLConfig):
                 f"this backbone is {kind!r}, and only Qwen2.5-VL ones are served with SGLang: "
                 'use engine="local"'
             )
-        own = {
-            name: config_dict[name] for name in ("architectures", "dtype") if name in config_dict
-        }
+        own: dict[str, Any] = {"own_tower": config_dict.get("tower_config") is not None}
+        own |= {n: config_dict[n] for n in ("architectures", "dtype") if n in config_dict}
         return super().from_dict({**backbone, **own, "model_type": cls.model_type}, **kwargs)
+
+
+def served_weights(
+    weights: Iterable[tuple[str, Tensor]], *, own_tower: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """The parameters that a server has, by SGLang's names.
+
+    The compressor's stay here, and so do those of a tower that is not the backbone's: our process
+    computes all rows, and the server's tower is one that is never used.
+    """
+    left = ("icm.", "visual.") if own_tower else ("icm.",)
+    for name, value in weights:
+        if not (known := sglang_name(name)).startswith(left):
+            yield known, value
+
+
+def sglang_name(name: str) -> str:
+    """SGLang's name of a parameter: checkpoints have transformers' older names, models the new."""
+    name = name.removeprefix("backbone.")
+    name = re.sub(r"^model\.(visual\.)", r"\1", name)
+    return name.replace("model.language_model.", "model.", 1)

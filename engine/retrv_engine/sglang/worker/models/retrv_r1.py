@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from sglang.srt.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from torch import Tensor
 
 from retrv_engine.sglang.wire_format import sample_of
+from retrv_engine.sglang.worker.checkpoint import served_weights, sglang_name
 from retrv_engine.sglang.worker.prepare import ARCHITECTURE
 
 
@@ -27,27 +27,18 @@ class RetrvR1ForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self._samples: dict[str, list[float]] = {}
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
-        """Takes parameters by a checkpoint's or our model's names; leaves out the compressor's."""
+        """Takes parameters by a checkpoint's or our model's names (``served_weights``)."""
         return super().load_weights(self._sampled(weights))
 
     def _sampled(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Keeps a few values of each parameter, before it is split over GPUs or rounded."""
-        for name, value in weights:
-            if not name.startswith("icm."):
-                name = sglang_name(name)
-                self._samples[name] = sample_of(value)
-                yield name, value
+        for name, value in served_weights(weights, own_tower=self.config.own_tower):
+            self._samples[name] = sample_of(value)
+            yield name, value
 
     def get_weights_by_name(self, name: str, *_: Any, **__: Any) -> list[list[float]]:
         """Samples of the parameters with these names, one name a line."""
         return [self._samples[sglang_name(one)] for one in name.splitlines()]
-
-
-def sglang_name(name: str) -> str:
-    """SGLang's name of a parameter: checkpoints have transformers' older names, models the new."""
-    name = name.removeprefix("backbone.")
-    name = re.sub(r"^model\.(visual\.)", r"\1", name)
-    return name.replace("model.language_model.", "model.", 1)
 
 
 assert RetrvR1ForConditionalGeneration.__name__ == ARCHITECTURE
