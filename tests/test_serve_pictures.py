@@ -21,7 +21,7 @@ from retrv_r1.images import SourceFile, content_hash, load_image, mark_loaded, s
 from retrv_r1.serve.decoder import Fit
 from retrv_r1.serve.fetching import Fetcher, FetchPolicy
 from retrv_r1.serve.metrics import Metrics
-from retrv_r1.serve.picture_strings import file_bytes, inline_bytes
+from retrv_r1.serve.picture_strings import MOST_ESCAPES, file_bytes, inline_bytes
 from retrv_r1.serve.pictures import PicturePolicy, PictureReader, ReadPicture
 from retrv_r1.serve.refused import PictureRefused
 from retrv_r1.types import Item
@@ -241,6 +241,12 @@ def test_files_elsewhere_and_what_is_no_file_get_the_same_answer(folder, path):
     assert (refused.status, refused.code) == (400, "picture_file")
     assert refused.message == absent.message
     assert refusal(f"file://server{folder}/in.png", file_root=folder).code == "picture_file"
+
+
+@pytest.mark.parametrize("value", ["data:,", "data:image/png;base64,"])
+def test_a_data_uri_of_percent_signs_does_not_fill_the_memory(value):
+    with pytest.raises(PictureRefused, match="send base64 as it is"):
+        inline_bytes(value + "%41" * (MOST_ESCAPES + 1), 2**30)
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
