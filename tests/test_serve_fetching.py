@@ -266,6 +266,17 @@ def test_a_host_that_does_not_exist_is_unreachable():
     assert refused.code == "picture_unreachable" and connected == []
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example", "."])
+def test_a_host_that_no_resolver_takes_is_unreachable(host):
+    async def run() -> None:
+        fetcher = Fetcher(FetchPolicy(), tls=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        with pytest.raises(PictureRefused, match="no connection"):
+            await fetcher.fetch(f"http://{host}/a.png")
+        await fetcher.aclose()
+
+    asyncio.run(run())
+
+
 def test_proxies_of_the_environment_are_not_used(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")

@@ -21,6 +21,7 @@ from retrv_r1.images import SourceFile, content_hash, load_image, mark_loaded, s
 from retrv_r1.serve.decoder import Fit
 from retrv_r1.serve.fetching import Fetcher, FetchPolicy
 from retrv_r1.serve.metrics import Metrics
+from retrv_r1.serve.picture_strings import MOST_ESCAPES, file_bytes, inline_bytes
 from retrv_r1.serve.pictures import PicturePolicy, PictureReader, ReadPicture
 from retrv_r1.serve.refused import PictureRefused
 from retrv_r1.types import Item
@@ -215,6 +216,7 @@ def folder(tmp_path) -> Path:
     (tmp_path / "pictures-too").mkdir()
     (tmp_path / "pictures-too" / "a.png").write_bytes(ICON)
     os.mkfifo(root / "pipe.png")
+    (root / "circle.png").symlink_to(root / "circle.png")
     return root
 
 
@@ -230,7 +232,7 @@ def test_files_below_the_root_are_read(folder):
     [
         *("/../outside.png", "/out.png", "/up/outside.png", "/%2e%2e/outside.png", "-too/a.png"),
         *("/nothing.png", "/deep", "", "/pipe.png", "/a%00.png", "/deep/a%2520b.png"),
-        "/" + "x" * 5000,
+        *("/" + "x" * 5000, "/circle.png"),
     ],
 )
 def test_files_elsewhere_and_what_is_no_file_get_the_same_answer(folder, path):
@@ -239,6 +241,24 @@ def test_files_elsewhere_and_what_is_no_file_get_the_same_answer(folder, path):
     assert (refused.status, refused.code) == (400, "picture_file")
     assert refused.message == absent.message
     assert refusal(f"file://server{folder}/in.png", file_root=folder).code == "picture_file"
+
+
+@pytest.mark.parametrize("value", ["data:,", "data:image/png;base64,"])
+def test_a_data_uri_of_percent_signs_does_not_fill_the_memory(value):
+    with pytest.raises(PictureRefused, match="send base64 as it is"):
+        inline_bytes(value + "%41" * (MOST_ESCAPES + 1), 2**30)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files in /proc")
+def test_what_is_no_file_is_closed_again(folder):
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = opened()
+    for _ in range(3):
+        with pytest.raises(PictureRefused):
+            file_bytes(f"file://{folder}/deep", folder, 100)
+    assert opened() == before
 
 
 def test_a_device_is_no_picture_file():

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 from serve_app import Server, ServiceDouble, double
 
+from retrv_r1.serve.dialects import score
+from retrv_r1.serve.limits import Limits
+
 DOCUMENTS = ["pear", "red apple", "a car"]
 
 
@@ -34,6 +37,19 @@ def test_pairs_of_one_query_are_ranked_together():
     assert [row["score"] for row in body["data"]] == [0.25, 0.5, 0.5]
     assert any("nothing to be compared with" in line for line in body["warnings"])
     assert {call.mode for call in service.calls} == {"fast"}
+
+
+def test_a_query_of_many_pairs_is_read_once(monkeypatch):
+    """Its picture may have megabytes, and there may be a thousand pairs."""
+    dumped: list[object] = []
+    dumps = score.json.dumps
+    monkeypatch.setattr(
+        score.json, "dumps", lambda value, **kw: dumped.append(value) or dumps(value, **kw)
+    )
+    query = {"image": "A" * 100}
+    (asked,) = score.Score().parse({"text_1": query, "text_2": ["b"] * 50}, Limits())
+    assert len(asked.documents) == 50 and asked.query.pictures == ("A" * 100,)
+    assert dumped == [query]
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ class Fetcher:
             raise _unreachable(f"did not come within {self.policy.seconds:g} seconds") from None
         except _Forbidden:
             raise _forbidden("its host has no public internet address") from None
-        except (httpcore.NetworkError, httpcore.TimeoutException, OSError):
+        except (httpcore.NetworkError, httpcore.TimeoutException, OSError, UnicodeError):
+            # Unicode's, for a label of a host that is empty or too long for the resolver.
             raise _unreachable("cannot be fetched: no connection") from None
         except (httpcore.ProtocolError, httpcore.UnsupportedProtocol, ssl.SSLError):
             raise _unreachable("cannot be fetched: the server does not speak HTTP well") from None

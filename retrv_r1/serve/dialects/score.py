@@ -12,7 +12,7 @@ from retrv_r1.serve.errors import ApiError, invalid, over_limit, superset_body
 from retrv_r1.serve.limits import Limits
 from retrv_r1.serve.schema.asked import Asked, check_totals, ignored_fields, read_options
 from retrv_r1.serve.schema.fields import Fields
-from retrv_r1.serve.schema.items import ItemReader
+from retrv_r1.serve.schema.items import AskedItem, ItemReader
 
 FIRST = ("text_1", "queries", "data_1", "query")
 SECOND = ("text_2", "documents", "data_2", "items")
@@ -47,15 +47,13 @@ class Score:
         options = replace(options, mode=options.mode or "fast")
         reader = ItemReader(limits.max_text_characters)
         first, second = _pairs(fields, limits)
-        items = {
-            name: tuple(reader.read(value, place) for place, value in values)
-            for name, values in (("text_1", first), ("text_2", second))
-        }
+        items = {"text_1": _read(first, reader), "text_2": _read(second, reader)}
         model = fields.text("model")
         idle = frozenset({"truncate_prompt_tokens", "encoding_format", "user", "priority"})
         warnings = ignored_fields(fields, unknown, items, idle)
         groups: dict[str, list[int]] = {}
-        keys = {id(value): json.dumps(value, sort_keys=True) for _, value in first}
+        distinct = {id(value): value for _, value in first}
+        keys = {key: json.dumps(value, sort_keys=True) for key, value in distinct.items()}
         for place, (_, value) in enumerate(first):
             groups.setdefault(keys[id(value)], []).append(place)
         if any(len(places) == 1 for places in groups.values()):
@@ -137,6 +135,15 @@ def _pairs(fields: Fields, limits: Limits) -> tuple[Placed, Placed]:
             "text_1",
         )
     return first, second
+
+
+def _read(values: Placed, reader: ItemReader) -> tuple[AskedItem, ...]:
+    """The items of a side; a value that is there many times, as a lone query is, is read once."""
+    read: dict[int, AskedItem] = {}
+    for place, value in values:
+        if id(value) not in read:
+            read[id(value)] = reader.read(value, place)
+    return tuple(read[id(value)] for _, value in values)
 
 
 def _side(fields: Fields, names: tuple[str, ...]) -> Placed:
