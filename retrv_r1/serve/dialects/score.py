@@ -58,8 +58,6 @@ class Score:
         keys = {id(value): json.dumps(value, sort_keys=True) for _, value in first}
         for place, (_, value) in enumerate(first):
             groups.setdefault(keys[id(value)], []).append(place)
-        if any(len(places) == 1 for places in groups.values()):
-            warnings = (*warnings, ALONE)
         asked = [
             Asked(
                 items["text_1"][places[0]],
@@ -82,6 +80,7 @@ class Score:
         }
         usages = [usage_of(answer.results) for answer in answers]
         one = answers[0]
+        warnings = [*one.asked.warnings, *([ALONE] if any(map(_alone, answers)) else [])]
         return {
             "id": one.request_id,
             "object": "list",
@@ -92,7 +91,7 @@ class Score:
                 for place in range(len(scores))
             ],
             "usage": {name: sum(usage[name] for usage in usages) for name in usages[0]},
-            **({"warnings": list(one.asked.warnings)} if one.asked.warnings else {}),
+            **({"warnings": warnings} if warnings else {}),
         }
 
     def error(self, error: ApiError, request_id: str) -> Any:
@@ -114,6 +113,11 @@ class Score:
                 ],
             },
         )
+
+
+def _alone(answer: Answer) -> bool:
+    """Whether a pair's score says nothing: it was compared with no other, nor with none."""
+    return len(answer.asked.documents) == 1 and answer.results.none_of_these is None
 
 
 Placed = list[tuple[str, Any]]
