@@ -18,6 +18,7 @@ from retrv_r1.rerank import conductor
 from retrv_r1.rerank.events import Draft, Inspection, Reasoning
 from retrv_r1.rerank.narration import Narrator
 from retrv_r1.rerank.ordering import reasoning_text
+from retrv_r1.rerank.steps import confidence
 
 LONG = Sampling(max_reasoning_tokens=3000)  # minutes of reasoning, unless it is cut
 
@@ -224,7 +225,8 @@ def test_auto_reasons_where_the_fast_answer_is_uncertain(
 ):
     with Reranker(make_model(auto_threshold=threshold), processor) as reranker:
         fast = reranker.rank("q", mixed, mode="fast", sampling=SHORT)
-        assert fast[0].score < 0.9, "the threshold of a checkpoint without one"
+        sure = confidence(fast[0].score, fast.none_of_these)
+        assert sure < 0.9, "the threshold of a checkpoint without one"
         expected = reranker.rank("q", mixed, mode=mode, sampling=SHORT)
         for results in (
             reranker.rank("q", mixed, mode="auto", sampling=SHORT),
@@ -233,7 +235,7 @@ def test_auto_reasons_where_the_fast_answer_is_uncertain(
             assert results.auto
             alike(replace(results, auto=False), expected)
         for near, way in ((-0.001, "fast"), (0.001, "reason")):
-            reranker.model.config.auto_threshold = fast[0].score + near
+            reranker.model.config.auto_threshold = sure + near
             assert reranker.rank("q", mixed, mode="auto", sampling=SHORT).mode == way
 
 
