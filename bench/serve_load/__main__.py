@@ -34,11 +34,17 @@ from bench.serve_load.promises import (
     read_metrics,
 )
 from retrv_r1.serve.admission import Load
+from retrv_r1.types import RetrvError
 
 TICK = 0.5
 """Seconds between two looks at the server's memory."""
 IDLE_SECONDS = 60.0
 """Seconds in which an idle server must hold nothing any more."""
+GRACE = 90.0
+"""Seconds after the deadline in which an answer must have come; not to come is to be lost."""
+WARMING = -1
+"""Number of the client that warms the server, for the names of its requests."""
+MOST_WARMING = 1000
 LONGEST_REST = 5.0
 """Seconds that a refused client waits at most, whatever it was told."""
 COLUMNS = ("sent", "answered", "refused", "late", "hung up", "lost", "failed", "wrong")
@@ -55,19 +61,24 @@ async def use(client: Client, asks: Asks, until: float, outcomes: list[Outcome])
 
 
 async def put_load(
-    server: Running, clients: int, seconds: float, seed: int, progress: Progress
+    server: Running, clients: int, seconds: float, seed: int, patience: float, progress: Progress
 ) -> Seen:
-    """All clients for some seconds; what was seen, but for the log."""
+    """All clients for some seconds; what was seen, but for the log.
+
+    Args:
+        patience: seconds after which a client counts its request as lost.
+    """
     url = httpx.URL(server.url)
     seen, pictures = Seen(), demo_pictures()
     async with httpx.AsyncClient(base_url=server.url, timeout=IDLE_SECONDS) as own:
+        await _warm(own, pictures, seed)
         seen.before = read_metrics((await own.get("metrics")).text)
         until = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
                     use(
-                        Client(url.host, url.port or 80),
+                        Client(url.host, url.port or 80, patience),
                         Asks(number, seed, pictures),
                         until,
                         seen.outcomes,
@@ -78,6 +89,17 @@ async def put_load(
             await _watch(server, seen, seconds, tasks, progress)
         seen.after = await _idle(own)
     return seen
+
+
+async def _warm(own: httpx.AsyncClient, pictures: list[bytes], seed: int) -> None:
+    """Asks until the engine has filled its cache, for memory is taken as it is needed."""
+    asks = Asks(WARMING, seed, pictures)
+    for _ in range(MOST_WARMING):
+        body = asks.of("fast", 50)
+        (await own.post("v1/rerank", content=body)).raise_for_status()
+        if read_metrics((await own.get("metrics")).text)["retrv_evicted_pages_total"]:
+            return
+    raise RetrvError("the cache is never full: choose a smaller --kv-cache")
 
 
 async def _watch(
@@ -115,6 +137,7 @@ def run(
     clients: int,
     seconds: float,
     seed: int,
+    deadline: float,
     options: list[str],
     load: Load,
     progress: Progress,
@@ -123,12 +146,14 @@ def run(
 
     Args:
         log: file for the server's log.
+        deadline: seconds that a request has.
         options: further options of ``retrv-r1 serve``.
         load: how much the server takes on.
     """
     own = ["--max-running", str(load.running), "--max-queue", str(load.waiting), *options]
+    own += ["--deadline", str(deadline)]
     with served(model, log, *own) as server:
-        seen = asyncio.run(put_load(server, clients, seconds, seed, progress))
+        seen = asyncio.run(put_load(server, clients, seconds, seed, deadline + GRACE, progress))
     seen.logged, seen.lines = read_log(log)
     seen.sheds = clients > load.running + load.waiting
     return seen
@@ -154,9 +179,10 @@ def main(
     minutes: Annotated[float, typer.Option(min=0.05, help="How long they ask.")] = 5.0,
     running: Annotated[int, typer.Option(min=1, help="The server's --max-running.")] = 32,
     waiting: Annotated[int, typer.Option(min=0, help="The server's --max-queue.")] = 128,
+    deadline: Annotated[float, typer.Option(min=1, help="The server's --deadline.")] = 60.0,
     kv_cache: Annotated[
         int, typer.Option(min=1, help="The server's --kv-cache: small, so that it is soon full.")
-    ] = 96,
+    ] = 48,
     seed: Annotated[int, typer.Option(help="What all requests follow from.")] = 0,
     output: Annotated[Path | None, typer.Option("--json", help="File for the report.")] = None,
     log: Annotated[Path, typer.Option(help="File for the server's log.")] = Path(
@@ -172,7 +198,7 @@ def main(
     with Progress(*columns, TextColumn("{task.fields[ends]}"), console=console) as progress:
         options = ["--kv-cache", str(kv_cache)]
         load = Load(running, waiting)
-        seen = run(model, log, clients, 60 * minutes, seed, options, load, progress)
+        seen = run(model, log, clients, 60 * minutes, seed, deadline, options, load, progress)
     rows, promises = counts(seen.outcomes), broken(seen)
     render(rows, console)
     most, median = deviation(seen.memory)
@@ -187,7 +213,12 @@ def main(
         "clients": clients,
         "minutes": minutes,
         "seed": seed,
-        "server": {"running": running, "waiting": waiting, "kv_cache_mib": kv_cache},
+        "server": {
+            "running": running,
+            "waiting": waiting,
+            "deadline": deadline,
+            "kv_cache_mib": kv_cache,
+        },
         "rows": rows,
         "memory": {"median": median, "deviation": most, "mib": [m >> 20 for m in seen.memory]},
         "before": dict(seen.before),

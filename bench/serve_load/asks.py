@@ -75,23 +75,33 @@ class Asks:
 
     def next(self) -> Ask:
         """The next request."""
-        chance, name = self._chance, f"load-{self._client}-{self._count}"
-        self._count += 1
-        mode = chance.choice(MODES)
+        chance = self._chance
+        name, mode = self._name(), chance.choice(MODES)
         size = chance.choices(SIZES, WEIGHTS)[0]
+        body = self._body(name, mode, size)
+        leaves: Place | None = None
+        if chance.random() < LEAVES:
+            leaves = chance.choice(("body", "wait", "answer"))
+        return Ask(name, mode, body, size, leaves, patience=chance.expovariate(1.0))
+
+    def of(self, mode: str, size: int) -> bytes:
+        """The body of a further request of a mode and size."""
+        return self._body(self._name(), mode, size)
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"load-{self._client}-{self._count}"
+
+    def _body(self, name: str, mode: str, size: int) -> bytes:
         documents = [{**self._document(), "id": f"{name}/{place}"} for place in range(size)]
         body: dict[str, Any] = {
-            "query": f"{chance.choice(WORDS)} number {name}",
+            "query": f"{self._chance.choice(WORDS)} number {name}",
             "documents": documents,
             "retrv": {"mode": "reason" if mode == "stream" else mode},
         }
         if mode == "stream":
             body["stream"] = True
-        leaves: Place | None = None
-        if chance.random() < LEAVES:
-            leaves = chance.choice(("body", "wait", "answer"))
-        patience = chance.expovariate(1.0)
-        return Ask(name, mode, json.dumps(body).encode(), size, leaves, patience)
+        return json.dumps(body).encode()
 
     def pause(self) -> float:
         """Seconds between two requests of a client."""

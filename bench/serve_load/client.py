@@ -12,9 +12,6 @@ import h11
 
 from bench.serve_load.asks import Ask
 
-PATIENCE = 150.0
-"""Seconds after which a request counts as lost; the server's own deadline is far below."""
-
 End: TypeAlias = Literal["answered", "refused", "late", "hung up", "lost", "failed", "wrong"]
 """How a request ended: with its ranking, with 429, with 504, by its client; the last three are
 faults: without an answer, with an error of the server, and with an answer that is not its own."""
@@ -50,10 +47,14 @@ class Wrong(Exception):
 
 
 class Client:
-    """Asks one request after the other, on one connection as long as that lasts."""
+    """Asks one request after the other, on one connection as long as that lasts.
 
-    def __init__(self, host: str, port: int) -> None:
-        self._address = host, port
+    Args:
+        patience: seconds after which a request counts as lost.
+    """
+
+    def __init__(self, host: str, port: int, patience: float) -> None:
+        self._address, self._patience = (host, port), patience
         self._http: h11.Connection | None = None
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
@@ -66,7 +67,7 @@ class Client:
         end: End
         note = ""
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(self._patience):
                 end, note = await self._exchange(ask, began)
         except HungUp:
             end = "hung up"

@@ -15,8 +15,8 @@ from bench.serve_load.client import Outcome
 
 MEMORY = 0.05
 """Share by which the server's memory may leave its median once it is warm."""
-WARM = 0.3
-"""Share of the run after which the server counts as warm: its caches are full by then."""
+WARM = 0.2
+"""Share of the run after which the server counts as warm; its cache is full from the beginning."""
 FILES = 8
 """Open files that may be more than at the start: a decoder's pipes, a connection that just ends."""
 SHOWN = 5
