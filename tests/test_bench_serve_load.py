@@ -13,18 +13,19 @@ from typing import Any
 import pytest
 import uvicorn
 from rich.progress import Progress
-from serve_app import OpenService, tiny
 
 from bench.serve import Running
 from bench.serve_load.__main__ import put_load
 from bench.serve_load.asks import MODES, Ask, Asks
 from bench.serve_load.client import Client, Outcome, Wrong, check
 from bench.serve_load.promises import Seen, broken, counts, deviation, read_log
+from retrv_r1 import EngineConfig, Reranker
 from retrv_r1.serve.admission import Load
 from retrv_r1.serve.app import create_app
 from retrv_r1.serve.connections import limited
 from retrv_r1.serve.limits import Limits
 from retrv_r1.serve.logs import LOGGER, Lines
+from retrv_r1.serve.service import RerankService
 from retrv_r1.serve.settings import Settings
 
 IDLE = {
@@ -161,6 +162,12 @@ def test_a_second_answer_and_another_ones_answer_are_seen():
     assert ends == [["answered"], ["wrong"], ["wrong"], ["lost"], ["lost"]]
 
 
+def small_cache() -> Reranker:
+    """The shipped checkpoint with a cache that is soon full."""
+    config = EngineConfig(cache_bytes=2**24)
+    return Reranker.from_pretrained("tiny", device="cpu", config=config)
+
+
 def test_a_short_load_breaks_no_promise(tmp_path: Path):
     """Twelve clients for eight seconds; memory is not judged, for it is that of all tests."""
     log, load = tmp_path / "log", Load(running=4, waiting=4)
@@ -173,12 +180,16 @@ def test_a_short_load_breaks_no_promise(tmp_path: Path):
 
     async def run() -> Seen:
         ready = asyncio.Event()
-        app = create_app(OpenService(tiny(), load), Settings(), on_start=lambda error: ready.set())
+        app = create_app(
+            RerankService(small_cache, load), Settings(), on_start=lambda error: ready.set()
+        )
         config = uvicorn.Config(app, port=0, http=limited(Limits()), log_config=None)
         server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         task = asyncio.create_task(server._serve())
         await ready.wait()
+        while not server.started:
+            await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         own = Running(f"http://127.0.0.1:{port}/", os.getpid())
         try:
