@@ -32,7 +32,7 @@ async def listening(limits: Limits = LIMITS) -> AsyncIterator[int]:
     """The port of a server on this loop, with a service that answers at once."""
     ready = asyncio.Event()
     app = create_app(
-        ServiceDouble(),  # type: ignore[arg-type]
+        ServiceDouble(),
         Settings(limits=limits, drain=1.0),
         on_start=lambda error: ready.set(),
     )
