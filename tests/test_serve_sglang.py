@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 from serve_app import Server, tiny
-from sglang_doubles import FakeProcess, FakeServer, until
+from sglang_doubles import FakeProcess, FakeServer
 from test_serve_process import Process
 
 from retrv_engine.sglang import connection
@@ -52,10 +52,16 @@ def test_those_in_work_are_told_and_those_in_the_queue_are_answered(monkeypatch)
             )
             for _ in range(10)
         ]
-        until(lambda: doubles[0].count("/generate") == before + 4)
-        until(lambda: server.run(server.service.health()).waiting == 6)
+        end = time.monotonic() + 60
+        seen: tuple[int, ...] = ()
+        while seen != (4, 4, 6):
+            assert time.monotonic() < end, seen
+            time.sleep(0.01)
+            health = server.run(server.service.health())
+            asked = doubles[0].count("/generate") - before
+            seen = (min(asked, 4), health.running, health.waiting)
         started[0].end()
-        answers = [call.result(30) for call in calls]
+        answers = [call.result(120) for call in calls]
         assert server.get("/health").json() == {"status": "ready"}
     assert [one.status_code for one in answers].count(503) == 4, answers
     for one in answers:
