@@ -78,7 +78,7 @@ def test_the_share_of_none_is_a_mean_over_votes_too():
     ballot = Ballot(torch.tensor([1.0, 3.0, 2.0]), 50.0)
     scores, none = ballot.scores(ModeCalibration(2.0, -0.5, 1.0))
     assert [k for k, _ in rank_labels(ballot.labels, scores, 1)] == [1, 2, 0]
-    assert none > 0.9 and float(scores.sum()) + none == pytest.approx(1)
+    assert none is not None and none > 0.9 and float(scores.sum()) + none == pytest.approx(1)
 
 
 def test_windows_join_without_a_rise():
