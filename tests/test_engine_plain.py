@@ -85,9 +85,9 @@ def test_the_label_for_no_candidate_is_nothing_to_inspect():
 
 
 def test_refused_inspections_are_counted_and_cost_nothing():
-    plan = [THINK, LOOK, LABELS[0], END_LOOK, LOOK, END_THINK, ANSWER, LABELS[0], END_ANSWER]
+    # In the place of the second wish stands END_THINK, the next best.
+    plan = [THINK, LOOK, LABELS[0], END_LOOK, LOOK, ANSWER, LABELS[0], END_ANSWER]
     output, _ = run(plan, sampling=Sampling(max_inspections=1))
-    # Where the second is refused END_THINK is the next best.
     assert (output.inspected, output.refused, output.well_formed) == ((0,), 1, True)
     output, _ = run(plan, sampling=Sampling(max_inspections=2))
     assert (output.refused, len(output.inspected)) == (0, 2)

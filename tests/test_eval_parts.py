@@ -68,7 +68,7 @@ def test_the_simplest_calibration_that_pays_is_found(true, form):
     """Answers and lists without one are drawn as the true calibration says."""
     generator = torch.Generator().manual_seed(1)
     rows, none, answers = [], [], []
-    for number in range(3000):
+    for number in range(1500):
         count = (5, 12, 50)[number % 3]
         logits = 3 * torch.randn(count + 1, generator=generator)
         chances = true.log_scores(logits[:count], logits[count]).exp()

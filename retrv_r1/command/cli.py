@@ -16,6 +16,7 @@ from retrv_r1.command.evaluate import evaluate
 from retrv_r1.command.rerank import rerank
 from retrv_r1.command.serve import serve
 from retrv_r1.command.shell import Group, clear_errors, echo, print_json, stdout
+from retrv_r1.command.stability import stability
 from retrv_r1.command.verify import verify
 from retrv_r1.train import STAGES
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 data = typer.Typer(help="Build data sets.", no_args_is_help=True)
 app.command()(rerank)
 app.command("eval")(evaluate)
+app.command()(stability)
 app.command()(serve)
 app.command()(verify)
 app.add_typer(data, name="data")

@@ -58,8 +58,35 @@ def notes(
         "Well-formed: the model ended its reasoning itself, and its likeliest token was always "
         "allowed by the output format, which the engine enforces; an inspection beyond the limit "
         "is refused and does not count against it.",
+        *_chains(settings),
+        *_calibration(settings),
         f"Checked: all {lists} reranked lists have their answer at rank 1, and scores that never "
         f"rise, in [0, 1]{_but_fused(settings)}; the evaluation stops otherwise.",
+    ]
+
+
+def _chains(settings: EvalSettings) -> list[str]:
+    """What is right in a chain of thought."""
+    if "reason" not in settings.modes:
+        return []
+    return [
+        "Chains: an ideal is right if it is the query's own words, without its wrapping, or the "
+        "name of what it asks for or shows; a name or an inspection statement if it is a name of "
+        "that candidate; the statement must also say the detail that tells it from another named "
+        "candidate of the same name. Unaided: the engine enforced nothing and refused no "
+        "inspection. Statements of which the data set's metadata knows nothing are not counted."
+    ]
+
+
+def _calibration(settings: EvalSettings) -> list[str]:
+    """How it was measured whether scores are probabilities."""
+    if not settings.calibration:
+        return []
+    return [
+        f"Are scores probabilities: lists of 5 to {max(settings.k)} candidates of the first stage, "
+        f"{settings.without_answer:.0%} of them without the answer, in which every first place is "
+        "wrong. Calibration error: 15 bins of equally many lists. AUROC: chance that none of these "
+        "is likelier in a list without the answer than in one with it."
     ]
 
 
