@@ -174,9 +174,11 @@ class Conductor:
 
     def _next_ready(self) -> Course | None:
         """The next ranking that can take a step; None at the end. Fails those that are late."""
-        while not self._closed:
+        while True:
             now = time.perf_counter()
             with self._news:
+                if self._closed:
+                    return None
                 late = [course for course in self._courses if course.deadline < now]
                 if not late and self._ready:
                     return self._ready.popleft()
@@ -186,7 +188,6 @@ class Conductor:
                     self._news.wait(None if math.isinf(left) else left)
             for course in late:
                 course.ranking.finish(course.lateness())
-        return None
 
     def _advance(self, course: Course) -> None:
         """Takes a ranking's steps up to the next that waits for the engine."""
