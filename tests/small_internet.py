@@ -29,9 +29,7 @@ class Internet(httpcore.AsyncNetworkBackend):
             raise OSError("no such host")
         return self.names[host]
 
-    async def connect_tcp(
-        self, host, port, timeout=None, local_address=None, socket_options=None
-    ):
+    async def connect_tcp(self, host, port, timeout=None, local_address=None, socket_options=None):
         self.connected.append((host, port))
         if host in self.unreachable:
             raise httpcore.ConnectError
