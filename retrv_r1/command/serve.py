@@ -174,10 +174,6 @@ def serve(
         _run(lambda: _load(model, options), settings, policy, load, (host, port), log_level)
 
 
-<<<<<<< HEAD
-def limits_of(values: list[str], policy: PicturePolicy) -> tuple[Limits, PicturePolicy]:
-    """The limits of requests, and a policy with those of pictures, as ``NAME=N`` arguments say.
-=======
 def _config(
     engine: ServedEngine, url: str | None, weights: Any, kv_cache: int | None
 ) -> EngineConfig | SGLangConfig:
@@ -193,14 +189,13 @@ def _config(
     return replace(config, cache_bytes=kv_cache * 2**20)
 
 
-def limits_of(values: list[str]) -> Limits:
-    """The limits that ``NAME=N`` arguments change.
->>>>>>> w-load
+def limits_of(values: list[str], policy: PicturePolicy) -> tuple[Limits, PicturePolicy]:
+    """The limits of requests, and a policy with those of pictures, as ``NAME=N`` arguments say.
 
     Raises:
         RetrvError: an unknown name, no number above 0, or one that is too large.
     """
-    from dataclasses import fields, replace
+    from dataclasses import fields
 
     from retrv_r1.serve.limits import Limits
     from retrv_r1.serve.pictures import PICTURE_LIMITS
