@@ -29,7 +29,7 @@ def stage(two_stages):
 def in_training(stage, rgba, entries):
     """The vectors that training's own code gives entries."""
     names = [f"{i}.png" for i in range(len(rgba))]
-    bank = PictureBank(rgba, names, concepts=[None] * len(rgba))
+    bank = PictureBank(rgba, names)
     processor = stage.processor
     embedder = EntryEmbedder(
         stage.model,
