@@ -142,22 +142,25 @@ class Ranking:
         async with asyncio.timeout(self._left(trace)):
             call = await watched(request.receive, self._call(asked, trace))
         trace.stream = True
-        happenings = Happenings(self._events(call))
+        happenings = Happenings(self._events(call, trace))
         await watched(request.receive, happenings.begin())
-        self.metrics.first_event(call.mode, trace.seconds)
         return EventStream(
             happenings,
-            lambda results: dialect.render([self._answer(asked, results, trace)]),
+            lambda results, final: dialect.render([self._answer(asked, results, trace, final)]),
             lambda error: self._error(error, dialect, trace),
             keep_alive=self.settings.keep_alive,
             seconds=self._left(trace),
             closing=stack.pop_all(),
         )
 
-    async def _events(self, call: RankCall) -> AsyncGenerator[Happening, None]:
+    async def _events(self, call: RankCall, trace: Trace) -> AsyncGenerator[Happening, None]:
+        first = True
         with refused_options():
             async with aclosing(self.service.stream(call)) as events:  # type: ignore[type-var]
                 async for event in events:
+                    if first:
+                        self.metrics.first_event(call.mode, trace.seconds)
+                        first = False
                     yield event
 
     async def _call(self, asked: Asked, trace: Trace) -> RankCall:
@@ -171,7 +174,10 @@ class Ranking:
             self.metrics.phase(call.mode, "pictures", seconds)
         return call
 
-    def _answer(self, asked: Asked, results: RankedResults, trace: Trace) -> Answer:
+    def _answer(
+        self, asked: Asked, results: RankedResults, trace: Trace, final: bool = True
+    ) -> Answer:
+        """The response's content; ``final`` results are counted, those of a draft are not."""
         if not asked.truncate:
             if results.query_truncated or any(row.truncated for row in results):
                 raise ApiError(
@@ -180,8 +186,9 @@ class Ranking:
                     "a text has more tokens than are read; shorten it, or allow truncation",
                 )
             results = replace(results, ranking=results.ranking[: asked.top_n])
-        self.metrics.answered(results, len(asked.documents))
-        trace.add(results)
+        if final:  # its bill has the draft's as well
+            self.metrics.answered(results, len(asked.documents))
+            trace.add(results)
         shown = replace(results, model=self.settings.model)
         return Answer(asked, shown, trace.request_id, int(time.time()))
 
