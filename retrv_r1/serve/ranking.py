@@ -17,7 +17,7 @@ from starlette.responses import Response
 from retrv_r1.serve.about import LOADING_RETRY
 from retrv_r1.serve.calls import NotReady, RankCall
 from retrv_r1.serve.dialects import DIALECTS, Answer, Dialect, choose
-from retrv_r1.serve.errors import ApiError
+from retrv_r1.serve.errors import ApiError, malformed
 from retrv_r1.serve.failures import failure_of, refused_options
 from retrv_r1.serve.front import internal_error, log_failure
 from retrv_r1.serve.handing import Pictures, default_mode, to_call
@@ -75,7 +75,10 @@ class Ranking:
                 body = await self._body(request, held, trace)
                 dialect = choose(path, body, forced)
                 trace.dialect = dialect.name
-                asked = self._asked(dialect, body, trace)
+                if trace.body_bytes < LARGE_BODY:
+                    asked = self._asked(dialect, body, trace)
+                else:
+                    asked = await run_in_threadpool(self._asked, dialect, body, trace)
                 if dialect.name != "score" and _wants_events(request, asked[0]):
                     return await self._stream(request, dialect, asked[0], trace, stack)
                 content = await watched(request.receive, self._rank_all(dialect, asked, trace))
@@ -100,6 +103,8 @@ class Ranking:
     def _asked(self, dialect: Dialect, body: Mapping[str, Any], trace: Trace) -> tuple[Asked, ...]:
         try:
             found = dialect.parse(body, self.settings.limits)
+        except RecursionError:  # a body read in a thread may be deeper than the stack left here
+            raise malformed("the body is nested too deeply; send flat lists of items") from None
         except ApiError as error:
             if error.status == 400 and error.code != "no_index":
                 error.status = dialect.invalid_status
