@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from serve_app import HangingUp, double, events_of
+from prometheus_client.parser import text_string_to_metric_families
+from serve_app import HangingUp, Server, ServiceDouble, double, events_of, results_of
 
-from retrv_r1.serve.calls import EngineFailed, QueueFull
+from retrv_r1.rerank.events import Draft
+from retrv_r1.serve import stream
+from retrv_r1.serve.calls import EngineFailed, QueueFull, RankCall
 from retrv_r1.serve.settings import Settings
 
 ASK = {"query": "apple", "documents": ["pear", "red apple"]}
@@ -39,6 +43,32 @@ def test_events_come_in_order_and_the_ranking_last(way):
     assert {k: v for k, v in ranking.items() if k not in differing} == {
         k: v for k, v in whole.items() if k not in differing
     }
+
+
+class Drafting(ServiceDouble):
+    """Has an early answer, after a while."""
+
+    async def stream(self, call: RankCall) -> AsyncIterator[Any]:
+        await asyncio.sleep(2 * stream.FIRST_WAIT)
+        yield Draft(results_of(call))
+        yield await self.rank(call)
+
+
+def test_a_draft_is_an_event_and_counts_as_no_answer():
+    with Server(None, Drafting()) as server:
+        answer = server.post("/v1/rerank", STREAM)
+        metrics = server.get("/metrics").text
+    (first, draft), (last, ranking) = events_of(answer.text)
+    assert (first, last) == ("draft", "ranking") and draft["results"] == ranking["results"]
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(metrics)
+        for sample in family.samples
+    }
+    assert found["retrv_candidates_count",] == 1
+    assert found["retrv_tokens_total", "generated"] == 12
+    waited = found["retrv_first_event_seconds_sum", "fast"]
+    assert waited >= 2 * stream.FIRST_WAIT
 
 
 def test_a_client_that_takes_json_as_well_gets_json():

@@ -283,9 +283,10 @@ class LocalEngine(SteppingEngine):
 
     def _give_up(self, error: Exception) -> None:
         with self._turn:
-            jobs = self._jobs
             self._counts["restarts"] += 1
-            self._inbox.clear()
+            jobs = [*self.scheduler.running, *self.scheduler.waiting]
+            while self._inbox:  # one by one: another may come meanwhile, and none may be lost
+                jobs.append(self._inbox.popleft())
             self.scheduler = self._new_scheduler()  # what the error left of it is not known
             for job in jobs:
                 self._end(job, error)

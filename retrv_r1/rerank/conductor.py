@@ -185,7 +185,7 @@ class Conductor:
                 if not late:
                     ends = [course.deadline for course in self._courses]
                     left = min(ends, default=math.inf) - now
-                    self._news.wait(None if math.isinf(left) else left)
+                    self._news.wait(min(left, threading.TIMEOUT_MAX))
             for course in late:
                 course.ranking.finish(course.lateness())
 
@@ -250,6 +250,8 @@ class Conductor:
 
     def _answered(self, course: Course, future: Future[Output]) -> None:
         """Notes the end of a prompt; the last one calls for the next step."""
+        error = None if future.cancelled() else future.exception()
+        failed = error is not None and not course.is_cut(error)  # while the round is still there
         with self._news:
             course.open -= 1
             last = course.open == 0
@@ -257,6 +259,5 @@ class Conductor:
             course.since = time.perf_counter()
             self._post(course)
             return
-        error = None if future.cancelled() else future.exception()
-        if error is not None and not course.is_cut(error):
+        if failed:
             course.cancel()

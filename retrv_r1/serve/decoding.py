@@ -114,6 +114,9 @@ class DecodingPool:
         if self._closed:
             raise RuntimeError("the decoding pool is closed")
         await self._slots.acquire()
+        if self._closed:  # while this picture waited
+            self._slots.release()
+            raise RuntimeError("the decoding pool is closed")
         task = asyncio.create_task(self._ask(data))
         self._busy.add(task)
         task.add_done_callback(self._done)

@@ -225,17 +225,22 @@ class PictureReader:
         return data, digest, decode(data, self.decoding) if small else None
 
     def _keep(self, digest: bytes, picture: ReadPicture) -> None:
-        size = 3 * picture.image.width * picture.image.height
+        size = _size(picture)
         if digest in self._kept or size > self.policy.kept_bytes:
             return
         self._kept[digest] = picture
         self._kept_bytes += size
         while self._kept_bytes > self.policy.kept_bytes:
             _, old = self._kept.popitem(last=False)
-            self._kept_bytes -= 3 * old.image.width * old.image.height
+            self._kept_bytes -= _size(old)
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+
+def _size(picture: ReadPicture) -> int:
+    """Bytes that a kept picture takes, with its objects: else dots of one pixel would pile up."""
+    return 2048 + 3 * picture.image.width * picture.image.height
 
 
 def _is_small(data: bytes) -> bool:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from retrv_r1.serve.about import LOADING_RETRY
 from retrv_r1.serve.calls import NotReady, RankCall
 from retrv_r1.serve.dialects import DIALECTS, Answer, Dialect, choose
-from retrv_r1.serve.errors import ApiError
+from retrv_r1.serve.errors import ApiError, malformed
 from retrv_r1.serve.failures import failure_of, refused_options
 from retrv_r1.serve.front import internal_error, log_failure
 from retrv_r1.serve.handing import Pictures, default_mode, to_call
@@ -76,7 +76,10 @@ class Ranking:
                 body = await self._body(request, held, trace)
                 dialect = choose(path, body, forced)
                 trace.dialect = dialect.name
-                asked = self._asked(dialect, body, trace)
+                if trace.body_bytes < LARGE_BODY:
+                    asked = self._asked(dialect, body, trace)
+                else:
+                    asked = await run_in_threadpool(self._asked, dialect, body, trace)
                 if dialect.name != "score" and _wants_events(request, asked[0]):
                     return await self._stream(request, dialect, asked[0], trace, stack)
                 content = await watched(request.receive, self._rank_all(dialect, asked, trace))
@@ -102,6 +105,8 @@ class Ranking:
     def _asked(self, dialect: Dialect, body: Mapping[str, Any], trace: Trace) -> tuple[Asked, ...]:
         try:
             found = dialect.parse(body, self.settings.limits)
+        except RecursionError:  # a body read in a thread may be deeper than the stack left here
+            raise malformed("the body is nested too deeply; send flat lists of items") from None
         except ApiError as error:
             if error.status == 400 and error.code != "no_index":
                 error.status = dialect.invalid_status
@@ -144,22 +149,25 @@ class Ranking:
         async with asyncio.timeout(self._left(trace)):
             call = await watched(request.receive, self._call(asked, trace))
         trace.stream = True
-        happenings = Happenings(self._events(call))
+        happenings = Happenings(self._events(call, trace))
         await watched(request.receive, happenings.begin())
-        self.metrics.first_event(call.mode, trace.seconds)
         return EventStream(
             happenings,
-            lambda results: dialect.render([self._answer(asked, results, trace)]),
+            lambda results, final: dialect.render([self._answer(asked, results, trace, final)]),
             lambda error: self._error(error, dialect, trace),
             keep_alive=self.settings.keep_alive,
             seconds=self._left(trace),
             closing=stack.pop_all(),
         )
 
-    async def _events(self, call: RankCall) -> AsyncGenerator[Happening, None]:
+    async def _events(self, call: RankCall, trace: Trace) -> AsyncGenerator[Happening, None]:
+        first = True
         with refused_options():
             async with aclosing(self.service.stream(call)) as events:
                 async for event in events:
+                    if first:
+                        self.metrics.first_event(call.mode, trace.seconds)
+                        first = False
                     yield event
 
     async def _call(self, asked: Asked, trace: Trace) -> RankCall:
@@ -173,7 +181,10 @@ class Ranking:
             self.metrics.phase(call.mode, "pictures", seconds)
         return call
 
-    def _answer(self, asked: Asked, results: RankedResults, trace: Trace) -> Answer:
+    def _answer(
+        self, asked: Asked, results: RankedResults, trace: Trace, final: bool = True
+    ) -> Answer:
+        """The response's content; ``final`` results are counted, those of a draft are not."""
         if not asked.truncate:
             if results.query_truncated or any(row.truncated for row in results):
                 raise ApiError(
@@ -182,8 +193,9 @@ class Ranking:
                     "a text has more tokens than are read; shorten it, or allow truncation",
                 )
             results = replace(results, ranking=results.ranking[: asked.top_n])
-        self.metrics.answered(results, len(asked.documents))
-        trace.add(results)
+        if final:  # its bill has the draft's as well
+            self.metrics.answered(results, len(asked.documents))
+            trace.add(results)
         shown = replace(results, model=self.settings.model)
         return Answer(asked, shown, trace.request_id, int(time.time()))
 

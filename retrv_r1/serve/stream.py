@@ -81,7 +81,7 @@ class EventStream(Response):
 
     Args:
         happenings: what happens.
-        body_of: makes the response's body of the results.
+        body_of: makes the response's body of results, and of whether they are final.
         error_of: makes an error of an exception, and its body.
         keep_alive: seconds of silence after which a comment is sent.
         seconds: seconds that are left until the deadline; None for no deadline.
@@ -93,7 +93,7 @@ class EventStream(Response):
     def __init__(
         self,
         happenings: Happenings,
-        body_of: Callable[[RankedResults], Any],
+        body_of: Callable[[RankedResults, bool], Any],
         error_of: Callable[[Exception], tuple[ApiError, Any]],
         *,
         keep_alive: float,
@@ -139,8 +139,8 @@ class EventStream(Response):
         if isinstance(event, Inspection):
             return encode_event("inspection", {"index": event.index, "vote": event.vote})
         if isinstance(event, Draft):
-            return encode_event("draft", self._body_of(event.results))
-        return encode_event("ranking", self._body_of(event))
+            return encode_event("draft", self._body_of(event.results, False))
+        return encode_event("ranking", self._body_of(event, True))
 
 
 async def _send(send: Send, body: bytes) -> None:

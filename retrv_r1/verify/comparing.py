@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,10 +79,13 @@ def compare(
 
 
 def _difference(one: Outcome, golden: Outcome) -> float:
-    """Largest difference of a score; infinite where candidates are missing."""
+    """Largest difference of a score; infinite for missing candidates and NaN."""
     if len(one.scores) != len(golden.scores):
         return float("inf")
-    return max((abs(a - b) for a, b in zip(one.scores, golden.scores, strict=True)), default=0.0)
+    pairs = zip(one.scores, golden.scores, strict=True)
+    found = [abs(a - b) for a, b in pairs]
+    # NaN would compare as equal to everything.
+    return float("inf") if any(map(math.isnan, found)) else max(found, default=0.0)
 
 
 def _reasons_otherwise(one: Outcome, golden: Outcome) -> bool:
