@@ -63,7 +63,8 @@ def test_those_in_work_are_told_and_those_in_the_queue_are_answered(monkeypatch)
         started[0].end()
         answers = [call.result(120) for call in calls]
         assert server.get("/health").json() == {"status": "ready"}
-    assert [one.status_code for one in answers].count(503) == 4, answers
+    # Of the four in work, those that had not asked the server yet ask the new one.
+    assert 1 <= [one.status_code for one in answers].count(503) <= 4, answers
     for one in answers:
         if one.status_code == 503:
             error = one.json()["error"]
