@@ -108,6 +108,7 @@ def last_event(url: str, begun: Callable[[], object]) -> tuple[str, dict]:
     return name, data
 
 
+@pytest.mark.slow
 def test_requests_in_work_are_told_and_all_others_are_answered(serving):
     """Ten in the middle of their reasoning when the server dies, ten that come right after."""
     killed = generating(serving)
