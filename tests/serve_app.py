@@ -96,7 +96,9 @@ def tiny_shape(threshold: float | None) -> Any:
     images = Space(do_resize=False, resample=None)
     return Space(
         model=Space(config=Space(auto_threshold=threshold), dtype="torch.float32", device="cpu"),
-        processor=Space(max_text_tokens=4096, image_processor=images),
+        processor=Space(
+            max_text_tokens=4096, image_processor=images, count_tokens=lambda text: 5000
+        ),
         window=50,
         stats=lambda: (None, None),
     )

@@ -159,7 +159,7 @@ def test_a_cancelled_ranking_gives_its_pages_back(endless, way):
         asyncio.run(leave())
     assert within(5, lambda: is_free(endless))
     endless.engine.check()
-    with pytest.raises(CancelledError):
+    with pytest.raises(CancelledError, match="the ranking was cancelled"):
         ranking.result()
     with pytest.raises(CancelledError):
         list(ranking.events())

@@ -32,6 +32,7 @@ def shared() -> Iterator[Server]:
         ("/v1/rerank", {"max_chunks_per_doc": 3}, "cohere-v1"),
         ("/v1/rerank", {"top_k": None, "truncation": True}, "voyage"),
         ("/v1/rerank", {"top_k": 2}, "voyage"),
+        ("/v1/rerank", {"truncation": False}, "jina"),
         ("/v1/rerank", {"top_k": 2, "top_n": 2}, "jina"),
         ("/rerank", {"truncate_prompt_tokens": 5}, "jina"),
         ("/rerank", {"raw_scores": False}, "infinity"),
@@ -109,6 +110,46 @@ def test_cohere_v1_repeats_documents_on_demand(server):
     assert body["results"][0]["document"] == {"text": "red apple"}
 
 
+def test_cohere_v1_repeats_objects_whole(server):
+    documents = [{"title": "x", "year": "1"}, {"title": "yy", "text": "Berlin", "meta": [1]}]
+    ask = {"query": "a", "documents": documents, "rank_fields": ["title", "text"]}
+    body = server.post("/v1/rerank", {**ask, "return_documents": True}).json()
+    assert [row["document"] for row in body["results"]] == documents[::-1]
+    del ask["rank_fields"], documents[0]
+    body = server.post("/v1/rerank", {**ask, "return_documents": True}).json()
+    assert body["results"][0]["document"] == documents[0]
+
+
+def test_a_picture_that_was_sent_as_a_text_has_a_warning(server):
+    ask = {"query": png("red"), "documents": [png("red"), "a", png("blue")]}
+    body = server.post("/v1/rerank", ask).json()
+    assert [line.partition(":")[0] for line in body["warnings"]] == [
+        "query",
+        "documents[0] and 1 more",
+    ]
+    assert all('{"image": …}' in line for line in body["warnings"])
+
+
+def test_one_wording_of_the_task_counts():
+    service = ServiceDouble()
+    ask = {**ASK, "instruction": "first", "instruct": "second"}
+    with Server(None, service) as server:
+        warnings = server.post("/v1/rerank", ask).json()["warnings"]
+        own = server.post("/v1/rerank", {**ask, "retrv": {"instruction": "own"}}).json()["warnings"]
+    assert [call.instruction for call in service.calls] == ["first", "own"]
+    assert warnings == ["instruct has no effect beside instruction"]
+    assert own == [
+        f"{name} has no effect beside retrv.instruction" for name in ("instruction", "instruct")
+    ]
+
+
+def test_bare_base64_is_repeated_as_a_data_uri(server):
+    bare = png("red").partition(",")[2]
+    ask = {"query": "a", "documents": [{"image": bare.rstrip("=")}], "return_documents": True}
+    (row,) = server.post("/v1/rerank", ask).json()["results"]
+    assert row["document"]["multi_modal"][0]["image_url"]["url"] == png("red")
+
+
 def test_voyage_finds_data_and_total_tokens(server):
     ask = {**ASK, "top_k": 1, "truncation": True, "return_documents": True}
     body = server.post("/v1/rerank", ask).json()
@@ -122,6 +163,14 @@ def test_tei_gets_a_bare_array(server):
     answer = server.post("/rerank", {"query": "a", "texts": DOCUMENTS, "raw_scores": True})
     assert set(answer.json()[0]) == {"index", "score"}
     assert "raw_scores" in json.loads(answer.headers["X-Retrv-Warnings"])[0]
+
+
+def test_a_bare_array_says_in_a_header_which_texts_were_cut(server):
+    # The double says that it has cut document 9.
+    for path, field in (("/rerank", "texts"), ("/sglang/v1/rerank", "documents")):
+        answer = server.post(path, {"query": "a", field: ["b"] * 12})
+        (warning,) = json.loads(answer.headers["X-Retrv-Warnings"])
+        assert warning == f"only the first 4096 tokens were read of {field}[9]"
 
 
 def test_tei_gets_its_own_errors(server):
@@ -172,10 +221,18 @@ def test_an_unknown_dialect_is_refused(server):
     assert server.post("/sglang/v1/models", ASK).status_code == 404
 
 
-@pytest.mark.parametrize("count", [None, 0, 5, 10**30])
+@pytest.mark.parametrize("count", [None, 0, 5, 5.0, 10**30])
 def test_no_count_zero_and_more_than_there_are_mean_all(server, count):
     body = server.post("/v1/rerank", {**ASK, "top_n": count}).json()
     assert [row["index"] for row in body["results"]] == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(-1, "must be 0 (all) or more"), (1.5, "whole number")]
+)
+def test_a_count_that_cannot_be_used_is_refused(server, count, words):
+    error = server.post("/v1/rerank", {**ASK, "top_n": count}).json()["error"]
+    assert error["param"] == "top_n" and words in error["message"]
 
 
 def test_an_object_with_parts_is_a_list_of_documents(server):
@@ -216,7 +273,7 @@ def test_very_many_unknown_fields_are_counted(server):
 def test_options_reach_the_service():
     service = ServiceDouble()
     options = {
-        "mode": "auto",
+        "mode": "reason",
         "max_inspections": 2,
         "max_reasoning_tokens": 64,
         "votes": 3,
@@ -261,6 +318,7 @@ def test_options_that_cannot_be_used_are_refused(server, options, param):
         (0.9, "reason", {}, "reason"),
         (0.9, None, {"mode": "fast"}, "fast"),
         (None, None, {"votes": 3}, "reason"),
+        (0.9, None, {"votes": 3, "mode": "auto"}, "reason"),
     ],
 )
 def test_the_default_mode_is_the_checkpoints(threshold, set_to, retrv, mode):
@@ -280,7 +338,9 @@ def test_truncation_can_be_refused(server, count, status):
     if status == 200:
         assert len(answer.json()["data"]) == 1
     else:
-        assert answer.json()["error"]["code"] == "max_text_tokens"
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == ("max_text_tokens", "documents[9]")
+        assert "5000 tokens" in error["message"] and "--max-text-tokens" in error["message"]
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda one: one.name)

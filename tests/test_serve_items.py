@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from serve_app import png
 
 from retrv_r1.serve.errors import ApiError
 from retrv_r1.serve.schema.items import AskedItem, ItemReader
@@ -54,9 +55,9 @@ def test_rank_fields_make_the_text_of_an_object():
         for fields in ((), ("title", "text"), ("year",), ("absent",))
     }
     assert read[()].text == "are green" and read[()].ignored == ("title", "year")
-    assert read["title", "text"].text == "title: Pears\nare green"
+    assert read["title", "text"].text == "title: Pears\ntext: are green"
     assert read["title", "text"].ignored == ("year",)
-    assert read["year",].text == "year: 2024"
+    assert read["year",].text == "2024"
     assert read["absent",].text == "are green"
 
 
@@ -97,3 +98,35 @@ def test_what_is_no_item_is_refused_by_its_place(value, param, code):
     error = SimpleNamespace(**vars(caught.value))
     assert (error.param, error.code) == (param, code)
     assert error.status == (413 if code.startswith("max_") else 400)
+
+
+@pytest.mark.parametrize(
+    ("value", "encoded"),
+    [
+        (png("red"), True),
+        (png("red", 64).partition(",")[2], True),
+        ({"text": png("red")}, True),
+        ({"image": png("red")}, False),
+        ("data:image is a kind of address", False),
+        ("iVBORw0KGgo " * 40, False),
+        ("a" * 1000, False),
+    ],
+)
+def test_a_picture_in_the_place_of_a_text_is_noticed(value, encoded):
+    found = ItemReader(most_characters=10_000).read(value, "query")
+    assert found.encoded is encoded
+
+
+@pytest.mark.parametrize(
+    ("value", "place", "words"),
+    [
+        ("", "query", "query is empty; send a text or a picture"),
+        (" ", "documents[1]", "documents[1] is empty or blank"),
+        ({"title": "x"}, "documents[0]", "rank_fields"),
+        ("x" * 101, "query", "--limit max_text_characters=N"),
+    ],
+)
+def test_messages_name_the_remedy(value, place, words):
+    with pytest.raises(ApiError) as caught:
+        READER.read(value, place)
+    assert words in caught.value.message

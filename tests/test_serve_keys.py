@@ -117,3 +117,11 @@ def test_the_openapi_document_says_how_keys_are_sent(locked):
     schemes = document["components"]["securitySchemes"]
     assert {scheme["type"] for scheme in schemes.values()} == {"http", "apiKey"}
     assert document["security"] and document["paths"]["/health"]["get"]["security"] == []
+
+
+@pytest.mark.parametrize("name", ["Authorization", "X-API-Key"])
+def test_a_key_that_is_there_twice_is_refused(name):
+    with double() as server:
+        headers = [(name, "Bearer one"), (name, "Bearer two")]
+        answer = server.run(server.client.post("/v1/rerank", content=b"{}", headers=headers))
+    assert answer.status_code == 400 and name in answer.json()["error"]["message"]

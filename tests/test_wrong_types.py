@@ -41,6 +41,12 @@ def test_a_batch_is_a_list_of_requests(reranker, requests):
         reranker.rank_batch(requests)
 
 
+@pytest.mark.parametrize("given", [("a", ["b"]), ("a",), (RankRequest("a", ["b"]), ["b"])])
+def test_one_request_is_submitted(reranker, given):
+    with pytest.raises(TypeError, match=r"submit\(RankRequest\(query, candidates\)\)"):
+        reranker.submit(*given)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from retrv_r1.command.arguments import AsJson, DeviceName, ModelName
-from retrv_r1.command.shell import clear_errors, echo, print_json, status, stdout
+from retrv_r1.command.shell import clear_errors, echo, print_json, stdout
 from retrv_r1.types import EngineName, RetrvError
 
 if TYPE_CHECKING:
@@ -94,10 +94,11 @@ def _engines(names: Sequence[str]) -> list[EngineName]:
 def _write(model: str, engine: list[str] | None, url: list[str] | None) -> None:
     if engine or url:
         raise RetrvError("--write takes no --engine and no --url: the plain engine writes")
-    from retrv_r1.verify.golden import write_golden
+    from retrv_r1.eval.progress import counting
+    from retrv_r1.verify.golden import cases, write_golden
 
-    with status(f"ranking lists with {model}"):
-        path = write_golden(model)
+    with counting(f"ranking lists with {model}", len(cases())) as ranked:
+        path = write_golden(model, ranked=ranked)
     echo(f"written: {path}")
 
 
@@ -111,7 +112,9 @@ def _compare(
 ) -> Iterator[Comparison]:
     from transformers.utils.logging import disable_progress_bar
 
+    from retrv_r1.eval.progress import counting
     from retrv_r1.verify.comparing import BOUNDS
+    from retrv_r1.verify.dialects import FORMS
     from retrv_r1.verify.engines import BATCHES, compare_engine
     from retrv_r1.verify.golden import cases, read_golden
     from retrv_r1.verify.server import compare_server
@@ -119,16 +122,28 @@ def _compare(
     disable_progress_bar()
     golden, asked, sizes = read_golden(model), cases(), batches or BATCHES
     for name in engines:
-        with status(f"ranking lists with the engine {name}"):
+        rounds = 2 * len(sizes)
+        label = f"ranking lists with the engine {name}"
+        with counting(label, rounds * len(asked)) as ranked:
             limit = BOUNDS[name] if bound is None else bound
             yield from compare_engine(
-                name, model, golden, asked, batches=sizes, bound=limit, device=device
+                name,
+                model,
+                golden,
+                asked,
+                batches=sizes,
+                bound=limit,
+                device=device,
+                ranked=ranked,
             )
     for url in urls:
-        with status(f"ranking lists at {url}"):
+        rounds = len(sizes) - 1 + len(FORMS)
+        with counting(f"ranking lists at {url}", rounds * len(asked)) as ranked:
             limit = BOUNDS["local"] if bound is None else bound
             key = os.environ.get(KEY)
-            yield from compare_server(url, golden, asked, batches=sizes, bound=limit, key=key)
+            yield from compare_server(
+                url, golden, asked, batches=sizes, bound=limit, key=key, ranked=ranked
+            )
 
 
 def _print(comparisons: Sequence[Comparison]) -> None:

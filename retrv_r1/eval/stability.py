@@ -13,12 +13,13 @@ from retrv_r1.eval.cells import EvalError, choose
 from retrv_r1.eval.models import Models
 from retrv_r1.eval.names import Names
 from retrv_r1.eval.plan import read_cells
+from retrv_r1.eval.progress import bar
 from retrv_r1.eval.retrieval import Retriever
 from retrv_r1.eval.settings import EvalSettings
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.types import Item, Mode, RankedResults, RankRequest
 
-_AT_ONCE = 256
+_AT_ONCE = 64
 """Lists that are ranked in one call; what is in memory of them is little."""
 
 
@@ -114,7 +115,7 @@ def _of_mode(
     wordings = []
     for place, frame in enumerate(frames):
         asked = [RankRequest(s[place], o.candidates) for s, o in zip(said, lists, strict=True)]
-        results = list(_ranked(reranker, asked, mode))
+        results = list(_ranked(reranker, asked, mode, f"wording {place + 1} of {len(frames)}"))
         answers.append([_answer(result) for result in results])
         pairs = zip(answers[-1], lists, strict=True)
         wordings.append(
@@ -158,15 +159,17 @@ def _moved(
             orders.append((number, order))
             asked.append(RankRequest(query, [one.candidates[k] for k in order]))
     changed: Counter[int] = Counter()
-    for (number, order), result in zip(orders, _ranked(reranker, asked, mode), strict=True):
+    results = _ranked(reranker, asked, mode, f"{shuffles} shuffles")
+    for (number, order), result in zip(orders, results, strict=True):
         changed[number] += order[_answer(result)] != answers[number]
     return [changed[number] for number in range(len(lists))]
 
 
 def _ranked(
-    reranker: Reranker, asked: Sequence[RankRequest], mode: Mode
+    reranker: Reranker, asked: Sequence[RankRequest], mode: Mode, what: str
 ) -> Iterable[RankedResults]:
-    for start in range(0, len(asked), _AT_ONCE):
+    starts = range(0, len(asked), _AT_ONCE)
+    for start in bar(starts, f"ranking {len(asked)} lists, {mode}, {what}", len(starts)):
         yield from reranker.rank_batch(asked[start : start + _AT_ONCE], mode=mode)
 
 

@@ -102,6 +102,10 @@ class RetrvR1Processor:
             return EncodedItem(ids, truncated=truncated)
         return EncodedItem(ids, *self.encode_picture(load_image(item.image)), truncated)
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens that a text has, before it is cut."""
+        return len(encode_text(self.tokenizer, text)) if text.strip() else 0
+
     def encode_picture(
         self, image: Image.Image
     ) -> tuple[Tensor, tuple[int, int, int], tuple[int, int]]:

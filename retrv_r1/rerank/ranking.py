@@ -6,13 +6,15 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from typing import Any
 
 from retrv_r1.rerank.events import Draft, Event
 from retrv_r1.rerank.narration import Narrator
 from retrv_r1.types import RankedResults
+
+CANCELLED = "the ranking was cancelled"
 
 
 class Ranking:
@@ -46,7 +48,10 @@ class Ranking:
             CancelledError: it was cancelled (of ``concurrent.futures``).
             ItemError, RequestTooLarge, …: see :meth:`retrv_r1.Reranker.rank`.
         """
-        return self.future.result(timeout)
+        try:
+            return self.future.result(timeout)
+        except CancelledError:
+            raise CancelledError(CANCELLED) from None
 
     def cancel(self) -> bool:
         """Cancels it; False if it has already ended.
@@ -63,7 +68,7 @@ class Ranking:
             ended = self.future.done()
             yield from self._read()
             if ended:
-                self.future.result()
+                self.result()
                 return
 
     async def __aiter__(self) -> AsyncIterator[Event]:
@@ -81,7 +86,7 @@ class Ranking:
                 for event in self._read():
                     yield event
                 if ended:
-                    self.future.result()
+                    self.result()
                     return
                 await news.wait()
         finally:  # who stops watching needs no more
@@ -89,7 +94,16 @@ class Ranking:
             self.cancel()
 
     def __await__(self) -> Generator[Any, None, RankedResults]:
-        return asyncio.wrap_future(self.future).__await__()
+        return self._results().__await__()
+
+    async def _results(self) -> RankedResults:
+        try:
+            return await asyncio.wrap_future(self.future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # who waits was cancelled
+            raise asyncio.CancelledError(CANCELLED) from None
 
     # What the conductor calls.
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Never, NoReturn, Self
 
 import torch
 from torch import Tensor
@@ -214,7 +214,7 @@ class Reranker:
     def submit(
         self,
         request: RankRequest,
-        *,
+        *misplaced: Never,
         top_k: int | None = None,
         mode: ModeChoice = "reason",
         reading: Reading = "compressed",
@@ -234,10 +234,13 @@ class Reranker:
                 first and in every case, so its time is the least.
             deadline: seconds from now after which it fails with DeadlineExceeded.
             priority: those of higher priority go first.
+        Raises:
+            TypeError: ``request`` is no RankRequest, or not alone.
         """
+        if misplaced or not isinstance(request, RankRequest):
+            raise TypeError("submit takes one RankRequest: submit(RankRequest(query, candidates))")
         if self._closed:
             raise RetrvError(CLOSED)
-        (request,) = list_of_requests([request])
         plan = self._ranker.plan(mode, reading, sampling, votes, top_k, budget is not None)
         meter = Meter(items := request.items())
         begin = partial(self._ranker.steps, request, items, plan=plan, meter=meter)

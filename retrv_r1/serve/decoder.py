@@ -191,7 +191,8 @@ def _over_memory() -> PictureRefused:
     return PictureRefused(
         413,
         "max_picture_memory",
-        "decoding the picture needs more memory than the limit max_picture_memory; shrink it",
+        "decoding the picture needs more memory than the limit max_picture_memory; shrink it, or "
+        "start the server with --limit max_picture_memory=N",
     )
 
 

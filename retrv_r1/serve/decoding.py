@@ -177,7 +177,8 @@ class DecodingPool:
                 413,
                 "max_picture_seconds",
                 "decoding the picture takes longer than the limit max_picture_seconds of "
-                f"{self.seconds:g} seconds; shrink it or encode it again",
+                f"{self.seconds:g} seconds; shrink it or encode it again, or start the server with "
+                "--limit max_picture_seconds=N",
             )
         return PictureRefused(
             400,

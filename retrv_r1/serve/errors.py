@@ -68,7 +68,16 @@ def malformed(message: str) -> ApiError:
     return ApiError(400, "malformed_body", message)
 
 
-def over_limit(limit: str, most: int, found: int | None, what: str, remedy: str) -> ApiError:
+def over_limit(
+    limit: str,
+    most: int,
+    found: int | None,
+    what: str,
+    remedy: str,
+    param: str | None = None,
+    *,
+    has: str = "",
+) -> ApiError:
     """A request larger than the server takes.
 
     Args:
@@ -77,9 +86,19 @@ def over_limit(limit: str, most: int, found: int | None, what: str, remedy: str)
         found: what the request has, where that is known.
         what: what is counted, in the plural.
         remedy: what the caller can do.
+        param: place in the body; None for the body itself.
+        has: start of the message where ``found`` is not known.
     """
-    has = "" if found is None else f"{found} {what} are more than "
-    return ApiError(413, limit, f"{has}the limit {limit} of {most} {what}; {remedy}", limit)
+    if found is not None:
+        has = f"{found} {what} are more than "
+    return ApiError(
+        413, limit, f"{has}the limit {limit} of {most} {what}; {remedy}, or {raised(limit)}", param
+    )
+
+
+def raised(limit: str) -> str:
+    """What the owner of the server can do about a limit."""
+    return f"start the server with --limit {limit}=N"
 
 
 def superset_body(error: ApiError, request_id: str) -> dict[str, Any]:

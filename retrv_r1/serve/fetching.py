@@ -215,7 +215,9 @@ def _redirected(url: httpx.URL, location: str, ports: frozenset[int]) -> httpx.U
 
 
 def _forbidden(why: str) -> PictureRefused:
-    return PictureRefused(400, "picture_address", f"the picture's URL is refused: {why}")
+    return PictureRefused(
+        400, "picture_address", f"the picture's URL is refused: {why}; send a data URI instead"
+    )
 
 
 def _unreachable(why: str) -> PictureRefused:

@@ -53,6 +53,7 @@ class Front:
             await send(message)
 
         try:
+            _check_once(headers)
             if not _is_open(scope["path"]):
                 self._keys.check(headers)
             await self._app(scope, receive, tracing)
@@ -81,6 +82,13 @@ def internal_error() -> ApiError:
 def log_failure(request_id: str, error: BaseException) -> None:
     """Logs a fault of ours; the log's format leaves out messages, which may quote a request."""
     log.error("request %s failed", request_id, exc_info=error)
+
+
+def _check_once(headers: Headers) -> None:
+    """Refuses keys that are there twice, of which proxies and servers may read different ones."""
+    for name in ("Authorization", "X-API-Key"):
+        if len(headers.getlist(name)) > 1:
+            raise ApiError(400, "header_twice", f"the header {name} is there twice; send it once")
 
 
 def _is_open(path: str) -> bool:

@@ -80,18 +80,20 @@ async def to_call(
     """The call of a request.
 
     Args:
-        mode: mode of requests that name none; several votes mean reasoning.
+        mode: mode of requests that name none; several votes mean reasoning, also for ``auto``.
     Raises:
         ApiError: a picture cannot be read; the error names its place.
     """
     options = asked.options
     read = await _read_all(asked, pictures)
-    default: ModeChoice = "reason" if options.votes > 1 else mode
+    chosen = options.mode or mode
+    if options.votes > 1 and options.mode != "fast":
+        chosen = "reason"
     return RankCall(
         _item(asked.query, read),
         tuple(_item(document, read) for document in asked.documents),
         instruction=options.instruction,
-        mode=options.mode or default,
+        mode=chosen,
         reading=options.reading,
         top_n=asked.top_n if asked.truncate else None,  # else all are looked at for cut texts
         max_inspections=options.max_inspections,
@@ -128,11 +130,9 @@ async def _read_all(asked: Asked, pictures: Pictures) -> dict[str, Image.Image]:
 
 
 def _places(asked: Asked) -> Iterator[tuple[str, str]]:
-    for value in asked.query.pictures:
-        yield "query", value
-    for number, document in enumerate(asked.documents):
-        for value in document.pictures:
-            yield f"documents[{number}]", value
+    for item in (asked.query, *asked.documents):
+        for value in item.pictures:
+            yield item.place, value
 
 
 def _item(asked: AskedItem, read: dict[str, Image.Image]) -> Item:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from retrv_r1.serve.errors import ApiError, over_limit
+from retrv_r1.serve.errors import ApiError, over_limit, raised
 
 MEBI = 2**20
 
@@ -130,7 +130,8 @@ async def read_body(
         raise ApiError(
             408,
             "body_seconds",
-            f"the body did not arrive within {limits.body_seconds:g} s; send it faster",
+            f"the body did not arrive within {limits.body_seconds:g} s; send it faster, or "
+            f"{raised('body_seconds')}",
         ) from None
 
 

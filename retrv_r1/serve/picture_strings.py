@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 from urllib.request import url2pathname
 
+from PIL import Image
+
 from retrv_r1.item_values import URL
+from retrv_r1.serve.decoder import readable_formats
 from retrv_r1.serve.refused import PictureRefused, malformed, over_bytes
 
 Origin: TypeAlias = Literal["inline", "remote", "file"]
+
+_PURE = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
+SHORTEST_PICTURE = 200
+"""Characters above which a text of base64 may be a picture; words and keys are shorter."""
 
 _BLANKS = b" \t\n\r\f\v"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
@@ -36,6 +44,42 @@ def origin_of(value: str) -> Origin:
     if URL.match(value):
         raise malformed("pictures have http, https, file or data URLs, or are base64")
     return "inline"
+
+
+def looks_like_picture(text: str) -> bool:
+    """Whether a text is a picture's data URI or base64, which was probably meant as a picture."""
+    if text[:64].lstrip()[:11].lower() == "data:image/":
+        return True
+    if len(text) <= SHORTEST_PICTURE or media_type(text) is None:
+        return False
+    return _PURE.fullmatch(text) is not None
+
+
+def media_type(text: str) -> str | None:
+    """Media type of base64 by the picture's first bytes; None where they are of no known picture.
+
+    Args:
+        text: base64 without a head.
+    """
+    try:
+        plain = text[:40].encode("ascii").translate(_URL_SAFE, _BLANKS).rstrip(b"=")
+        start = base64.b64decode(plain[: len(plain) // 4 * 4], validate=True)[:16].ljust(16, b"\0")
+    except ValueError:
+        return None
+    for name in readable_formats():
+        accept = Image.OPEN[name][1]
+        if accept is not None and accept(start):
+            return Image.MIME.get(name, "application/octet-stream")
+    return None
+
+
+def as_address(value: str) -> str:
+    """A picture as it can be shown: bare base64 becomes a data URI, all else stays."""
+    if value[:5].lower() == "data:" or URL.match(value):
+        return value
+    plain = value.encode("ascii").translate(_URL_SAFE, _BLANKS).rstrip(b"=")
+    padded = plain + b"=" * (-len(plain) % 4)
+    return f"data:{media_type(value) or 'application/octet-stream'};base64,{padded.decode()}"
 
 
 def inline_bytes(value: str, most: int) -> bytes:
@@ -76,7 +120,7 @@ def _base64(text: str, most: int) -> bytes:
             raise malformed("the picture is empty; pass a data URI, base64 or a URL")
         return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
     except ValueError:  # also binascii's and Unicode's
-        raise malformed("the picture is neither base64 nor a URL") from None
+        raise malformed("the picture is neither base64 nor a URL: send a data URI") from None
 
 
 def file_bytes(value: str, root: Path, most: int) -> bytes:

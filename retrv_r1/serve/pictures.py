@@ -183,7 +183,7 @@ class PictureReader:
             raise PictureRefused(
                 400,
                 "picture_files_off",
-                "file: pictures are off; send a data URI, or start the server with a folder",
+                "file: pictures are off; send a data URI, or start the server with --file-root DIR",
             )
         return await self._decode(lambda: file_bytes(value, root, most), origin)
 
@@ -192,7 +192,8 @@ class PictureReader:
             raise PictureRefused(
                 400,
                 "remote_pictures_off",
-                "remote pictures are off; send a data URI, or start the server with them on",
+                "remote pictures are off; send a data URI, or start the server with "
+                "--allow-remote-pictures",
             )
         if self._fetcher is None:
             self._fetcher = Fetcher(replace(self.policy.fetch, max_bytes=self.policy.max_bytes))

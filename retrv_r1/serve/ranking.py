@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import replace
 from typing import Any
@@ -14,9 +14,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.serve.about import LOADING_RETRY
 from retrv_r1.serve.calls import NotReady, RankCall
+from retrv_r1.serve.cutting import cut_warning, refuse_cut
 from retrv_r1.serve.dialects import DIALECTS, Answer, Dialect, choose
+from retrv_r1.serve.dialects.base import all_warnings
 from retrv_r1.serve.errors import ApiError, malformed
 from retrv_r1.serve.failures import failure_of, refused_options
 from retrv_r1.serve.front import internal_error, log_failure
@@ -82,8 +85,9 @@ class Ranking:
                     asked = await run_in_threadpool(self._asked, dialect, body, trace)
                 if dialect.name != "score" and _wants_events(request, asked[0]):
                     return await self._stream(request, dialect, asked[0], trace, stack)
-                content = await watched(request.receive, self._rank_all(dialect, asked, trace))
-                headers = _warning_headers(content, asked[0])
+                answers = await watched(request.receive, self._rank_all(asked, trace))
+                content = dialect.render(answers)
+                headers = _warning_headers(content, answers)
                 return _response(content, 200, headers, stack.pop_all())
             except Exception as error:
                 told, body = self._error(error, dialect, trace)
@@ -123,8 +127,7 @@ class Ranking:
         warning = f"another model was asked for; {ours} has answered"
         return tuple(replace(one, warnings=(*one.warnings, warning)) for one in found)
 
-    async def _rank_all(self, dialect: Dialect, asked: tuple[Asked, ...], trace: Trace) -> Any:
-        """The response's content."""
+    async def _rank_all(self, asked: tuple[Asked, ...], trace: Trace) -> list[Answer]:
         free = asyncio.Semaphore(LISTS_AT_ONCE)
 
         async def one(asked: Asked) -> Answer:
@@ -137,7 +140,7 @@ class Ranking:
         async with asyncio.timeout(self._left(trace)):
             tasks = [asyncio.create_task(one(each)) for each in asked]
             try:
-                return dialect.render(await asyncio.gather(*tasks))
+                return await asyncio.gather(*tasks)
             finally:  # the first error ends the ranking of the other lists
                 for task in tasks:
                     task.cancel()
@@ -186,18 +189,19 @@ class Ranking:
     ) -> Answer:
         """The response's content; ``final`` results are counted, those of a draft are not."""
         if not asked.truncate:
-            if results.query_truncated or any(row.truncated for row in results):
-                raise ApiError(
-                    413,
-                    "max_text_tokens",
-                    "a text has more tokens than are read; shorten it, or allow truncation",
-                )
+            refuse_cut(asked, results, self._processor())
             results = replace(results, ranking=results.ranking[: asked.top_n])
+        elif cut := cut_warning(asked, results, self._processor()):
+            asked = replace(asked, warnings=(*asked.warnings, cut))
         if final:  # its bill has the draft's as well
             self.metrics.answered(results, len(asked.documents))
             trace.add(results)
         shown = replace(results, model=self.settings.model)
         return Answer(asked, shown, trace.request_id, int(time.time()))
+
+    def _processor(self) -> RetrvR1Processor:
+        assert self.service.reranker is not None, "it has ranked"
+        return self.service.reranker.processor
 
     def _left(self, trace: Trace) -> float | None:
         """Seconds until the deadline of a request."""
@@ -243,11 +247,12 @@ def _wants_events(request: Request, asked: Asked) -> bool:
     return asked.options.stream or ("text/event-stream" in accept and "json" not in accept)
 
 
-def _warning_headers(content: Any, asked: Asked) -> dict[str, str]:
+def _warning_headers(content: Any, answers: Sequence[Answer]) -> dict[str, str]:
     """Warnings in a header where the body, a bare array, has no place for them."""
-    if not isinstance(content, list) or not asked.warnings:
+    warnings = all_warnings(answers)
+    if not isinstance(content, list) or not warnings:
         return {}
-    return {"X-Retrv-Warnings": json.dumps(asked.warnings)[:2000]}
+    return {"X-Retrv-Warnings": json.dumps(warnings)[:2000]}
 
 
 def _response(

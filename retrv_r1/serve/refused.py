@@ -47,5 +47,6 @@ def over_bytes(most: int) -> PictureRefused:
     return PictureRefused(
         413,
         "max_picture_bytes",
-        f"the picture has more than the limit max_picture_bytes of {most} bytes; shrink it",
+        f"the picture has more than the limit max_picture_bytes of {most} bytes; shrink it, or "
+        "start the server with --limit max_picture_bytes=N",
     )

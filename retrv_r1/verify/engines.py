@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from retrv_engine import Engine
 from retrv_r1.rerank.reranker import Reranker
@@ -23,6 +23,7 @@ def compare_engine(
     batches: Sequence[int] = BATCHES,
     bound: float | None = None,
     device: str | None = None,
+    ranked: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Comparison]:
     """Yields a comparison for each size of batch, first with empty caches, then again.
 
@@ -32,6 +33,7 @@ def compare_engine(
         batches: lists that are ranked together; the engine runs as many at once.
         bound: largest difference of a score; the engine's own when None.
         device: device of the model.
+        ranked: called with a number of lists when they are ranked.
     """
     most, limit = max(batches), BOUNDS[name] if bound is None else bound
     with Reranker.from_pretrained(
@@ -40,7 +42,7 @@ def compare_engine(
         for batch in batches:
             forget(reranker)
             for cache in ("cold", "warm"):
-                found = rank_together(reranker, asked, batch)
+                found = rank_together(reranker, asked, batch, ranked)
                 yield compare(name, found, golden, cache=cache, batch=batch, bound=limit)
 
 
@@ -51,8 +53,13 @@ def forget(reranker: Reranker) -> None:
         reranker.engine.flush()
 
 
-def rank_together(reranker: Reranker, asked: Sequence[Case], batch: int) -> dict[str, Outcome]:
-    """Outcomes of lists that are ranked ``batch`` at a time."""
+def rank_together(
+    reranker: Reranker,
+    asked: Sequence[Case],
+    batch: int,
+    ranked: Callable[[int], None] = lambda count: None,
+) -> dict[str, Outcome]:
+    """Outcomes of lists that are ranked ``batch`` at a time; ``ranked`` hears of each batch."""
     found: dict[str, Outcome] = {}
     for mode in MODES:
         group = [case for case in asked if case.mode == mode]
@@ -60,5 +67,6 @@ def rank_together(reranker: Reranker, asked: Sequence[Case], batch: int) -> dict
             part = group[start : start + batch]
             requests = [RankRequest(case.asked.query, case.asked.candidates) for case in part]
             results = reranker.rank_batch(requests, mode=mode)
+            ranked(len(part))
             found |= {c.name: Outcome.of(r) for c, r in zip(part, results, strict=True)}
     return found

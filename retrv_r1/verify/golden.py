@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,19 +70,27 @@ def cases(lists: Sequence[CheckList] | None = None) -> list[Case]:
     return [Case(one, mode) for mode in MODES for one in found]
 
 
-def write_golden(model: str | Path, lists: Sequence[CheckList] | None = None) -> Path:
+def write_golden(
+    model: str | Path,
+    lists: Sequence[CheckList] | None = None,
+    ranked: Callable[[int], None] = lambda count: None,
+) -> Path:
     """Ranks all lists with the plain engine in float32 and writes their scores.
 
     Args:
         model: directory of the checkpoint, or ``"tiny"``.
         lists: lists to rank; all by default.
+        ranked: called with a number of lists when they are ranked.
     Raises:
         CheckpointError: the checkpoint is not in a directory.
     """
     folder = _folder(model)
     asked = check_lists() if lists is None else list(lists)
     with Reranker.from_pretrained(folder, engine="plain", dtype="float32", device="cpu") as plain:
-        outcomes = [rank_alone(plain, case) for case in cases(asked)]
+        outcomes = []
+        for case in cases(asked):
+            outcomes.append(rank_alone(plain, case))
+            ranked(1)
     head = {
         "format": FORMAT,
         "about": "scores of the plain engine in float32, see `retrv-r1 verify --help`",

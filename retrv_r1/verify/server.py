@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -30,6 +30,7 @@ def compare_server(
     bound: float,
     key: str | None = None,
     forms: Sequence[Form] = FORMS,
+    ranked: Callable[[int], None] = lambda count: None,
 ) -> Iterator[Comparison]:
     """Yields a comparison for each dialect, and for each number of requests at once.
 
@@ -42,6 +43,7 @@ def compare_server(
         batches: numbers of requests that are sent at once.
         bound: largest difference of a score.
         key: API key.
+        ranked: called with a number of lists when they are ranked.
     Raises:
         ServerRefuses: it does not answer, or refuses a list.
         BadAnswer: an answer is no ranking.
@@ -51,7 +53,7 @@ def compare_server(
     plan += [(form, most) for form in forms]
     asyncio.run(_check(url, key))
     for number, (form, batch) in enumerate(plan):
-        found = asyncio.run(_rank_all(url, key, form, asked, batch))
+        found = asyncio.run(_rank_all(url, key, form, asked, batch, ranked))
         cache = "unknown" if number == 0 else "warm"
         what = f"{url} {form.name}"
         yield compare(what, found, golden, cache=cache, batch=batch, bound=bound)
@@ -79,7 +81,12 @@ async def _check(url: str, key: str | None) -> None:
 
 
 async def _rank_all(
-    url: str, key: str | None, form: Form, asked: Sequence[Case], at_once: int
+    url: str,
+    key: str | None,
+    form: Form,
+    asked: Sequence[Case],
+    at_once: int,
+    ranked: Callable[[int], None],
 ) -> dict[str, Outcome]:
     free = asyncio.Semaphore(at_once)
     async with _client(url, key, at_once) as client:
@@ -89,6 +96,7 @@ async def _rank_all(
                 answer = await _answer(
                     client, "POST", form.path, json=form.body(case), headers=form.headers
                 )
+            ranked(1)
             return form.outcome(answer, len(case.asked.candidates))
 
         outcomes = await asyncio.gather(*map(one, asked))

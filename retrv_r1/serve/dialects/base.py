@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 from retrv_r1.serve.errors import ApiError, invalid, superset_body
 from retrv_r1.serve.limits import Limits
+from retrv_r1.serve.picture_strings import as_address
 from retrv_r1.serve.schema.asked import (
     Asked,
     Echo,
@@ -112,7 +113,7 @@ class RerankDialect:
         options, unknown = read_options(fields, limits)
         query = read_item(fields, "query", reader)
         documents = read_items(fields, self.documents, reader, limits)
-        top_n = fields.whole(*self.count, least=0)
+        top_n = fields.whole(*self.count, least=0, zero="all")
         echo = fields.flag(self.echo_field)
         asked = Asked(
             query,
@@ -166,7 +167,8 @@ class RerankDialect:
         shown: dict[str, Any] = {"text": item.text or ""}
         if item.pictures and answer.asked.echo == "all":
             shown["multi_modal"] = [
-                {"type": "image_url", "image_url": {"url": url}} for url in item.pictures
+                {"type": "image_url", "image_url": {"url": as_address(one)}}
+                for one in item.pictures
             ]
         return shown
 
@@ -178,6 +180,11 @@ class RerankDialect:
             **({"warnings": list(answer.asked.warnings)} if answer.asked.warnings else {}),
             "retrv": own_fields(answer),
         }
+
+
+def all_warnings(answers: Sequence[Answer]) -> list[str]:
+    """The warnings of all answers of a request, each once."""
+    return list(dict.fromkeys(line for answer in answers for line in answer.asked.warnings))
 
 
 def own_fields(answer: Answer) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from retrv_r1.serve.dialects.base import Answer, Example, usage_of
+from retrv_r1.serve.dialects.base import Answer, Example, all_warnings, usage_of
 from retrv_r1.serve.errors import ApiError, invalid, over_limit, superset_body
 from retrv_r1.serve.limits import Limits
 from retrv_r1.serve.schema.asked import Asked, check_totals, ignored_fields, read_options
@@ -78,7 +78,7 @@ class Score:
         }
         usages = [usage_of(answer.results) for answer in answers]
         one = answers[0]
-        warnings = [*one.asked.warnings, *([ALONE] if any(map(_alone, answers)) else [])]
+        warnings = [*all_warnings(answers), *([ALONE] if any(map(_alone, answers)) else [])]
         return {
             "id": one.request_id,
             "object": "list",
@@ -128,7 +128,7 @@ def _pairs(fields: Fields, limits: Limits) -> tuple[Placed, Placed]:
     count = max(len(first), len(second))
     if count > limits.max_documents:
         raise over_limit(
-            "max_documents", limits.max_documents, count, "pairs", "send several requests"
+            "max_documents", limits.max_documents, count, "pairs", "send several requests", "text_2"
         )
     for side in (first, second):
         if len(side) == 1:

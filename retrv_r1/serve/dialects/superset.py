@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from retrv_r1.serve.dialects.base import Answer, Example, RerankDialect
 from retrv_r1.serve.schema.asked import Echo
+from retrv_r1.serve.schema.items import AskedItem
 
 
 class Superset(RerankDialect):
@@ -22,16 +23,24 @@ class Superset(RerankDialect):
     title: ClassVar[str] = "Jina, Cohere v1, vLLM, Xinference"
     paths: ClassVar[tuple[str, ...]] = ("/v1/rerank", "/rerank", "/v1/reranks")
     echo_default: ClassVar[Echo] = "texts"
+    truncation: ClassVar[tuple[str, ...]] = ("truncation",)
     idle: ClassVar[frozenset[str]] = frozenset(
         {
             *("max_chunks_per_doc", "max_tokens_per_doc", "max_tokens_per_query", "priority"),
             *("truncate_prompt_tokens", "truncation_side", "return_embeddings", "user"),
-            *("max_doc_length", "max_query_length", "truncation", "encoding_format"),
+            *("max_doc_length", "max_query_length", "encoding_format"),
         }
     )
 
     def accepts(self, path: str, body: Mapping[str, Any]) -> bool:
         return True
+
+    def echo(self, answer: Answer, item: AskedItem) -> Any:
+        """An object is repeated whole, as Cohere does; pictures have vLLM's form."""
+        shown = super().echo(answer, item)
+        if answer.asked.echo != "all" or item.sent is None or item.pictures:
+            return shown
+        return shown | item.sent
 
     def render(self, answers: Sequence[Answer]) -> Any:
         short = [{"index": r.index, "relevance_score": r.score} for r in answers[0].results]
@@ -82,6 +91,11 @@ class CohereV1(Superset):
     title: ClassVar[str] = "Cohere v1"
     paths: ClassVar[tuple[str, ...]] = ("/v1/rerank",)
     echo_default: ClassVar[Echo] = "none"
+
+    def echo(self, answer: Answer, item: AskedItem) -> Any:
+        if answer.asked.echo == "all" and item.sent is not None:
+            return dict(item.sent)
+        return super().echo(answer, item)
 
     def accepts(self, path: str, body: Mapping[str, Any]) -> bool:
         return "rank_fields" in body or "max_chunks_per_doc" in body

@@ -10,7 +10,7 @@ from retrv_r1.serve.schema.items import AskedItem
 
 
 class Voyage(RerankDialect):
-    """Known by ``top_k`` or ``truncation``, of which Voyage's client always sends both."""
+    """Known by ``top_k``, which Voyage's client always sends, null too."""
 
     name: ClassVar[str] = "voyage"
     title: ClassVar[str] = "Voyage"
@@ -19,7 +19,7 @@ class Voyage(RerankDialect):
     truncation: ClassVar[tuple[str, ...]] = ("truncation",)
 
     def accepts(self, path: str, body: Mapping[str, Any]) -> bool:
-        return ("top_k" in body or "truncation" in body) and "top_n" not in body
+        return "top_k" in body and "top_n" not in body
 
     def echo(self, answer: Answer, item: AskedItem) -> Any:
         return None if answer.asked.echo == "none" else item.text or ""

@@ -54,7 +54,7 @@ export class Given {
     const read = await Promise.allSettled([...files].map(pictureItem));
     this.add(read.filter((one) => one.status === "fulfilled").map((one) => one.value));
     const failed = read.filter((one) => one.status === "rejected");
-    if (failed.length) showProblem(failed[0].reason.message, failed.length > 1 ? `${failed.length - 1} more failed, too.` : "");
+    if (failed.length) showProblem(failed.map((one) => one.reason.message).join(" "));
   }
 
   async readPicture(file) {

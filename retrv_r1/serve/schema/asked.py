@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from retrv_r1.serve.errors import invalid, over_limit
@@ -16,6 +16,7 @@ Echo: TypeAlias = Literal["none", "texts", "all"]
 """What a response repeats of the documents: nothing, their texts, or their pictures too."""
 
 MOST_WARNINGS = 20
+INSTRUCTIONS = ("instruction", "instruct")
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,20 @@ def read_options(body: Fields, limits: Limits) -> tuple[AskedOptions, list[str]]
         mode=own.choice("mode", ("reason", "fast", "auto")),
         max_inspections=own.whole("max_inspections", least=0, most=128),
         max_reasoning_tokens=own.whole(
-            "max_reasoning_tokens", least=1, most=limits.max_reasoning_tokens
+            "max_reasoning_tokens",
+            least=1,
+            most=limits.max_reasoning_tokens,
+            limit="max_reasoning_tokens",
         ),
-        votes=own.whole("votes", least=1, most=limits.max_votes) or 1,
+        votes=own.whole("votes", least=1, most=limits.max_votes, limit="max_votes") or 1,
         budget_ms=own.whole("budget_ms", least=1, most=24 * 3600 * 1000),
         stream=bool(streams[0] if streams[0] is not None else streams[1]),
         reading=own.choice("reading", ("compressed", "full")) or "compressed",
-        instruction=own.text("instruction") or body.text("instruction", "instruct"),
+        instruction=own.text("instruction"),
     )
+    body.read.update(INSTRUCTIONS)
+    if options.instruction is None:
+        options = replace(options, instruction=body.text(*INSTRUCTIONS))
     return options, own.rest()
 
 
@@ -104,7 +111,12 @@ def read_items(
         raise invalid(f"{name} is empty; send at least one item", name)
     if len(value) > limits.max_documents:
         raise over_limit(
-            "max_documents", limits.max_documents, len(value), "documents", "send several requests"
+            "max_documents",
+            limits.max_documents,
+            len(value),
+            "documents",
+            "send several requests",
+            name,
         )
     return tuple(reader.read(one, f"{name}[{i}]") for i, one in enumerate(value))
 
@@ -127,7 +139,8 @@ def ignored_fields(
         items: items by the name of their field.
         idle: fields of the dialect that mean nothing here.
     """
-    lines = [f"{name} has no effect here" for name in body.rest() if name in idle]
+    lines = [*_overruled(body), *_encoded(items)]
+    lines += [f"{name} has no effect here" for name in body.rest() if name in idle]
     unknown = [name for name in body.rest() if name not in idle] + own
     for name, group in items.items():
         found = {field for one in group for field in one.ignored}
@@ -138,13 +151,41 @@ def ignored_fields(
     return tuple(lines)
 
 
+def _overruled(body: Fields) -> list[str]:
+    """Warnings for wordings of the task beside another one."""
+    own = body.values.get("retrv")
+    given = ["retrv.instruction"] if isinstance(own, dict) and own.get("instruction") else []
+    given += [name for name in INSTRUCTIONS if body.values.get(name) is not None]
+    return [f"{name} has no effect beside {given[0]}" for name in given[1:]]
+
+
+def _encoded(items: Mapping[str, tuple[AskedItem, ...]]) -> list[str]:
+    """Warnings for texts that were probably meant as pictures."""
+    lines = []
+    for group in items.values():
+        found = {one.place: None for one in group if one.encoded}
+        if found:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            lines.append(
+                f"{next(iter(found))}{more}: an encoded picture in the place of a text was ranked "
+                'as text; send {"image": …} to rank the picture'
+            )
+    return lines
+
+
 def check_totals(groups: list[Asked], limits: Limits) -> None:
     """Refuses a request whose texts or pictures together are more than the server takes."""
     items = [item for asked in groups for item in (asked.query, *asked.documents)]
+    param = groups[0].documents[0].place.partition("[")[0]
     pictures = sum(len(item.pictures) for item in items)
     if pictures > limits.max_pictures:
         raise over_limit(
-            "max_pictures", limits.max_pictures, pictures, "pictures", "send several requests"
+            "max_pictures",
+            limits.max_pictures,
+            pictures,
+            "pictures",
+            "send several requests",
+            param,
         )
     characters = sum(len(item.text or "") for item in items)
     if characters > limits.max_total_characters:
@@ -154,4 +195,5 @@ def check_totals(groups: list[Asked], limits: Limits) -> None:
             characters,
             "characters",
             "shorten the texts, or send several requests",
+            param,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from retrv_r1.serve.errors import invalid
+from retrv_r1.serve.errors import invalid, raised
 from retrv_r1.serve.schema.json_body import encodable
 
 
@@ -40,16 +40,35 @@ class Fields:
         name, value = self.any(*fields)
         return None if value is None else text_of(value, name, most)
 
-    def whole(self, *fields: str, least: int, most: int | None = None) -> int | None:
-        """A whole number of a range."""
+    def whole(
+        self,
+        *fields: str,
+        least: int,
+        most: int | None = None,
+        zero: str = "",
+        limit: str = "",
+    ) -> int | None:
+        """A whole number of a range; 2.0 is one, as in JSON.
+
+        Args:
+            zero: what 0 means, for the message.
+            limit: name of the server's limit that ``most`` is.
+        """
         name, value = self.any(*fields)
         if value is None:
             return None
+        if isinstance(value, float):
+            if not value.is_integer():
+                raise invalid(f"{name} must be a whole number, without a fraction", name)
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise invalid(f"{name} must be a whole number, not {kind_of(value)}", name)
         if value < least or (most is not None and value > most):
             bounds = f"at least {least}" if most is None else f"between {least} and {most}"
-            raise invalid(f"{name} must be {bounds}", name)
+            if zero:
+                bounds = f"0 ({zero}) or more"
+            remedy = f"; for more, {raised(limit)}" if limit and value > least else ""
+            raise invalid(f"{name} must be {bounds}{remedy}", name)
         return value
 
     def flag(self, *fields: str) -> bool | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from retrv_r1.serve.errors import ApiError, invalid
+from retrv_r1.serve.errors import ApiError, invalid, over_limit
+from retrv_r1.serve.picture_strings import looks_like_picture
 from retrv_r1.serve.schema.fields import kind_of, text_of
 
 KNOWN = frozenset({"text", "image", "image_url", "content", "type", "format", "value", "id"})
@@ -24,12 +25,18 @@ class AskedItem:
         pictures: data URIs, base64 or addresses.
         id: the caller's name for it.
         ignored: fields that were not read.
+        place: where it is in the body, such as ``documents[3]``.
+        sent: the object, where it was one.
+        encoded: whether its text is an encoded picture.
     """
 
     text: str | None
     pictures: tuple[str, ...] = ()
     id: str | int | float | None = None
     ignored: tuple[str, ...] = ()
+    place: str = field(default="", compare=False)
+    sent: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    encoded: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class ItemReader:
         if text is not None and len(text) > self.most_characters:
             raise _too_long(place, self.most_characters)
         if not parts.pictures and not (text and text.strip()):
-            raise invalid(f"{place} is empty; give it a text or a picture, or leave it out", place)
+            raise _empty(place)
         if len(parts.pictures) > 1:
             raise invalid(
                 f"{place} has {len(parts.pictures)} pictures; a document is one candidate with one "
@@ -74,7 +81,15 @@ class ItemReader:
                 place,
                 "too_many_pictures_per_document",
             )
-        return AskedItem(text, tuple(parts.pictures), identity, tuple(ignored))
+        return AskedItem(
+            text,
+            tuple(parts.pictures),
+            identity,
+            tuple(ignored),
+            place,
+            value if isinstance(value, dict) else None,
+            any(map(looks_like_picture, parts.texts)),
+        )
 
     def _object(
         self, value: Mapping[str, Any], place: str, parts: _Parts
@@ -91,11 +106,16 @@ class ItemReader:
         self._part(value, place, parts, text=not named)
         for name in named:
             shown = self._text(value[name], f"{place}.{name}")
-            parts.texts.append(shown if name == "text" else f"{name}: {shown}")
+            parts.texts.append(f"{name}: {shown}" if len(self.rank_fields) > 1 else shown)
         known = KNOWN.union(self.rank_fields, {"doc_id"})
         ignored = [name for name, v in value.items() if name not in known and v is not None]
         if not parts.found and not named:
-            raise invalid(f"{place} is an object without text and image; {FORMS}", place)
+            lacks = ", and without the fields that rank_fields names" if self.rank_fields else ""
+            raise invalid(
+                f"{place} is an object without text and image{lacks}; send one of them, or name "
+                "the fields that make its text in rank_fields",
+                place,
+            )
         return _id(value.get("id"), f"{place}.id"), ignored
 
     def _list(self, value: Sequence[Any], place: str, parts: _Parts) -> None:
@@ -163,7 +183,9 @@ class _Parts:
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, dict):
                 one = one.get("url")
-            if not isinstance(one, str) or not one:
+            if one == "":
+                raise invalid(f"{place} is empty; send a data URI, or leave it out", place)
+            if not isinstance(one, str):
                 raise invalid(
                     f"{place} must be a data URI, base64 or an address, not {kind_of(one)}", place
                 )
@@ -178,10 +200,21 @@ def _id(value: Any, place: str) -> str | int | float | None:
     return text_of(value, place, 1000) if isinstance(value, str) else value
 
 
+def _empty(place: str) -> ApiError:
+    if place == "query":
+        return invalid("query is empty; send a text or a picture", place)
+    return invalid(
+        f"{place} is empty or blank; send a text or a picture, or leave the item out", place
+    )
+
+
 def _too_long(place: str, most: int) -> ApiError:
-    return ApiError(
-        413,
+    return over_limit(
         "max_text_characters",
-        f"{place} has more than the limit max_text_characters of {most} characters; shorten it",
+        most,
+        None,
+        "characters",
+        "shorten it",
         place,
+        has=f"{place} is over ",
     )
