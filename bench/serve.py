@@ -37,6 +37,8 @@ PICTURES = Path(__file__).parent.parent / "examples" / "demo"
 MOST_CLIENTS = 256
 PATIENCE = 600.0
 """Seconds within which the server must be ready, and a request answered."""
+TO_END = 90.0
+"""Seconds within which the server must end: it gives requests 30, and loses none here."""
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -77,13 +79,17 @@ class Queries:
 
 
 class Direct:
-    """The engine, called by as many threads as there are clients."""
+    """The engine, called by as many threads as there are clients.
 
-    def __init__(self, reranker: Reranker, pictures: Sequence[bytes]) -> None:
-        self._reranker = reranker
+    Args:
+        threads: threads for them: asyncio's own are only a few, which would queue the clients.
+    """
+
+    def __init__(
+        self, reranker: Reranker, pictures: Sequence[bytes], threads: ThreadPoolExecutor
+    ) -> None:
+        self._reranker, self._threads = reranker, threads
         self._items = [Item(image=picture) for picture in pictures]
-        # asyncio's own pool has only a few threads, which would queue the clients.
-        self._threads = ThreadPoolExecutor(max_workers=MOST_CLIENTS)
 
     async def ask(self, query: str, mode: Mode) -> float:
         """Ranks; returns the seconds that the reranker took."""
@@ -200,8 +206,24 @@ def served(model: str, errors: Path) -> Iterator[str]:
                 raise RetrvError(f"the server did not start; {errors} says why")
             yield line.split(" at ")[1].strip() + "/"
         finally:
-            process.terminate()
-            process.wait(PATIENCE)
+            end(process)
+
+
+def end(process: subprocess.Popen[str], patience: float = TO_END) -> None:
+    """Ends a server, and says so where it had to be killed.
+
+    Args:
+        patience: seconds that it has.
+    """
+    process.terminate()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        typer.echo(f"the server did not end within {patience:.0f} s and was killed", err=True)
+    if process.stdout is not None:
+        process.stdout.close()
 
 
 def render(rows: Sequence[dict[str, Any]], console: Console) -> None:
@@ -257,10 +279,14 @@ def main(
 
     async def run(url: str) -> list[dict[str, Any]]:
         limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits) as client:
-            direct = Direct(reranker, pictures)
-            asks: dict[str, Ask] = {"direct": direct.ask, "served": Served(client, pictures).ask}
-            return await measure_all(cases, asks, rounds, each)
+        with ThreadPoolExecutor(max_workers=MOST_CLIENTS) as threads:
+            direct = Direct(reranker, pictures, threads)
+            async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits) as client:
+                asks: dict[str, Ask] = {
+                    "direct": direct.ask,
+                    "served": Served(client, pictures).ask,
+                }
+                return await measure_all(cases, asks, rounds, each)
 
     with Reranker.from_pretrained(model, device="cpu") as reranker, served(model, log) as url:
         rows = asyncio.run(run(url))

@@ -194,6 +194,8 @@ class TokenCounts:
         inspected: rows of inspected candidates.
         generated: written tokens.
         cached: rows found in the engine's cache instead of computed.
+        pictures: rows of pictures among those of ``prompt`` and ``inspected``: of the query, and of
+            candidates that were read in full.
     """
 
     prompt: int = 0
@@ -201,6 +203,7 @@ class TokenCounts:
     inspected: int = 0
     generated: int = 0
     cached: int = 0
+    pictures: int = 0
 
 
 @dataclass(frozen=True)

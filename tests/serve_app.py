@@ -9,6 +9,7 @@ import io
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -56,6 +57,7 @@ class ServiceDouble:
         self.failure, self.pause = failure, pause
         self.calls: list[RankCall] = []
         self.cancelled = self.drained = 0
+        self.none: float | None = 0.25
         self.state: Any = "ready"
         self.reranker: Any = tiny_shape(threshold)
 
@@ -72,7 +74,7 @@ class ServiceDouble:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return results_of(call)
+        return replace(results_of(call), none_of_these=self.none)
 
     async def stream(self, call: RankCall) -> AsyncIterator[Any]:
         if self.failure is None:
@@ -109,7 +111,7 @@ def results_of(call: RankCall) -> RankedResults:
         RankedItem(number, 0.5**place, call.candidates[number], truncated=number == 9)
         for place, number in enumerate(order, 1)
     )
-    tokens = TokenCounts(prompt=40, candidates=6, inspected=4, generated=12, cached=8)
+    tokens = TokenCounts(prompt=40, candidates=6, inspected=4, generated=12, cached=8, pictures=3)
     bill = Bill(seconds={"total": 0.5}, tokens=tokens, prompts=1, inspections=1)
     return RankedResults(
         call.query,
@@ -117,7 +119,6 @@ def results_of(call: RankCall) -> RankedResults:
         rows[: call.top_n],
         reasoning="ideal: …",
         inspected=(1,),
-        none_of_these=0.25,
         mode="fast" if call.mode == "fast" else "reason",
         model="/a/folder/of/the/server",
         bill=bill,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import signal
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
-from bench.serve import Case, Queries, Round, compare, measure, measure_all, render, summary
+from bench.serve import Case, Queries, Round, compare, end, measure, measure_all, render, summary
 
 
 def test_queries_are_never_repeated():
@@ -75,3 +78,17 @@ def test_engine_and_server_take_turns_and_the_warm_up_does_not_count():
     out = io.StringIO()
     render(rows, Console(file=out, width=150))
     assert "reason" in out.getvalue()
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_a_server_that_does_not_end_is_killed(stubborn, capsys):
+    words = "import signal, time\n"
+    if stubborn:
+        words += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    words += "print('ready', flush=True)\ntime.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    end(process, 1.0 if stubborn else 60.0)
+    assert process.returncode == (-signal.SIGKILL if stubborn else -signal.SIGTERM)
+    assert ("was killed" in capsys.readouterr().err) == stubborn
+    assert process.stdout.closed

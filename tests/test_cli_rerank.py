@@ -96,6 +96,7 @@ def test_json_is_the_response_form_and_nothing_else(folder):
         "prompt_tokens": 35,
         "completion_tokens": 9,
         "total_tokens": 44,
+        "image_tokens": 0,
         "cached_tokens": 0,
     }
     assert response["retrv"]["answer"] == 2 and response["retrv"]["inspected"] == [2]

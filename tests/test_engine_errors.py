@@ -127,6 +127,7 @@ def test_an_error_of_the_model_fails_what_runs_and_leaves_a_usable_engine():
     engine.runner.broken = False
     engine.check()
     assert engine.stats().free_pages == engine.stats().pages
+    assert engine.stats().restarts == 1
     assert engine.generate([made(3)])[0].tokens == alone(made(3)).tokens
 
 
@@ -162,6 +163,14 @@ def test_many_threads_share_an_engine():
         s: alone(made(s)).tokens for s in range(24)
     }
     engine.check()
+
+
+def test_steps_are_counted_by_the_requests_in_them():
+    engine = ledger(max_sequences=3)
+    engine.generate([made(seed) for seed in range(8)])
+    stats = engine.stats()
+    assert sum(stats.batches.values()) == stats.steps and set(stats.batches) <= {1, 2, 3}
+    assert stats.batches[3] > 0 and stats.restarts == 0
 
 
 def test_two_engines_in_one_process_do_not_touch_each_other():
@@ -222,6 +231,7 @@ def test_an_error_of_the_engine_itself_ends_all_requests_and_not_its_thread(monk
     engine.check()
     stats = engine.stats()
     assert (stats.failed, stats.finished, stats.running, stats.waiting) == (3, 1, 0, 0)
+    assert stats.restarts == 1
     engine.close()
 
 
@@ -245,4 +255,5 @@ def test_a_late_request_says_what_it_has_used():
         handle.result()
     spent = late.value.spent
     assert spent is not None and spent.tokens >= 1 and spent.computed_rows >= 1
+    assert spent.inspected == alone(made(3)).inspected[: len(spent.inspected)]
     assert {"queue", "prefill"} <= set(spent.timings)

@@ -100,8 +100,10 @@ def test_a_start_that_fails_is_tried_again(small_model, processes):
             handle.result(timeout=5)
         handle = engine.submit(QUICK)
         until(lambda: len(processes) == 3)
+        assert engine.stats().restarts == 0
         opened()
         assert handle.result(timeout=5).answer == 0
+        assert engine.stats().restarts == 1, "the start that failed is none"
 
 
 def test_a_server_starts_when_the_one_before_has_ended(small_model, processes):

@@ -9,6 +9,7 @@ from eval_fixtures import write_cell
 
 from retrv_r1.eval import EvalError, fit_auto_threshold
 from retrv_r1.eval.auto import AutoFit, AutoList, draw, fit
+from retrv_r1.rerank.steps import confidence
 
 pytest_plugins = ("eval_fixtures",)
 
@@ -57,6 +58,20 @@ def test_where_reasoning_gains_nothing_it_is_never_done():
     assert "reasoning gains nothing: the threshold is 0" in str(found)
     with pytest.raises(EvalError, match="at least one list"):
         fit([])
+
+
+def test_a_fast_answer_is_as_sure_as_its_best_score_or_that_nothing_fits(
+    tmp_path, model_files, ranker
+):
+    root = tmp_path / "set"
+    write_cell(root, split="val")
+    ranker.none = 0.75
+    ranker.reverses, ranker.scores = False, [0.2, 0.04, 0.01]
+    found = fit_auto_threshold(model_files, root, k=3)
+    assert [point.threshold for point in found.points] == [0.0, 1.0], "all lists are at 0.75"
+    ranker.none = 0.1
+    assert fit_auto_threshold(model_files, root, k=3).points == found.points
+    assert (confidence(0.2, 0.75), confidence(0.2, 0.1), confidence(0.2, None)) == (0.75, 0.2, 0.2)
 
 
 def test_it_is_fitted_on_validation_lists_and_written(tmp_path, model_files, ranker):

@@ -264,6 +264,7 @@ def test_response_form(items):
         "prompt_tokens": 52,
         "completion_tokens": 20,
         "total_tokens": 72,
+        "image_tokens": 0,
         "cached_tokens": 0,
     }
     assert set(response["retrv"]) == {

@@ -18,6 +18,7 @@ from retrv_r1.rerank import conductor
 from retrv_r1.rerank.events import Draft, Inspection, Reasoning
 from retrv_r1.rerank.narration import Narrator
 from retrv_r1.rerank.ordering import reasoning_text
+from retrv_r1.rerank.steps import confidence
 
 LONG = Sampling(max_reasoning_tokens=3000)  # minutes of reasoning, unless it is cut
 
@@ -224,7 +225,8 @@ def test_auto_reasons_where_the_fast_answer_is_uncertain(
 ):
     with Reranker(make_model(auto_threshold=threshold), processor) as reranker:
         fast = reranker.rank("q", mixed, mode="fast", sampling=SHORT)
-        assert fast[0].score < 0.9, "the threshold of a checkpoint without one"
+        sure = confidence(fast[0].score, fast.none_of_these)
+        assert sure < 0.9, "the threshold of a checkpoint without one"
         expected = reranker.rank("q", mixed, mode=mode, sampling=SHORT)
         for results in (
             reranker.rank("q", mixed, mode="auto", sampling=SHORT),
@@ -233,8 +235,23 @@ def test_auto_reasons_where_the_fast_answer_is_uncertain(
             assert results.auto
             alike(replace(results, auto=False), expected)
         for near, way in ((-0.001, "fast"), (0.001, "reason")):
-            reranker.model.config.auto_threshold = fast[0].score + near
+            reranker.model.config.auto_threshold = sure + near
             assert reranker.rank("q", mixed, mode="auto", sampling=SHORT).mode == way
+
+
+def test_auto_does_not_reason_where_the_fast_answer_is_sure_that_nothing_fits(
+    make_model, processor, mixed
+):
+    for bias, mode in ((100.0, "fast"), (-100.0, "reason")):
+        calibration = {"fast": {"none_bias": bias}}
+        with Reranker(make_model(calibration=calibration), processor) as reranker:
+            fast = reranker.rank("q", mixed, mode="fast")
+            none = fast.none_of_these
+            assert none is not None and (none > 0.9) == (mode == "fast")
+            assert fast[0].score < 0.9
+            results = reranker.rank("q", mixed, mode="auto", sampling=SHORT)
+            assert (results.mode, results.auto) == (mode, True)
+            assert results.answer is not None, "the closest is named all the same"
 
 
 def test_a_deadline_fails_one_ranking_and_no_other(endless, mixed):
@@ -406,6 +423,24 @@ def test_the_bill_counts_all_windows_items_and_pictures(reranker, mixed, picture
     assert 0 < parts <= again.bill.seconds["total"] * 1.05
     many = reranker.submit(RankRequest("q", distinct_texts(100)), mode="fast").result()
     assert many.bill.prompts == 3 and many.bill.tokens.candidates == 3 * many.tokens.candidates
+
+
+def test_rows_of_pictures_are_those_that_were_read_in_full(reranker, mixed, picture):
+    query = Item(text="q", image=picture(20))
+    first, *rest = reranker.encoder.encode([query, *mixed])
+    rows = [one.item.picture_rows for one in rest]
+    own = first.item.picture_rows
+    assert own > 0 and sorted(map(bool, rows)) == [False] * 4 + [True] * 5
+    fast = reranker.rank(query, mixed, mode="fast")
+    assert fast.tokens.pictures == fast.bill.tokens.pictures == own
+    full = reranker.rank(query, mixed, mode="fast", reading="full")
+    assert full.tokens.pictures == own + sum(rows)
+    pairs = reranker.rank(query, mixed, mode="fast", reading="pointwise")
+    assert pairs.tokens.pictures == len(mixed) * own + sum(rows)
+    looked = reranker.rank(query, mixed[::-1], sampling=SHORT)
+    seen = sum(rows[::-1][number] for number in looked.inspected)
+    assert seen > 0 and looked.tokens.pictures == own + seen
+    assert looked.tokens.pictures < looked.tokens.prompt + looked.tokens.inspected
 
 
 def test_text_is_told_as_it_comes_whole_characters_and_single_spaces(processor):

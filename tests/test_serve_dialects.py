@@ -75,6 +75,7 @@ def test_the_superset_has_what_jina_cohere_v1_vllm_and_voyage_read(server):
         "prompt_tokens": 44,
         "completion_tokens": 12,
         "total_tokens": 56,
+        "image_tokens": 3,
         "cached_tokens": 8,
     }
     assert (body["object"], body["model"]) == ("rerank", "tiny")

@@ -73,9 +73,10 @@ def test_the_state_is_looked_at_when_the_metrics_are_asked_for(metrics):
     state = [Observed(waiting=3)]
     metrics.watch(lambda: state[0])
     assert samples(metrics)["retrv_waiting",] == 3
-    engine = Stats(running=4, steps=10, computed_rows=60, cached_rows=40, pages=8, free_pages=5)
+    batches, work = {1: 5, 3: 4, 200: 1}, {"steps": 10, "computed_rows": 60, "cached_rows": 40}
+    engine = Stats(running=4, **work, pages=8, free_pages=5, restarts=1, batches=batches)
     features = FeatureStats(ram_hits=3, encoded=1)
-    state[0] = Observed(True, 4, 0, restarts=1, engine=engine, features=features)
+    state[0] = Observed(True, 4, 0, engine=engine, features=features)
     found = samples(metrics)
     assert found["retrv_waiting",] == 0 and found["retrv_ready",] == 1
     assert found["retrv_engine_running",] == 4
@@ -83,6 +84,9 @@ def test_the_state_is_looked_at_when_the_metrics_are_asked_for(metrics):
     assert found["retrv_radix_hit_rate",] == 0.4
     assert found["retrv_feature_hit_rate",] == 0.75
     assert found["retrv_free_pages",] == 5
+    at_most = {size: found["retrv_engine_batch_bucket", size] for size in ("1.0", "4.0", "128.0")}
+    assert at_most == {"1.0": 5, "4.0": 9, "128.0": 9}
+    assert found["retrv_engine_batch_count",] == 10 and found["retrv_engine_batch_sum",] == 217
     assert found["retrv_engine_rows_total",] / found["retrv_engine_steps_total",] == 6
 
 

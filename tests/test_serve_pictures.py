@@ -346,7 +346,7 @@ def test_pictures_and_refusals_are_counted():
 
 
 def test_a_policy_that_cannot_be_kept_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_pixels"):
+    with pytest.raises(ValueError, match="max_picture_pixels"):
         PicturePolicy(max_pixels=10**9)
     with pytest.raises(ValueError, match="does not exist"):
         PicturePolicy(file_root=tmp_path / "nothing")

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from retrv_r1.command.cli import app
 from retrv_r1.command.serve import limits_of
+from retrv_r1.serve.pictures import PicturePolicy
 from retrv_r1.types import RetrvError
 
 ROOT = Path(__file__).parent.parent
@@ -135,6 +136,9 @@ def test_a_signal_lets_requests_end(running):
         (["--limit", "max_documents=0"], "max_documents must be above 0"),
         (["--limit", "colour=3"], "--limit takes NAME=N with one of max_body_bytes"),
         (["--limit", "max_votes=many"], "max_votes must be a number"),
+        (["--limit", "body_seconds=nan"], "body_seconds must be above 0"),
+        (["--limit", "max_picture_seconds=0"], "max_picture_seconds must be above 0"),
+        (["--limit", "max_picture_pixels=99999999"], "max_picture_pixels must be at most"),
         (["--api-key", "short"], "API key 1 must be at least 8"),
         (["--api-key-file", "no-such-file"], "cannot read the API keys in no-such-file"),
         (["--cors", "example.org"], "an origin is * or starts with"),
@@ -151,7 +155,14 @@ def test_what_cannot_be_served_is_one_line(arguments, part, monkeypatch):
 
 
 def test_limits_are_given_by_name():
-    limits = limits_of(["max_documents=20", "body_seconds=2.5"])
+    given = [
+        "max_documents=20",
+        "body_seconds=2.5",
+        "max_picture_bytes=9",
+        "max_picture_seconds=.5",
+    ]
+    limits, policy = limits_of(given, PicturePolicy(remote=True))
     assert (limits.max_documents, limits.body_seconds) == (20, 2.5)
+    assert (policy.max_bytes, policy.max_seconds, policy.remote) == (9, 0.5, True)
     with pytest.raises(RetrvError):
-        limits_of(["max_documents"])
+        limits_of(["max_documents"], PicturePolicy())

@@ -35,7 +35,7 @@ def test_pairs_of_one_query_are_ranked_together():
     lists = {call.query.text: [c.text for c in call.candidates] for call in service.calls}
     assert lists == {"a": ["pear", "a car"], "b": ["red apple"]}
     assert [row["score"] for row in body["data"]] == [0.25, 0.5, 0.5]
-    assert any("nothing to be compared with" in line for line in body["warnings"])
+    assert "warnings" not in body, "a pair is compared with none of these, too"
     assert {call.mode for call in service.calls} == {"fast"}
 
 
@@ -50,6 +50,16 @@ def test_a_query_of_many_pairs_is_read_once(monkeypatch):
     (asked,) = score.Score().parse({"text_1": query, "text_2": ["b"] * 50}, Limits())
     assert len(asked.documents) == 50 and asked.query.pictures == ("A" * 100,)
     assert dumped == [query]
+
+
+def test_a_pair_alone_has_a_warning_where_the_model_has_no_label_for_none():
+    service = ServiceDouble()
+    service.none = None
+    with Server(None, service) as server:
+        alone = server.post("/score", {"text_1": "a", "text_2": "b"}).json()
+        others = server.post("/score", {"text_1": "a", "text_2": ["b", "c"]}).json()
+    assert any("nothing to be compared with" in line for line in alone["warnings"])
+    assert "warnings" not in others
 
 
 @pytest.mark.parametrize(

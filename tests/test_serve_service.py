@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -250,6 +251,7 @@ def test_a_crash_of_the_engine_is_told_to_those_it_hit_and_mended(reranker, monk
             assert isinstance(error, EngineFailed)
         assert len(await waits) == 3
         assert "the model broke" in caplog.text
+        assert reranker.engine.stats().restarts == 1
 
     serve(reranker, body, running=2)
 
@@ -272,6 +274,31 @@ def test_health_asks_an_engine_that_has_failed_or_been_silent(reranker, monkeypa
         assert len(asked) == 2, "five questions at once, one to the engine"
         assert {one.state for one in found} == {"failed"}
         assert found[0].reason == "the engine does not answer"
+
+    serve(reranker, body)
+
+
+def test_an_engine_whose_step_never_ends_does_not_hold_up_the_question(reranker, monkeypatch):
+    async def body(service: RerankService) -> None:
+        monkeypatch.setattr(probe, "FRESH", 0.0)
+        monkeypatch.setattr(probe, "LIMIT", 0.2)
+        held, let_go = threading.Event(), threading.Event()
+
+        def step() -> None:
+            with reranker.engine._turn:
+                held.set()
+                let_go.wait(30)
+
+        hanging = threading.Thread(target=step)
+        hanging.start()
+        try:
+            held.wait(10)
+            assert (await asyncio.wait_for(service.health(), 5)).state == "failed"
+        finally:
+            let_go.set()
+            hanging.join()
+        monkeypatch.setattr(probe, "LIMIT", 10.0)
+        assert (await service.health()).ready
 
     serve(reranker, body)
 

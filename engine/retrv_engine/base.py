@@ -87,7 +87,10 @@ class Stats:
         evicted_pages: cached pages that were evicted because space was needed.
         pages, free_pages, cached_pages: pages of the key-value cache; those that are neither free
             nor cached belong to one request each.
+        restarts: times that the engine was mended: after an error of the model or of its own
+            thread, or with a server that was started or connected to anew.
         seconds: seconds by part of a step: ``schedule``, ``run``, ``take``, ``inspect``.
+        batches: steps by the number of requests in them; empty where that is not known.
     """
 
     finished: int = 0
@@ -106,7 +109,9 @@ class Stats:
     pages: int = 0
     free_pages: int = 0
     cached_pages: int = 0
+    restarts: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
+    batches: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def hit_rate(self) -> float:

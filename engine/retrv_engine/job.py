@@ -155,7 +155,7 @@ class Job:
             return None
         return Spent(
             len(work.tokens),
-            len(work.inspected),
+            tuple(work.inspected),
             work.inspected_rows,
             self.found,
             self.computed,

@@ -144,6 +144,7 @@ class LocalEngine(SteppingEngine):
                 free_pages=len(scheduler.pool),
                 cached_pages=scheduler.tree.size,
                 seconds=dict(self._seconds),
+                batches=dict(self._batches),
             )
 
     def check(self) -> None:
@@ -244,6 +245,7 @@ class LocalEngine(SteppingEngine):
         """Updates the statistics after a step, and ends the jobs that are done."""
         seconds = time.perf_counter() - began
         self._counts["steps"] += 1
+        self._batches[len(extends)] += 1
         for (job, first, stop), phase in zip(extends, phases, strict=True):
             self._counts["computed_rows"] += stop - first
             if not job.timings:
@@ -273,6 +275,7 @@ class LocalEngine(SteppingEngine):
 
     def _fail_all(self, error: Exception) -> None:
         """Ends all running jobs after an error of the model, which may have spoilt the pages."""
+        self._counts["restarts"] += 1
         for job in list(self.scheduler.running):
             self._end(job, error, keep=False)
         self.scheduler.clear()
@@ -281,6 +284,7 @@ class LocalEngine(SteppingEngine):
     def _give_up(self, error: Exception) -> None:
         with self._turn:
             jobs = self._jobs
+            self._counts["restarts"] += 1
             self._inbox.clear()
             self.scheduler = self._new_scheduler()  # what the error left of it is not known
             for job in jobs:
@@ -292,6 +296,6 @@ class LocalEngine(SteppingEngine):
         return Scheduler(pool, self.config, self.runner.copy, self.runner.fixed)
 
     def _reset_counts(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._counts, self._batches = Counter[str](), Counter[int]()
         self._seconds = dict.fromkeys(("schedule", "run", "take", "inspect"), 0.0)
         self.scheduler.preempted = self.scheduler.tree.evicted = 0

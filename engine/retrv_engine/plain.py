@@ -74,7 +74,7 @@ class PlainEngine:
 
     def stats(self) -> Stats:
         """Counts since the engine was made; it has no pages and no cache to find rows in."""
-        return Stats(**self._counts, seconds={})
+        return Stats(**self._counts, seconds={})  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Does nothing: there is no thread and no process to end."""

@@ -206,12 +206,12 @@ class Spent:
 
     Attributes:
         tokens: number of written tokens.
-        inspections: number of inspected candidates.
+        inspected: numbers of the inspected candidates; the last one may not have its rows yet.
         inspected_rows, cached_rows, computed_rows, timings: as in :class:`Output`.
     """
 
     tokens: int
-    inspections: int
+    inspected: Sequence[int]
     inspected_rows: int
     cached_rows: int
     computed_rows: int

@@ -29,6 +29,7 @@ from retrv_r1.types import RetrvError
 if TYPE_CHECKING:
     from retrv_r1 import Reranker
     from retrv_r1.serve.limits import Limits
+    from retrv_r1.serve.pictures import PicturePolicy
     from retrv_r1.serve.settings import Settings
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "pythonjsonlogger")
@@ -137,9 +138,11 @@ def serve(
     from retrv_r1.serve.settings import Settings
 
     with clear_errors():
+        policy = PicturePolicy(remote=allow_remote_pictures, file_root=file_root)
+        limits, policy = limits_of(limit or [], policy)
         settings = Settings(
             model=name or Path(model).name,
-            limits=limits_of(limit or []),
+            limits=limits,
             keys=gather_keys(api_key or [], api_key_file, os.environ),
             dialect=dialect,
             mode=mode,
@@ -148,7 +151,6 @@ def serve(
             cors=tuple(cors or ()),
             drain=drain,
         )
-        policy = PicturePolicy(remote=allow_remote_pictures, file_root=file_root)
         options: dict[str, Any] = {
             "engine": engine,
             "config": engine_config(engine, url, weights),
@@ -163,17 +165,19 @@ def serve(
         _run(lambda: _load(model, options), settings, policy, load, (host, port), log_level)
 
 
-def limits_of(values: list[str]) -> Limits:
-    """The limits that ``NAME=N`` arguments change.
+def limits_of(values: list[str], policy: PicturePolicy) -> tuple[Limits, PicturePolicy]:
+    """The limits of requests, and a policy with those of pictures, as ``NAME=N`` arguments say.
 
     Raises:
-        RetrvError: an unknown name, or no number above 0.
+        RetrvError: an unknown name, no number above 0, or one that is too large.
     """
-    from dataclasses import fields
+    from dataclasses import fields, replace
 
     from retrv_r1.serve.limits import Limits
+    from retrv_r1.serve.pictures import PICTURE_LIMITS
 
-    kinds = {field.name: float if "seconds" in field.name else int for field in fields(Limits)}
+    names = (*(field.name for field in fields(Limits)), *PICTURE_LIMITS)
+    kinds = {name: float if "seconds" in name else int for name in names}
     given: dict[str, Any] = {}
     for value in values:
         name, equals, number = value.partition("=")
@@ -183,8 +187,9 @@ def limits_of(values: list[str]) -> Limits:
             given[name] = kinds[name](number)
         except ValueError as error:
             raise RetrvError(f"the limit {name} must be a number, not {number}") from error
+    own = {field: given.pop(name) for name, field in PICTURE_LIMITS.items() if name in given}
     try:
-        return Limits(**given)
+        return Limits(**given), replace(policy, **own)
     except ValueError as error:
         raise RetrvError(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""Fits from which score on the fast answer is good enough, for ``mode="auto"``.
+"""Fits from which confidence on the fast answer is good enough, for ``mode="auto"``.
 
 python -m retrv_r1.eval.auto CHECKPOINT DATASET --plot auto.png
 """
@@ -19,6 +19,7 @@ import typer
 from retrv_r1.eval.cells import EvalError
 from retrv_r1.eval.ranking import CellRun
 from retrv_r1.eval.validation import rank_validation, write_value
+from retrv_r1.rerank.steps import confidence
 
 GAIN, TOKENS = 0.9, 0.35
 """Least share of reasoning's gain that is wanted, and the largest share of its tokens."""
@@ -29,7 +30,7 @@ class AutoList:
     """One list, answered in both modes.
 
     Args:
-        score: score of the fast answer.
+        score: confidence of the fast answer; see :func:`retrv_r1.rerank.steps.confidence`.
         fast, reason: whether the answer of that mode is relevant.
         fast_tokens, reason_tokens: tokens written in that mode.
     """
@@ -46,7 +47,7 @@ class AutoPoint:
     """What a threshold gives.
 
     Args:
-        threshold: score from which the fast answer is returned.
+        threshold: confidence from which the fast answer is returned.
         accuracy: share of lists with a relevant answer.
         tokens: written tokens, as a share of those of reasoning about every list.
     """
@@ -61,7 +62,7 @@ class AutoFit:
     """A fitted threshold.
 
     Args:
-        threshold: score from which the fast answer is returned; 0 if reasoning gains nothing.
+        threshold: confidence from which the fast answer is returned; 0 if reasoning gains nothing.
         accuracy, tokens: what it gives; see :class:`AutoPoint`.
         fast, reason: share of lists with a relevant answer in each mode.
         gain, gain_error: ``reason - fast``, and its standard error.
@@ -208,7 +209,7 @@ def _lists(run: CellRun) -> list[AutoList]:
     of_mode = {system.mode: outcomes for (system, _), outcomes in run.reranked.items()}
     return [
         AutoList(
-            score=fast.scores[0],
+            score=confidence(fast.scores[0], fast.none_of_these),
             fast=fast.answer in run.positives[fast.qid],
             reason=reason.answer in run.positives[reason.qid],
             fast_tokens=fast.generated,

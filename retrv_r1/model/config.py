@@ -78,7 +78,7 @@ class RetrvR1Config(PretrainedConfig):
             labels become scores in each mode.
         score_temperature, reason_temperature: temperatures of fast and of reason mode, in the
             place of ``calibration`` in older checkpoints.
-        auto_threshold: probability of the fast answer from which ``mode="auto"`` returns it
+        auto_threshold: confidence of the fast answer from which ``mode="auto"`` returns it
             instead of reasoning, fitted on validation lists; None for a checkpoint without one.
         max_inspections: default limit of inspections per request: as many as there are in the
             chains that the model was trained on.

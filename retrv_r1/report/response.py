@@ -45,6 +45,7 @@ def to_response(
             "prompt_tokens": read,
             "completion_tokens": tokens.generated,
             "total_tokens": read + tokens.generated,
+            "image_tokens": tokens.pictures,
             "cached_tokens": tokens.cached,
         },
         "retrv": {

@@ -70,10 +70,11 @@ class Meter:
             inspected=spent.inspected_rows,
             generated=spent.tokens,
             cached=spent.cached_rows,
+            pictures=prepared.picture_rows + prepared.pictures_of(spent.inspected),
         )
         self._rows.update(vars(tokens))
         self._prompts += 1
-        self._inspections += spent.inspections
+        self._inspections += len(spent.inspected)
         for phase, seconds in spent.timings.items():
             self.add(phase, seconds)
 

@@ -28,16 +28,29 @@ class ItemFeatures:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A request, and how many rows its prompt and the candidates in it take."""
+    """A request, and how many rows its prompt and what is in it take.
+
+    Args:
+        prompt_rows, candidate_rows, picture_rows: rows of the prompt; of them, those of candidates
+            and those of pictures.
+        pictures: rows of each candidate's picture, which an inspection reads.
+    """
 
     request: Request
     prompt_rows: int
     candidate_rows: int
+    picture_rows: int
+    pictures: Sequence[int] = ()
 
     @classmethod
-    def of(cls, request: Request, prompt: Prompt) -> Prepared:
+    def of(cls, request: Request, prompt: Prompt, pictures: Sequence[int] = ()) -> Prepared:
         """A request with the row counts of its prompt."""
-        return cls(request, len(prompt), sum(map(len, prompt.candidates)))
+        shown = sum(slot.length for slot in prompt.slots if slot.kind == "picture")
+        return cls(request, len(prompt), sum(map(len, prompt.candidates)), shown, pictures)
+
+    def pictures_of(self, inspected: Sequence[int]) -> int:
+        """Rows of the pictures of inspected candidates."""
+        return sum(self.pictures[number] for number in inspected)
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ class RequestBuilder:
             banned=(*self._structure, *labels[count:]),
             none_label=self.processor.tokens.none,
         )
-        return Prepared.of(request, prompt)
+        return Prepared.of(request, prompt, [one.features.item.picture_rows for one in candidates])
 
     def pointwise(
         self, query: ItemFeatures, candidates: Sequence[ItemFeatures], *, instruction: str | None

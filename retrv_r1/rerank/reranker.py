@@ -163,8 +163,8 @@ class Reranker:
         Args:
             top_k: number of candidates to return; all when None.
             mode: ``"reason"`` thinks and inspects candidates, ``"fast"`` answers at once,
-                ``"auto"`` reasons only where the fast answer's score is below the checkpoint's
-                threshold, or 0.9; the results say which it was.
+                ``"auto"`` reasons only where the fast answer's best score and ``none_of_these`` are
+                below the checkpoint's threshold, or 0.9; the results say which it was.
             instruction: wording of the task; the checkpoint's own when None.
             reading: how candidates are read. ``"compressed"``: two tokens each. ``"full"``: all
                 their rows (the baseline without compression). ``"pointwise"``: all their rows, each

@@ -29,8 +29,8 @@ from retrv_r1.types import (
 )
 
 AUTO_THRESHOLD = 0.9
-"""Score of the fast answer from which ``mode="auto"`` does not reason, for checkpoints without a
-threshold of their own."""
+"""Confidence of the fast answer from which ``mode="auto"`` does not reason, for checkpoints without
+a threshold of their own."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RankPlan:
     Args:
         options: options of the last window.
         earlier: options of the windows before it.
-        threshold: probability of the fast answer from which it is the result; None to reason in
+        threshold: confidence of the fast answer from which it is the result; None to reason in
             every case.
         draft: whether the last window is answered fast before it is reasoned about.
     """
@@ -157,7 +157,8 @@ class Ranker:
             outputs = yield Round(at_once, one.current, last=True)
             early = self._outcome(one, at_once, _complete(outputs), fast.options, meter)
             draft = self._results(one, early, fast, meter)
-            if plan.threshold is not None and early.order[0][1] >= plan.threshold:
+            sure = confidence(early.order[0][1], early.none)
+            if plan.threshold is not None and sure >= plan.threshold:
                 return draft
         outputs = yield Round(prepared, one.current, last=True, draft=draft)
         done = [k for k, output in enumerate(outputs) if output is not None]
@@ -199,6 +200,19 @@ class Ranker:
         with meter.timed("answer"):
             results = results_of(one, last, plan.options, *about)
         return replace(results, auto=plan.threshold is not None, bill=meter.bill())
+
+
+def confidence(best: float, none: float | None) -> float:
+    """How sure a ranking is of what it says: that its answer is right, or that nothing fits.
+
+    ``mode="auto"`` compares it with its threshold. Without the second, a list that fits nothing
+    would always be reasoned about, however sure the fast answer is of that.
+
+    Args:
+        best: score of the answer.
+        none: probability that no candidate fits; None for a model that has no estimate.
+    """
+    return best if none is None else max(best, none)
 
 
 def at_once_of(prepared: Prepared) -> Prepared:

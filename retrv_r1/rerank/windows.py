@@ -56,12 +56,14 @@ class WindowResult:
 
 
 def _token_counts(prepared: Sequence[Prepared], outputs: Sequence[Output]) -> TokenCounts:
+    looked = sum(prepared[0].pictures_of(output.inspected) for output in outputs)
     return TokenCounts(
         prompt=sum(one.prompt_rows for one in prepared),
         candidates=sum(one.candidate_rows for one in prepared),
         inspected=sum(output.inspected_rows for output in outputs),
         generated=sum(len(output.tokens) for output in outputs),
         cached=sum(output.cached_rows for output in outputs),
+        pictures=sum(one.picture_rows for one in prepared) + looked,
     )
 
 

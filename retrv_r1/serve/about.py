@@ -12,6 +12,7 @@ from retrv_r1 import __version__
 from retrv_r1.serve.dialects import DIALECTS
 from retrv_r1.serve.handing import default_mode
 from retrv_r1.serve.metrics import Metrics, Observed
+from retrv_r1.serve.pictures import PicturePolicy
 from retrv_r1.serve.service import Health, RerankService
 from retrv_r1.serve.settings import Settings
 
@@ -23,14 +24,20 @@ class About:
     """What the routes about the server do.
 
     Args:
+        policy: which pictures are taken.
         started: Unix time of the start.
     """
 
     def __init__(
-        self, service: RerankService, settings: Settings, metrics: Metrics, started: int
+        self,
+        service: RerankService,
+        settings: Settings,
+        metrics: Metrics,
+        policy: PicturePolicy,
+        started: int,
     ) -> None:
         self.service, self.settings, self.metrics = service, settings, metrics
-        self.started = started
+        self.policy, self.started = policy, started
         self._health = Health("loading")
         metrics.watch(self._observe)
 
@@ -65,7 +72,7 @@ class About:
             "max_client_batch_size": limits.max_documents,
             "auto_truncate": True,
             "version": __version__,
-            "limits": dict(vars(limits)),
+            "limits": vars(limits) | self.policy.limits(),
             "dialects": [one.name for one in DIALECTS],
             "deadline_seconds": self.settings.deadline,
         }
@@ -86,7 +93,7 @@ class About:
         return Response(body, headers={"Content-Type": kind})
 
     def _observe(self) -> Observed:
-        """The state of the service, at the last question for metrics."""
+        """The state of the service, at the last question for metrics; waits for a step's end."""
         health, reranker = self._health, self.service.reranker
         engine, features = reranker.stats() if reranker is not None else (None, None)
-        return Observed(health.ready, health.running, health.waiting, 0, engine, features)
+        return Observed(health.ready, health.running, health.waiting, engine, features)

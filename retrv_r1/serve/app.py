@@ -56,7 +56,8 @@ def create_app(
     """
     settings = settings or Settings()
     metrics = metrics or make_metrics()
-    reader = ModelPictures(service, policy or PicturePolicy(), metrics)
+    policy = policy or PicturePolicy()
+    reader = ModelPictures(service, policy, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -79,7 +80,7 @@ def create_app(
     _add_routes(
         app,
         Ranking(service, settings, pictures or reader, metrics),
-        About(service, settings, metrics, int(time.time())),
+        About(service, settings, metrics, policy, int(time.time())),
     )
     app.openapi = lambda: document(app, keys=bool(settings.keys))  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_error)

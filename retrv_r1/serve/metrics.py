@@ -5,7 +5,8 @@ Label values come from fixed sets, never from a request: an unknown one counts a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,12 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from retrv_r1.types import RankedResults, TokenCounts
@@ -45,6 +51,7 @@ _SECONDS = (
     *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
 )
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,6 @@ class Observed:
     Args:
         ready: whether it answers.
         running, waiting: calls in work, and calls in the queue.
-        restarts: times that the engine was mended.
         engine: the engine's counts; None while there is none.
         features: those of the feature encoder.
     """
@@ -62,7 +68,6 @@ class Observed:
     ready: bool = False
     running: int = 0
     waiting: int = 0
-    restarts: int = 0
     engine: Stats | None = None
     features: FeatureStats | None = None
 
@@ -174,7 +179,6 @@ class _State(Collector):
         yield _gauge("ready", "Whether the server answers", found.ready)
         yield _gauge("running", "Calls in work", found.running)
         yield _gauge("waiting", "Calls in the queue", found.waiting)
-        yield _counter("engine_restarts", "Times that the engine was mended", found.restarts)
         if found.engine is not None:
             yield from _of_engine(found.engine)
         if found.features is not None:
@@ -200,6 +204,24 @@ def _of_engine(stats: Stats) -> Iterator[Metric]:
     yield _counter("engine_rows", "Rows that went through the model", stats.computed_rows)
     yield _counter("preempted", "Times that a request lost its pages", stats.preempted)
     yield _counter("evicted_pages", "Cached pages that were evicted", stats.evicted_pages)
+    yield _counter("engine_restarts", "Times that the engine was mended", stats.restarts)
+    if stats.batches:
+        yield _batches(stats.batches)
+
+
+def _batches(steps: Mapping[int, int]) -> HistogramMetricFamily:
+    """Sizes of the engine's batches, of its count of steps by size."""
+
+    def up_to(most: float) -> float:
+        return float(sum(count for size, count in steps.items() if size <= most))
+
+    buckets = [(str(float(most)), up_to(most)) for most in _BATCHES]
+    return HistogramMetricFamily(
+        "retrv_engine_batch",
+        "Requests in a step of the engine",
+        [*buckets, ("+Inf", up_to(math.inf))],
+        sum(size * count for size, count in steps.items()),
+    )
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +31,14 @@ SMALL_BYTES, SMALL_PIXELS = 2**16, 2**16
 A process adds about 1 ms of processor time to each picture, half of it here. A PNG of 48 x 48
 pixels takes 0.2 ms, one of 256 x 256 pixels 3.5 ms (one core of an EPYC).
 """
+
+PICTURE_LIMITS: Mapping[str, str] = {
+    "max_picture_bytes": "max_bytes",
+    "max_picture_pixels": "max_pixels",
+    "max_picture_memory": "max_memory",
+    "max_picture_seconds": "max_seconds",
+}
+"""Names of limits of a picture, in errors and settings, and of the fields of a policy."""
 
 # Decoders that threads of the server run: the plain and oldest ones. All others stay in processes.
 _IN_THREADS = ("PNG", "JPEG", "GIF", "BMP")
@@ -64,10 +72,20 @@ class PicturePolicy:
     kept_bytes: int = 64 * 2**20
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_pixels <= MAX_SOURCE_PIXELS:
-            raise ValueError(f"max_pixels must be 1 to {MAX_SOURCE_PIXELS}, got {self.max_pixels}")
+        for name, value in self.limits().items():
+            if not value > 0:
+                raise ValueError(f"the limit {name} must be above 0, not {value}")
+        if self.max_pixels > MAX_SOURCE_PIXELS:
+            raise ValueError(
+                f"the limit max_picture_pixels must be at most {MAX_SOURCE_PIXELS}, not "
+                f"{self.max_pixels}"
+            )
         if self.file_root is not None and not self.file_root.is_dir():
             raise ValueError(f"the folder of file: pictures does not exist: {self.file_root}")
+
+    def limits(self) -> dict[str, float]:
+        """The limits of a picture, by the names that clients know."""
+        return {known: getattr(self, own) for known, own in PICTURE_LIMITS.items()}
 
 
 @dataclass(frozen=True)

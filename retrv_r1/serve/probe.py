@@ -39,16 +39,19 @@ class Probe:
         return await asyncio.shield(self._task)
 
     async def _ask(self) -> bool:
-        before = await self._steps()
         try:
-            request = RankRequest("one", ["one", "two"])
-            await self._reranker.submit(request, mode="fast", deadline=LIMIT)
-        except TimeoutError:  # it may have been busy with others all the time
-            return await self._steps() > before
+            before = await self._steps()
+            try:
+                request = RankRequest("one", ["one", "two"])
+                await self._reranker.submit(request, mode="fast", deadline=LIMIT)
+            except TimeoutError:  # it may have been busy with others all the time
+                return await self._steps() > before
         except Exception:
             return False
         self.seen()
         return True
 
     async def _steps(self) -> int:
-        return (await asyncio.to_thread(self._reranker.stats))[0].steps
+        """Steps of the engine so far; TimeoutError if one does not end."""
+        async with asyncio.timeout(LIMIT):
+            return (await asyncio.to_thread(self._reranker.stats))[0].steps

@@ -59,7 +59,7 @@ class ActiveRequest:
         generation = self.generation
         return Spent(
             len(generation.tokens),
-            len(generation.inspected),
+            tuple(generation.inspected),
             generation.inspected_rows,
             self.cached_rows or 0,
             self.computed_rows,

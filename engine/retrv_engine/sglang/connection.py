@@ -60,6 +60,9 @@ class Connection:
     Args:
         model: model of which the server runs a copy.
         checkpoint: folder of a checkpoint or its id on a hub, to start a server on.
+    Attributes:
+        max_rows: rows of a prompt that the last server takes.
+        starts: number of servers that got ready.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Connection:
                 "name the checkpoint to start a server on, or the url of a running server"
             )
         self.config, self.checkpoint, self.model = config, checkpoint, model
-        self.max_rows = 0  # of a prompt, at the last server
+        self.max_rows = self.starts = 0
         self._server: asyncio.Task[Server] | None = None  # starting, then ready; else None
         self._ending: asyncio.Task[str] | None = None  # of the last server that died
         self._client: Client | None = None  # of the server that starts, is ready or dies
@@ -194,6 +197,7 @@ class Connection:
             self.max_rows = info.max_rows
             server = Server(self._client, info.version)
             await self._give_weights(server)
+            self.starts += 1
             return server
         except Exception:
             await self._end()

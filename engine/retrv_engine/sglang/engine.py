@@ -127,6 +127,7 @@ class SGLangEngine(Engine):
             running=len(active) - waiting,
             waiting=waiting,
             loaded=self._loader.loaded,
+            restarts=max(0, self._connection.starts - 1),
         )
 
     def close(self) -> None:

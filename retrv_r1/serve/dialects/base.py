@@ -212,13 +212,17 @@ def tokens_of(results: RankedResults) -> TokenCounts:
 
 
 def usage_of(results: RankedResults) -> dict[str, int]:
-    """Rows that the language model read as prompt tokens, written tokens as completion tokens."""
+    """Rows that the language model read as prompt tokens, written tokens as completion tokens.
+
+    Image tokens, those of pictures that were read in full, are among the prompt tokens.
+    """
     tokens = tokens_of(results)
     read = tokens.prompt + tokens.inspected
     return {
         "prompt_tokens": read,
         "completion_tokens": tokens.generated,
         "total_tokens": read + tokens.generated,
+        "image_tokens": tokens.pictures,
         "cached_tokens": tokens.cached,
     }
 

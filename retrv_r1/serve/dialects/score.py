@@ -56,8 +56,6 @@ class Score:
         keys = {key: json.dumps(value, sort_keys=True) for key, value in distinct.items()}
         for place, (_, value) in enumerate(first):
             groups.setdefault(keys[id(value)], []).append(place)
-        if any(len(places) == 1 for places in groups.values()):
-            warnings = (*warnings, ALONE)
         asked = [
             Asked(
                 items["text_1"][places[0]],
@@ -80,6 +78,7 @@ class Score:
         }
         usages = [usage_of(answer.results) for answer in answers]
         one = answers[0]
+        warnings = [*one.asked.warnings, *([ALONE] if any(map(_alone, answers)) else [])]
         return {
             "id": one.request_id,
             "object": "list",
@@ -90,7 +89,7 @@ class Score:
                 for place in range(len(scores))
             ],
             "usage": {name: sum(usage[name] for usage in usages) for name in usages[0]},
-            **({"warnings": list(one.asked.warnings)} if one.asked.warnings else {}),
+            **({"warnings": warnings} if warnings else {}),
         }
 
     def error(self, error: ApiError, request_id: str) -> Any:
@@ -112,6 +111,11 @@ class Score:
                 ],
             },
         )
+
+
+def _alone(answer: Answer) -> bool:
+    """Whether a pair's score says nothing: it was compared with no other, nor with none."""
+    return len(answer.asked.documents) == 1 and answer.results.none_of_these is None
 
 
 Placed = list[tuple[str, Any]]
