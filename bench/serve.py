@@ -189,14 +189,26 @@ async def measure_all(
     return [compare(case, found[case, "direct"], found[case, "served"]) for case in cases]
 
 
-@contextmanager
-def served(model: str, errors: Path) -> Iterator[str]:
-    """A server in a process of its own; gives its address.
+@dataclass(frozen=True)
+class Running:
+    """A server that answers: its address, which ends with a slash, and the id of its process."""
 
+    url: str
+    pid: int
+
+
+@contextmanager
+def served(model: str, errors: Path, *options: str) -> Iterator[Running]:
+    """A server in a process of its own.
+
+    Args:
+        errors: file for its log.
+        options: further options of ``retrv-r1 serve``.
     Raises:
         RetrvError: the server ended before it was ready.
     """
     command = [sys.executable, "-m", "retrv_r1", "serve", "--model", model, "--port", "0"]
+    command += options
     with errors.open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
@@ -204,7 +216,7 @@ def served(model: str, errors: Path) -> Iterator[str]:
             line = next((line for line in process.stdout if " at http" in line), "")
             if not line:
                 raise RetrvError(f"the server did not start; {errors} says why")
-            yield line.split(" at ")[1].strip() + "/"
+            yield Running(line.split(" at ")[1].strip() + "/", process.pid)
         finally:
             end(process)
 
@@ -288,8 +300,8 @@ def main(
                 }
                 return await measure_all(cases, asks, rounds, each)
 
-    with Reranker.from_pretrained(model, device="cpu") as reranker, served(model, log) as url:
-        rows = asyncio.run(run(url))
+    with Reranker.from_pretrained(model, device="cpu") as reranker, served(model, log) as server:
+        rows = asyncio.run(run(server.url))
     render(rows, console)
     line = json.dumps({"suite": "serve", "card": card, "candidates": len(pictures), "rows": rows})
     if output is not None:

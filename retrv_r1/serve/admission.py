@@ -53,6 +53,7 @@ class Admission:
         self.load, self.running = load, 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._seconds = 1.0  # that a call takes, about
+        self._measured = False
         self._empty = asyncio.Event()
 
     @property
@@ -67,13 +68,13 @@ class Admission:
         Args:
             until: time, of ``perf_counter``, at which waiting ends.
         Raises:
-            QueueFull: too many wait already.
+            QueueFull: too many wait already, or so many that it would not be its turn in time.
             DeadlineExceeded: it was not a call's turn in time.
             NotReady: the service gave up on those that wait.
         """
         if self.running < self.load.running and not self._waiting:
             self.running += 1
-        elif len(self._waiting) < self.load.waiting:
+        elif len(self._waiting) < self.load.waiting and self._in_time(until):
             await self._wait(until)
         else:
             raise QueueFull(self._retry_after())
@@ -82,6 +83,7 @@ class Admission:
             yield
         finally:
             self._seconds += MEMORY * (time.perf_counter() - began - self._seconds)
+            self._measured = True
             self._pass_on()
 
     def refuse(self) -> None:
@@ -130,7 +132,19 @@ class Admission:
         if not self.running and not self._waiting:
             self._empty.set()
 
+    def _in_time(self, until: float) -> bool:
+        """Whether a call that comes now will probably have its turn before its deadline.
+
+        If not, it is told at once, instead of at the deadline in a place that others could use.
+        """
+        wait = self._wait_of(len(self._waiting) + 1) if self._measured else 0.0
+        return time.perf_counter() + wait < until
+
+    def _wait_of(self, place: float) -> float:
+        """Seconds until a place in the queue has its turn, by the mean time of a call."""
+        return self._seconds * place / self.load.running
+
     def _retry_after(self) -> float:
         """Seconds in which about a quarter of those that wait will have had their turn."""
         ahead = max(1.0, len(self._waiting) / 4)
-        return max(1.0, self._seconds * ahead / self.load.running)
+        return max(1.0, self._wait_of(ahead))

@@ -27,6 +27,9 @@ class Limits:
         max_requests: requests between their first byte and their answer; more get 429.
         max_held_bytes: bytes of bodies of all these requests; more get 429.
         body_seconds: seconds in which a body must arrive.
+        header_seconds: seconds in which headers must arrive; else the connection is closed.
+        write_seconds: seconds in which a client must take the next piece of its answer; else the
+            connection is closed.
     """
 
     max_body_bytes: int = 128 * MEBI
@@ -39,6 +42,8 @@ class Limits:
     max_requests: int = 512
     max_held_bytes: int = 1024 * MEBI
     body_seconds: float = 60.0
+    header_seconds: float = 30.0
+    write_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -25,6 +25,7 @@ from retrv_r1.serve.limits import Gate, Held, read_body
 from retrv_r1.serve.metrics import Metrics
 from retrv_r1.serve.schema.asked import Asked
 from retrv_r1.serve.schema.json_body import read_json
+from retrv_r1.serve.sending import Whole
 from retrv_r1.serve.service import RerankService
 from retrv_r1.serve.settings import HEADER, Settings
 from retrv_r1.serve.stream import EventStream, Happening, Happenings
@@ -79,7 +80,8 @@ class Ranking:
                 if dialect.name != "score" and _wants_events(request, asked[0]):
                     return await self._stream(request, dialect, asked[0], trace, stack)
                 content = await watched(request.receive, self._rank_all(dialect, asked, trace))
-                return _response(content, 200, _warning_headers(content, asked[0]))
+                headers = _warning_headers(content, asked[0])
+                return _response(content, 200, headers, stack.pop_all())
             except Exception as error:
                 told, body = self._error(error, dialect, trace)
                 trace.code = told.code
@@ -236,6 +238,8 @@ def _warning_headers(content: Any, asked: Asked) -> dict[str, str]:
     return {"X-Retrv-Warnings": json.dumps(asked.warnings)[:2000]}
 
 
-def _response(content: Any, status: int, headers: Mapping[str, str]) -> Response:
+def _response(
+    content: Any, status: int, headers: Mapping[str, str], closing: ExitStack | None = None
+) -> Response:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(text.encode("utf-8", "replace"), status, dict(headers), "application/json")
+    return Whole(text.encode("utf-8", "replace"), status, headers, closing)
