@@ -73,7 +73,8 @@ test: $(INSTALLED)
 
 # .venv has the oldest transformers allowed; PYTHONPATH puts the newest before it.
 test-versions: $(NEWEST)/.installed
-	PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -q -m "not slow" $(VERSION_TESTS)
+	PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -q -m "not slow" \
+	  -n 2 --dist loadfile $(VERSION_TESTS)
 
 $(NEWEST)/.installed: requirements/transformers_newest.txt | $(INSTALLED)
 	rm -rf $(@D)

@@ -29,11 +29,13 @@ class Internet(httpcore.AsyncNetworkBackend):
             raise OSError("no such host")
         return self.names[host]
 
-    async def connect_tcp(self, host, port, **kwargs):
+    async def connect_tcp(self, host, port, timeout=None, local_address=None, socket_options=None):
         self.connected.append((host, port))
         if host in self.unreachable:
             raise httpcore.ConnectError
-        return await httpcore.AnyIOBackend().connect_tcp("127.0.0.1", self.port, **kwargs)
+        return await httpcore.AnyIOBackend().connect_tcp(
+            "127.0.0.1", self.port, timeout, local_address, socket_options
+        )
 
 
 def reply(status: str, body: bytes = b"", **headers: str) -> Answer:

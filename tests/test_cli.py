@@ -114,15 +114,20 @@ def test_pictographs_passes_its_options_on(monkeypatch, tmp_path):
 def test_train_passes_its_options_on(monkeypatch):
     seen = []
 
-    def train(stage, config, out=None, resume=True):
-        seen.append((stage, config, out, resume))
+    def train(stage, config, out=None, resume=True, **options):
+        seen.append((stage, config, out, resume, *options.values()))
         return Path("runs/final")
 
     stand_in(monkeypatch, "retrv_r1.train", run=train)
     assert run("train", "align", "--config", "a.yaml").stdout == "runs/final\n"
     run("train", "sft", "--config", "a.yaml", "--out", "o", "--no-resume")
+    run("train", "sft", "--config", "a.yaml", "--data", "one", "--data", "two")
     config = Path("a.yaml")
-    assert seen == [("align", config, None, True), ("sft", config, Path("o"), False)]
+    assert seen == [
+        ("align", config, None, True),
+        ("sft", config, Path("o"), False),
+        ("sft", config, None, True, [Path("one"), Path("two")]),
+    ]
 
 
 def test_eval_passes_its_options_on(monkeypatch):
@@ -143,7 +148,7 @@ def test_eval_passes_its_options_on(monkeypatch):
         **{"fuse": None, "candidates": None, "instructions": "first", "order": "shuffled"},
         **{"window": 50, "earlier_windows": "fast", "seed": 0, "int8_keys": False},
         **{"weights": "model", "run_format": "trec", "cells": (), "pool": "local"},
-        "skip_bad": False,
+        **{"skip_bad": False, "calibration": False, "without_answer": 0.25},
     }
     assert seen == [("set", default)]
     arguments = ("--split", "unseen", "--out", "o", "--model", "m", "--json")
@@ -152,6 +157,7 @@ def test_eval_passes_its_options_on(monkeypatch):
     arguments += ("--instructions", "random", "--order", "retrieved", "--window", "20")
     arguments += ("--earlier-windows", "same", "--run-format", "uniir")
     arguments += ("--cell", "cirr_task7", "--pool", "both", "--skip-bad")
+    arguments += ("--calibration", "--without-answer", "0.5")
     assert json.loads(run("eval", "set", *arguments).stdout) == {"cells": [], "bad_cells": []}
     assert seen[1][1] == {
         **{"model": "m", "k": (10, 50), "split": "unseen", "limit": None, "out": Path("o")},
@@ -160,6 +166,7 @@ def test_eval_passes_its_options_on(monkeypatch):
         **{"instructions": "random", "order": "retrieved", "window": 20},
         **{"earlier_windows": "same", "seed": 3, "int8_keys": True, "weights": "int8"},
         **{"run_format": "uniir", "cells": ["cirr_task7"], "pool": "both", "skip_bad": True},
+        **{"calibration": True, "without_answer": 0.5},
     }
     run("eval", "set", "--reading", "pointwise", "--fuse", "lamra")
     assert seen[2][1]["fuse"] == "lamra"

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from client_tools import client_library
@@ -174,8 +175,9 @@ def test_rerankers_returns_its_own_results(reranker, png, png_file):
 
 def test_sentence_transformers_evaluates_the_cross_encoder(reranker):
     evaluation = client_library("sentence_transformers.cross_encoder.evaluation")
+    base: Any = evaluation.CrossEncoderRerankingEvaluator
 
-    class Evaluator(evaluation.CrossEncoderRerankingEvaluator):
+    class Evaluator(base):
         def store_metrics_in_model_card_data(self, *_, **__):
             """Nothing: the card belongs to models that the library has trained."""
 

@@ -154,8 +154,8 @@ def test_the_official_3b_shape_becomes_a_reranker(official, picture, tmp_path):
     assert table.shape == (151936, 2048)
     assert model.get_output_embeddings().weight is table
     ids = TokenIds.of(processor.tokenizer)
-    new = {ids.think_start, ids.answer_end, ids.content, *ids.labels}
-    assert len(processor.tokenizer) == known + 8 + 128 and min(new) >= known
+    new = {ids.think_start, ids.answer_end, ids.content, *ids.labels, ids.none}
+    assert len(processor.tokenizer) == known + 8 + 128 + 1 and min(new) >= known
     assert (ids.image_pad, ids.end) == (151655, 151645)
     assert torch.equal(table[ids.labels[5]], table[:known].mean(0))
     scale = float(table[:known].float().square().mean().sqrt())

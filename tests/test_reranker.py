@@ -335,17 +335,18 @@ def test_scores_and_none_of_these_sum_to_one_in_each_list(make_model, processor)
         for mode in ("fast", "reason"):
             result = reranker.rank("q", distinct_texts(3), mode=mode, sampling=SHORT)
             none = result.none_of_these
+            assert none is not None
             assert sum(line.score for line in result) + none == pytest.approx(1)
-            logits = record.outputs[-1].label_logits.double()
-            logits = torch.cat([logits, torch.tensor([record.outputs[-1].none_logit + 1.5])])
+            logits = all_logits(record.outputs[-1]).double() + torch.eye(4)[3] * 1.5
             expected = torch.softmax(logits / (2.0 * (3 / 50) ** -0.3), -1)
             assert none == pytest.approx(float(expected[3]))
         long = reranker.rank("q", distinct_texts(9), mode="fast")
         last = record.outputs[-1]
         assert len(last.label_logits) == 4, "of the last window"
         expected = torch.softmax((all_logits(last) + torch.eye(5)[4] * 1.5) / (2 * 0.08**-0.3), -1)
-        assert long.none_of_these == pytest.approx(float(expected[4]), abs=1e-6)
-        assert sum(line.score for line in long[:4]) + long.none_of_these == pytest.approx(1)
+        none = long.none_of_these
+        assert none is not None and none == pytest.approx(float(expected[4]), abs=1e-6)
+        assert sum(line.score for line in long.top(4)) + none == pytest.approx(1)
         assert reranker.rank("q", []).none_of_these is None
         pointwise = reranker.rank("q", ["a", "b"], mode="fast", reading="pointwise")
         assert pointwise.none_of_these is None

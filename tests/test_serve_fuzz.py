@@ -21,7 +21,10 @@ from retrv_r1.serve.service import RerankService
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with Server() as server:
-        server.post("/rerank", {"query": "warm", "documents": ["a", "b"]})
+        # Two pictures at once, so large that both decoding processes start.
+        large = [{"image": png(colour, 1500)} for colour in ("red", "blue")]
+        answer = server.post("/rerank", {"query": "warm", "documents": ["a", *large]})
+        assert answer.status_code == 200, answer.text
         yield server
 
 

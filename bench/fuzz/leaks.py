@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +43,13 @@ class Held:
                 break
             await asyncio.sleep(0.05)
         resident = int(Path("/proc/self/statm").read_text().split()[1])
-        pid = os.getpid()
         return cls(
             len(os.listdir("/proc/self/fd")),
             resident * os.sysconf("SC_PAGE_SIZE") / 2**20,
             len(asyncio.all_tasks()) - 1,
             calls,
             engine.pages - engine.free_pages - engine.cached_pages,
-            len(Path(f"/proc/self/task/{pid}/children").read_text().split()),
+            _children(),
         )
 
     def leaks(self, warm: Held) -> list[str]:
@@ -68,3 +68,12 @@ class Held:
         if self.megabytes > 1.05 * warm.megabytes + 40:
             found.append(f"{self.megabytes - warm.megabytes:.0f} MB")
         return found
+
+
+def _children() -> int:
+    """Child processes of all threads; one may end while they are counted."""
+    count = 0
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            count += len((thread / "children").read_text().split())
+    return count

@@ -127,9 +127,11 @@ def train(
         Path | None, typer.Option(help="Folder of the result. Default: the config's.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Continue from the newest checkpoint.")] = True,
-    source: Annotated[
-        Path | None,
-        typer.Option("--data", help="Folder or pack of the data set. Default: the config's."),
+    sources: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--data", help="Folder or pack of a data set; repeatable. Default: the config's."
+        ),
     ] = None,
     device: TrainDevice = None,
     dtype: TrainDtype = None,
@@ -146,7 +148,7 @@ def train(
     from retrv_r1.train import run
 
     asked: dict[str, Any] = {
-        "data": source,
+        "data": sources or None,
         "device": device,
         "dtype": dtype,
         "workers": workers,

@@ -158,7 +158,7 @@ class Ranking:
 
     async def _events(self, call: RankCall) -> AsyncGenerator[Happening, None]:
         with refused_options():
-            async with aclosing(self.service.stream(call)) as events:  # type: ignore[type-var]
+            async with aclosing(self.service.stream(call)) as events:
                 async for event in events:
                     yield event
 
