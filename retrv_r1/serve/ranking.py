@@ -36,6 +36,12 @@ from retrv_r1.types import RankedResults
 LISTS_AT_ONCE = 8
 """Lists of one score request that are in the queue at the same time."""
 
+ALONE = (
+    "a document without another of the same query has nothing to be compared with, so its score is "
+    "1; send its rivals"
+)
+"""Warning where the checkpoint has no estimate that nothing fits."""
+
 LARGE_BODY = 2**16
 """Bytes from which a body is parsed in a thread, so that other requests go on."""
 
@@ -79,8 +85,9 @@ class Ranking:
                 asked = self._asked(dialect, body, trace)
                 if dialect.name != "score" and _wants_events(request, asked[0]):
                     return await self._stream(request, dialect, asked[0], trace, stack)
-                content = await watched(request.receive, self._rank_all(dialect, asked, trace))
-                headers = _warning_headers(content, asked[0])
+                answers = await watched(request.receive, self._rank_all(asked, trace))
+                content = dialect.render(answers)
+                headers = _warning_headers(content, answers[0].asked)
                 return _response(content, 200, headers, stack.pop_all())
             except Exception as error:
                 told, body = self._error(error, dialect, trace)
@@ -118,8 +125,8 @@ class Ranking:
         warning = f"another model was asked for; {ours} has answered"
         return tuple(replace(one, warnings=(*one.warnings, warning)) for one in found)
 
-    async def _rank_all(self, dialect: Dialect, asked: tuple[Asked, ...], trace: Trace) -> Any:
-        """The response's content."""
+    async def _rank_all(self, asked: tuple[Asked, ...], trace: Trace) -> list[Answer]:
+        """The answers of all lists."""
         free = asyncio.Semaphore(LISTS_AT_ONCE)
 
         async def one(asked: Asked) -> Answer:
@@ -132,7 +139,7 @@ class Ranking:
         async with asyncio.timeout(self._left(trace)):
             tasks = [asyncio.create_task(one(each)) for each in asked]
             try:
-                return dialect.render(await asyncio.gather(*tasks))
+                return await asyncio.gather(*tasks)
             finally:  # the first error ends the ranking of the other lists
                 for task in tasks:
                     task.cancel()
@@ -150,6 +157,7 @@ class Ranking:
         return EventStream(
             happenings,
             lambda results: dialect.render([self._answer(asked, results, trace)]),
+            lambda draft: dialect.render([self._shown(asked, draft, trace)]),
             lambda error: self._error(error, dialect, trace),
             keep_alive=self.settings.keep_alive,
             seconds=self._left(trace),
@@ -165,15 +173,16 @@ class Ranking:
     async def _call(self, asked: Asked, trace: Trace) -> RankCall:
         mode = self.settings.mode or default_mode(self.service.reranker)
         left = self._left(trace)
-        started = time.monotonic()
-        call = await to_call(asked, self.pictures, mode, None if left is None else 1000 * left)
-        if trace.pictures:
-            seconds = time.monotonic() - started
-            trace.phases["pictures"] += seconds
-            self.metrics.phase(call.mode, "pictures", seconds)
-        return call
+        return await to_call(asked, self.pictures, mode, None if left is None else 1000 * left)
 
     def _answer(self, asked: Asked, results: RankedResults, trace: Trace) -> Answer:
+        """The answer, which is counted."""
+        answer = self._shown(asked, results, trace)
+        self.metrics.answered(results, len(asked.documents))
+        trace.add(results)
+        return answer
+
+    def _shown(self, asked: Asked, results: RankedResults, trace: Trace) -> Answer:
         if not asked.truncate:
             if results.query_truncated or any(row.truncated for row in results):
                 raise ApiError(
@@ -182,8 +191,8 @@ class Ranking:
                     "a text has more tokens than are read; shorten it, or allow truncation",
                 )
             results = replace(results, ranking=results.ranking[: asked.top_n])
-        self.metrics.answered(results, len(asked.documents))
-        trace.add(results)
+        if len(asked.documents) == 1 and results.none_of_these is None:
+            asked = replace(asked, warnings=(*asked.warnings, ALONE))
         shown = replace(results, model=self.settings.model)
         return Answer(asked, shown, trace.request_id, int(time.time()))
 
