@@ -212,8 +212,9 @@ class Bill:
 
     Args:
         seconds: seconds by phase: ``queue``, ``features``, ``compression``, ``prefill``,
-            ``decode``, ``inspection``, and ``total`` from the request to the result. A step of the
-            engine counts in full for every request that took part in it.
+            ``decode``, ``inspection``, and ``total`` from the request to the result; a server adds
+            ``pictures``, their reading. A step of the engine counts in full for every request
+            that took part in it.
         tokens: rows read and tokens written.
         prompts: prompts that the engine read.
         inspections: candidates that were looked at in full.

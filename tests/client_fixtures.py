@@ -27,6 +27,7 @@ def served(tmp_path_factory) -> Iterator[Served]:
         )
     try:
         assert process.stdout is not None
+        assert process.stdout.readline() == "loading tiny …\n"
         line = process.stdout.readline()  # printed once requests are answered
         assert line.startswith("serving tiny at "), f"{line}{log.read_text()}"
         with Reranker.from_pretrained("tiny", device="cpu") as reranker:

@@ -201,6 +201,12 @@ def test_metrics_count_requests_by_dialect_and_route():
     assert prefixed in text and "retrv_ready 1.0" in text
 
 
+@pytest.mark.parametrize("path", ["/health", "/info", "/v1/models", "/metrics", "/openapi.json"])
+def test_a_route_that_answers_get_answers_head(server, path):
+    assert server.run(server.client.head(path)).status_code == 200
+    assert server.post(path, ASK).status_code == 405
+
+
 def test_wrong_routes_and_methods_are_answered_as_errors(server):
     assert code_of(server.get("/v1/rerank")) == (405, "method_not_allowed")
     assert code_of(server.get("/v1/nothing")) == (404, "no_such_route")
@@ -216,7 +222,10 @@ def test_the_openapi_document_has_every_route_and_an_example_of_every_dialect(se
     asked = post["requestBody"]["content"]["application/json"]["examples"]
     answered = post["responses"]["200"]["content"]["application/json"]["examples"]
     assert set(asked) == set(answered) >= {"cohere", "jina", "voyage", "tei", "sglang", "infinity"}
-    assert {"400", "401", "413", "422", "429", "503", "504"} <= set(post["responses"])
+    assert {"400", "401", "405", "413", "422", "429", "503", "504"} <= set(post["responses"])
+    score = document["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]
+    assert {"queries", "documents", "data_1", "data_2"} <= set(score["schema"]["properties"])
+    assert "WWW-Authenticate" in post["responses"]["401"]["headers"]
     assert "securitySchemes" not in document.get("components", {})
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import typer
 
 from retrv_r1.command.cli import app
-from retrv_r1.command.serve import KEEP_ALIVE
 from retrv_r1.serve.limits import MEBI, Limits
+from retrv_r1.serve.running import KEEP_ALIVE
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "docs" / "deploy"

@@ -90,6 +90,11 @@ def test_keys_come_from_options_file_and_environment(tmp_path):
         keys.check({"x-api-key": key})
     assert len(keys.digests) == 4 and "from-options" not in repr(keys)
     assert not gather_keys([], None, {})
+    file.write_text("long-enough\n  # a comment\nshort\n")
+    with pytest.raises(RetrvError, match=r"API key in line 3 of .* at least 8"):
+        gather_keys([], file, {})
+    with pytest.raises(RetrvError, match="API key 2 of RETRV_API_KEYS must"):
+        gather_keys([], None, {"RETRV_API_KEYS": "long-enough,short"})
     file.write_text("\n")
     with pytest.raises(RetrvError, match="has no API key"):
         gather_keys([], file, {})

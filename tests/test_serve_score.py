@@ -56,9 +56,15 @@ def test_a_pair_alone_has_a_warning_where_the_model_has_no_label_for_none():
     service = ServiceDouble()
     service.none = None
     with Server(None, service) as server:
-        alone = server.post("/score", {"text_1": "a", "text_2": "b"}).json()
+        alone = server.post("/score", {"text_1": ["a", "c"], "text_2": ["b", "d"]}).json()
         others = server.post("/score", {"text_1": "a", "text_2": ["b", "c"]}).json()
-    assert any("nothing to be compared with" in line for line in alone["warnings"])
+        ranked = [
+            server.post(path, {"query": "a", "documents": ["b"]})
+            for path in ("/v1/rerank", "/v2/rerank", "/reranking", "/sglang/v1/rerank")
+        ]
+    assert ["nothing to be compared with" in line for line in alone["warnings"]] == [True]
+    assert all("nothing to be compared with" in each.text for each in ranked[:3])
+    assert "nothing to be compared with" in ranked[3].headers["X-Retrv-Warnings"]
     assert "warnings" not in others
 
 

@@ -346,6 +346,15 @@ def test_loading_is_not_ready(reranker):
     asyncio.run(run())
 
 
+def test_the_reading_of_pictures_is_billed(reranker):
+    async def body(service: RerankService) -> None:
+        bill = (await service.rank(replace(FAST, picture_seconds=100.0))).bill
+        assert bill.seconds["pictures"] == 100 < bill.seconds["total"]
+        assert "pictures" not in (await service.rank(FAST)).bill.seconds
+
+    serve(reranker, body)
+
+
 def test_draining_lets_the_taken_calls_end(reranker):
     async def run() -> None:
         service = RerankService(reranker, Load(running=1))

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import math
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,12 +26,8 @@ if TYPE_CHECKING:
     from retrv_r1 import EngineConfig, Reranker, SGLangConfig
     from retrv_r1.serve.limits import Limits
     from retrv_r1.serve.pictures import PicturePolicy
-    from retrv_r1.serve.settings import Settings
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "pythonjsonlogger")
-KEEP_ALIVE = 75
-"""Seconds that an idle connection stays open: longer than reverse proxies keep theirs, so that
-none is closed under a request that a proxy has just sent."""
 
 ServedEngine = Literal["local", "sglang"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -141,8 +132,8 @@ def serve(
     missing = [package for package in PACKAGES if find_spec(package) is None]
     if missing:
         raise RetrvError(f"serving needs {', '.join(missing)}: {install_command('serve')}")
-    from retrv_r1.serve.admission import Load
     from retrv_r1.serve.auth import gather_keys
+    from retrv_r1.serve.listening import listening
     from retrv_r1.serve.pictures import PicturePolicy
     from retrv_r1.serve.settings import Settings
 
@@ -160,18 +151,39 @@ def serve(
             cors=tuple(cors or ()),
             drain=drain,
         )
-        options: dict[str, Any] = {
-            "engine": engine,
-            "config": _config(engine, url, weights, kv_cache),
-            "device": device,
-            "dtype": dtype,
-            "window": window,
-            "batch_size": max_running,
-            "cache": cache,
-            "max_text_tokens": max_text_tokens,
-        }
-        load = Load(max_running, max_queue, deadline or None)
-        _run(lambda: _load(model, options), settings, policy, load, (host, port), log_level)
+        with listening(host, port) as sockets:
+            _say(f"loading {model} …")
+            options: dict[str, Any] = {
+                "engine": engine,
+                "config": _config(engine, url, weights, kv_cache),
+                "device": device,
+                "dtype": dtype,
+                "window": window,
+                "batch_size": max_running,
+                "cache": cache,
+                "max_text_tokens": max_text_tokens,
+            }
+            shown = f"[{host}]" if ":" in host else host
+            address = f"http://{shown}:{sockets[0].getsockname()[1]}"
+
+            from retrv_r1.serve.admission import Load
+            from retrv_r1.serve.running import run
+
+            run(
+                lambda: _load(model, options),
+                settings,
+                policy,
+                Load(max_running, max_queue, deadline or None),
+                sockets,
+                level=log_level.upper(),
+                ready=lambda: _say(f"serving {settings.model} at {address}"),
+            )
+
+
+def _say(line: str) -> None:
+    """Prints a line that a pipe gets at once."""
+    echo(line)
+    sys.stdout.flush()
 
 
 def _config(
@@ -225,68 +237,3 @@ def _load(model: str, options: dict[str, Any]) -> Reranker:
 
     disable_progress_bar()
     return Reranker.from_pretrained(model, **options)
-
-
-def _run(
-    make: Any, settings: Settings, policy: Any, load: Any, address: tuple[str, int], level: str
-) -> None:
-    """Serves until a signal; raises what kept the model from being loaded."""
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        """Ends with status 0 after a signal; uvicorn's own sends itself the signal again."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, self.handle_exit, number, None)
-            yield
-
-    from retrv_r1.serve.app import create_app
-    from retrv_r1.serve.connections import limited
-    from retrv_r1.serve.logs import log_config
-    from retrv_r1.serve.service import RerankService
-
-    failed: list[BaseException] = []
-    host, port = address
-
-    def started(error: BaseException | None) -> None:
-        if error is not None:
-            failed.append(error)
-            server.should_exit = True
-            return
-        shown = f"[{host}]" if ":" in host else host
-        echo(f"serving {settings.model} at http://{shown}:{_port(server)}")
-        sys.stdout.flush()
-
-    app = create_app(
-        RerankService(make, load),
-        settings,
-        policy=policy,
-        on_start=started,
-    )
-    server = Server(
-        uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            http=limited(settings.limits),
-            loop="asyncio",
-            ws="none",
-            log_config=log_config(level.upper()),
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=math.ceil(settings.drain),
-        )
-    )
-    asyncio.run(server.serve())
-    if failed:
-        raise failed[0]
-
-
-def _port(server: Any) -> int | None:
-    """The port that a server listens on."""
-    sockets = [one for group in getattr(server, "servers", ()) for one in group.sockets]
-    return sockets[0].getsockname()[1] if sockets else None

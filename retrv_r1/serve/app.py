@@ -123,7 +123,8 @@ def _add_routes(app: FastAPI, ranking: Ranking, about: About) -> None:
         )
     answers = (about.health, about.info, about.models, about.render_metrics)
     for path, answer in zip(ABOUT_PATHS, answers, strict=True):
-        app.add_api_route(
+        app.add_route(path, answer, methods=["GET", "HEAD"], include_in_schema=False)
+        app.add_api_route(  # for the document, which would have HEAD under the same id
             path,
             answer,
             methods=["GET"],

@@ -42,11 +42,7 @@ class Keys:
         salt = os.urandom(32)
         found = list(dict.fromkeys(keys))
         for number, key in enumerate(found, 1):
-            if len(key) < SHORTEST or not _PRINTABLE.fullmatch(key):
-                raise RetrvError(
-                    f"API key {number} must be at least {SHORTEST} printable ASCII characters "
-                    "without spaces; make one with: openssl rand -hex 32"
-                )
+            _check(key, f"API key {number}")
         return cls(tuple(_digest(key.encode(), salt) for key in found), salt)
 
     def __bool__(self) -> bool:
@@ -76,6 +72,14 @@ class Keys:
         return any([hmac.compare_digest(digest, known) for known in self.digests])
 
 
+def _check(key: str, name: str) -> None:
+    if len(key) < SHORTEST or not _PRINTABLE.fullmatch(key):
+        raise RetrvError(
+            f"{name} must be at least {SHORTEST} printable ASCII characters without spaces; "
+            "make one with: openssl rand -hex 32"
+        )
+
+
 def _digest(key: bytes, salt: bytes) -> bytes:
     """Digest of fixed length: it hides a key's length, and memory holds no key."""
     return hashlib.blake2b(key, key=salt).digest()
@@ -87,15 +91,27 @@ def gather_keys(options: Iterable[str], file: Path | None, variables: Mapping[st
     Raises:
         RetrvError: the file cannot be read or is empty, or a key cannot be used.
     """
-    keys = list(options)
+    named = [(key, f"API key {number} of --api-key") for number, key in enumerate(options, 1)]
     if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RetrvError(f"cannot read the API keys in {file}: {error}") from error
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not found:
-            raise RetrvError(f"{file} has no API key; write one a line")
-        keys += found
-    keys += [key for key in re.split(r"[,\s]+", variables.get(VARIABLE, "")) if key]
-    return Keys.of(keys)
+        named += _keys_of(file)
+    given = [key for key in re.split(r"[,\s]+", variables.get(VARIABLE, "")) if key]
+    named += [(key, f"API key {number} of {VARIABLE}") for number, key in enumerate(given, 1)]
+    for key, name in named:
+        _check(key, name)
+    return Keys.of(key for key, _ in named)
+
+
+def _keys_of(file: Path) -> list[tuple[str, str]]:
+    """The keys of a file, and what errors call them."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RetrvError(f"cannot read the API keys in {file}: {error}") from error
+    found = [
+        (line, f"API key in line {number} of {file}")
+        for number, line in enumerate(lines, 1)
+        if line and not line.startswith("#")
+    ]
+    if not found:
+        raise RetrvError(f"{file} has no API key; write one a line")
+    return found

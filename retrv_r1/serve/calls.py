@@ -24,6 +24,7 @@ class RankCall:
         votes: number of chains of thought.
         budget_ms: milliseconds after which reasoning is cut and the best answer so far returned.
         deadline_ms: milliseconds after which the call fails.
+        picture_seconds: seconds that reading its pictures took; they are billed.
         model: name of the model that was asked for; the service has one and does not read this.
     """
 
@@ -38,6 +39,7 @@ class RankCall:
     votes: int = 1
     budget_ms: float | None = None
     deadline_ms: float | None = None
+    picture_seconds: float = 0.0
     model: str | None = None
 
 

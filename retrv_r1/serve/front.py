@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from retrv_r1.serve.admission import SHUTTING_DOWN
 from retrv_r1.serve.auth import Keys
 from retrv_r1.serve.errors import ApiError, superset_body
 from retrv_r1.serve.logs import LOGGER, request_id
@@ -60,6 +62,11 @@ class Front:
         except ApiError as error:
             trace.code = error.code
             await _answer(tracing, error, trace)
+        except asyncio.CancelledError:  # of a server that waits no longer, and logs what it catches
+            error = ApiError(503, "not_ready", SHUTTING_DOWN, retry_after=1)
+            trace.status, trace.code = error.status, error.code
+            if not started:
+                await _answer(tracing, error, trace)
         except Exception as error:
             trace.code = "internal_error"
             log_failure(trace.request_id, error)

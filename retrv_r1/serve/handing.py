@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -85,7 +86,9 @@ async def to_call(
         ApiError: a picture cannot be read; the error names its place.
     """
     options = asked.options
+    began = time.perf_counter()
     read = await _read_all(asked, pictures)
+    seconds = time.perf_counter() - began
     chosen = options.mode or mode
     if options.votes > 1 and options.mode != "fast":
         chosen = "reason"
@@ -101,6 +104,7 @@ async def to_call(
         votes=options.votes,
         budget_ms=options.budget_ms,
         deadline_ms=deadline_ms,
+        picture_seconds=seconds if read else 0.0,
         model=asked.model,
     )
 

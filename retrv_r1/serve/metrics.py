@@ -138,7 +138,7 @@ class Metrics:
             self._features.labels(where).inc(getattr(bill, where))
 
     def phase(self, mode: str, phase: str, seconds: float) -> None:
-        """A phase that the bill does not have, such as ``pictures``, took some time."""
+        """A phase took some time."""
         labels = self._known(mode, (*_MODES, "auto")), self._known(phase, PHASES)
         self._phases.labels(*labels).observe(seconds)
 

@@ -39,6 +39,12 @@ from retrv_r1.types import RankedResults
 LISTS_AT_ONCE = 8
 """Lists of one score request that are in the queue at the same time."""
 
+ALONE = (
+    "a document without another of the same query has nothing to be compared with, so its score is "
+    "1; send its rivals"
+)
+"""Warning where the checkpoint has no estimate that nothing fits."""
+
 LARGE_BODY = 2**16
 """Bytes from which a body is parsed in a thread, so that other requests go on."""
 
@@ -128,6 +134,7 @@ class Ranking:
         return tuple(replace(one, warnings=(*one.warnings, warning)) for one in found)
 
     async def _rank_all(self, asked: tuple[Asked, ...], trace: Trace) -> list[Answer]:
+        """The answers of all lists."""
         free = asyncio.Semaphore(LISTS_AT_ONCE)
 
         async def one(asked: Asked) -> Answer:
@@ -156,7 +163,8 @@ class Ranking:
         await watched(request.receive, happenings.begin())
         return EventStream(
             happenings,
-            lambda results, final: dialect.render([self._answer(asked, results, trace, final)]),
+            lambda results: dialect.render([self._answer(asked, results, trace)]),
+            lambda draft: dialect.render([self._shown(asked, draft, trace)]),
             lambda error: self._error(error, dialect, trace),
             keep_alive=self.settings.keep_alive,
             seconds=self._left(trace),
@@ -176,26 +184,24 @@ class Ranking:
     async def _call(self, asked: Asked, trace: Trace) -> RankCall:
         mode = self.settings.mode or default_mode(self.service.reranker)
         left = self._left(trace)
-        started = time.monotonic()
-        call = await to_call(asked, self.pictures, mode, None if left is None else 1000 * left)
-        if trace.pictures:
-            seconds = time.monotonic() - started
-            trace.phases["pictures"] += seconds
-            self.metrics.phase(call.mode, "pictures", seconds)
-        return call
+        return await to_call(asked, self.pictures, mode, None if left is None else 1000 * left)
 
-    def _answer(
-        self, asked: Asked, results: RankedResults, trace: Trace, final: bool = True
-    ) -> Answer:
-        """The response's content; ``final`` results are counted, those of a draft are not."""
+    def _answer(self, asked: Asked, results: RankedResults, trace: Trace) -> Answer:
+        """The answer, which is counted."""
+        answer = self._shown(asked, results, trace)
+        self.metrics.answered(results, len(asked.documents))
+        trace.add(results)
+        return answer
+
+    def _shown(self, asked: Asked, results: RankedResults, trace: Trace) -> Answer:
+        """The response's content; a draft's is not counted, because its results come again."""
         if not asked.truncate:
             refuse_cut(asked, results, self._processor())
             results = replace(results, ranking=results.ranking[: asked.top_n])
         elif cut := cut_warning(asked, results, self._processor()):
             asked = replace(asked, warnings=(*asked.warnings, cut))
-        if final:  # its bill has the draft's as well
-            self.metrics.answered(results, len(asked.documents))
-            trace.add(results)
+        if len(asked.documents) == 1 and results.none_of_these is None:
+            asked = replace(asked, warnings=(*asked.warnings, ALONE))
         shown = replace(results, model=self.settings.model)
         return Answer(asked, shown, trace.request_id, int(time.time()))
 

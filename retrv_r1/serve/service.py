@@ -101,7 +101,7 @@ class RerankService:
             EngineFailed: the engine failed; the next call will find it mended.
         """
         async with self._running(call) as (ranking, waited):
-            return _billed(await ranking, waited)
+            return _billed(await ranking, waited, call)
 
     async def stream(self, call: RankCall) -> AsyncGenerator[Event | RankedResults, None]:
         """Yields what happens, and the results last; errors are those of :meth:`rank`.
@@ -112,7 +112,7 @@ class RerankService:
             async with aclosing(aiter(ranking)) as events:  # type: ignore[type-var]
                 async for event in events:
                     yield event
-            yield _billed(ranking.result(), waited)
+            yield _billed(ranking.result(), waited, call)
 
     async def health(self) -> Health:
         """Whether the model is loaded and warmed and the engine answers.
@@ -137,14 +137,19 @@ class RerankService:
             async with asyncio.timeout(timeout):
                 await self._admission.empty()
         except TimeoutError:
-            self._admission.refuse()
-            for ranking in list(self._rankings):
-                ranking.cancel()
+            self.give_up()
             await self._admission.empty()
         finally:
             if self.reranker is not None:
                 await asyncio.to_thread(self.reranker.close)
             self._state = "closed"
+
+    def give_up(self) -> None:
+        """Takes no new calls, and cancels all; they raise :class:`NotReady`."""
+        self._state, self._reason = "draining", SHUTTING_DOWN
+        self._admission.refuse()
+        for ranking in list(self._rankings):
+            ranking.cancel()
 
     @asynccontextmanager
     async def _running(self, call: RankCall) -> AsyncIterator[tuple[Ranking, float]]:
@@ -211,9 +216,11 @@ class RerankService:
         )
 
 
-def _billed(results: RankedResults, waited: float) -> RankedResults:
-    """The results with the wait for their turn in the bill."""
+def _billed(results: RankedResults, waited: float, call: RankCall) -> RankedResults:
+    """The results with the wait for their turn, and the reading of pictures, in the bill."""
     seconds = dict(results.bill.seconds)
-    for phase in ("queue", "total"):
-        seconds[phase] = seconds.get(phase, 0.0) + waited
+    seconds["queue"] = seconds.get("queue", 0.0) + waited
+    if call.picture_seconds:
+        seconds["pictures"] = call.picture_seconds
+    seconds["total"] = seconds.get("total", 0.0) + waited + call.picture_seconds
     return replace(results, bill=replace(results.bill, seconds=seconds))

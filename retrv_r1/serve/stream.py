@@ -81,7 +81,8 @@ class EventStream(Response):
 
     Args:
         happenings: what happens.
-        body_of: makes the response's body of results, and of whether they are final.
+        body_of: makes the response's body of the results.
+        draft_of: makes that of results that are not the last.
         error_of: makes an error of an exception, and its body.
         keep_alive: seconds of silence after which a comment is sent.
         seconds: seconds that are left until the deadline; None for no deadline.
@@ -93,7 +94,8 @@ class EventStream(Response):
     def __init__(
         self,
         happenings: Happenings,
-        body_of: Callable[[RankedResults, bool], Any],
+        body_of: Callable[[RankedResults], Any],
+        draft_of: Callable[[RankedResults], Any],
         error_of: Callable[[Exception], tuple[ApiError, Any]],
         *,
         keep_alive: float,
@@ -102,7 +104,8 @@ class EventStream(Response):
     ) -> None:
         self.status_code, self.background = 200, None
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._happenings, self._body_of, self._error_of = happenings, body_of, error_of
+        self._happenings, self._error_of = happenings, error_of
+        self._body_of, self._draft_of = body_of, draft_of
         self._keep_alive, self._seconds, self._closing = keep_alive, seconds, closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -139,8 +142,8 @@ class EventStream(Response):
         if isinstance(event, Inspection):
             return encode_event("inspection", {"index": event.index, "vote": event.vote})
         if isinstance(event, Draft):
-            return encode_event("draft", self._body_of(event.results, False))
-        return encode_event("ranking", self._body_of(event, True))
+            return encode_event("draft", self._draft_of(event.results))
+        return encode_event("ranking", self._body_of(event))
 
 
 async def _send(send: Send, body: bytes) -> None:

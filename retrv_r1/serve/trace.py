@@ -29,7 +29,7 @@ class Trace:
         documents, pictures: counts of what was sent.
         body_bytes: size of its body.
         stream: whether it is answered with events.
-        phases: seconds by phase of its rankings, the reading of pictures included.
+        phases: seconds by phase of its rankings.
         tokens: rows read and tokens written, by kind.
     """
 

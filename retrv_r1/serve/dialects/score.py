@@ -16,7 +16,6 @@ from retrv_r1.serve.schema.items import AskedItem, ItemReader
 
 FIRST = ("text_1", "queries", "data_1", "query")
 SECOND = ("text_2", "documents", "data_2", "items")
-ALONE = "a pair without another of the same query has nothing to be compared with; send its rivals"
 
 
 class Score:
@@ -78,7 +77,7 @@ class Score:
         }
         usages = [usage_of(answer.results) for answer in answers]
         one = answers[0]
-        warnings = [*all_warnings(answers), *([ALONE] if any(map(_alone, answers)) else [])]
+        warnings = list(all_warnings(answers))
         return {
             "id": one.request_id,
             "object": "list",
@@ -111,11 +110,6 @@ class Score:
                 ],
             },
         )
-
-
-def _alone(answer: Answer) -> bool:
-    """Whether a pair's score says nothing: it was compared with no other, nor with none."""
-    return len(answer.asked.documents) == 1 and answer.results.none_of_these is None
 
 
 Placed = list[tuple[str, Any]]

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from retrv_r1.serve.dialects import DIALECTS, SCORE_PATHS, Dialect
+from retrv_r1.serve.dialects.score import FIRST, SECOND
 from retrv_r1.serve.errors import ApiError, superset_body
 
 DESCRIPTION = (
@@ -83,13 +84,15 @@ RERANK: Mapping[str, Any] = {
 SIDE: Mapping[str, Any] = {"anyOf": [TEXT, ITEMS]}
 SCORE: Mapping[str, Any] = {
     "type": "object",
-    "required": ["text_1", "text_2"],
-    "properties": {"model": TEXT, "text_1": SIDE, "text_2": SIDE, "retrv": OPTIONS},
+    "description": "one side of each pair, and the other",
+    "properties": {"model": TEXT, **dict.fromkeys((*FIRST, *SECOND), SIDE), "retrv": OPTIONS},
+    "allOf": [{"anyOf": [{"required": [name]} for name in side]} for side in (FIRST, SECOND)],
 }
 ERRORS: Mapping[int, str] = {
     400: "a value that cannot be used, or no JSON object",
     401: "no API key, or a wrong one",
     404: "another model, where the server is strict",
+    405: "another method; Allow names those of the route",
     408: "the body came too slowly",
     413: "over a limit; error.code is its name",
     415: "no JSON",
@@ -150,6 +153,7 @@ def about_extra(path: str) -> dict[str, Any]:
         }
     else:
         responses["401"] = _errors()["401"]
+    responses["405"] = _errors()["405"]
     return {"summary": summaries[path], "responses": responses}
 
 
@@ -182,4 +186,9 @@ def _errors() -> dict[str, Any]:
     error = ApiError(400, "missing_field", "documents is missing; send a list", "documents")
     example = superset_body(error, "rerank-7d5c")
     content = {"application/json": {"schema": {"type": "object"}, "example": example}}
-    return {str(s): {"description": text, "content": content} for s, text in ERRORS.items()}
+    found: dict[str, Any] = {
+        str(s): {"description": text, "content": content} for s, text in ERRORS.items()
+    }
+    scheme = {"description": "Bearer, with a realm", "schema": {"type": "string"}}
+    found["401"]["headers"] = {"WWW-Authenticate": scheme}
+    return found
