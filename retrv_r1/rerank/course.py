@@ -15,7 +15,7 @@ from retrv_r1.rerank.ranking import Ranking
 from retrv_r1.rerank.steps import Round, Steps
 from retrv_r1.types import Item, RetrvError
 
-CLOSED = "the reranker was closed: make a new one"
+CLOSED = "the reranker is closed: make a new one"
 
 
 def time_of(name: str, seconds: float | None) -> float:

@@ -103,7 +103,7 @@ class ListValidation:
                     full_tokens=self.full_tokens,
                 )
                 packed = to_device(packed, model.device)
-                vision = rows[[row_of[p] for p in packed.pictures]].flatten(0, 1)
+                vision = rows[[row_of[p] for p in packed.pictures]].flatten(0, 1).to(model.device)
                 out = run_lists(model, packed, vision)
                 hits["answer"] += out.answer_loss()[1] * len(chosen)
                 hits["match"] += out.match_loss(token)[1] * len(chosen)
