@@ -165,7 +165,8 @@ class EmbedStage(Stage):
         self.model.eval()  # the Trainer makes it train again
         for name, cell in self.val.corpus.cells.items():
             queries, pool = self.val.embed_all(cell.queries), self.val.embed_all(cell.pool)
-            short = name.split("_", 1)[-1]
+            # Cells of two data sets may differ in their first word alone.
+            short = name.removeprefix("pictographs_")
             metrics[f"val_r1_{short}"] = recall_at(queries, pool, cell.positives, 1)
             metrics[f"val_r50_{short}"] = recall_at(queries, pool, cell.positives, 50)
         return metrics
