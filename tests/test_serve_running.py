@@ -47,7 +47,7 @@ def answer_at_the_end(body: dict[str, Any], *, ends: bool) -> httpx.Response:
         service = Stubborn(ends)
         with listening("127.0.0.1", 0) as sockets:
             config = uvicorn.Config(
-                create_app(service),  # type: ignore[arg-type]
+                create_app(service),
                 log_config=None,
                 timeout_graceful_shutdown=1,
             )

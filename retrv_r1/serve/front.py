@@ -63,10 +63,10 @@ class Front:
             trace.code = error.code
             await _answer(tracing, error, trace)
         except asyncio.CancelledError:  # of a server that waits no longer, and logs what it catches
-            error = ApiError(503, "not_ready", SHUTTING_DOWN, retry_after=1)
-            trace.status, trace.code = error.status, error.code
+            ending = ApiError(503, "not_ready", SHUTTING_DOWN, retry_after=1)
+            trace.status, trace.code = ending.status, ending.code
             if not started:
-                await _answer(tracing, error, trace)
+                await _answer(tracing, ending, trace)
         except Exception as error:
             trace.code = "internal_error"
             log_failure(trace.request_id, error)
