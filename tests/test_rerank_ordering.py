@@ -29,7 +29,9 @@ def test_scores_fall_down_the_list_and_the_answer_leads():
     ranked = ranked_labels(logits, answer=0, temperature=2.0)
     assert [k for k, _ in ranked] == [0, 1, 2, 3]
     scores = torch.softmax(logits.double() / 2, -1)
-    assert [s for _, s in ranked] == pytest.approx([float(scores[k]) for k in (1, 1, 2, 3)])
+    # An unlikely answer takes the largest score, and those before it the next.
+    assert [s for _, s in ranked] == pytest.approx([float(scores[k]) for k in (1, 2, 0, 3)])
+    assert sum(s for _, s in ranked) == pytest.approx(1)
     best = ranked_labels(logits, answer=2)
     assert [k for k, _ in best] == [2, 1, 0, 3] and best[0][1] == best[1][1]
     assert ranked_labels(torch.tensor([-1e4]), answer=0) == [(0, 1.0)]

@@ -27,6 +27,12 @@ ModelName = Annotated[
         "--model", "-m", metavar="MODEL", help='"tiny" (shipped), a directory, or a hub id.'
     ),
 ]
+ServerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--url", metavar="URL", help="Address of an SGLang server with the same checkpoint."
+    ),
+]
 RoundedWeights = Annotated[
     Weights, typer.Option("--weights", help="Round the language model's weights; faster on a CPU.")
 ]

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retrv_r1.command.arguments import AsJson, DeviceName, ModelName, RoundedWeights, WeightsDtype
+from retrv_r1.command.arguments import (
+    AsJson,
+    DeviceName,
+    ModelName,
+    RoundedWeights,
+    ServerUrl,
+    WeightsDtype,
+)
 from retrv_r1.command.shell import clear_errors, print_json, status, stdout
 from retrv_r1.files import check_writable
 from retrv_r1.types import EngineName, Item, ItemError, Mode, RetrvError
@@ -54,10 +61,7 @@ def rerank(
             "server, started here unless --url names a running one."
         ),
     ] = "local",
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Address of an SGLang server with the same checkpoint."),
-    ] = None,
+    url: ServerUrl = None,
     weights: RoundedWeights = "model",
     device: DeviceName = None,
     dtype: WeightsDtype = None,

@@ -17,6 +17,7 @@ from retrv_r1.command.arguments import (
     DeviceName,
     ModelName,
     RoundedWeights,
+    ServerUrl,
     WeightsDtype,
 )
 from retrv_r1.command.shell import clear_errors, echo
@@ -44,10 +45,7 @@ def serve(
     engine: Annotated[
         ServedEngine, typer.Option(help="local: embedded. sglang: an SGLang server.")
     ] = "local",
-    url: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="Address of an SGLang server with the same checkpoint."),
-    ] = None,
+    url: ServerUrl = None,
     weights: RoundedWeights = "model",
     device: DeviceName = None,
     dtype: WeightsDtype = None,

@@ -51,8 +51,9 @@ def rank_labels(
 ) -> list[tuple[int, float]]:
     """Candidates with scores, best first.
 
-    The answer comes first, with the largest score, even where sampling did not choose the likeliest
-    label; so scores never increase down the ranking.
+    The answer comes first, even where sampling did not choose the likeliest label. Then it takes
+    the largest score, and those before it the next: scores never increase down the ranking, and
+    their sum stays.
 
     Args:
         logits: logits of the labels at the place of the answer, ``[k]``.
@@ -65,8 +66,7 @@ def rank_labels(
     if places is None or logits[answer] < logits.max():
         order.remove(answer)
         order.insert(0, answer)
-    best = float(scores.max())
-    return [(order[0], best), *((k, float(scores[k])) for k in order[1:])]
+    return list(zip(order, scores.sort(descending=True).values.tolist(), strict=True))
 
 
 def _descending(values: Tensor, places: Sequence[int] | None) -> list[int]:

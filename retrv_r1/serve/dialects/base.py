@@ -182,6 +182,14 @@ class RerankDialect:
         }
 
 
+class BareDialect(RerankDialect):
+    """A dialect whose response is the array of results, without fields around it."""
+
+    def render(self, answers: Sequence[Answer]) -> Any:
+        (answer,) = answers
+        return [self.row(answer, row) for row in answer.results]
+
+
 def all_warnings(answers: Sequence[Answer]) -> list[str]:
     """The warnings of all answers of a request, each once."""
     return list(dict.fromkeys(line for answer in answers for line in answer.asked.warnings))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from retrv_r1.serve.dialects.base import Answer, Example, RerankDialect, usage_of
+from retrv_r1.serve.dialects.base import Answer, BareDialect, Example, usage_of
 from retrv_r1.serve.errors import ApiError, superset_body
 from retrv_r1.serve.schema.asked import Echo
 from retrv_r1.types import RankedItem
 
 
-class Sglang(RerankDialect):
+class Sglang(BareDialect):
     """Taken where the client, the address or the server's options name it."""
 
     name: ClassVar[str] = "sglang"
@@ -21,10 +21,6 @@ class Sglang(RerankDialect):
 
     def accepts(self, path: str, body: Mapping[str, Any]) -> bool:
         return False
-
-    def render(self, answers: Sequence[Answer]) -> Any:
-        (answer,) = answers
-        return [self.row(answer, row) for row in answer.results]
 
     def row(self, answer: Answer, row: RankedItem) -> dict[str, Any]:
         result: dict[str, Any] = {"score": row.score, "index": row.index}

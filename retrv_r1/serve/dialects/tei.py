@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from retrv_r1.serve.dialects.base import Answer, Example, RerankDialect
+from retrv_r1.serve.dialects.base import Answer, BareDialect, Example
 from retrv_r1.serve.errors import ApiError
 from retrv_r1.types import RankedItem
 
@@ -20,7 +20,7 @@ ERROR_TYPES = {
 }
 
 
-class Tei(RerankDialect):
+class Tei(BareDialect):
     """Known by ``texts``."""
 
     name: ClassVar[str] = "tei"
@@ -34,10 +34,6 @@ class Tei(RerankDialect):
 
     def accepts(self, path: str, body: Mapping[str, Any]) -> bool:
         return "texts" in body and "documents" not in body
-
-    def render(self, answers: Sequence[Answer]) -> Any:
-        (answer,) = answers
-        return [self.row(answer, row) for row in answer.results]
 
     def row(self, answer: Answer, row: RankedItem) -> dict[str, Any]:
         result: dict[str, Any] = {"index": row.index, "score": row.score}
