@@ -203,7 +203,8 @@ def test_the_official_3b_shape_becomes_a_reranker(official, picture, tmp_path):
             sampling=Sampling(max_reasoning_tokens=5),
         )
         assert sorted(line.index for line in result) == [0, 1, 2, 3]
-        assert sum(line.score for line in result) == pytest.approx(1)
+        assert result.none_of_these is not None
+        assert sum(line.score for line in result) + result.none_of_these == pytest.approx(1)
         assert result.answer == result[0].index
         assert result.tokens.candidates == 4 * 3
 
