@@ -84,6 +84,12 @@ def test_the_access_log_and_the_urls_of_http_libraries_are_off(lines):
     assert lines.getvalue() == ""
 
 
+def test_messages_of_uvicorn_are_not_repeated_in_colours(lines):
+    logging.getLogger("uvicorn.error").info("Started", extra={"color_message": "\x1b[36mStarted"})
+    (line,) = read(lines)
+    assert line["message"] == "Started" and "color_message" not in line
+
+
 def test_a_line_cannot_be_forged(lines):
     logging.getLogger(LOGGER).warning('x\n{"level": "INFO"}')
     assert len(read(lines)) == 1

@@ -109,7 +109,8 @@ class Lines(JsonFormatter):
         # Further lines of a message are another's text: asyncio puts an exception's there.
         record.message = record.message.partition("\n")[0]
         super().add_fields(log_data, record, message_dict)
-        log_data.pop("taskName", None)
+        for name in ("taskName", "color_message"):  # uvicorn repeats its messages in colours
+            log_data.pop(name, None)
         log_data |= log_data.pop("request", {})
 
     def formatException(self, ei: Any) -> Any:
