@@ -23,6 +23,9 @@ BUCKET_BYTES = 256 * 2**20
 JSON_HEADERS = {"Content-Type": "application/json"}
 SIGN_SECONDS = 10.0
 """How long a server may take to accept a connection, or to say that it lives."""
+IDLE_SECONDS = 2.0
+"""How long an unused connection is kept. The server closes it after 5 seconds; a request that goes
+out at that moment would get no answer."""
 
 
 class NoAnswer(EngineDied):
@@ -56,7 +59,9 @@ class Client:
         self.url = url
         self._silent_seconds = silent_seconds
         timeout = httpx.Timeout(None, connect=SIGN_SECONDS)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        limits = httpx.Limits(
+            max_connections=None, max_keepalive_connections=64, keepalive_expiry=IDLE_SECONDS
+        )
         self._http = httpx.AsyncClient(base_url=url, timeout=timeout, limits=limits)
 
     async def generate(self, call: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
