@@ -57,7 +57,7 @@ TrainDevice = Annotated[
 TrainDtype = Annotated[
     str | None,
     typer.Option(
-        "--dtype", help="float32 or bfloat16. Default: float32 on a CPU, bfloat16 on a GPU."
+        "--dtype", help="float32 or bfloat16. Default: bfloat16 on GPUs and CPUs with AMX."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
