@@ -63,6 +63,9 @@ def test_halves_stay_inside_the_large_parts(config, build, name):
     expected, exactly = exact.loss(exact.batch(1))
     found, roughly = rough.loss(rough.batch(1))
     assert found.dtype == torch.float32 and roughly != exactly
+    picture = torch.rand(1, 3, 16, 16)
+    rows, exact_rows = (stage.model.visual.rows(picture) for stage in (rough, exact))
+    assert rows.dtype == torch.float32 and not torch.equal(rows, exact_rows)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
     found.backward()
     grads = [p.grad for p in rough.model.parameters() if p.grad is not None]

@@ -12,6 +12,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch import nn
 
 from retrv_r1.devices import device_of
+from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.types import RetrvError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -71,7 +72,7 @@ class Machine:
     def prepare(self, model: nn.Module) -> None:
         """Moves a model to the device and makes its large parts compute in the dtype.
 
-        Autocast wraps the forward of those parts only, and their outputs are float32, so that the
+        Autocast wraps the calls of those parts only, and their outputs are float32, so that the
         code between them is the same for every dtype.
         """
         model.to(self.device)
@@ -79,9 +80,12 @@ class Machine:
             return
         for name in ("visual", "text", "language_model"):
             part: Any = getattr(model, name, None)
-            if part is not None:
-                half = torch.autocast(self.device.type, self.dtype)(part.forward)
-                part.forward = convert_outputs_to_fp32(half)
+            if part is None:
+                continue
+            # A convolutional tower's `forward` goes through `rows`, which training calls itself.
+            entry = "rows" if isinstance(part, ConvTower) else "forward"
+            half = torch.autocast(self.device.type, self.dtype)(getattr(part, entry))
+            setattr(part, entry, convert_outputs_to_fp32(half))
 
 
 def multiplies_bfloat16() -> bool:
