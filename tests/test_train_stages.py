@@ -42,9 +42,12 @@ def test_a_batch_is_a_function_of_the_step_alone(build, name):
         assert same(other.batch(step), batches[step])
 
 
-@pytest.mark.parametrize(("name", "workers"), [*((name, 0) for name in OPTIONS), ("read", 2)])
-def test_a_killed_run_resumes_to_the_same_end(build, name, workers, tmp_path):
-    settings, machine = LoopConfig(**LOOP), Machine(workers=workers)
+@pytest.mark.parametrize(
+    ("name", "workers", "processes"),
+    [*((name, 0, 1) for name in OPTIONS), ("read", 2, 1), ("embed", 0, 2), ("sft", 0, 2)],
+)
+def test_a_killed_run_resumes_to_the_same_end(build, name, workers, processes, tmp_path):
+    settings, machine = LoopConfig(**LOOP, processes=processes), Machine(workers=workers)
     whole = build(name)
     fit(whole, settings, tmp_path / "whole", resume=True, machine=machine)
 

@@ -37,6 +37,8 @@ class LoopConfig:
         save_every: steps between checkpoints.
         log_every: steps between logged averages.
         threads: CPU threads; 0 leaves the choice to PyTorch.
+        processes: processes that train on a CPU, each with batches of its own and one thread
+            (``peers.py``). A run with a time limit or on a GPU has one.
         seed: seed of weights and batches.
     """
 
@@ -50,6 +52,7 @@ class LoopConfig:
     save_every: int = 500
     log_every: int = 20
     threads: int = 0
+    processes: int = 1
     seed: int = 0
 
 

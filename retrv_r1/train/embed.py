@@ -84,6 +84,8 @@ class EmbedStage(Stage):
             shape = checked(EmbedderShape, setup.config.model, f"{setup.config.source}: model")
             texts = [*texts_of(setup.train), *self.named.vocabulary()]
             model, self.tokenizer, self.processor = new_embedder(shape, texts)
+        # Texts of a few tokens: the gradient of PyTorch's fused attention takes ten times as long.
+        model.text.set_attn_implementation("eager")
         setup.machine.prepare(model)
         self.model = model
 

@@ -23,6 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from retrv_r1.train.config import ConfigError, LoopConfig
 from retrv_r1.train.curves import Recorder, draw_curves, trim_curves
 from retrv_r1.train.machine import Machine, MachineError, keep_freed_memory
+from retrv_r1.train.peers import Peers
 from retrv_r1.train.schedule import ScheduleCallback, cosine
 from retrv_r1.train.stage import RunStats, Stage
 from retrv_r1.train.tensors import to_arrays, to_device, to_tensors
@@ -58,6 +59,7 @@ class _StageTrainer(Trainer):
     stage: Stage
     rates: dict[str, float]
     machine: Machine
+    peers: Peers
     recorder: Recorder
     warmup: int
 
@@ -87,7 +89,10 @@ class _StageTrainer(Trainer):
 
     def training_step(self, *args: Any, **options: Any) -> Tensor:
         with self.recorder.timed("forward and backward"):
-            return super().training_step(*args, **options)
+            loss = super().training_step(*args, **options)
+        with self.recorder.timed("averaging gradients"):
+            self.peers.average_gradients()
+        return loss
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         with self.recorder.timed("of these forward"):
@@ -155,33 +160,48 @@ def fit(
     trim_curves(curves, _step_of(last))
     recorder = Recorder(curves, stage)
     steps = config.steps if stage.schedule is None else _ENDLESS
-    trainer = _StageTrainer(
-        model=stage.model,
-        args=_arguments(config, out, steps, machine, timed=stage.schedule is not None),
-        train_dataset=_Steps(stage, steps, machine.workers),
-    )
-    trainer.pop_callback(ProgressCallback)
-    trainer.add_callback(recorder)
-    if stage.schedule is not None:
-        trainer.add_callback(ScheduleCallback(stage.schedule, recorder.validate))
-    trainer.stage, trainer.recorder, trainer.rates = stage, recorder, config.rates
-    trainer.machine, trainer.warmup = machine, config.warmup
-    with recorder.timed("all"):
-        trainer.train(resume_from_checkpoint=last)
-    stage.stats = RunStats(recorder.steps, recorder.samples, dict(recorder.seconds))
+    with Peers(stage.model, _processes(config, stage, machine)) as peers:
+        # Batches differ between the processes, what a step is about does not.
+        stage.seed += peers.rank * 2**32
+        trainer = _StageTrainer(
+            model=stage.model,
+            args=_arguments(config, out, steps, machine, saves=not (stage.schedule or peers.rank)),
+            train_dataset=_Steps(stage, steps, machine.workers),
+        )
+        trainer.pop_callback(ProgressCallback)
+        if not peers.rank:
+            trainer.add_callback(recorder)
+        if stage.schedule is not None:
+            trainer.add_callback(ScheduleCallback(stage.schedule, recorder.validate))
+        trainer.stage, trainer.recorder, trainer.rates = stage, recorder, config.rates
+        trainer.machine, trainer.warmup, trainer.peers = machine, config.warmup, peers
+        with recorder.timed("all"):
+            trainer.train(resume_from_checkpoint=last)
+    samples = recorder.samples * peers.count
+    stage.stats = RunStats(recorder.steps, samples, dict(recorder.seconds))
     stage.model.eval()
     stage.save(out / "final")
     draw_curves(curves, f"{stage.name}: {trainer.state.global_step} steps")
     return out / "final"
 
 
+def _processes(config: LoopConfig, stage: Stage, machine: Machine) -> int:
+    """How many processes train: the clock of a time limit is one's own, and so is a GPU."""
+    alone = stage.schedule is not None or machine.device.type != "cpu"
+    count = 1 if alone else config.processes
+    if count > 1:
+        torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
+    return count
+
+
 def _arguments(
-    config: LoopConfig, out: Path, steps: int, machine: Machine, *, timed: bool
+    config: LoopConfig, out: Path, steps: int, machine: Machine, *, saves: bool
 ) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=steps,
         per_device_train_batch_size=1,
+        optim="adamw_torch_fused",
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.05},
@@ -189,7 +209,7 @@ def _arguments(
         weight_decay=config.weight_decay,
         adam_beta2=config.beta2,
         max_grad_norm=config.clip_norm,
-        save_strategy="no" if timed else "steps",
+        save_strategy="steps" if saves else "no",
         save_steps=config.save_every,
         save_total_limit=2,
         logging_steps=config.log_every,

@@ -32,11 +32,12 @@ class Naming(nn.Module):
     def __init__(self, taught: Tensor, width: int) -> None:
         super().__init__()
         self.register_buffer("taught", taught, persistent=False)
+        self.has_teacher = bool(taught.any())
         self.project = nn.Linear(taught.shape[1], width, bias=False)
         nn.init.orthogonal_(self.project.weight)
         # What this name means beyond its sentence embedding; sparse use keeps it small.
         self.own = nn.Embedding(len(taught), width)
-        if taught.any():
+        if self.has_teacher:
             nn.init.zeros_(self.own.weight)
         else:
             nn.init.normal_(self.own.weight, std=width**-0.5)
@@ -71,7 +72,7 @@ class Naming(nn.Module):
         alike[torch.arange(len(goal), device=goal.device), goal] = False
         general = self.project(taught)
         total, hits = vectors.new_zeros(()), vectors.new_zeros(())
-        parts = (general + self.own(known), general) if self.taught.any() else (self.own(known),)
+        parts = (general + self.own(known), general) if self.has_teacher else (self.own(known),)
         for classes in parts:
             logits = scale * vectors @ normalize(classes, dim=-1).T
             logits = logits.masked_fill(alike, -1e4)

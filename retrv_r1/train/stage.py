@@ -126,8 +126,8 @@ class RunStats:
     """What a finished run did.
 
     Attributes:
-        steps: optimizer steps of this process.
-        samples: pictures or lists of this process.
+        steps: optimizer steps since the run was started or resumed.
+        samples: pictures or lists of these steps.
         seconds: seconds of training in all, and of its parts. A GPU works asynchronously: its time
             shows where the host waits for it, mostly in the forward pass, which reads the losses.
     """

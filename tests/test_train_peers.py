@@ -1,0 +1,75 @@
+"""Processes that train one model."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import small_stages as stages
+import torch
+from small_stages import curve
+from torch import nn
+
+from retrv_r1.train.config import LoopConfig
+from retrv_r1.train.loop import fit
+from retrv_r1.train.peers import Peers, PeersError
+
+pytest_plugins = ["training_fixtures"]
+
+pytestmark = stages.pytestmark
+build, config, folder, trained = stages.build, stages.config, stages.folder, stages.trained
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """A forked process cannot use its parent's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_gradients_are_means_over_processes():
+    model = nn.Linear(3, 2)
+    model.bias.requires_grad_(False)
+    unused = nn.Parameter(torch.ones(4))
+    model.unused = unused
+    with Peers(model, 3) as peers:
+        for step in range(2):
+            model.weight.grad = torch.full((2, 3), float(10 * step + peers.rank))
+            unused.grad = torch.ones(4) if peers.rank == 2 else None
+            peers.average_gradients()
+            assert torch.equal(model.weight.grad, torch.full((2, 3), 10.0 * step + 1))
+            assert torch.equal(unused.grad, torch.full((4,), 1 / 3))
+            assert model.bias.grad is None
+    assert peers.rank == 0, "the others have ended in the context"
+
+
+def test_one_process_keeps_its_gradients():
+    model = nn.Linear(2, 1)
+    with Peers(model, 1) as peers:
+        peers.average_gradients()
+    assert model.weight.grad is None
+
+
+def test_a_death_is_told():
+    with pytest.raises(PeersError, match="another of the 2 training processes"):
+        with Peers(nn.Linear(2, 1), 2) as peers:
+            if peers.rank:
+                raise ValueError("this process fails")
+            peers.average_gradients()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, 0)  # none is left behind
+
+
+
+def test_each_process_has_batches_of_its_own(build, tmp_path):
+    rows = []
+    for processes in (1, 2):
+        stage, out = build("embed"), tmp_path / str(processes)
+        fit(stage, LoopConfig(**stages.LOOP, processes=processes), out, resume=False)
+        rows.append([row for row in curve(out / "embed.jsonl") if "pair_loss" in row])
+        assert stage.stats.steps == stages.STEPS
+    first, second = ([row["pair_loss"] for row in one] for one in rows)
+    assert first[0] == second[0], "the first process has the batches that it would have alone"
+    assert first[1:] != second[1:], "its weights are those of both"
