@@ -77,6 +77,7 @@ OPTIONS = {
         "small_side": 8,
         "small_share": 0.5,
     },
+    "words": {"batch": 8, "cells_per_batch": 2, "named": 6, "texts": 4, "names": 5},
     "read": {"descriptions": 3, "lists": 2, "sizes": [3, 4], "start_steps": 5},
     "align": {"descriptions": 3, "lists": 2, "size": 3, "names": 5},
     "lists": {
@@ -93,10 +94,11 @@ OPTIONS = {
 }
 MODELS = {"embed": EMBED, "read": BACKBONE}
 BEFORE = {
-    "read": {"embed": "embed"},
-    "align": {"model": "read", "embed": "embed"},
-    "lists": {"model": "align", "embed": "embed"},
-    "sft": {"model": "lists", "embed": "embed"},
+    "words": {"embed": "embed"},
+    "read": {"embed": "words"},
+    "align": {"model": "read", "embed": "words"},
+    "lists": {"model": "align", "embed": "words"},
+    "sft": {"model": "lists", "embed": "words"},
 }
 
 

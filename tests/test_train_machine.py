@@ -85,7 +85,7 @@ def test_a_loss_on_an_emulated_gpu_is_the_cpus(build, name):
     with torch.inference_mode(), emulate() as device:
         device.move(stage.model)
         corpora = [getattr(stage, "corpus", None)]
-        if name == "embed":
+        if name in ("embed", "words"):
             corpora = [stage.train.corpus, stage.val.corpus]
         if validation := getattr(stage, "validation", None):
             corpora.append(validation.corpus)
@@ -117,7 +117,7 @@ def test_a_training_step_on_a_gpu_has_the_cpus_loss(build, config, name, tmp_pat
 
 
 def test_a_run_by_the_clock_ends_in_time_with_its_whole_schedule(config, trained, folder):
-    trained("embed")
+    trained("words")
     out, limit = folder / "by-the-clock", 10.0
     planned = stages.LOOP | {"steps": 1000, "save_every": 1000}
     started = time.monotonic()

@@ -98,7 +98,7 @@ def test_without_changes_pictures_are_as_they_will_be_served(pictographs, icons)
 def encoded(corpus, model, processor, tmp_path, monkeypatch) -> Callable[..., tuple[RowBank, int]]:
     """Builds a row bank in a folder; returns it, and how many pictures the tower saw."""
     seen: list[int] = []
-    rows_of = vision_rows.picture_rows
+    rows_of, images = vision_rows.picture_rows, processor.image_processor
 
     def counted(visual: Any, image: torch.Tensor, images: Any) -> torch.Tensor:
         seen.append(len(image))
@@ -110,7 +110,7 @@ def encoded(corpus, model, processor, tmp_path, monkeypatch) -> Callable[..., tu
         used: tuple[int, ...] = (0, 3, 7), views: int = 2, seed: int = 0, of: Any = model
     ) -> tuple[RowBank, int]:
         before = sum(seen)
-        bank = RowBank.build(of, processor, corpus.bank, used, views, seed, tmp_path, batch=2)
+        bank = RowBank.build(of.visual, images, corpus.bank, used, views, seed, tmp_path, batch=2)
         return bank, sum(seen) - before
 
     return build
@@ -163,4 +163,4 @@ def test_a_view_of_each_picture_is_drawn(encoded):
 
 def test_data_without_pictures_are_refused(corpus, model, processor, tmp_path):
     with pytest.raises(ConfigError, match="show no pictures"):
-        RowBank.build(model, processor, corpus.bank, [], 1, 0, tmp_path)
+        RowBank.build(model.visual, processor.image_processor, corpus.bank, [], 1, 0, tmp_path)

@@ -120,14 +120,14 @@ def test_a_stage_trains_its_own_parts_only(build, name):
 
 
 def test_the_tower_of_the_first_stage_starts_the_backbone(build, trained):
-    tower = RetrvEmbedder.from_pretrained(trained("embed")).visual.state_dict()
+    tower = RetrvEmbedder.from_pretrained(trained("words")).visual.state_dict()
     visual = build("read").model.visual.state_dict()
     assert all(torch.equal(visual[name], value) for name, value in tower.items())
 
 
 def test_reading_goes_on_from_a_finished_model(config, trained, folder):
     trained("read")
-    init = {"embed": str(folder / "embed/final"), "model": str(folder / "read/final")}
+    init = {"embed": str(folder / "words/final"), "model": str(folder / "read/final")}
     stage: Any = build_stage(read_config("read", config("read", init=init)))
     finished = RetrvR1ForConditionalGeneration.from_pretrained(folder / "read/final")
     ours = dict(stage.model.named_parameters())

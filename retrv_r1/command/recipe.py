@@ -3,7 +3,7 @@
     python -m retrv_r1.command.recipe --data pictographs.pack --out results --minutes 3.5
 
 trains the stages one after the other, each by the clock, assembles the checkpoint, calibrates it,
-and ranks with it once. Results worth keeping are in ``--out/CARD/train``: at most twelve files of a
+and ranks with it once. Results worth keeping are in ``--out/CARD/train``: at most fourteen files of a
 few megabytes, because on a borrowed machine they are copied one by one. They are written after each
 stage, so a run that is cut off leaves the newest checkpoint that ranks.
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from retrv_r1.train.machine import Machine
 
 CONFIGS = Path(__file__).parents[1] / "train" / "configs" / "tiny"
-SHARES = {"embed": 0.45, "read": 0.2, "align": 0.05, "lists": 0.2, "sft": 0.1}
+SHARES = {"embed": 0.4, "words": 0.1, "read": 0.15, "align": 0.05, "lists": 0.2, "sft": 0.1}
 """Share of each stage in the time for training; a choice, not a measurement."""
 SHIPPING = 0.1
 """Share of the whole time for calibrating and trying the checkpoint."""
@@ -52,6 +52,7 @@ LARGEST = 2**24
 _QUICK_QUERIES = 8
 _QUICK: dict[str, dict[str, Any]] = {
     "embed": {"batch": 16, "named": 24, "texts": 16, "names": 64},
+    "words": {"batch": 16, "named": 24, "texts": 16, "names": 64},
     "read": {"descriptions": 6, "lists": 4, "start_steps": 40},
     "align": {"descriptions": 6, "lists": 4, "names": 64},
     "lists": {"rows": 96, "names": 64},
@@ -118,7 +119,7 @@ def train_all(
         train_stage(settings, machine, Schedule(settings.loop.steps, seconds), resume=False)
         record["stages"][stage] = _keep(settings.out, out)
         _free_memory()
-        if stage not in ("embed", "read"):  # these cannot rank compressed candidates
+        if stage not in ("embed", "words", "read"):  # these cannot rank compressed candidates
             assemble(work / "runs", checkpoint, stage)
             record["checkpoint"] = stage
             _archive(out, checkpoint, console)

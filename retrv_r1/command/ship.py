@@ -53,7 +53,7 @@ def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(runs / last / "final", out)
     if not (out / "embedder").exists():
-        shutil.copytree(runs / "embed" / "final", out / "embedder")
+        shutil.copytree(runs / "words" / "final", out / "embedder")
     for weights in (out / "model.safetensors", out / "embedder" / "model.safetensors"):
         _halve(weights)
     records = out / "training"

@@ -66,7 +66,7 @@ class AlignStage(Stage):
         model.requires_grad_(False)
         model.icm.requires_grad_(True)
         self.collator = ListCollator(processor, config.max_text)
-        self.bank = setup.rows(model, processor, config.views)
+        self.bank = setup.rows(model.visual, processor.image_processor, config.views)
         known = setup.vectors(setup.val)
         self.validation = ListValidation(setup.val, known, self.collator, k=config.size)
         self.naming = self.add_auxiliary("naming", setup.naming(model.config.hidden_size))

@@ -174,7 +174,8 @@ class EmbedStage(Stage):
         return metrics
 
     def save(self, out: Path) -> None:
-        self._scale_rows()
+        if next(self.model.visual.parameters()).requires_grad:
+            self._scale_rows()
         super().save(out)
         self.tokenizer.save_pretrained(out)
 

@@ -21,7 +21,7 @@ from retrv_r1.train.augment import Augmentation, PicturePlan
 from retrv_r1.train.corpus import Corpus, Entry
 from retrv_r1.train.pictures import side_of
 from retrv_r1.train.tensors import digest_of, to_device
-from retrv_r1.train.vision_rows import picture_rows
+from retrv_r1.train.vision_rows import RowBank, picture_rows
 
 _GROUPS = 4
 """Groups of texts by length in a batch."""
@@ -32,7 +32,11 @@ class EntryEmbedder:
 
     Args:
         max_text: tokens to which a text is cut.
+    Attributes:
+        rows: rows of the pictures if the tower is at rest: augmented views are some of these.
     """
+
+    rows: RowBank | None = None
 
     def __init__(
         self,
@@ -60,11 +64,13 @@ class EntryEmbedder:
         out: dict[str, Any] = {"size": len(entries)}
         if pictures:
             shown = [p for e in entries if (p := e.picture) is not None]
-            changes = Augmentation.draw(len(shown), generator) if generator else None
-            out |= {
-                "pictures": torch.tensor(pictures),
-                "plan": PicturePlan.of(shown, changes),
-            }
+            out["pictures"] = torch.tensor(pictures)
+            if generator is not None and self.rows is not None:
+                seed = int(torch.randint(2**31, (1,), generator=generator))
+                out["views"] = self.rows.draw(shown, np.random.default_rng(seed))
+            else:
+                changes = Augmentation.draw(len(shown), generator) if generator else None
+                out["plan"] = PicturePlan.of(shown, changes)
         if texts:
             # Texts of like length together: padding would cost several times the words.
             ids = {i: torch.tensor(self.text_ids(entries[i].text or "")) for i in texts}
@@ -88,12 +94,10 @@ class EntryEmbedder:
     def embed_parts(self, parts: Sequence[dict[str, Any]], side: int | None = None) -> list[Tensor]:
         """Unit vectors of several batches, whose pictures the tower sees as one."""
         shown = [part for part in parts if "pictures" in part]
-        images = [part["plan"].render(self.corpus.bank, side or self.side) for part in shown]
         drawn: list[Tensor] = []
-        if images:
-            rows = picture_rows(self.model.visual, torch.cat(images), self.processor)
-            vectors = self.model.project_pictures(rows.mean(1))
-            drawn = list(vectors.split([len(image) for image in images]))
+        if shown:
+            vectors = self.model.project_pictures(self._mean_rows(shown, side or self.side))
+            drawn = list(vectors.split([len(part["pictures"]) for part in shown]))
         out = []
         for part in parts:
             pictures = texts = None
@@ -105,6 +109,20 @@ class EntryEmbedder:
                 texts = (part["texts"], torch.cat(written))
             out.append(self.model.fuse(part["size"], pictures, texts))
         return out
+
+    def _mean_rows(self, parts: Sequence[dict[str, Any]], side: int) -> Tensor:
+        """Mean rows of the pictures of batches, ``[pictures, d]``."""
+        if self.rows is not None and "views" in parts[0]:
+            rows = [self.rows.rows_of(part["views"]) for part in parts]
+            return torch.cat(
+                [
+                    x.unflatten(0, (len(part["pictures"]), -1)).mean(1)
+                    for x, part in zip(rows, parts, strict=True)
+                    if x is not None
+                ]
+            )
+        images = torch.cat([part["plan"].render(self.corpus.bank, side) for part in parts])
+        return picture_rows(self.model.visual, images, self.processor).mean(1)
 
     @torch.no_grad()
     def embed_all(self, entries: Sequence[Entry], batch: int = 256) -> Tensor:

@@ -76,7 +76,7 @@ class ReadStage(Stage):
         self.collator = ListCollator(self.processor, config.max_text)
         self.sampler = ListSampler(setup.train, setup.vectors(setup.train), named, config.wordings)
         self.named = named
-        self.bank = setup.rows(self.model, self.processor, config.views)
+        self.bank = setup.rows(self.model.visual, self.processor.image_processor, config.views)
         if fresh:
             self._initialize(setup)
         self.validation = ListValidation(

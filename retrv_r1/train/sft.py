@@ -91,7 +91,7 @@ class SFTStage(Stage):
         self.collator = ListCollator(processor, config.max_text)
         known = setup.vectors(setup.val)
         self.validation = ListValidation(setup.val, known, self.collator)
-        self.bank = setup.rows(model, processor, config.views)
+        self.bank = setup.rows(model.visual, processor.image_processor, config.views)
         self.naming = self.add_auxiliary("naming", setup.naming(model.config.hidden_size))
         model.requires_grad_(True)
         model.visual.requires_grad_(False)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
@@ -112,13 +113,11 @@ class Setup:
         tokenizer, images = load_preprocessing(self.result("embed"))
         return EntryEmbedder(self.embedder, tokenizer, images, corpus, self.config.stage.max_text)
 
-    def rows(
-        self, model: RetrvR1ForConditionalGeneration, processor: RetrvR1Processor, views: int
-    ) -> RowBank:
+    def rows(self, visual: nn.Module, images: Qwen2VLImageProcessorPil, views: int) -> RowBank:
         """Rows of all training pictures by a frozen tower, computed once for all stages."""
         used = sorted({*used_pictures(self.train), *self.named.pictures.tolist()})
         seed = self.config.loop.seed
-        return RowBank.build(model, processor, self.pictures, used, views, seed, cache=self.cache)
+        return RowBank.build(visual, images, self.pictures, used, views, seed, cache=self.cache)
 
 
 @dataclass(frozen=True)

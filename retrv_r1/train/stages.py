@@ -2,6 +2,7 @@
 
 STAGES = {
     "embed": "retrv_r1.train.embed:EmbedStage",
+    "words": "retrv_r1.train.words:WordsStage",
     "read": "retrv_r1.train.read:ReadStage",
     "align": "retrv_r1.train.align:AlignStage",
     "lists": "retrv_r1.train.sft:SFTStage",

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1.model.conv_tower import ConvTower
@@ -75,8 +75,8 @@ class RowBank:
     @torch.no_grad()
     def build(
         cls,
-        model: RetrvR1ForConditionalGeneration,
-        processor: RetrvR1Processor,
+        visual: nn.Module,
+        images: Qwen2VLImageProcessorPil,
         bank: PictureBank,
         used: Sequence[int],
         views: int,
@@ -87,6 +87,8 @@ class RowBank:
         """Encodes several views of pictures, or reads what another stage has encoded.
 
         Args:
+            visual: tower, which stays as it is.
+            images: preprocessing of its pictures.
             used: rows of the bank that are encoded.
             views: views of each picture, all but the first augmented.
             cache: folder in which the rows are kept.
@@ -96,24 +98,25 @@ class RowBank:
         place = torch.full((len(bank.paths),), -1)
         place[torch.tensor(used)] = torch.arange(len(used))
         about = json.dumps([views, seed, [bank.paths[row] for row in used]])
-        path = cache / f"rows-{digest_of(model.visual, about)}.npy"
+        path = cache / f"rows-{digest_of(visual, about)}.npy"
+        device = next(visual.parameters()).device
         if not path.is_file():
-            cls._encode(path, model, processor, bank, used, views, seed, batch)
+            cls._encode(path, visual.eval(), images, bank, used, views, seed, batch, device)
         rows = torch.from_numpy(np.load(path, mmap_mode="r+"))
-        return cls(rows if model.device.type == "cpu" else rows.to(model.device), place)
+        return cls(rows if device.type == "cpu" else rows.to(device), place)
 
     @staticmethod
     def _encode(
         path: Path,
-        model: RetrvR1ForConditionalGeneration,
-        processor: RetrvR1Processor,
+        visual: nn.Module,
+        images: Qwen2VLImageProcessorPil,
         bank: PictureBank,
         used: Sequence[int],
         views: int,
         seed: int,
         batch: int,
+        device: torch.device,
     ) -> None:
-        images, visual = processor.image_processor, model.visual.eval()
         generator = torch.Generator().manual_seed(seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
@@ -122,7 +125,7 @@ class RowBank:
         for view, start in track(work, "tower rows of the training pictures"):
             chosen = list(used[start : start + batch])
             changes = Augmentation.draw(len(chosen), generator) if view else None
-            plan = to_device(PicturePlan.of(chosen, changes), model.device)
+            plan = to_device(PicturePlan.of(chosen, changes), device)
             rows = picture_rows(visual, plan.render(bank, side_of(images)), images)
             if out is None:
                 shape = (views, len(used), *rows.shape[1:])
