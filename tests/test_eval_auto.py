@@ -10,6 +10,7 @@ from eval_fixtures import write_cell
 from retrv_r1.eval import EvalError, fit_auto_threshold
 from retrv_r1.eval.auto import AutoFit, AutoList, draw, fit
 from retrv_r1.rerank.steps import confidence
+from retrv_r1.types import RetrvError
 
 pytest_plugins = ("eval_fixtures",)
 
@@ -88,3 +89,16 @@ def test_it_is_fitted_on_validation_lists_and_written(tmp_path, model_files, ran
     draw(fit(TEN), tmp_path / "ten.png")
     for name in ("auto", "ten"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lists_of_several_data_sets_count_alike(tmp_path, model_files, ranker):
+    roots = [tmp_path / name for name in ("one", "two")]
+    for root in roots:
+        write_cell(root, split="val")
+    alone, together = (fit_auto_threshold(model_files, r, k=6) for r in (roots[:1], roots))
+    assert (alone.lists, together.lists) == (3, 6)
+    assert together.points == alone.points
+    assert fit_auto_threshold(model_files, roots, k=6, limit=2).lists == 4
+    (roots[1] / "query").rename(tmp_path / "away")
+    with pytest.raises(RetrvError, match="two has no `query` folder"):
+        fit_auto_threshold(model_files, roots, k=6)

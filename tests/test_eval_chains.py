@@ -22,12 +22,13 @@ METADATA = {
     "9:1": {"name": "violin", "details": {"fill": "outline"}},
     "9:2": {"name": "arrow", "details": {"fill": "outline", "direction": "left"}},
     "9:3": ARROW,
+    "9:4": {"name": "arrow head"},
 }
 
 
 @pytest.fixture
 def named(tmp_path):
-    """Names and the task; nothing is known of candidate 5 but its text, of 4 not even that."""
+    """Names and the task; nothing is known of candidate 5 but its text."""
     write_cell(tmp_path)
     rows = [{"did": did, **row} for did, row in METADATA.items()]
     write_lines(tmp_path / "metadata.jsonl", rows)
@@ -38,8 +39,8 @@ def named(tmp_path):
 
 def outcome(chain: Chain | str, qid: str = "9:1", **values) -> Outcome:
     said = chain if isinstance(chain, str) else chain.text()
-    listed = tuple(f"9:{k}" for k in (3, 2, 1, 0, 5))
-    return Outcome(qid, listed, (0.2,) * 5, listed[0], reasoning=said, listed=listed, **values)
+    listed = tuple(f"9:{k}" for k in (3, 2, 1, 0, 5, 4))
+    return Outcome(qid, listed, (1 / 6,) * 6, listed[0], reasoning=said, listed=listed, **values)
 
 
 RIGHT = Chain(
@@ -63,6 +64,10 @@ RIGHT = Chain(
         (Chain("a", ((1, "arrow"),), ((0, "arrow filled"),)), 0, (1, 1), (1, 1), 1),
         (Chain("a", (), ((0, "filled left arrow"), (1, "arrow outline"))), 0, (0, 0), (2, 2), 1),
         (Chain("a", (), ((0, "outline arrow"),)), 0, (0, 0), (0, 1), 1),
+        # A close one without the detail is reason enough to say it; one that is not close is none.
+        (Chain("a", ((5, "arrow head"),), ((0, "arrow"),)), 0, (1, 1), (0, 1), 1),
+        (Chain("a", ((5, "arrow head"),), ((0, "arrow left filled"),)), 0, (1, 1), (1, 1), 1),
+        (Chain("a", ((2, "violin"),), ((0, "arrow"),)), 0, (1, 1), (1, 1), 1),
         ("wanted: violin. inspect [3] violin; so [3]", 0, (0, 0), (1, 1), 0),
         ("", 0, (0, 0), (0, 0), 0),
     ],
@@ -73,6 +78,29 @@ def test_every_statement_is_checked(named, chain, ideal, names, statements, whol
     assert found.text_ideals == Count(ideal, 1) and found.picture_ideals == Count()
     assert (found.names, found.statements) == (Count(*names), Count(*statements))
     assert found.whole == Count(whole, 1)
+
+
+def test_an_ideal_says_the_detail_that_is_asked_for(tmp_path):
+    long = "a picture of a person in a motorized wheelchair who is going right, dark skin"
+    write_lines(
+        tmp_path / "query_metadata.jsonl",
+        [
+            {
+                "qid": "9:1",
+                "target": {"name": "star"},
+                "detail": {"kind": "fill", "value": "filled"},
+            },
+            {"qid": "9:2", "detail": {"kind": "skin", "value": "dark"}},
+        ],
+    )
+    names = Names(tmp_path)
+    changed, named = (
+        mbeir.Query(qid, text, image, "text", 0, ("9:0",), ())
+        for qid, text, image in (("9:1", "make it solid", "a.png"), ("9:2", long, None))
+    )
+    assert names.of_query(changed) == {"make it solid", "star", "star filled"}
+    cut = "person in motorized wheelchair who is going"
+    assert names.of_query(named) == {f"{cut} right", f"{cut} dark"}
 
 
 def test_counts_add_up_and_come_back(named):

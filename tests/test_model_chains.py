@@ -139,3 +139,11 @@ def test_phrases_are_all_that_chains_are_written_of():
     for said in ("violin with a bow", "guitar", "violin", *phrases()):
         text = text.replace(said, "")
     assert set(text) <= set(" [37]")
+
+
+def test_words_that_are_to_stay_stay_where_a_text_is_cut():
+    long = "a b c d e f g h i j"
+    assert words(long) == "a b c d e f g h"
+    assert words(long, keep={"j", "b"}) == "a b c d e f g j"
+    assert words("b a j", keep={"j"}) == "b a j"
+    assert content_words(f"a picture of {long}", keep=["i"]) == "b c d e f g h i"

@@ -72,6 +72,29 @@ def test_a_list_without_an_answer_has_a_chain_and_one_without_words_has_none():
     assert chain(replace(example, ideal="#"), rng) is None
 
 
+def entry(name: str, **details: str) -> Entry:
+    return Entry(None, abs(hash((name, *details.items()))), {"name": name, "details": details})
+
+
+def test_statements_say_the_detail_that_tells_twins_apart():
+    rng = np.random.default_rng(0)
+    star, outline = entry("star", fill="filled"), entry("star", fill="outline")
+    others = [entry("star half", fill="outline"), entry("star four"), entry("kettle")]
+    example = ListExample(
+        "cell", "", Entry("star", None, {}), [star, outline, *others], 0, [0, 1, 2, 3, 4]
+    )
+    said = {"star filled", "star outline", "star half outline", "star four"}
+    for _ in range(30):
+        found = dict(chain(example, rng).seen)
+        assert found[0] == "star filled" and found[1] == "star outline", "twins are named first"
+        assert set(found.values()) < said
+    # Nothing can be said to choose between pictures of one name and the same details.
+    copy = replace(example, candidates=[star, replace(star, picture=1), others[2]])
+    copy = replace(copy, closeness=[0, 1, 2])
+    for one in (copy, without_answer(copy)):
+        assert not chain(one, rng).seen
+
+
 def test_neither_the_order_of_the_named_nor_of_the_list_says_which_is_right(chi_square):
     rng = np.random.default_rng(1)
     places: dict[int, list[int]] = {}

@@ -3,13 +3,18 @@ lists validation ranks: those that the first stage finds."""
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
+from training_fixtures import ICONS, unit, write_lines
 
-from retrv_r1.train.corpus import ListExample
+from retrv_r1.train.corpus import Corpus, ListExample
 from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.named import named_pictures
+from retrv_r1.train.pictures import PictureBank
 from retrv_r1.train.sampling import ListSampler, with_default_instruction, without_answer
 from retrv_r1.train.validation import ListValidation
 
@@ -121,6 +126,34 @@ def test_queries_by_name_are_worded_and_ideals_are_their_own_words(corpus, vecto
         if example.query.picture is not None:  # its picture's own name
             assert example.ideal == named_pictures(corpus).name(example.query.picture)
             break
+
+
+def test_ideals_say_the_detail_that_is_asked_for(icons, tmp_path):
+    """What a query asks for is in its metadata; a change has no name of its own."""
+    root = tmp_path / "icons"
+    shutil.copytree(icons, root)
+    path = root / "query/train/mbeir_icons_t2i_train.jsonl"
+    queries = [json.loads(line) for line in path.read_text().splitlines()]
+    shown = json.loads((root / "pictures.jsonl").read_text().splitlines()[0])["img_path"]
+    words = "a picture of a person in a manual wheelchair facing right with dark skin tone"
+    queries[0] |= {"query_txt": words}
+    queries[1] |= {"query_txt": "make it solid", "query_img_path": shown}
+    write_lines(path, queries)
+    details = [{"kind": "skin", "value": "dark"}, {"kind": "fill", "value": "filled"}, None]
+    write_lines(
+        root / "query_metadata.jsonl",
+        [{"qid": q["qid"], "detail": d} for q, d in zip(queries, details, strict=False)],
+    )
+    corpus = Corpus(root, "train", PictureBank.load(root))
+    (cell,) = corpus.cells.values()
+    assert [query.meta for query in cell.queries[:2]] == [{"detail": d} for d in details[:2]]
+    assert all(not query.meta for query in cell.queries[2:])
+    rng = np.random.default_rng(0)
+    vectors = {cell.name: Vectors(unit(rng, len(cell.queries)), unit(rng, len(cell.pool)))}
+    sampler = ListSampler(corpus, vectors, named_pictures(corpus))
+    found = {x.query.text: x.ideal for x in sampler.draw(rng, 200, 5, 0.5)}
+    assert found[words] == "person in manual wheelchair facing right with dark"
+    assert found["make it solid"] == f"{ICONS[1]} filled"
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_missing_candidates_and_unknown_reasoning():
 def test_golden_scores_of_something_else_are_refused(shipped, checkpoint, tmp_path):
     with pytest.raises(NoGolden, match=r"no golden scores .* retrv-r1 verify --write"):
         read_golden(checkpoint[2], SMALL)
-    with pytest.raises(NoGolden, match="of other lists"):
+    with pytest.raises(NoGolden, match=r"stale, of other lists: run retrv-r1 verify --write"):
         read_golden(shipped, SMALL[:1])
     folder = tmp_path / "changed"
     shutil.copytree(shipped, folder)
@@ -109,6 +109,15 @@ def test_golden_scores_of_something_else_are_refused(shipped, checkpoint, tmp_pa
     with pytest.raises(NoGolden, match="of other weights"):
         read_golden(folder, SMALL)
     weights.write_bytes(content)
+    assert read_golden(folder, SMALL) == read_golden(shipped, SMALL)
+    config = folder / "config.json"
+    values = json.loads(config.read_text())
+    calibrated = values | {"calibration": {"fast": {"temperature": 7.0}}}
+    for changed in (calibrated, values | {"max_inspections": 9}, values | {"pad_to_square": True}):
+        config.write_text(json.dumps(changed))
+        with pytest.raises(NoGolden, match=r"stale, of other settings \(calibration, .*: run"):
+            read_golden(folder, SMALL)
+    config.write_text(json.dumps(values | {"auto_threshold": 0.5, "transformers_version": "0"}))
     assert read_golden(folder, SMALL) == read_golden(shipped, SMALL)
     (folder / FILE).write_text("{")
     with pytest.raises(NoGolden, match="damaged"):

@@ -28,15 +28,27 @@ def ship(
         list[Path],
         typer.Argument(metavar="DATASET…", help="Data sets whose validation lists calibrate."),
     ],
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Validation queries of each cell; all by default.", metavar="N"),
+    ] = None,
 ) -> None:
-    """Assemble a checkpoint from finished runs, calibrate it, and write its golden scores."""
+    """Assemble a checkpoint from finished runs, calibrate it, fit the threshold of mode auto, and
+    write its golden scores."""
+    from retrv_r1.eval.auto import fit_auto_threshold, need_matplotlib
     from retrv_r1.eval.calibration import calibrate
-    from retrv_r1.verify.golden import write_golden
+    from retrv_r1.eval.progress import counting
+    from retrv_r1.verify.golden import cases, write_golden
 
+    need_matplotlib()
     assemble(runs, out)
-    for mode, fitted in calibrate(out, datasets).items():
+    for mode, fitted in calibrate(out, datasets, limit=limit).items():
         echo(f"{mode} {fitted}")
-    echo(f"golden scores: {write_golden(out)}")
+    plot = out / "training" / "auto.png"
+    echo(f"auto {fit_auto_threshold(out, datasets, limit=limit, plot=plot)}")
+    with counting("golden scores", len(cases())) as ranked:
+        written = write_golden(out, ranked=ranked)
+    echo(f"golden scores: {written}")
 
 
 def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:

@@ -1,6 +1,6 @@
 """Fits from which confidence on the fast answer is good enough, for ``mode="auto"``.
 
-python -m retrv_r1.eval.auto CHECKPOINT DATASET --plot auto.png
+python -m retrv_r1.eval.auto CHECKPOINT DATASET… --plot auto.png
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _points(lists: Sequence[AutoList]) -> list[AutoPoint]:
 
 def fit_auto_threshold(
     model_dir: str | Path,
-    dataset: str | Path,
+    datasets: str | Path | Sequence[str | Path],
     *,
     k: int = 50,
     limit: int | None = None,
@@ -170,13 +170,13 @@ def fit_auto_threshold(
     device: str = "cpu",
     plot: str | Path | None = None,
 ) -> AutoFit:
-    """Fits ``auto_threshold`` on the val split, and writes it to the config.
+    """Fits ``auto_threshold`` on val splits, and writes it to the config.
 
     To be called after :func:`retrv_r1.eval.calibrate`, which changes the scores.
 
     Args:
         model_dir: directory of a checkpoint; its ``config.json`` is changed.
-        dataset: directory in M-BEIR's layout with a val split.
+        datasets: directories in M-BEIR's layout with a val split; their lists count alike.
         k: number of candidates per list, at most the reranker's window.
         limit, batch_size, seed, device: see :class:`retrv_r1.eval.settings.EvalSettings`.
         plot: PNG file to draw accuracy against tokens to; needs matplotlib.
@@ -185,10 +185,10 @@ def fit_auto_threshold(
         EvalError: no val split, no lists, or no matplotlib for the plot.
     """
     if plot is not None:
-        _need_matplotlib()
-    _, runs = rank_validation(
+        need_matplotlib()
+    runs = rank_validation(
         model_dir,
-        dataset,
+        datasets,
         k=(k,),
         modes=("fast", "reason"),
         full_tokens=False,
@@ -225,7 +225,7 @@ def draw(found: AutoFit, path: Path) -> None:
     Raises:
         EvalError: matplotlib is not installed.
     """
-    _need_matplotlib()
+    need_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -246,7 +246,8 @@ def draw(found: AutoFit, path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def _need_matplotlib() -> None:
+def need_matplotlib() -> None:
+    """Raises an :class:`EvalError` if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
@@ -257,7 +258,9 @@ def _need_matplotlib() -> None:
 
 def main(
     checkpoint: Annotated[Path, typer.Argument(help="folder of a checkpoint; it is changed")],
-    dataset: Annotated[Path, typer.Argument(help="data set whose validation lists are used")],
+    datasets: Annotated[
+        list[Path], typer.Argument(help="data sets whose validation lists are used")
+    ],
     k: Annotated[int, typer.Option(help="candidates per list")] = 50,
     limit: Annotated[int | None, typer.Option(help="queries per cell")] = None,
     device: Annotated[str, typer.Option(help="device")] = "cpu",
@@ -265,7 +268,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="JSON file for all points")] = None,
 ) -> None:
     """Fits the threshold of mode auto, and writes it to the checkpoint's config."""
-    found = fit_auto_threshold(checkpoint, dataset, k=k, limit=limit, device=device, plot=plot)
+    found = fit_auto_threshold(checkpoint, datasets, k=k, limit=limit, device=device, plot=plot)
     if out is not None:
         out.write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
     print(found)

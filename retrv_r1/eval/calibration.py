@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrv_r1.eval.cells import EvalError, choose
+from retrv_r1.eval.cells import EvalError
 from retrv_r1.eval.fitting import Lists, Measures, fit
 from retrv_r1.eval.models import Models
 from retrv_r1.eval.outcomes import Outcome
-from retrv_r1.eval.plan import read_cells
 from retrv_r1.eval.ranking import CellRun, CellRunner
 from retrv_r1.eval.settings import EvalSettings
+from retrv_r1.eval.validation import val_cells
 from retrv_r1.files import write_whole
 from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.types import CheckpointError, Mode
@@ -94,8 +94,8 @@ def calibrate(
         device=device,
     )
     models = Models(folder, settings)
-    roots = [datasets] if isinstance(datasets, str | Path) else datasets
-    runs = [run for root in roots for run in _runs(Path(root), models, settings)]
+    runner = CellRunner(models, settings, None)
+    runs = [runner.run_calibration(work) for work in val_cells(datasets, settings)]
     found: dict[Mode, Calibration] = {}
     for mode in modes:
         before = models.reranker.model.config.calibration_of(mode)
@@ -116,15 +116,6 @@ def calibrate(
             tried=tried,
         )
     return found
-
-
-def _runs(root: Path, models: Models, settings: EvalSettings) -> list[CellRun]:
-    """The val cells of a data set, ranked on lists for calibration alone."""
-    plan = read_cells(root, choose(root, "val"), settings, None)
-    if plan.bad:
-        raise EvalError(f"{plan.bad[0].name}: {plan.bad[0].error}")
-    runner = CellRunner(models, settings, None)
-    return [runner.run_calibration(work) for work in plan.works]
 
 
 def _write(config: Path, mode: Mode, fitted: ModeCalibration) -> None:

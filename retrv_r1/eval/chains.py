@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from retrv_r1.data import mbeir
-from retrv_r1.eval.names import Names, states
+from retrv_r1.eval.names import Names
 from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.model.chains import Chain, content_words, parse
+from retrv_r1.model.details import states
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class ChainCounts:
         picture_ideals: ideals of other queries; right is a name of the picture, too.
         names: candidates that a chain names; right is a name of that candidate.
         statements: what inspected candidates are said to show; right is a name of the candidate
-            with nothing besides but its details. A detail that tells it apart from other named
-            candidates of the same name must be said.
+            with nothing besides but its details. A detail that tells it from another named
+            candidate that is close must be said; see :mod:`retrv_r1.model.details`.
         whole: chains that are of the form as a whole.
         unaided: chains in which the engine had to enforce nothing and to refuse no inspection.
         inspections: inspections in all, of so many chains.
@@ -120,13 +121,8 @@ def _shown(
 ) -> bool | None:
     if not 0 <= k < len(listed):
         return False
-    known, details = names.of_candidate(listed[k]), names.details(listed[k])
-    if not known:
+    if not (known := names.shown(listed[k])):
         return None
-    if not states(said, known, details):
-        return False
     about = {place for place, _ in (*chain.near, *chain.seen)} - {k}
-    twins = [listed[place] for place in about if 0 <= place < len(listed)]
-    others = [names.details(twin) for twin in twins if names.of_candidate(twin) & known]
-    decisive = [v for kind, v in details.items() if any(o.get(kind) != v for o in others)]
-    return all(set(value.split()) <= set(said.split()) for value in decisive)
+    others = [one for n in about if 0 <= n < len(listed) for one in names.shown(listed[n])]
+    return any(states(said, one, others) for one in known)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from retrv_r1.data import mbeir
 from retrv_r1.model.chains import content_words, words
+from retrv_r1.model.details import Shown, asked_for, asked_words, details_of, with_detail
 
 _Row = Mapping[str, Any]
 
@@ -19,7 +20,8 @@ class Names:
     Args:
         root: folder of the data set. ``metadata.jsonl`` may give candidates a ``name``,
             ``aliases`` and ``details`` (values by kind), by ``did``; ``query_metadata.jsonl`` may
-            give queries a ``target`` and a ``source`` (names, or objects with one), by ``qid``.
+            give queries a ``target`` and a ``source`` (names, or objects with one) and a
+            ``detail`` that is asked for (an object with its ``value``), by ``qid``.
             Without them, texts are all that is known.
     Raises:
         MBEIRError: a line is damaged.
@@ -32,31 +34,30 @@ class Names:
     def of_candidate(self, candidate: mbeir.Candidate) -> frozenset[str]:
         """Names of a candidate, its text among them, as ``words``; empty if nothing is known."""
         row = self._candidates.get(candidate.did, {})
-        return _known([row.get("name"), *row.get("aliases", ()), candidate.text])
+        return frozenset(filter(None, map(words, _names(row, candidate))))
 
-    def details(self, candidate: mbeir.Candidate) -> dict[str, str]:
-        """Values of a candidate's details by kind, as ``words``."""
-        found = self._candidates.get(candidate.did, {}).get("details") or {}
-        return {kind: words(str(value)) for kind, value in found.items() if value}
+    def shown(self, candidate: mbeir.Candidate) -> list[Shown]:
+        """The same names, each with the values of the candidate's details."""
+        row = self._candidates.get(candidate.did, {})
+        return [Shown(n, details_of(row)) for n in _names(row, candidate) if words(n)]
 
     def of_query(self, query: mbeir.Query) -> frozenset[str]:
         """What a query may be said to ask for: content words of its text, or names.
 
-        Names are those of what it wants and of what its picture shows; empty if nothing is known.
+        Names are those of what it wants, with the detail asked for or without, and of what its
+        picture shows; empty if nothing is known.
         """
         row = self._queries.get(query.qid, {})
-        named = [_name_of(row.get(field)) for field in ("target", "source")]
-        return frozenset(filter(None, map(content_words, filter(None, [query.text, *named]))))
+        target, source = (_name_of(row.get(field)) for field in ("target", "source"))
+        said = [content_words(text) for text in (query.text, target, source) if text]
+        said.append(asked_words(query.text or "", asked_for(row)))
+        if target:
+            said.append(content_words(with_detail(target, row)))
+        return frozenset(filter(None, said))
 
     def wanted(self, query: mbeir.Query) -> str | None:
         """The bare name of what a query asks for; None if the metadata has none."""
         return _name_of(self._queries.get(query.qid, {}).get("target"))
-
-
-def states(statement: str, names: Iterable[str], details: Mapping[str, str]) -> bool:
-    """Whether a statement says a name, and nothing besides but details of the same thing."""
-    said, known = set(statement.split()), {w for value in details.values() for w in value.split()}
-    return any(set(name.split()) <= said <= {*name.split(), *known} for name in names)
 
 
 def _rows(path: Path, key: str) -> dict[str, _Row]:
@@ -74,5 +75,5 @@ def _name_of(value: Any) -> str | None:
     return value.get("name") if isinstance(value, dict) else value
 
 
-def _known(texts: Iterable[str | None]) -> frozenset[str]:
-    return frozenset(filter(None, (words(text) for text in texts if text)))
+def _names(row: _Row, candidate: mbeir.Candidate) -> list[str]:
+    return [name for name in (row.get("name"), *row.get("aliases", ()), candidate.text) if name]

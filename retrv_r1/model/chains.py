@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,27 +115,37 @@ def parse(text: str) -> Chain:
     return Chain(read.ideal, tuple(read.near), tuple(read.seen), read.best, tuple(read.damage))
 
 
-def words(text: str, most: int | None = MOST_WORDS) -> str:
+def words(text: str, most: int | None = MOST_WORDS, keep: Collection[str] = ()) -> str:
     """A text as chains write it: lower case, letters, digits and apostrophes, ``most`` words.
 
     Equal things have equal words, however they are spelled: "Arrow-left", "arrow_left".
+
+    Args:
+        keep: words that stay where a text is cut; the last of the others are left out.
     """
     folded = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
-    kept = (c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in folded)
-    return " ".join("".join(kept).split()[:most])
+    plain = (c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in folded)
+    said = "".join(plain).split()
+    if most is not None and len(said) > most:
+        first = sorted(range(len(said)), key=lambda place: said[place] not in keep)[:most]
+        said = [said[place] for place in sorted(first)]
+    return " ".join(said)
 
 
-def content_words(text: str) -> str:
+def content_words(text: str, keep: Collection[str] = ()) -> str:
     """The words of an English query that say what it asks for, without its wrapping.
 
     "a picture of a violin" is "violin", and so are "Violin!" and "the violin icon".
+
+    Args:
+        keep: see :func:`words`.
     """
     plain, before = words(text, None), ""
     while plain != before:
         before = plain
         wrapping = _BEFORE.match(plain)
         plain = _AFTER.sub("", plain[wrapping.end() :] if wrapping else plain)
-    return words(_ARTICLES.sub("", plain))
+    return words(_ARTICLES.sub("", plain), keep=keep)
 
 
 def phrases() -> list[str]:

@@ -20,7 +20,10 @@ Key = tuple[str | None, int | None]
 
 @dataclass(frozen=True)
 class Entry:
-    """A query or candidate: its text, its picture's row in the bank, and its metadata."""
+    """A query or candidate: its text, its picture's row in the bank, and its metadata.
+
+    A query's metadata is the ``detail`` that it asks for, if any.
+    """
 
     text: str | None
     picture: int | None
@@ -87,20 +90,27 @@ class Corpus:
         self.cells: dict[str, Cell] = {}
         roots = [roots] if isinstance(roots, Path) else list(roots)
         for root in roots:
-            meta = read_metadata(root)
+            meta, asked = read_metadata(root), _read_details(root)
             for cell in mbeir.cells(root):
                 if cell.split != split:
                     continue
                 if cell.dataset in self.cells:
                     raise ConfigError(f"two data sets have a cell {cell.dataset}: leave one out")
-                self.cells[cell.dataset] = self._cell(mbeir.load(root, cell.dataset, split), meta)
+                self.cells[cell.dataset] = self._cell(
+                    mbeir.load(root, cell.dataset, split), meta, asked
+                )
         if not self.cells:
             raise ConfigError(
                 f"{', '.join(map(str, roots))}: no queries for the split {split!r}; build the data "
                 "set again with `retrv-r1 data pictographs DIR`"
             )
 
-    def _cell(self, task: mbeir.Task, meta: dict[str, dict[str, Any]]) -> Cell:
+    def _cell(
+        self,
+        task: mbeir.Task,
+        meta: dict[str, dict[str, Any]],
+        asked: dict[str, dict[str, Any]],
+    ) -> Cell:
         def entry(text: str | None, image: str | None, known: dict[str, Any]) -> Entry:
             if image and image not in self.bank.row_of:
                 raise ConfigError(f"pictures.jsonl lacks {image}: build the data set again")
@@ -109,7 +119,7 @@ class Corpus:
         number = task.pool.row
         return Cell(
             name=task.dataset,
-            queries=[entry(q.text, q.image, {}) for q in task.queries],
+            queries=[entry(q.text, q.image, asked.get(q.qid, {})) for q in task.queries],
             pool=[entry(c.text, c.image, meta.get(c.did, {})) for c in task.pool],
             positives=[np.array([number(d) for d in q.positives]) for q in task.queries],
             instructions=task.queries[0].instructions,
@@ -123,6 +133,16 @@ def read_metadata(root: Path) -> dict[str, dict[str, Any]]:
         return {}
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return {row["did"]: row for row in rows}
+
+
+def _read_details(root: Path) -> dict[str, dict[str, Any]]:
+    """The detail that a query asks for, by ``qid``, of those queries that ask for one."""
+    path = root / "query_metadata.jsonl"
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8") as lines:
+        rows = (json.loads(line) for line in lines)
+        return {row["qid"]: {"detail": row["detail"]} for row in rows if row.get("detail")}
 
 
 def used_pictures(corpus: Corpus) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from retrv_r1.data.icons.wording import word
-from retrv_r1.model.chains import content_words
+from retrv_r1.model.details import asked_for, asked_words, with_detail
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import Cell, Corpus, Entry, ListExample
 from retrv_r1.train.entry_vectors import Vectors
@@ -155,8 +155,12 @@ class _CellSampler:
         )
 
     def _ideal(self, query: Entry, answer: Entry) -> str:
-        """What a query asks for: its own words, the name of its picture, or that of the answer."""
-        if query.picture is None and (said := content_words(query.text or "")):
+        """What a query asks for: its own words, the name of its picture, or that of the answer.
+
+        The latter is said with the detail that the query asks for.
+        """
+        said = asked_words(query.text or "", asked_for(query.meta))
+        if query.picture is None and said:
             return said
         shown = None if query.text or query.picture is None else self.named.name(query.picture)
-        return shown or describe(answer)
+        return shown or with_detail(describe(answer), query.meta)

@@ -11,6 +11,7 @@ from typing import Any
 
 from retrv_r1.files import write_whole
 from retrv_r1.model.checkpoint import resolve
+from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.types import CheckpointError, Mode, RankedResults, RetrvError
 from retrv_r1.verify.lists import CheckList, check_lists, lists_hash
@@ -18,10 +19,13 @@ from retrv_r1.verify.lists import CheckList, check_lists, lists_hash
 FILE = "golden.json"
 FORMAT = 1
 MODES: tuple[Mode, ...] = ("fast", "reason")
+DECIDING = ("calibration", "prompts", "max_inspections", "pad_to_square", "icm")
+"""Settings of a config that decide scores and may be changed with the weights as they are. The
+threshold of mode auto is none of them: golden scores are of the other two modes."""
 
 
 class NoGolden(RetrvError):
-    """A checkpoint without golden scores, or with those of other weights."""
+    """A checkpoint without golden scores, or with stale ones."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def write_golden(
         "format": FORMAT,
         "about": "scores of the plain engine in float32, see `retrv-r1 verify --help`",
         "weights": weights_hash(folder),
+        "config": config_hash(folder),
         "lists": lists_hash(asked),
     }
     named = {case.name: asdict(one) for case, one in zip(cases(asked), outcomes, strict=True)}
@@ -122,11 +127,11 @@ def read_golden(model: str | Path, lists: Sequence[CheckList] | None = None) -> 
     """The golden outcomes of a checkpoint by the names of their cases.
 
     Raises:
-        NoGolden: it has none, or they are of other weights or lists; the message says the command
-            that writes them.
+        NoGolden: it has none, or they are stale: of other weights, lists or settings; the message
+            says the command that writes them.
     """
     folder = _folder(model)
-    write = f"write them: retrv-r1 verify --write --model {model}"
+    write = f"run retrv-r1 verify --write --model {model}"
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -138,9 +143,10 @@ def read_golden(model: str | Path, lists: Sequence[CheckList] | None = None) -> 
         ("format", FORMAT, "of another format"),
         ("lists", lists_hash(asked), "of other lists"),
         ("weights", weights_hash(folder), "of other weights"),
+        ("config", config_hash(folder), f"of other settings ({', '.join(DECIDING)})"),
     ):
         if content.get(field) != own:
-            raise NoGolden(f"the golden scores of {folder} are {what}; {write}")
+            raise NoGolden(f"the golden scores of {folder} are stale, {what}: {write}")
     return {
         name: Outcome(
             tuple(found["order"]),
@@ -159,6 +165,13 @@ def weights_hash(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def config_hash(folder: Path) -> str:
+    """Hash of the settings in a checkpoint's config that decide its scores."""
+    config = RetrvR1Config.from_pretrained(folder)
+    decided = {name: getattr(config, name) for name in DECIDING}
+    return hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
 
 
 def _folder(model: str | Path) -> Path:
