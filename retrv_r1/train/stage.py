@@ -81,7 +81,8 @@ class Setup:
     def embedder(self) -> RetrvEmbedder:
         """The first stage, which is not trained further."""
         embedder = RetrvEmbedder.from_pretrained(self.result("embed"), dtype=torch.float32)
-        return embedder.to(self.machine.device)
+        self.machine.prepare(embedder)
+        return embedder
 
     @property
     def cache(self) -> Path:
