@@ -90,6 +90,16 @@ def test_an_engine_that_was_mended_is_counted(random, monkeypatch):
     assert found["retrv_engine_batch_count"] == found["retrv_engine_steps_total"] > 0
 
 
+def test_every_phase_of_a_ranking_has_its_name_in_the_metrics(random):
+    _, server = random
+    two = {"query": "a red apple", "documents": ["a blue bird", "an apple"]}
+    bill = server.post("/v1/rerank", {**two, "retrv": {"mode": "reason"}}).json()["retrv"]["bill"]
+    text = server.get("/metrics").text
+    assert "answer" in bill["seconds"] and 'phase="other"' not in text
+    for phase in bill["seconds"]:
+        assert f'retrv_phase_seconds_count{{mode="reason",phase="{phase}"}} 1.0' in text
+
+
 def test_one_document_is_compared_with_none_of_these(random):
     reranker, server = random
     expected = reranker.rank(ONE["query"], ONE["documents"], mode="fast")
