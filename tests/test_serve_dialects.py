@@ -173,6 +173,14 @@ def test_a_bare_array_says_in_a_header_which_texts_were_cut(server):
         assert warning == f"only the first 4096 tokens were read of {field}[9]"
 
 
+def test_a_header_has_as_many_whole_warnings_as_fit(server):
+    ask = {"query": "a", "texts": ["b"], **{f"é{number}" * 30: 1 for number in range(30)}}
+    text = server.post("/rerank", ask).headers["X-Retrv-Warnings"]
+    *whole, last = json.loads(text)
+    assert 1500 < len(text) <= 2000 and last == f"{20 - len(whole)} more warnings"
+    assert all(line.startswith("unknown field ignored: é") for line in whole)
+
+
 def test_tei_gets_its_own_errors(server):
     answer = server.post("/rerank", {"query": 5, "texts": DOCUMENTS})
     assert answer.status_code == 422

@@ -48,6 +48,9 @@ ALONE = (
 LARGE_BODY = 2**16
 """Bytes from which a body is parsed in a thread, so that other requests go on."""
 
+MOST_HEADER = 2000
+"""Characters of warnings in a header; proxies refuse long ones."""
+
 
 class Ranking:
     """What the routes of rerank and score do.
@@ -258,7 +261,12 @@ def _warning_headers(content: Any, answers: Sequence[Answer]) -> dict[str, str]:
     warnings = all_warnings(answers)
     if not isinstance(content, list) or not warnings:
         return {}
-    return {"X-Retrv-Warnings": json.dumps(warnings)[:2000]}
+    for count in range(len(warnings), -1, -1):
+        left = len(warnings) - count
+        text = json.dumps([*warnings[:count], *([f"{left} more warnings"] if left else [])])
+        if len(text) <= MOST_HEADER:
+            break
+    return {"X-Retrv-Warnings": text}
 
 
 def _response(
