@@ -22,6 +22,7 @@ METADATA = {
     "9:1": {"name": "violin", "details": {"fill": "outline"}},
     "9:2": {"name": "arrow", "details": {"fill": "outline", "direction": "left"}},
     "9:3": ARROW,
+    "9:5": {"name": None, "aliases": None, "details": None},
 }
 
 

@@ -32,7 +32,7 @@ class Names:
     def of_candidate(self, candidate: mbeir.Candidate) -> frozenset[str]:
         """Names of a candidate, its text among them, as ``words``; empty if nothing is known."""
         row = self._candidates.get(candidate.did, {})
-        return _known([row.get("name"), *row.get("aliases", ()), candidate.text])
+        return _known([row.get("name"), *(row.get("aliases") or ()), candidate.text])
 
     def details(self, candidate: mbeir.Candidate) -> dict[str, str]:
         """Values of a candidate's details by kind, as ``words``."""
