@@ -269,6 +269,7 @@ def test_health_asks_an_engine_that_has_failed_or_been_silent(reranker, monkeypa
         monkeypatch.setattr(probe, "FRESH", 0.0)
         assert (await service.health()).ready and len(asked) == 1
         monkeypatch.setattr(probe, "LIMIT", 0.2)
+        monkeypatch.setattr(probe, "PATIENCE", 4.0)
         with reranker._encoding:
             found = await asyncio.gather(*(service.health() for _ in range(5)))
         assert len(asked) == 2, "five questions at once, one to the engine"
@@ -282,6 +283,7 @@ def test_an_engine_whose_step_never_ends_does_not_hold_up_the_question(reranker,
     async def body(service: RerankService) -> None:
         monkeypatch.setattr(probe, "FRESH", 0.0)
         monkeypatch.setattr(probe, "LIMIT", 0.2)
+        monkeypatch.setattr(probe, "PATIENCE", 4.0)
         held, let_go = threading.Event(), threading.Event()
 
         def step() -> None:

@@ -117,10 +117,11 @@ class RerankService:
     async def health(self) -> Health:
         """Whether the model is loaded and warmed and the engine answers.
 
-        If nothing was ranked for a while, it ranks two words to see that.
+        If nothing was ranked for a while, it ranks two words to see that. Where that takes more
+        than a second, what was seen last is told.
         """
-        state, reason = self._state, self._reason
-        if state == "ready" and self._probe is not None and not await self._probe.answers():
+        state, reason, probe = self._state, self._reason, self._probe
+        if state == "ready" and probe is not None and not await probe.answers(hurry=True):
             state, reason = "failed", "the engine does not answer"
         return Health(state, reason, self._admission.running, self._admission.waiting)
 
