@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rerank_doubles import same
+from rerank_doubles import never_ending, same
 
 from retrv_engine import DeadlineExceeded
 from retrv_r1 import Item, ItemError, RankedResults, Reranker
@@ -31,7 +31,7 @@ LONG = RankCall(QUERY, THREE, max_reasoning_tokens=3000)  # minutes, unless it i
 def reranker(model, processor) -> Iterator[Reranker]:
     """It never ends its reasoning itself."""
     with Reranker(model, processor, name="random") as made:
-        yield made
+        yield never_ending(made)
 
 
 def serve(reranker: Reranker, body: Callable[[RerankService], Awaitable[Any]], **load: Any) -> None:
