@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from serve_app import HangingUp, Server, ServiceDouble, double
 
 from retrv_engine import DeadlineExceeded, EngineDied, RequestTooLarge
@@ -116,6 +118,23 @@ def test_a_request_past_its_deadline_is_cancelled():
     with double(Settings(deadline=0.1), pause=forever) as server:
         assert code_of(server.post("/v1/rerank", ASK)) == (504, "deadline_exceeded")
         assert server.service.cancelled == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_budget_and_deadline_begin_when_the_request_comes(stream):
+    class Slow:
+        async def read(self, value: str) -> Any:
+            await asyncio.sleep(0.2)
+            return SimpleNamespace(image=Image.new("RGB", (8, 8)))
+
+    service = ServiceDouble()
+    ask = {**ASK, "query": {"image": "A"}, "retrv": {"budget_ms": 10_000, "stream": stream}}
+    with Server(Settings(deadline=20), service, pictures=Slow()) as server:
+        assert server.post("/v1/rerank", ask).status_code == 200
+        assert server.post("/v1/rerank", {**ask, "retrv": {"budget_ms": 1}}).status_code == 200
+    first, second = service.calls
+    assert 0 < first.budget_ms <= 9800 and 0 < first.deadline_ms <= 19_800
+    assert second.budget_ms == 0, "the pictures took all of it"
 
 
 def test_a_client_that_hangs_up_cancels_its_ranking(caplog):

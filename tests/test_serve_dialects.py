@@ -292,7 +292,9 @@ def test_options_reach_the_service():
     with Server(None, service) as server:
         assert server.post("/v1/rerank", {**ASK, "retrv": options}).status_code == 200
     (call,) = service.calls
-    assert {name: getattr(call, name) for name in options} == options
+    budget = call.budget_ms
+    assert {name: getattr(call, name) for name in options} == options | {"budget_ms": budget}
+    assert budget is not None and 0 <= budget < 250, "what is left of it"
     assert call.deadline_ms is not None and 0 < call.deadline_ms <= 60_000
 
 
