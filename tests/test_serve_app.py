@@ -13,6 +13,7 @@ from PIL import Image
 from serve_app import HangingUp, Server, ServiceDouble, double
 
 from retrv_engine import DeadlineExceeded, EngineDied, RequestTooLarge
+from retrv_r1.serve import ranking, sending
 from retrv_r1.serve.calls import EngineFailed, NotReady, QueueFull
 from retrv_r1.serve.dialects import RERANK_PATHS, SCORE_PATHS
 from retrv_r1.serve.limits import Limits
@@ -246,6 +247,20 @@ def test_the_openapi_document_has_every_route_and_an_example_of_every_dialect(se
     assert {"queries", "documents", "data_1", "data_2"} <= set(score["schema"]["properties"])
     assert "WWW-Authenticate" in post["responses"]["401"]["headers"]
     assert "securitySchemes" not in document.get("components", {})
+
+
+def test_a_large_answer_is_that_of_a_small_one(server, monkeypatch):
+    """Only that others are answered while it is encoded."""
+    content = {"é": ['\ud83d\n"', 1.5, 1e-9, None, True, {}, []], "b": {"c": 3}}
+    assert asyncio.run(sending.encode_beside(content)) == sending.encode(content)
+    encoded: list[Any] = []
+    beside = ranking.encode_beside
+    monkeypatch.setattr(ranking, "encode_beside", lambda c: encoded.append(c) or beside(c))
+    small = server.post("/v1/rerank", ASK).json()
+    assert not encoded
+    monkeypatch.setattr(ranking, "LARGE", 1)
+    large = server.post("/v1/rerank", ASK).json()
+    assert len(encoded) == 1 and large["results"] == small["results"]
 
 
 def test_ids_of_requests_are_plain_words(server):

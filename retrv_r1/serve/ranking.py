@@ -28,7 +28,7 @@ from retrv_r1.serve.limits import Gate, Held, read_body
 from retrv_r1.serve.metrics import Metrics
 from retrv_r1.serve.schema.asked import Asked
 from retrv_r1.serve.schema.json_body import read_json
-from retrv_r1.serve.sending import Whole
+from retrv_r1.serve.sending import LARGE, Whole, encode, encode_beside
 from retrv_r1.serve.service import RerankService
 from retrv_r1.serve.settings import HEADER, Settings
 from retrv_r1.serve.stream import EventStream, Happening, Happenings
@@ -101,11 +101,13 @@ class Ranking:
                 answers = await watched(request.receive, self._rank_all(asked, held, trace))
                 content = dialect.render(answers)
                 headers = _warning_headers(content, answers)
-                return _response(content, 200, headers, stack.pop_all())
+                large = trace.body_bytes >= LARGE
+                encoded = await encode_beside(content) if large else encode(content)
+                return Whole(encoded, 200, headers, stack.pop_all())
             except Exception as error:
                 told, body = self._error(error, dialect, trace)
                 trace.code = told.code
-                return _response(body, told.status, told.headers)
+                return Whole(encode(body), told.status, told.headers)
 
     async def _body(self, request: Request, held: Held, trace: Trace) -> Mapping[str, Any]:
         _check_headers(request)
@@ -284,10 +286,3 @@ def _warning_headers(content: Any, answers: Sequence[Answer]) -> dict[str, str]:
         if len(text) <= MOST_HEADER:
             break
     return {"X-Retrv-Warnings": text}
-
-
-def _response(
-    content: Any, status: int, headers: Mapping[str, str], closing: ExitStack | None = None
-) -> Response:
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Whole(text.encode("utf-8", "replace"), status, headers, closing)
