@@ -98,7 +98,7 @@ def test_a_line_of_the_page_runs(running, line):
 
 def test_a_closed_connection_ends_the_ranking(running):
     body = json.dumps(LONG).encode()
-    head = "POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
