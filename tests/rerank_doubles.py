@@ -29,6 +29,12 @@ class Record:
         return outputs
 
 
+def never_ending(reranker: Reranker) -> Reranker:
+    """Has a reranker reason until it is cut; by itself, even a random model ends some day."""
+    reranker.builder._structure.append(reranker.processor.tokens.think_end)
+    return reranker
+
+
 def distinct_texts(count: int) -> list[str]:
     """Texts of two letters in order: pooling has no positions, "b a" compresses as "a b" does."""
     letters = [chr(ord("A") + n) for n in range(32)]

@@ -235,6 +235,30 @@ def test_an_error_of_the_engine_itself_ends_all_requests_and_not_its_thread(monk
     engine.close()
 
 
+def test_an_engine_that_cannot_be_mended_ends_all_requests_and_takes_no_more(monkeypatch, caplog):
+    engine = ledger()
+    handles = [engine.submit(made(seed)) for seed in (3, 4)]
+    engine.step()
+    handles.append(engine.submit(made(2)))
+
+    def broken(*_):
+        raise RuntimeError("the plan went wrong")
+
+    def worse():
+        raise MemoryError("nothing helps")
+
+    monkeypatch.setattr(engine.scheduler, "schedule", broken)
+    monkeypatch.setattr(engine, "_new_scheduler", worse)
+    engine.start()
+    for handle in handles:
+        with pytest.raises(RuntimeError, match="the plan went wrong"):
+            handle.result(timeout=20)
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit(made(3))
+    assert "cannot be mended" in caplog.text
+    engine.close()
+
+
 def test_a_listener_hears_every_token_once_from_the_first():
     engine = ledger()
     handle, heard = engine.submit(made(3)), []

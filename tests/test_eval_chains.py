@@ -23,6 +23,7 @@ METADATA = {
     "9:2": {"name": "arrow", "details": {"fill": "outline", "direction": "left"}},
     "9:3": ARROW,
     "9:4": {"name": "arrow head"},
+    "9:5": {"name": None, "aliases": None, "details": None},
 }
 
 

@@ -1,11 +1,11 @@
-"""Submitted rankings: the same results as in a batch, events, budgets, cancellation, bills."""
+"""Submitted rankings: the same results as in a batch, events, budgets, cancellation."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -16,36 +16,11 @@ from retrv_engine import DeadlineExceeded, Sampling
 from retrv_r1 import Item, ItemError, RankedResults, RankRequest, Reranker, RetrvError
 from retrv_r1.rerank import conductor
 from retrv_r1.rerank.events import Draft, Inspection, Reasoning
-from retrv_r1.rerank.narration import Narrator
-from retrv_r1.rerank.ordering import reasoning_text
 from retrv_r1.rerank.steps import confidence
 
+pytest_plugins = ["rerank_fixtures"]
+
 LONG = Sampling(max_reasoning_tokens=3000)  # minutes of reasoning, unless it is cut
-
-
-@pytest.fixture
-def reranker(checkpoint) -> Iterator[Reranker]:
-    """It tends to inspect, and to answer."""
-    model, processor, _ = checkpoint
-    with Reranker(model, processor, name="leaning") as made:
-        yield made
-
-
-@pytest.fixture
-def endless(model, processor) -> Iterator[Reranker]:
-    """It never ends its reasoning itself."""
-    with Reranker(model, processor) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def mixed(picture) -> list[Item]:
-    texts = ["a red apple", "a blue bird", "high in the sky", "find"]
-    return [
-        *(Item(text=text) for text in texts),
-        *(Item(image=picture(n, 64 if n % 2 else 48, 48)) for n in range(4)),
-        Item(text="a red apple", image=picture(9, 32, 64)),
-    ]
 
 
 def alike(found: RankedResults, expected: RankedResults) -> None:
@@ -400,64 +375,3 @@ def test_the_plain_engine_takes_turns(model, processor, mixed):
 def test_bad_options_are_refused_at_once(reranker, options, message):
     with pytest.raises(ValueError, match=message):
         reranker.submit(RankRequest("q", ["a"]), **options)
-
-
-def test_the_bill_counts_all_windows_items_and_pictures(reranker, mixed, picture, tmp_path):
-    path = tmp_path / "one.png"
-    picture(3).save(path)
-    listed = [*mixed, path, path.read_bytes(), mixed[0]]
-    request = RankRequest("q", listed)
-    first = reranker.submit(request, sampling=SHORT).result().bill
-    distinct = 2 + len(mixed)  # with the query and the file, which is there twice
-    assert (first.encoded, first.remembered, first.stored) == (distinct, 0, 0)
-    assert first.pictures == 7
-    pixels = 3 * 48 * (48 + 64 + 48 + 64) + 3 * 32 * 64
-    assert first.picture_bytes == pixels + 2 * path.stat().st_size
-    again = reranker.submit(request, sampling=SHORT).result()
-    assert (again.bill.encoded, again.bill.remembered) == (0, distinct)
-    assert again.bill.tokens == again.tokens and again.bill.tokens.cached == again.tokens.prompt
-    assert again.bill.inspections == len(again.inspected) and again.bill.prompts == 1
-    phases = {"queue", "features", "compression", "prefill", "decode", "answer", "total"}
-    assert phases <= set(again.bill.seconds) <= phases | {"inspection"}
-    parts = sum(s for phase, s in again.bill.seconds.items() if phase != "total")
-    assert 0 < parts <= again.bill.seconds["total"] * 1.05
-    many = reranker.submit(RankRequest("q", distinct_texts(100)), mode="fast").result()
-    assert many.bill.prompts == 3 and many.bill.tokens.candidates == 3 * many.tokens.candidates
-
-
-def test_rows_of_pictures_are_those_that_were_read_in_full(reranker, mixed, picture):
-    query = Item(text="q", image=picture(20))
-    first, *rest = reranker.encoder.encode([query, *mixed])
-    rows = [one.item.picture_rows for one in rest]
-    own = first.item.picture_rows
-    assert own > 0 and sorted(map(bool, rows)) == [False] * 4 + [True] * 5
-    fast = reranker.rank(query, mixed, mode="fast")
-    assert fast.tokens.pictures == fast.bill.tokens.pictures == own
-    full = reranker.rank(query, mixed, mode="fast", reading="full")
-    assert full.tokens.pictures == own + sum(rows)
-    pairs = reranker.rank(query, mixed, mode="fast", reading="pointwise")
-    assert pairs.tokens.pictures == len(mixed) * own + sum(rows)
-    looked = reranker.rank(query, mixed[::-1], sampling=SHORT)
-    seen = sum(rows[::-1][number] for number in looked.inspected)
-    assert seen > 0 and looked.tokens.pictures == own + seen
-    assert looked.tokens.pictures < looked.tokens.prompt + looked.tokens.inspected
-
-
-def test_text_is_told_as_it_comes_whole_characters_and_single_spaces(processor):
-    """However the tokens are split, the pieces make the text of the whole."""
-    ids, decode = processor.tokens, processor.tokenizer.decode
-    words = processor.tokenizer.encode("  a  red é😀 ", add_special_tokens=False)
-    label = ids.labels[1]
-    inner = [*words, ids.inspect_start, label, ids.inspect_end, *words, *words[:-1], label]
-    written = [ids.think_start, *inner, ids.think_end, ids.answer_start, label, ids.answer_end]
-    assert len(words) > len("a red é😀") - 2, "characters of several tokens"
-    for size in (1, 2, 3, len(written)):
-        narrator, events = Narrator(processor, [5, 7]), []
-        for start in range(0, len(written), size):
-            events += narrator.read(written[start : start + size])
-        text = "".join(event.text for event in events if isinstance(event, Reasoning))
-        assert text == "a red é😀 inspect [8] a red é😀 a red é😀 [8]"
-        assert [event.index for event in events if isinstance(event, Inspection)] == [7]
-        assert not any("\ufffd" in e.text for e in events if isinstance(e, Reasoning))
-    assert reasoning_text(processor, written, [5, 7]) == text
-    assert decode(words).split() == ["a", "red", "é😀"]

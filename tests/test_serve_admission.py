@@ -58,3 +58,33 @@ def test_slow_calls_of_the_past_keep_nobody_out_of_a_free_place():
             await call(admission, 0.05, 0)
 
     asyncio.run(check())
+
+
+def test_turns_are_given_in_order_and_none_is_lost():
+    """Also where those that wait leave, at every moment of getting their turn."""
+
+    async def run() -> None:
+        admission, order = Admission(Load(running=1, waiting=50)), []
+
+        async def call(number: int) -> None:
+            async with admission.turn(float("inf")):
+                order.append(number)
+                assert admission.running == 1
+                await asyncio.sleep(0)
+
+        tasks = [asyncio.create_task(call(number)) for number in range(30)]
+        for number in range(0, 30, 3):
+            await asyncio.sleep(0)
+            tasks[number].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert order == sorted(order) and set(range(30)) - set(order) <= set(range(0, 30, 3))
+        assert (admission.running, admission.waiting) == (0, 0)
+        await asyncio.wait_for(admission.empty(), 1)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("bad", [{"running": 0}, {"waiting": -1}, {"deadline": 0}])
+def test_loads_out_of_range_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        Load(**bad)

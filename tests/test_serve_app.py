@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from serve_app import HangingUp, Server, ServiceDouble, double
 
 from retrv_engine import DeadlineExceeded, EngineDied, RequestTooLarge
+from retrv_r1.serve import ranking, sending
 from retrv_r1.serve.calls import EngineFailed, NotReady, QueueFull
 from retrv_r1.serve.dialects import RERANK_PATHS, SCORE_PATHS
 from retrv_r1.serve.limits import Limits
@@ -116,6 +119,23 @@ def test_a_request_past_its_deadline_is_cancelled():
     with double(Settings(deadline=0.1), pause=forever) as server:
         assert code_of(server.post("/v1/rerank", ASK)) == (504, "deadline_exceeded")
         assert server.service.cancelled == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_budget_and_deadline_begin_when_the_request_comes(stream):
+    class Slow:
+        async def read(self, value: str) -> Any:
+            await asyncio.sleep(0.2)
+            return SimpleNamespace(image=Image.new("RGB", (8, 8)))
+
+    service = ServiceDouble()
+    ask = {**ASK, "query": {"image": "A"}, "retrv": {"budget_ms": 10_000, "stream": stream}}
+    with Server(Settings(deadline=20), service, pictures=Slow()) as server:
+        assert server.post("/v1/rerank", ask).status_code == 200
+        assert server.post("/v1/rerank", {**ask, "retrv": {"budget_ms": 1}}).status_code == 200
+    first, second = service.calls
+    assert 0 < first.budget_ms <= 9800 and 0 < first.deadline_ms <= 19_800
+    assert second.budget_ms == 0, "the pictures took all of it"
 
 
 def test_a_client_that_hangs_up_cancels_its_ranking(caplog):
@@ -227,6 +247,20 @@ def test_the_openapi_document_has_every_route_and_an_example_of_every_dialect(se
     assert {"queries", "documents", "data_1", "data_2"} <= set(score["schema"]["properties"])
     assert "WWW-Authenticate" in post["responses"]["401"]["headers"]
     assert "securitySchemes" not in document.get("components", {})
+
+
+def test_a_large_answer_is_that_of_a_small_one(server, monkeypatch):
+    """Only that others are answered while it is encoded."""
+    content = {"é": ['\ud83d\n"', 1.5, 1e-9, None, True, {}, []], "b": {"c": 3}}
+    assert asyncio.run(sending.encode_beside(content)) == sending.encode(content)
+    encoded: list[Any] = []
+    beside = ranking.encode_beside
+    monkeypatch.setattr(ranking, "encode_beside", lambda c: encoded.append(c) or beside(c))
+    small = server.post("/v1/rerank", ASK).json()
+    assert not encoded
+    monkeypatch.setattr(ranking, "LARGE", 1)
+    large = server.post("/v1/rerank", ASK).json()
+    assert len(encoded) == 1 and large["results"] == small["results"]
 
 
 def test_ids_of_requests_are_plain_words(server):

@@ -173,6 +173,14 @@ def test_a_bare_array_says_in_a_header_which_texts_were_cut(server):
         assert warning == f"only the first 4096 tokens were read of {field}[9]"
 
 
+def test_a_header_has_as_many_whole_warnings_as_fit(server):
+    ask = {"query": "a", "texts": ["b"], **{f"é{number}" * 30: 1 for number in range(30)}}
+    text = server.post("/rerank", ask).headers["X-Retrv-Warnings"]
+    *whole, last = json.loads(text)
+    assert 1500 < len(text) <= 2000 and last == f"{20 - len(whole)} more warnings"
+    assert all(line.startswith("unknown field ignored: é") for line in whole)
+
+
 def test_tei_gets_its_own_errors(server):
     answer = server.post("/rerank", {"query": 5, "texts": DOCUMENTS})
     assert answer.status_code == 422
@@ -284,7 +292,9 @@ def test_options_reach_the_service():
     with Server(None, service) as server:
         assert server.post("/v1/rerank", {**ASK, "retrv": options}).status_code == 200
     (call,) = service.calls
-    assert {name: getattr(call, name) for name in options} == options
+    budget = call.budget_ms
+    assert {name: getattr(call, name) for name in options} == options | {"budget_ms": budget}
+    assert budget is not None and 0 <= budget < 250, "what is left of it"
     assert call.deadline_ms is not None and 0 < call.deadline_ms <= 60_000
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from serve_app import double, png
+from serve_app import Server, double, png
 
-from retrv_r1.serve.limits import Limits
+from retrv_r1.images import MAX_PIXELS
+from retrv_r1.serve.limits import PIXEL_BYTES, Limits
 from retrv_r1.serve.settings import Settings
 
 ASK = {"query": "apple", "documents": ["pear", "red apple"]}
+SQUARES = [png(colour) for colour in ("red", "green", "blue")]
 
 
 def code_of(answer: Any) -> tuple[int, str]:
@@ -27,6 +30,8 @@ def code_of(answer: Any) -> tuple[int, str]:
         ({"query": "a", "documents": [{"image": png("red")}] * 4}, "max_pictures"),
         ({"query": "a" * 51, "documents": ["b"]}, "max_text_characters"),
         ({"query": "a" * 50, "documents": ["b" * 50, "c" * 50]}, "max_total_characters"),
+        ({"query": "a", "documents": [{"image": each} for each in SQUARES]}, "max_total_pixels"),
+        ({"query": "a", "documents": ["b"], "filler": [[]] * 50}, "max_json_values"),
         ({"query": "a", "documents": ["b"], "filler": "x" * 9000}, "max_body_bytes"),
     ],
 )
@@ -35,6 +40,8 @@ def test_what_is_over_a_limit_gets_its_name(body, limit):
         max_body_bytes=8000,
         max_documents=5,
         max_pictures=3,
+        max_total_pixels=3000,
+        max_json_values=40,
         max_text_characters=50,
         max_total_characters=120,
     )
@@ -49,6 +56,8 @@ def test_what_is_over_a_limit_gets_its_name(body, limit):
 def test_a_thousand_documents_and_a_hundred_pictures_are_within_the_limits():
     limits = Limits()
     assert limits.max_documents >= 1000 and limits.max_pictures >= 101
+    assert limits.max_total_pixels >= 101 * MAX_PIXELS
+    assert limits.max_held_bytes >= PIXEL_BYTES * limits.max_total_pixels + limits.max_body_bytes
 
 
 async def pieces(count: int) -> AsyncIterator[bytes]:
@@ -74,8 +83,10 @@ def test_a_body_that_does_not_come_ends_the_request():
         assert code_of(server.run(work)) == (408, "body_seconds")
 
 
-def test_more_requests_than_the_server_holds_are_sent_away():
-    async def both() -> list[Any]:
+def while_one_is_ranked(server: Server, first: Any, second: Any) -> list[Any]:
+    """Answers to the first request, to the second beside it, and to the second after it."""
+
+    async def all_three() -> list[Any]:
         started, go = asyncio.Event(), asyncio.Event()
 
         async def pause() -> None:
@@ -83,16 +94,35 @@ def test_more_requests_than_the_server_holds_are_sent_away():
             await go.wait()
 
         server.service.pause = pause
-        first = asyncio.create_task(server.client.post("/v1/rerank", json=ASK))
+        ranked = asyncio.create_task(server.client.post("/v1/rerank", json=first))
         await started.wait()
-        second = await server.client.post("/v1/rerank", json=ASK)
+        beside = await server.client.post("/v1/rerank", json=second)
         go.set()
-        return [await first, second, await server.client.post("/v1/rerank", json=ASK)]
+        return [await ranked, beside, await server.client.post("/v1/rerank", json=second)]
 
+    return server.run(all_three())
+
+
+def test_more_requests_than_the_server_holds_are_sent_away():
     with double(Settings(limits=Limits(max_requests=1))) as server:
-        first, second, third = server.run(both())
+        first, second, third = while_one_is_ranked(server, ASK, ASK)
     assert first.status_code == third.status_code == 200
     assert code_of(second) == (429, "server_busy") and second.headers["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_decoded_pictures_of_all_requests_together_are_bounded(stream):
+    """Although their files are small; each is counted once."""
+    red, blue = (
+        {"query": "a", "documents": [{"image": png(colour, 100)}] * 9, "stream": stream}
+        for colour in ("red", "blue")
+    )
+    bodies = len(json.dumps(red)) + len(json.dumps(blue))
+    with double(Settings(limits=Limits(max_held_bytes=bodies + 60_000))) as server:
+        first, second, third = while_one_is_ranked(server, red, blue)
+        assert server.post("/v1/rerank", red).status_code == 200
+    assert first.status_code == third.status_code == 200
+    assert code_of(second) == (429, "server_busy")
 
 
 def test_bodies_of_all_requests_together_are_bounded():

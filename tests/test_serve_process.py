@@ -76,6 +76,11 @@ def test_the_page_shows_every_kind_of_request():
         assert part in text
 
 
+def test_without_keys_no_page_can_call_it_by_another_name(running):
+    for name, status in (("localhost", 200), ("evil.example", 421)):
+        assert httpx.get(f"{running.url}/health", headers={"Host": name}).status_code == status
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 @pytest.mark.parametrize("line", curl_lines(), ids=range(len(curl_lines())))
 def test_a_line_of_the_page_runs(running, line):
@@ -93,7 +98,7 @@ def test_a_line_of_the_page_runs(running, line):
 
 def test_a_closed_connection_ends_the_ranking(running):
     body = json.dumps(LONG).encode()
-    head = "POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)

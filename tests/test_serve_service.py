@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rerank_doubles import same
+from rerank_doubles import never_ending, same
 
 from retrv_engine import DeadlineExceeded
 from retrv_r1 import Item, ItemError, RankedResults, Reranker
 from retrv_r1.rerank.events import Draft, Inspection, Reasoning
 from retrv_r1.serve import probe
-from retrv_r1.serve.admission import Admission, Load
+from retrv_r1.serve.admission import Load
 from retrv_r1.serve.calls import EngineFailed, NotReady, QueueFull, RankCall
 from retrv_r1.serve.service import RerankService
 
@@ -31,7 +31,7 @@ LONG = RankCall(QUERY, THREE, max_reasoning_tokens=3000)  # minutes, unless it i
 def reranker(model, processor) -> Iterator[Reranker]:
     """It never ends its reasoning itself."""
     with Reranker(model, processor, name="random") as made:
-        yield made
+        yield never_ending(made)
 
 
 def serve(reranker: Reranker, body: Callable[[RerankService], Awaitable[Any]], **load: Any) -> None:
@@ -269,6 +269,7 @@ def test_health_asks_an_engine_that_has_failed_or_been_silent(reranker, monkeypa
         monkeypatch.setattr(probe, "FRESH", 0.0)
         assert (await service.health()).ready and len(asked) == 1
         monkeypatch.setattr(probe, "LIMIT", 0.2)
+        monkeypatch.setattr(probe, "PATIENCE", 4.0)
         with reranker._encoding:
             found = await asyncio.gather(*(service.health() for _ in range(5)))
         assert len(asked) == 2, "five questions at once, one to the engine"
@@ -282,6 +283,7 @@ def test_an_engine_whose_step_never_ends_does_not_hold_up_the_question(reranker,
     async def body(service: RerankService) -> None:
         monkeypatch.setattr(probe, "FRESH", 0.0)
         monkeypatch.setattr(probe, "LIMIT", 0.2)
+        monkeypatch.setattr(probe, "PATIENCE", 4.0)
         held, let_go = threading.Event(), threading.Event()
 
         def step() -> None:
@@ -315,35 +317,6 @@ def test_a_busy_engine_is_not_taken_for_a_dead_one(reranker, monkeypatch):
         monkeypatch.setattr(probe, "LIMIT", 10.0)
 
     serve(reranker, body)
-
-
-def test_loading_is_not_ready(reranker):
-    async def run() -> None:
-        def load() -> Reranker:
-            time.sleep(0.2)
-            return reranker
-
-        service = RerankService(load)
-        starting = asyncio.create_task(service.start())
-        await asyncio.sleep(0.05)
-        assert (await service.health()).state == "loading"
-        with pytest.raises(NotReady, match="being loaded"):
-            await service.rank(FAST)
-        await starting
-        assert (await service.health()).ready and len(await service.rank(FAST)) == 3
-
-        def fail() -> Reranker:
-            raise OSError("no such checkpoint")
-
-        broken = RerankService(fail)
-        with pytest.raises(OSError, match="no such checkpoint"):
-            await broken.start()
-        health = await broken.health()
-        assert (health.state, health.reason) == ("failed", "the model did not start: OSError")
-        with pytest.raises(NotReady):
-            await broken.rank(FAST)
-
-    asyncio.run(run())
 
 
 def test_the_reading_of_pictures_is_billed(reranker):
@@ -387,33 +360,3 @@ def test_what_is_not_done_when_draining_ends_is_cancelled(reranker):
             assert isinstance(error, NotReady)
 
     asyncio.run(run())
-
-
-def test_turns_are_given_in_order_and_none_is_lost():
-    """Also where those that wait leave, at every moment of getting their turn."""
-
-    async def run() -> None:
-        admission, order = Admission(Load(running=1, waiting=50)), []
-
-        async def call(number: int) -> None:
-            async with admission.turn(float("inf")):
-                order.append(number)
-                assert admission.running == 1
-                await asyncio.sleep(0)
-
-        tasks = [asyncio.create_task(call(number)) for number in range(30)]
-        for number in range(0, 30, 3):
-            await asyncio.sleep(0)
-            tasks[number].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert order == sorted(order) and set(range(30)) - set(order) <= set(range(0, 30, 3))
-        assert (admission.running, admission.waiting) == (0, 0)
-        await asyncio.wait_for(admission.empty(), 1)
-
-    asyncio.run(run())
-
-
-@pytest.mark.parametrize("bad", [{"running": 0}, {"waiting": -1}, {"deadline": 0}])
-def test_loads_out_of_range_are_refused(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        Load(**bad)

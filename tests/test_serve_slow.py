@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from serve_app import ServiceDouble, events_of
 
+from bench.fuzz import framing
 from retrv_r1.serve.app import create_app
 from retrv_r1.serve.connections import limited
 from retrv_r1.serve.limits import Limits
@@ -30,26 +30,10 @@ LIMITS = Limits(header_seconds=0.6, write_seconds=0.6, body_seconds=60.0)
 @contextlib.asynccontextmanager
 async def listening(limits: Limits = LIMITS) -> AsyncIterator[int]:
     """The port of a server on this loop, with a service that answers at once."""
-    ready = asyncio.Event()
-    app = create_app(
-        ServiceDouble(),
-        Settings(limits=limits, drain=1.0),
-        on_start=lambda error: ready.set(),
-    )
-    config = uvicorn.Config(
-        app, port=0, http=limited(limits), log_config=None, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    task = asyncio.create_task(server._serve())
-    await ready.wait()
-    while not server.started:
-        await asyncio.sleep(0.01)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
+    app = create_app(ServiceDouble(), Settings(limits=limits, drain=1.0))
+    options = {"http": limited(limits), "timeout_graceful_shutdown": 1}
+    async with framing.listening(app, **options) as port:
+        yield port
 
 
 def head(body: bytes) -> bytes:

@@ -99,7 +99,7 @@ async def fuzz_requests(app: Any, service: RerankService, count: int, seed: int)
 async def fuzz_sockets(app: Any, service: RerankService, count: int, seed: int) -> Outcome:
     """Sends ``count`` requests of broken HTTP over connections."""
     outcome, chance = Outcome(), random.Random(seed)
-    async with listening(app) as port:
+    async with listening(app, http="h11", lifespan="off", timeout_keep_alive=2) as port:
         assert await still_answers(port)
         outcome.held.append(await Held.now(service))
         for start in range(0, count, AT_ONCE):

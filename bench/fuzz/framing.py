@@ -18,14 +18,11 @@ BODY = json.dumps(
 
 
 @asynccontextmanager
-async def listening(app: Any) -> AsyncIterator[int]:
-    """The port on which uvicorn serves an application that has been started already."""
+async def listening(app: Any, **options: Any) -> AsyncIterator[int]:
+    """The port on which uvicorn serves an application on this loop; options are uvicorn's."""
     import uvicorn
 
-    config = uvicorn.Config(
-        app, port=0, http="h11", lifespan="off", log_config=None, timeout_keep_alive=2
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, **options))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve())
     while not server.started:

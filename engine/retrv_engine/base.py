@@ -9,9 +9,9 @@ prompt that cannot fit into the cache. All later errors are raised by the handle
 source, :class:`RequestTooLarge`, :class:`DeadlineExceeded`, and
 ``concurrent.futures.CancelledError`` after ``cancel``. An error of one request does not affect the
 others. An error of the model fails all running requests and leaves an empty, usable engine; an
-error of the engine's own thread fails all that wait as well, and the thread goes on. If the model
-runs in another process, that error is :class:`EngineDied`, and the next request restarts the
-process.
+error of the engine's own thread fails all that wait as well, and the thread goes on; an engine that
+cannot be mended fails them, too, and is closed. If the model runs in another process, that error is
+:class:`EngineDied`, and the next request restarts the process.
 
 **Cache.** A request locks the pages that it reads and writes; they cannot be evicted while it runs.
 When it ends, its pages stay cached, unlocked, until their space is needed: then the least recently

@@ -36,6 +36,9 @@ from retrv_engine.sampler import Picked
 from retrv_engine.scheduler import Scheduler
 from retrv_engine.stepping import SteppingEngine
 
+PATIENCE = 0.2
+"""Seconds that the statistics wait for the end of a step; a prefill on a CPU may take many."""
+
 
 class LocalEngine(SteppingEngine):
     """Serves requests with a model in this process; see :mod:`retrv_engine.base`.
@@ -131,8 +134,12 @@ class LocalEngine(SteppingEngine):
             self.scheduler.flush()
 
     def stats(self) -> Stats:
-        """See :class:`retrv_engine.base.Stats`."""
-        with self._turn:
+        """See :class:`retrv_engine.base.Stats`; in a long step, the counts so far.
+
+        They may then be of different moments, but none is older than a result that was given.
+        """
+        whole = self._turn.acquire(timeout=PATIENCE)
+        try:
             scheduler = self.scheduler
             return Stats(
                 **self._counts,
@@ -146,6 +153,9 @@ class LocalEngine(SteppingEngine):
                 seconds=dict(self._seconds),
                 batches=dict(self._batches),
             )
+        finally:
+            if whole:
+                self._turn.release()
 
     def check(self) -> None:
         """Raises AssertionError unless all invariants of the pages and the radix tree hold."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import threading
 import time
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from retrv_engine.base import Engine, Handle
 from retrv_engine.job import Job, Work
 from retrv_engine.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
 
 
 class SteppingEngine(Engine):
@@ -85,11 +88,23 @@ class SteppingEngine(Engine):
             try:
                 busy = self.step()
             except Exception as error:  # else all would wait for a thread that has ended
-                self._give_up(error)
+                self._mend(error)
                 continue
             if not busy:
                 with self._news:
                     self._news.wait_for(lambda: self._inbox or self._closed)
+
+    def _mend(self, error: Exception) -> None:
+        """Goes on after an error of the engine itself; closes the engine if that fails as well."""
+        jobs = self._jobs
+        try:
+            self._give_up(error)
+        except Exception:
+            logger.exception("the engine cannot be mended and is closed")
+            with self._news:
+                self._closed = True  # none comes after those that are told now
+            for job in [*jobs, *self._jobs]:
+                job.handle.finish(error)
 
     def _drive(self, reached: Callable[[], bool], timeout: float | None) -> bool:
         """Waits as the base class does, and takes the steps if no other thread takes them."""

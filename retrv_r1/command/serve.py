@@ -67,6 +67,14 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with API keys, one a line.")
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name that requests may call the server by, as behind a proxy; repeatable. "
+            "Default: any; on this machine alone, without keys: localhost and --host.",
+        ),
+    ] = None,
     dialect: Annotated[
         str | None,
         typer.Option(
@@ -131,6 +139,7 @@ def serve(
     if missing:
         raise RetrvError(f"serving needs {', '.join(missing)}: {install_command('serve')}")
     from retrv_r1.serve.auth import gather_keys
+    from retrv_r1.serve.hosts import Hosts
     from retrv_r1.serve.listening import listening
     from retrv_r1.serve.pictures import PicturePolicy
     from retrv_r1.serve.settings import Settings
@@ -150,6 +159,9 @@ def serve(
             drain=drain,
         )
         with listening(host, port) as sockets:
+            bound = [one.getsockname()[0] for one in sockets]
+            hosts = Hosts.of(allowed_host or [], host, bound, keys=bool(settings.keys))
+            settings = replace(settings, hosts=hosts)
             _say(f"loading {model} …")
             options: dict[str, Any] = {
                 "engine": engine,

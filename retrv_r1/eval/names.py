@@ -76,4 +76,5 @@ def _name_of(value: Any) -> str | None:
 
 
 def _names(row: _Row, candidate: mbeir.Candidate) -> list[str]:
-    return [name for name in (row.get("name"), *row.get("aliases", ()), candidate.text) if name]
+    names = (row.get("name"), *(row.get("aliases") or ()), candidate.text)
+    return [name for name in names if name]

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.rerank.events import Inspection, Reasoning
 
+KEPT = 8
+"""Tokens that are decoded again with the next one: a character has at most four bytes."""
+
 
 class Narrator:
     """Reads a chain of thought token by token; the texts of its events make the reasoning text.
@@ -24,8 +27,8 @@ class Narrator:
         self._decode, self._tokens = processor.tokenizer.decode, processor.tokens
         self._number = dict(zip(processor.tokens.labels, numbers, strict=False))
         self._vote = vote
-        self._run: list[int] = []  # ordinary tokens since the last mark
-        self._told = 0  # characters of the run that are in events
+        self._run: list[int] = []  # the last ordinary tokens since the last mark
+        self._told = 0  # characters of their text that are in events
         self._space = ""  # that ends the text so far; at the end of the reasoning it is dropped
         self._inspects = self._started = self._ended = self._spoken = False
 
@@ -46,11 +49,7 @@ class Narrator:
             names.inspect_start,
             names.inspect_end,
         ):
-            self._run.append(token)
-            text = self._decode(self._run)
-            if not text.endswith("\ufffd"):  # half a character, the other half may follow
-                events.append(self._piece(text[self._told :]))
-                self._told = len(text)
+            events.append(self._piece(self._more(token)))
             return
         events.append(self._piece(self._decode(self._run)[self._told :]))
         self._run, self._told = [], 0
@@ -62,6 +61,17 @@ class Narrator:
             if self._inspects:
                 events.append(Inspection(number, self._vote))
         self._inspects = token == names.inspect_start
+
+    def _more(self, token: int) -> str:
+        """What a token adds to the text, without half a character that it may end with."""
+        self._run.append(token)
+        text = self._decode(self._run)
+        whole = text.removesuffix("\ufffd")
+        more, self._told = whole[self._told :], len(whole)
+        if len(self._run) == 2 * KEPT:  # else each token would cost as much as all before it
+            self._run = self._run[-KEPT:]
+            self._told += len(self._decode(self._run)) - len(text)
+        return more
 
     def _piece(self, text: str, index: int | None = None) -> Reasoning:
         text = re.sub(r" {2,}", " ", self._space + text)

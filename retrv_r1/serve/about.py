@@ -93,7 +93,7 @@ class About:
         return Response(body, headers={"Content-Type": kind})
 
     def _observe(self) -> Observed:
-        """The state of the service, at the last question for metrics; waits for a step's end."""
+        """The state of the service, at the last question for metrics; may wait for a moment."""
         health, reranker = self._health, self.service.reranker
         engine, features = reranker.stats() if reranker is not None else (None, None)
         return Observed(health.ready, health.running, health.waiting, engine, features)

@@ -84,7 +84,12 @@ def create_app(
     )
     app.openapi = lambda: document(app, keys=bool(settings.keys))  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Front, keys=settings.keys, report=lambda trace: _report(metrics, trace))
+    app.add_middleware(
+        Front,
+        keys=settings.keys,
+        hosts=settings.hosts,
+        report=lambda trace: _report(metrics, trace),
+    )
     if settings.cors:
         app.add_middleware(
             CORSMiddleware,

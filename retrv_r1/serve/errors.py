@@ -14,6 +14,7 @@ TYPES = {
     408: "timeout_error",
     413: "request_too_large",
     415: "invalid_request_error",
+    421: "invalid_request_error",
     422: "invalid_request_error",
     429: "overloaded_error",
     499: "client_closed_request",

@@ -1,4 +1,4 @@
-"""The outermost layer: an id, API keys, and an answer whatever happens inside."""
+"""The outermost layer: an id, names, API keys, and an answer whatever happens inside."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from retrv_r1.serve.admission import SHUTTING_DOWN
 from retrv_r1.serve.auth import Keys
 from retrv_r1.serve.errors import ApiError, superset_body
+from retrv_r1.serve.hosts import Hosts
 from retrv_r1.serve.logs import LOGGER, request_id
 from retrv_r1.serve.trace import KEY, Trace
 
@@ -26,15 +27,18 @@ log = logging.getLogger(LOGGER)
 
 
 class Front:
-    """Around an application: gives each request an id, checks its key, and reports its end.
+    """Around an application: gives each request an id, checks host and key, and reports its end.
 
     Args:
         keys: keys that are admitted.
+        hosts: names that the server answers to.
         report: called at the end of each request.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, report: Callable[[Trace], None]) -> None:
-        self._app, self._keys, self._report = app, keys, report
+    def __init__(
+        self, app: ASGIApp, keys: Keys, hosts: Hosts, report: Callable[[Trace], None]
+    ) -> None:
+        self._app, self._keys, self._hosts, self._report = app, keys, hosts, report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,6 +60,7 @@ class Front:
 
         try:
             _check_once(headers)
+            self._hosts.check(headers.get("host"))
             if not _is_open(scope["path"]):
                 self._keys.check(headers)
             await self._app(scope, receive, tracing)

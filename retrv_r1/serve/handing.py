@@ -13,6 +13,7 @@ from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.serve.calls import NotReady, RankCall
 from retrv_r1.serve.decoding import Fit
 from retrv_r1.serve.errors import ApiError
+from retrv_r1.serve.limits import Held
 from retrv_r1.serve.metrics import Metrics
 from retrv_r1.serve.pictures import PicturePolicy, PictureReader
 from retrv_r1.serve.refused import PictureRefused
@@ -75,19 +76,19 @@ def default_mode(reranker: Reranker | None) -> ModeChoice:
     return "fast" if threshold is None else "auto"
 
 
-async def to_call(
-    asked: Asked, pictures: Pictures, mode: ModeChoice, deadline_ms: float | None
-) -> RankCall:
-    """The call of a request.
+async def to_call(asked: Asked, pictures: Pictures, held: Held, mode: ModeChoice) -> RankCall:
+    """The call of a request; its budget is the whole one.
 
     Args:
+        held: counts the pictures in.
         mode: mode of requests that name none; several votes mean reasoning, also for ``auto``.
     Raises:
-        ApiError: a picture cannot be read; the error names its place.
+        ApiError: a picture cannot be read; the error names its place. 413 or 429 where the pictures
+            together are too large.
     """
     options = asked.options
     began = time.perf_counter()
-    read = await _read_all(asked, pictures)
+    read = await _read_all(asked, pictures, held)
     seconds = time.perf_counter() - began
     chosen = options.mode or mode
     if options.votes > 1 and options.mode != "fast":
@@ -103,13 +104,12 @@ async def to_call(
         max_reasoning_tokens=options.max_reasoning_tokens,
         votes=options.votes,
         budget_ms=options.budget_ms,
-        deadline_ms=deadline_ms,
         picture_seconds=seconds if read else 0.0,
         model=asked.model,
     )
 
 
-async def _read_all(asked: Asked, pictures: Pictures) -> dict[str, Image.Image]:
+async def _read_all(asked: Asked, pictures: Pictures, held: Held) -> dict[str, Image.Image]:
     """Every picture of a request by what was sent; the same one is read once."""
     places: dict[str, str] = {}
     for place, value in _places(asked):
@@ -119,10 +119,12 @@ async def _read_all(asked: Asked, pictures: Pictures) -> dict[str, Image.Image]:
     async def one(value: str) -> Image.Image:
         async with free:
             try:
-                return (await pictures.read(value)).image
+                image = (await pictures.read(value)).image
             except PictureRefused as error:
                 place = places[value]
                 raise ApiError(error.status, error.code, f"{place}: {error}", place) from None
+        held.add_pixels(image.width * image.height)
+        return image
 
     tasks = [asyncio.create_task(one(value)) for value in places]
     try:

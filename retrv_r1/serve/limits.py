@@ -11,6 +11,9 @@ from retrv_r1.serve.errors import ApiError, over_limit, raised
 
 MEBI = 2**20
 
+PIXEL_BYTES = 4
+"""Bytes in which Pillow keeps an RGB pixel."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -20,12 +23,15 @@ class Limits:
         max_body_bytes: bytes of a body.
         max_documents: documents, or pairs of a score request.
         max_pictures: pictures of a request, the query's included.
+        max_total_pixels: pixels of all pictures of a request, in the size that the model reads.
+        max_json_values: items of all lists, and fields of all objects, of a body.
         max_text_characters: characters of one text.
         max_total_characters: characters of all texts of a request.
         max_reasoning_tokens: largest ``retrv.max_reasoning_tokens``.
         max_votes: largest ``retrv.votes``.
         max_requests: requests between their first byte and their answer; more get 429.
-        max_held_bytes: bytes of bodies of all these requests; more get 429.
+        max_held_bytes: bytes of bodies and of decoded pictures of all these requests; more get
+            429.
         body_seconds: seconds in which a body must arrive.
         header_seconds: seconds in which headers must arrive; else the connection is closed.
         write_seconds: seconds in which a client must take the next piece of its answer; else the
@@ -35,12 +41,14 @@ class Limits:
     max_body_bytes: int = 128 * MEBI
     max_documents: int = 1000
     max_pictures: int = 256
+    max_total_pixels: int = 256 * MEBI
+    max_json_values: int = 200_000
     max_text_characters: int = 1_000_000
     max_total_characters: int = 20_000_000
     max_reasoning_tokens: int = 4096
     max_votes: int = 16
     max_requests: int = 512
-    max_held_bytes: int = 1024 * MEBI
+    max_held_bytes: int = 2048 * MEBI
     body_seconds: float = 60.0
     header_seconds: float = 30.0
     write_seconds: float = 60.0
@@ -52,7 +60,7 @@ class Limits:
 
 
 class Gate:
-    """Counts requests in the server and the bytes of their bodies; belongs to one event loop."""
+    """Counts requests in the server and the bytes that they hold; belongs to one event loop."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -77,15 +85,34 @@ class Gate:
 
 
 class Held:
-    """Bytes that one request holds."""
+    """Bytes that one request holds, and pixels of its pictures."""
 
     def __init__(self, gate: Gate) -> None:
-        self.gate, self.count = gate, 0
+        self.gate, self.count, self.pixels = gate, 0, 0
+
+    def add_pixels(self, count: int) -> None:
+        """Counts a decoded picture in.
+
+        Raises:
+            ApiError: 413; the request's pictures have too many pixels. 429 as of :meth:`add`.
+        """
+        most = self.gate.limits.max_total_pixels
+        if self.pixels + count > most:
+            raise over_limit(
+                "max_total_pixels",
+                most,
+                None,
+                "pixels",
+                "send smaller pictures, or several requests",
+                has="the pictures together are over ",
+            )
+        self.pixels += count
+        self.add(PIXEL_BYTES * count)
 
     def add(self, count: int) -> None:
         """Counts bytes in; 429 where all requests together hold too many."""
         if self.gate.held + count > self.gate.limits.max_held_bytes:
-            raise _busy("the bodies of all requests are as large as the server holds")
+            raise _busy("all requests together are as large as the server holds")
         self.count += count
         self.gate.held += count
 

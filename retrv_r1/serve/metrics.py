@@ -40,6 +40,7 @@ PHASES = (
     "prefill",
     "decode",
     "inspection",
+    "answer",
     "total",
 )
 """Phases of a request; ``total`` is all of it as the service sees it."""

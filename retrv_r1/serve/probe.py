@@ -12,6 +12,8 @@ FRESH = 10.0
 """Seconds for which an answer shows that the engine answers."""
 LIMIT = 10.0
 """Seconds that it has for an answer."""
+PATIENCE = 1.0
+"""Seconds that those in a hurry wait for it: the step of a long prompt may last longer."""
 
 
 class Probe:
@@ -20,23 +22,32 @@ class Probe:
     def __init__(self, reranker: Reranker) -> None:
         self._reranker = reranker
         self._answered = -FRESH
-        self._task: asyncio.Task[bool] | None = None
+        self._last = False
+        self._task: asyncio.Task[None] | None = None
 
     def seen(self) -> None:
         """Notes that the engine has just answered."""
-        self._answered = time.monotonic()
+        self._answered, self._last = time.monotonic(), True
 
     def doubt(self) -> None:
         """Notes that it has failed, so that the next question asks it."""
-        self._answered = -FRESH
+        self._answered, self._last = -FRESH, False
 
-    async def answers(self) -> bool:
-        """Whether the engine answers; those who ask at the same time share the answer."""
+    async def answers(self, *, hurry: bool = False) -> bool:
+        """Whether the engine answers; those who ask at the same time share the answer.
+
+        Args:
+            hurry: whether the answer before is given where there is none within ``PATIENCE``.
+        """
         if time.monotonic() - self._answered < FRESH:
             return True
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._ask())
-        return await asyncio.shield(self._task)
+            self._task = asyncio.create_task(self._look())
+        await asyncio.wait({self._task}, timeout=PATIENCE if hurry else None)
+        return self._last
+
+    async def _look(self) -> None:
+        self._last = await self._ask()
 
     async def _ask(self) -> bool:
         try:

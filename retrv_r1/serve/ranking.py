@@ -28,7 +28,7 @@ from retrv_r1.serve.limits import Gate, Held, read_body
 from retrv_r1.serve.metrics import Metrics
 from retrv_r1.serve.schema.asked import Asked
 from retrv_r1.serve.schema.json_body import read_json
-from retrv_r1.serve.sending import Whole
+from retrv_r1.serve.sending import LARGE, Whole, encode, encode_beside
 from retrv_r1.serve.service import RerankService
 from retrv_r1.serve.settings import HEADER, Settings
 from retrv_r1.serve.stream import EventStream, Happening, Happenings
@@ -48,6 +48,12 @@ ALONE = (
 LARGE_BODY = 2**16
 """Bytes from which a body is parsed in a thread, so that other requests go on."""
 
+PARSED_AT_ONCE = 2
+"""Large bodies that are parsed at the same time: that takes up to nine times their memory."""
+
+MOST_HEADER = 2000
+"""Characters of warnings in a header; proxies refuse long ones."""
+
 
 class Ranking:
     """What the routes of rerank and score do.
@@ -65,6 +71,7 @@ class Ranking:
         self.service, self.settings = service, settings
         self.pictures, self.metrics = pictures, metrics
         self.gate = Gate(settings.limits)
+        self._parsing = asyncio.Semaphore(PARSED_AT_ONCE)
 
     async def answer(self, request: Request, path: str, forced: str | None = None) -> Response:
         """The response to a request.
@@ -90,15 +97,17 @@ class Ranking:
                 else:
                     asked = await run_in_threadpool(self._asked, dialect, body, trace)
                 if dialect.name != "score" and _wants_events(request, asked[0]):
-                    return await self._stream(request, dialect, asked[0], trace, stack)
-                answers = await watched(request.receive, self._rank_all(asked, trace))
+                    return await self._stream(request, dialect, asked[0], held, trace, stack)
+                answers = await watched(request.receive, self._rank_all(asked, held, trace))
                 content = dialect.render(answers)
                 headers = _warning_headers(content, answers)
-                return _response(content, 200, headers, stack.pop_all())
+                large = trace.body_bytes >= LARGE
+                encoded = await encode_beside(content) if large else encode(content)
+                return Whole(encoded, 200, headers, stack.pop_all())
             except Exception as error:
                 told, body = self._error(error, dialect, trace)
                 trace.code = told.code
-                return _response(body, told.status, told.headers)
+                return Whole(encode(body), told.status, told.headers)
 
     async def _body(self, request: Request, held: Held, trace: Trace) -> Mapping[str, Any]:
         _check_headers(request)
@@ -108,9 +117,11 @@ class Ranking:
         except ClientDisconnect:
             raise ApiError(499, "client_closed_request", "the client has hung up") from None
         trace.body_bytes = len(body)
+        most = self.settings.limits.max_json_values
         if len(body) < LARGE_BODY:
-            return read_json(body)
-        return await run_in_threadpool(read_json, body)
+            return read_json(body, most)
+        async with self._parsing:
+            return await run_in_threadpool(read_json, body, most)
 
     def _asked(self, dialect: Dialect, body: Mapping[str, Any], trace: Trace) -> tuple[Asked, ...]:
         try:
@@ -133,13 +144,13 @@ class Ranking:
         warning = f"another model was asked for; {ours} has answered"
         return tuple(replace(one, warnings=(*one.warnings, warning)) for one in found)
 
-    async def _rank_all(self, asked: tuple[Asked, ...], trace: Trace) -> list[Answer]:
+    async def _rank_all(self, asked: tuple[Asked, ...], held: Held, trace: Trace) -> list[Answer]:
         """The answers of all lists."""
         free = asyncio.Semaphore(LISTS_AT_ONCE)
 
         async def one(asked: Asked) -> Answer:
             async with free:
-                call = await self._call(asked, trace)
+                call = await self._call(asked, held, trace)
                 with refused_options():
                     results = await self.service.rank(call)
             return self._answer(asked, results, trace)
@@ -154,10 +165,16 @@ class Ranking:
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _stream(
-        self, request: Request, dialect: Dialect, asked: Asked, trace: Trace, stack: ExitStack
+        self,
+        request: Request,
+        dialect: Dialect,
+        asked: Asked,
+        held: Held,
+        trace: Trace,
+        stack: ExitStack,
     ) -> Response:
         async with asyncio.timeout(self._left(trace)):
-            call = await watched(request.receive, self._call(asked, trace))
+            call = await watched(request.receive, self._call(asked, held, trace))
         trace.stream = True
         happenings = Happenings(self._events(call, trace))
         await watched(request.receive, happenings.begin())
@@ -181,10 +198,15 @@ class Ranking:
                         first = False
                     yield event
 
-    async def _call(self, asked: Asked, trace: Trace) -> RankCall:
+    async def _call(self, asked: Asked, held: Held, trace: Trace) -> RankCall:
         mode = self.settings.mode or default_mode(self.service.reranker)
-        left = self._left(trace)
-        return await to_call(asked, self.pictures, mode, None if left is None else 1000 * left)
+        call = await to_call(asked, self.pictures, held, mode)
+        budget, left = call.budget_ms, self._left(trace)  # both begin when the request comes
+        return replace(
+            call,
+            budget_ms=None if budget is None else max(0.0, budget - 1000 * trace.seconds),
+            deadline_ms=None if left is None else 1000 * left,
+        )
 
     def _answer(self, asked: Asked, results: RankedResults, trace: Trace) -> Answer:
         """The answer, which is counted."""
@@ -258,11 +280,9 @@ def _warning_headers(content: Any, answers: Sequence[Answer]) -> dict[str, str]:
     warnings = all_warnings(answers)
     if not isinstance(content, list) or not warnings:
         return {}
-    return {"X-Retrv-Warnings": json.dumps(warnings)[:2000]}
-
-
-def _response(
-    content: Any, status: int, headers: Mapping[str, str], closing: ExitStack | None = None
-) -> Response:
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Whole(text.encode("utf-8", "replace"), status, headers, closing)
+    for count in range(len(warnings), -1, -1):
+        left = len(warnings) - count
+        text = json.dumps([*warnings[:count], *([f"{left} more warnings"] if left else [])])
+        if len(text) <= MOST_HEADER:
+            break
+    return {"X-Retrv-Warnings": text}

@@ -1,15 +1,38 @@
-"""Sends an answer in pieces, each when the client has taken those before it."""
+"""Encodes an answer, and sends it in pieces, each when the client has taken those before it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 PIECE = 2**16
 """Bytes of a piece. A server buffers about two; of an answer in one piece it would buffer all."""
+
+LARGE = 2**20
+"""Bytes of a request from which its answer is encoded in a thread: 4 MB of texts take 26 ms."""
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def encode(content: Any) -> bytes:
+    """The JSON of an answer; a text with half a surrogate pair gets a question mark."""
+    return _ENCODER.encode(content).encode("utf-8", "replace")
+
+
+async def encode_beside(content: Any) -> bytes:
+    """The JSON of a large answer, made while other requests go on.
+
+    Value by value: a thread that encodes all at once would keep the others waiting until its end.
+    """
+    return await run_in_threadpool(
+        lambda: b"".join(one.encode("utf-8", "replace") for one in _ENCODER.iterencode(content))
+    )
 
 
 class Whole(Response):

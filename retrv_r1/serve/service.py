@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -73,11 +74,12 @@ class RerankService:
     async def start(self) -> None:
         """Loads and warms the model; until it returns, calls raise :class:`NotReady`.
 
+        A model that comes after the task was cancelled is closed at once.
         Errors are those of loading, or EngineFailed; the service is ``failed`` then.
         """
         given = self._given
         try:
-            self.reranker = given if isinstance(given, Reranker) else await asyncio.to_thread(given)
+            self.reranker = given if isinstance(given, Reranker) else await _load(given)
             await asyncio.to_thread(self.reranker.warm)
             self._probe = Probe(self.reranker)
             if not await self._probe.answers():
@@ -117,10 +119,11 @@ class RerankService:
     async def health(self) -> Health:
         """Whether the model is loaded and warmed and the engine answers.
 
-        If nothing was ranked for a while, it ranks two words to see that.
+        If nothing was ranked for a while, it ranks two words to see that. Where that takes more
+        than a second, what was seen last is told.
         """
-        state, reason = self._state, self._reason
-        if state == "ready" and self._probe is not None and not await self._probe.answers():
+        state, reason, probe = self._state, self._reason, self._probe
+        if state == "ready" and probe is not None and not await probe.answers(hurry=True):
             state, reason = "failed", "the engine does not answer"
         return Health(state, reason, self._admission.running, self._admission.waiting)
 
@@ -214,6 +217,23 @@ class RerankService:
             budget=budget,
             deadline=left,
         )
+
+
+async def _load(make: Callable[[], Reranker]) -> Reranker:
+    """The reranker that is made in a thread, which cannot be stopped."""
+    threads = ThreadPoolExecutor(1, "retrv-loading")
+    loading = threads.submit(make)
+    threads.shutdown(wait=False)
+    try:
+        return await asyncio.wrap_future(loading)
+    except asyncio.CancelledError:
+        loading.add_done_callback(_close)
+        raise
+
+
+def _close(loading: Future[Reranker]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().close()
 
 
 def _billed(results: RankedResults, waited: float, call: RankCall) -> RankedResults:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from retrv_r1.serve.auth import Keys
+from retrv_r1.serve.hosts import Hosts
 from retrv_r1.serve.limits import Limits
 from retrv_r1.types import ModeChoice, RetrvError
 
@@ -20,6 +21,7 @@ class Settings:
         model: name of the model in ``/info`` and ``/v1/models``.
         limits: what is taken of a request.
         keys: API keys; without any, everybody is admitted.
+        hosts: names that requests may call the server by.
         dialect: name of the dialect that all requests are taken for; found out by default.
         mode: mode of requests that name none. By default ``"auto"`` where the checkpoint says
             when a fast answer is enough, else ``"fast"``.
@@ -34,6 +36,7 @@ class Settings:
     model: str = "tiny"
     limits: Limits = field(default_factory=Limits)
     keys: Keys = field(default_factory=Keys)
+    hosts: Hosts = field(default_factory=Hosts)
     dialect: str | None = None
     mode: ModeChoice | None = None
     strict_model: bool = False

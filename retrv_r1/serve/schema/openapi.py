@@ -96,6 +96,7 @@ ERRORS: Mapping[int, str] = {
     408: "the body came too slowly",
     413: "over a limit; error.code is its name",
     415: "no JSON",
+    421: "the server does not answer to the name in the header Host",
     422: "a value that cannot be used, in the dialects of Cohere v2 and TEI",
     429: "the queue is full; Retry-After says when to come again",
     500: "a fault of the server",
