@@ -18,7 +18,7 @@ import numpy as np
 
 from retrv_r1.data.icons.wording import word
 from retrv_r1.train.config import ConfigError
-from retrv_r1.train.corpus import Corpus, Entry, described_pictures
+from retrv_r1.train.corpus import Corpus, Entry, ListExample, described_pictures
 
 PICTURES, TERMS = "pictures.jsonl", "terms.jsonl"
 _COLOUR = 3.0
@@ -114,6 +114,12 @@ class NamedPictures:
         if entry.picture is not None:
             return self._thing_of.get(entry.picture, -1)
         return self._number.get((entry.text or "").lower(), -1)
+
+    def things(self, lists: Sequence[ListExample]) -> list[int]:
+        """The thing that each list's query asks for, then that of each candidate; or -1."""
+        answers = (None if x.answer is None else x.candidates[x.answer] for x in lists)
+        asked = [-1 if answer is None else self.thing(answer) for answer in answers]
+        return asked + [self.thing(candidate) for x in lists for candidate in x.candidates]
 
     def any_text(self, thing: int, rng: np.random.Generator) -> str:
         """A text for a thing, whichever picture shows it."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
@@ -23,6 +23,7 @@ from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.initialize import fit_rows, fit_tokens, initialize_compressor, initialize_layers
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import run_lists
+from retrv_r1.train.naming import SCALE
 from retrv_r1.train.sampling import ListSampler, with_default_instruction
 from retrv_r1.train.stage import Setup, Stage
 from retrv_r1.train.tiny import RerankerShape, new_reranker
@@ -41,6 +42,7 @@ class ReadConfig:
         hard: final hardness of negatives, 0 to 1 (``sampling.py``), growing from 0.
         grow: share of training in which negatives grow harder.
         wordings: share of the queries by a name that are worded as people type.
+        names: names per step that are negatives of all items.
         default_instruction: share of lists with the checkpoint's own, short instruction.
         views: views of a picture that are kept, all but the first augmented.
         max_text: tokens to which an item's text is cut.
@@ -55,6 +57,7 @@ class ReadConfig:
     hard: float = 0.9
     grow: float = 0.5
     wordings: float = 0.7
+    names: int = 2048
     default_instruction: float = 0.6
     views: int = 2
     max_text: int = 12
@@ -82,6 +85,7 @@ class ReadStage(Stage):
         self.validation = ListValidation(
             setup.val, setup.vectors(setup.val), self.collator, k=config.sizes[1], full_tokens=True
         )
+        self.naming = self.add_auxiliary("naming", setup.naming(self.model.config.hidden_size))
         self.model.requires_grad_(True)
         self.model.visual.requires_grad_(False)
 
@@ -107,6 +111,8 @@ class ReadStage(Stage):
         return {
             "describe": described,
             "lists": read,
+            "things": torch.tensor(self.named.things(lists)),
+            "others": torch.from_numpy(rng.integers(len(self.named.names), size=config.names)),
             "describe_views": self.bank.draw(described.pictures, rng),
             "lists_views": self.bank.draw(read.pictures, rng),
         }
@@ -120,9 +126,13 @@ class ReadStage(Stage):
         match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
         pointer_loss, pointer_hits = out.pointer_loss()
         lookup_loss, lookup_hits = out.lookup_loss()
+        # Names tell every row at which an item ends what it has read, not only that of the answer.
+        ends = nn.functional.normalize(torch.cat(out.ends()), dim=-1)
+        end_loss, end_hits = self.naming.losses(ends, batch["things"], SCALE, batch["others"])
         loss = name_loss + out.token_loss() + answer_loss + match_loss + pointer_loss + lookup_loss
-        return loss, {
+        return loss + end_loss, {
             "name_loss": name_loss.item(),
+            "naming_accuracy": float(end_hits),
             "answer_accuracy": answer_hits,
             "match_accuracy": match_hits,
             "pointer_accuracy": pointer_hits,

@@ -7,7 +7,6 @@ Some are read at full length, so that the full-token baseline is the same model,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrv_r1.train.corpus import ListExample
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.naming import SCALE
@@ -114,16 +112,10 @@ class SFTStage(Stage):
         return {
             "lists": batch,
             "views": self.bank.draw(batch.pictures, rng),
-            "things": torch.tensor(self._things(lists)),
+            "things": torch.tensor(self.named.things(lists)),
             "others": torch.from_numpy(rng.integers(len(self.named.names), size=config.names)),
             "kind": kind,
         }
-
-    def _things(self, lists: Sequence[ListExample]) -> list[int]:
-        """The thing that each query asks for, then that of each candidate; -1 if not known."""
-        thing = self.named.thing
-        asked = [-1 if x.answer is None else thing(x.candidates[x.answer]) for x in lists]
-        return asked + [thing(candidate) for x in lists for candidate in x.candidates]
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         lists: ListBatch = batch["lists"]
