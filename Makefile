@@ -111,9 +111,10 @@ gpu-bench: gpu-python
 
 gpu-train: MINUTES ?= 3.5
 gpu-train: gpu-python
-	@test -e "$(DATA)" || { echo '$(DATA) does not exist: run make data and' \
-	  '$(BIN)/retrv-r1 data pack data/pictographs $(DATA), or name another: DATA=…' >&2; exit 1; }
-	$(GPU_RUN) -m retrv_r1.command.recipe --data $(DATA) $(GPU_FLAGS)
+	@for one in $(DATA); do test -e "$$one" || { echo "$$one does not exist: run make data and" \
+	  '$(BIN)/retrv-r1 data pack data/pictographs data/pictographs.pack, or name others: DATA="…"' >&2; \
+	  exit 1; }; done
+	$(GPU_RUN) -m retrv_r1.command.recipe $(addprefix --data ,$(DATA)) $(GPU_FLAGS)
 
 # Runs without network if unshare works here.
 gpu-rehearsal: MINUTES ?= 15

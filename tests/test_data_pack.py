@@ -6,6 +6,7 @@ import json
 import lzma
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,14 @@ from PIL import Image
 from retrv_r1.data import mbeir
 from retrv_r1.data.pack import PackError, data_folder, pack, unpack
 from retrv_r1.train.corpus import Corpus
+from retrv_r1.train.named import named_pictures
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.types import RetrvError
 
 pytest_plugins = ["training_fixtures"]
+
+ASKED = ("violin", "bell", "house", "user plus")
+"""What the icons' cells show."""
 
 
 def pixels_of(bank: PictureBank) -> list[bytes]:
@@ -99,6 +104,98 @@ def test_a_thin_set_has_few_queries_and_all_they_name(packed, tmp_path):
     for cell in mbeir.cells(folder):
         task = mbeir.load(folder, cell.dataset, cell.split)
         assert len(task.queries) == 3 and len(task.pool) >= 3
+
+
+def test_a_thin_set_has_no_judgements_of_candidates_that_are_gone(pictographs, tmp_path):
+    whole = shutil.copytree(pictographs, tmp_path / "whole")
+    for path in whole.glob("query/*/*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [f"{q['qid']} 0 {did} 1 0" for q in rows for did in q["pos_cand_list"]]
+        judged = whole / "qrels" / path.parent.name / f"{path.stem}_qrels.txt"
+        judged.parent.mkdir(parents=True, exist_ok=True)
+        judged.write_text("".join(f"{line}\n" for line in lines))
+    pack(whole, tmp_path / "set.pack")
+    folder = unpack(tmp_path / "set.pack", tmp_path / "thin", queries=1)
+    assert Corpus(folder, "train", PictureBank.load(folder)).cells
+
+
+def with_test_names(icons, folder):
+    """The icons with what their tests ask for, and a detail that a query asks for."""
+    root = shutil.copytree(icons, folder)
+    terms = root / "terms.jsonl"
+    terms.write_text(terms.read_text() + '{"code": "bell", "terms": ["gong"], "split": "test"}\n')
+    rows = [("300:1", "train", {"kind": "fill", "value": "filled"}), ("300:2", "train", None)]
+    rows += [("300:3", "test", {"kind": "fill", "value": "outline"})]
+    lines = (json.dumps({"qid": qid, "split": s, "detail": d}) + "\n" for qid, s, d in rows)
+    (root / "query_metadata.jsonl").write_text("".join(lines))
+    return root
+
+
+def test_glyphs_names_terms_and_details_are_carried(icons, tmp_path):
+    root = with_test_names(icons, tmp_path / "icons")
+    pack(root, tmp_path / "icons.pack")
+    folder = unpack(tmp_path / "icons.pack", tmp_path / "set")
+    ours, theirs = (PictureBank.load(one) for one in (folder, root))
+    kept = [row for row, path in enumerate(theirs.paths) if Path(path).stem in ASKED]
+    assert ours.paths == [theirs.paths[row] for row in kept], "what no cell shows stays behind"
+    assert ours.rgba(range(len(kept))).equal(theirs.rgba(kept))
+    corpus = Corpus(folder, "train", ours)
+    details = [query.meta.get("detail") for query in corpus.cells["icons_t2i"].queries]
+    assert details == [{"kind": "fill", "value": "filled"}, None, None, None]
+    names = named_pictures(corpus)
+    bell, house = (names.names.index(name) for name in ("bell", "house"))
+    assert sorted(names.names) == sorted(ASKED)
+    assert (names.terms, names.aliases) == ({bell: ("alarm", "ring")}, {house: ("home",)})
+    assert "gong" not in (folder / "terms.jsonl").read_text()
+    assert len((folder / "query_metadata.jsonl").read_text().splitlines()) == 1
+    task = mbeir.load(folder, "icons_t2i", "val")
+    for candidate in task.pool:  # glyphs are black
+        row = theirs.row_of[str(candidate.image)]
+        pixels = (theirs.rgba([row])[0].permute(1, 2, 0) * 255).round().byte().numpy()
+        assert np.array_equal(np.asarray(Image.open(folder / str(candidate.image))), pixels)
+
+
+def test_a_small_pack_has_whole_sets_and_what_is_asked_of_them(icons, tmp_path):
+    root = with_test_names(icons, tmp_path / "icons")
+    for split in ("query/val", "cand_pool/local"):
+        for path in (root / split).glob("*val*"):
+            path.unlink()
+    sets = {}
+    for limit in (0, 4, 9, 99):
+        pack(root, tmp_path / "icons.pack", limit)
+        folder = unpack(tmp_path / "icons.pack", tmp_path / f"set-{limit}")
+        bank = PictureBank.load(folder)
+        assert len(bank.paths) <= limit
+        sets[limit] = {path.split("/")[1] for path in bank.paths}
+        if not sets[limit]:
+            assert not list(folder.glob("query/*/*"))
+            continue
+        (cell,) = Corpus(folder, "train", bank).cells.values()
+        shown = [Path(bank.paths[entry.picture]) for entry in cell.pool]
+        assert sorted((path.parts[1], path.stem) for path in shown) == sorted(
+            (name, code) for name in sets[limit] for code in ASKED
+        )
+        assert all(len(known) for known in cell.positives)
+        named = [json.loads(x)["did"] for x in (folder / "metadata.jsonl").open()]
+        assert len(named) == len(cell.pool)
+    assert sets[0] == set() and sets[4] < sets[9] < sets[99] and len(sets[99]) == 3
+
+
+def test_names_that_are_held_out_are_not_taught_by_another_set(pictographs, icons, tmp_path):
+    """What the pictographs hold out the icons may not name, though a pack leaves it behind."""
+    root = shutil.copytree(pictographs, tmp_path / "pictographs")
+    rows = [json.loads(line) for line in (root / "pictures.jsonl").read_text().splitlines()]
+    new = rows[0] | {"img_path": "mbeir_images/new.png", "name": "Violin", "split": "unseen"}
+    pixels = np.load(root / "pictures.npy")
+    np.save(root / "pictures.npy", np.concatenate([pixels, pixels[:1]]))
+    rows.append(new | {"row": len(rows)})
+    (root / "pictures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pack(root, tmp_path / "set.pack")
+    folder = unpack(tmp_path / "set.pack", tmp_path / "set")
+    bank = PictureBank.load(folder, icons)
+    assert len(bank.paths) == len(PictureBank.load(root, icons).paths) - 1
+    names = named_pictures(Corpus([folder, icons], "train", bank)).names
+    assert "violin" not in names and "bell" in names
 
 
 def test_damaged_packs_are_refused(packed, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,40 @@ def test_the_simplest_calibration_that_pays_is_found(true, form):
     free = [value != 0 for value in (found.length_power, found.none_bias)]
     assert free == ["length_power" in form, "none_bias" in form]
     assert len(tried) == 4 and tried[form] <= tried["temperature"]
+
+
+def test_what_has_no_best_calibration_is_said():
+    rows, answers = [torch.tensor([2.0, 0.0]), torch.tensor([2.0, 0.0, 1.0])] * 3, [[0], [2]] * 3
+    whole, _ = fit(Lists.of(rows, answers))
+    for bad in (math.nan, math.inf, -math.inf):
+        with pytest.raises(EvalError, match="NaN or infinite"):
+            Lists.of([*rows, torch.tensor([bad, 1.0])], [*answers, [0]])
+        with pytest.raises(EvalError, match="NaN or infinite"):
+            Lists.of(rows, answers, [0.0] * 5 + [bad])
+    with pytest.raises(EvalError, match="no list has a candidate"):
+        Lists.of([torch.zeros(0)] * 2, [[], []], [0.0, 1.0])
+    # None of these is told from all else by any large bias: that form has no best value.
+    none = [-(10.0**4), *[-900.0] * 5]
+    found, tried = fit(Lists.of(rows, answers, none))
+    assert found.temperature == pytest.approx(whole.temperature) and found.none_bias == 0
+    assert all(map(math.isfinite, tried.values()))
+
+
+def test_a_descent_that_leaves_the_numbers_gives_no_calibration(monkeypatch):
+    """Its form is left out, as one whose best values lie outside the bounds."""
+    rows, answers = [torch.tensor([2.0, 0.0]), torch.tensor([2.0, 0.0, 1.0])] * 3, [[0], [2]] * 3
+    lists = Lists.of(rows, answers, [0.0] * 6)
+    for end in (math.nan, math.inf, 1e3):
+
+        def step(optimizer, loss, end=end):
+            loss()
+            with torch.no_grad():
+                for value in optimizer.param_groups[0]["params"]:
+                    value.fill_(end)
+
+        monkeypatch.setattr(torch.optim.LBFGS, "step", step)
+        found, tried = fit(lists)
+        assert list(tried) == ["temperature"] and found.none_bias == found.length_power == 0
 
 
 def test_logits_are_read_off_scores():

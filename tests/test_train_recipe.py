@@ -55,7 +55,7 @@ def test_the_recipe_ends_in_a_checkpoint_that_ranks(small_recipe, tmp_path, monk
     monkeypatch.undo()  # curves are drawn
     out = tmp_path / "out"
     record = train_all(
-        tmp_path / "set.pack",
+        [tmp_path / "set.pack"],
         out,
         tmp_path / "work",
         minutes=15 / 60,
@@ -87,7 +87,7 @@ def test_a_recipe_that_is_cut_off_leaves_what_ranks(small_recipe, tmp_path, monk
     out, work = tmp_path / "out", tmp_path / "work"
     options = {"minutes": 15 / 60, "machine": Machine(), "configs": tmp_path}
     with pytest.raises(stages.Killed):
-        train_all(tmp_path / "set.pack", out, work, **options)
+        train_all([tmp_path / "set.pack"], out, work, **options)
     record = json.loads((out / "record.json").read_text())
     assert list(record["stages"]) == list(SHARES)[:-1] and record["checkpoint"] == "lists"
     assert "more than the 1,000 that can be copied" in " ".join(capsys.readouterr().err.split())
@@ -107,7 +107,7 @@ def test_little_time_calibrates_on_few_queries(monkeypatch, tmp_path, seconds, q
     out = tmp_path / "out"
     out.mkdir()
     (out / "checkpoint.tar.gz").touch()
-    train_all(tmp_path, out, tmp_path / "work", **options)
+    train_all([tmp_path], out, tmp_path / "work", **options)
     assert asked == [queries]
     assert [path.name for path in out.iterdir()] == ["record.json"], "nothing of an earlier run"
 

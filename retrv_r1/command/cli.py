@@ -110,11 +110,19 @@ def icons(
 def pack(
     root: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a built data set.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Pack to write.")],
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Most pictures beside those of validation, in whole sets. Default: all.",
+        ),
+    ] = None,
 ) -> None:
     """Write the part of a data set that training needs into one file; takes minutes."""
     from retrv_r1.data.pack import pack as write
 
-    echo(f"packed: {file}  {write(root, file) / 1e6:.1f} MB")
+    echo(f"packed: {file}  {write(root, file, limit) / 1e6:.1f} MB")
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The recipe of the shipped checkpoint on one machine, in a given time.
 
-    python -m retrv_r1.command.recipe --data pictographs.pack --out results --minutes 3.5
+    python -m retrv_r1.command.recipe --data a.pack --data b.pack --out results --minutes 3.5
 
 trains the stages one after the other, each by the clock, assembles the checkpoint, calibrates it,
 and ranks with it once. Results worth keeping are in ``--out/CARD/train``: at most fourteen files of a
@@ -16,6 +16,7 @@ import shutil
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +46,8 @@ SHARES = {"embed": 0.4, "words": 0.1, "read": 0.15, "align": 0.05, "lists": 0.2,
 SHIPPING = 0.1
 """Share of the whole time for calibrating and trying the checkpoint."""
 QUERIES_PER_SECOND = 0.5
-"""Calibration queries per second of the time left, between 4 and 25; a choice too."""
+"""Calibration queries of each cell per second of the time left and data set, between 4 and 25; a
+choice too."""
 LARGEST = 2**24
 """Bytes of the largest file that can be copied from a borrowed machine."""
 # Options of a rehearsal, which does everything on little data and in small batches.
@@ -61,7 +63,7 @@ _QUICK: dict[str, dict[str, Any]] = {
 
 
 def train_all(
-    data: Path,
+    data: Sequence[Path],
     out: Path,
     work: Path,
     *,
@@ -74,12 +76,12 @@ def train_all(
     """Trains, assembles and calibrates a checkpoint; returns the record of it.
 
     Args:
-        data: folder or pack of a data set.
+        data: folders or packs of data sets; the checkpoint is tried on the first.
         out: folder of the results: curves, ``record.json``, ``checkpoint.tar.gz``.
         work: folder of everything else; earlier runs in it are replaced.
         minutes: time limit for the whole, from now on.
         configs: folder with one YAML file per stage.
-        quick: rehearse on little data; needs a pack.
+        quick: rehearse on little data; needs packs.
         commit: commit of the code, for the record; by default git's answer.
     """
     from retrv_r1.train.config import read_config
@@ -88,13 +90,16 @@ def train_all(
 
     console, started = Console(stderr=True), time.monotonic()
     end = started + 60 * minutes * (1 - SHIPPING)
-    if quick and not data.is_file():
-        raise RetrvError(
-            f"--quick needs a pack, not the folder {data}: write one with `retrv-r1 data pack`"
-        )
-    folder = data
-    if data.is_file():
-        folder = unpack(data, work / "data", _QUICK_QUERIES if quick else None)
+    for one in data:
+        if quick and not one.is_file():
+            raise RetrvError(
+                f"--quick needs a pack, not the folder {one}: write one with `retrv-r1 data pack`"
+            )
+    thin = _QUICK_QUERIES if quick else None
+    folders = tuple(
+        unpack(one, work / f"data-{n}", thin) if one.is_file() else one
+        for n, one in enumerate(data)
+    )
     shutil.rmtree(work / "runs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / "checkpoint.tar.gz").unlink(missing_ok=True)  # an earlier run's
@@ -110,7 +115,7 @@ def train_all(
     checkpoint = work / "checkpoint"
     left = sum(SHARES.values())
     for stage, share in SHARES.items():
-        settings = _relocated(read_config(stage, configs / f"{stage}.yaml"), folder, work / "runs")
+        settings = _relocated(read_config(stage, configs / f"{stage}.yaml"), folders, work / "runs")
         if quick:
             settings = replace(settings, stage=replace(settings.stage, **_QUICK[stage]))
         seconds = max(1.0, (end - time.monotonic()) * share / left)
@@ -125,15 +130,15 @@ def train_all(
             _archive(out, checkpoint, console)
         _write(out, record)
     remaining = started + 60 * minutes - time.monotonic()
-    queries = max(4, min(25, int(QUERIES_PER_SECOND * remaining)))
-    record |= _calibrate_and_rank(checkpoint, folder, machine, 4 if quick else queries)
+    queries = max(4, min(25, int(QUERIES_PER_SECOND * remaining / len(folders))))
+    record |= _calibrate_and_rank(checkpoint, folders, machine, 4 if quick else queries)
     record["seconds"] = round(time.monotonic() - started, 1)
     _archive(out, checkpoint, console)  # with its temperature
     _write(out, record)
     return record
 
 
-def _relocated(settings: RunConfig, data: Path, runs: Path) -> RunConfig:
+def _relocated(settings: RunConfig, data: tuple[Path, ...], runs: Path) -> RunConfig:
     """Settings with other folders for data and runs; runs keep their names.
 
     A machine without network may lack the teacher of names.
@@ -146,7 +151,7 @@ def _relocated(settings: RunConfig, data: Path, runs: Path) -> RunConfig:
         print(f"{PACKAGE} is not installed: names are learned without a teacher", file=sys.stderr)
     return replace(
         settings,
-        data=(data,),
+        data=data,
         out=runs / settings.out.name,
         init=init,
         teacher=settings.teacher and taught,
@@ -170,7 +175,7 @@ def _free_memory() -> None:
 
 
 def _calibrate_and_rank(
-    checkpoint: Path, data: Path, machine: Machine, queries: int
+    checkpoint: Path, data: Sequence[Path], machine: Machine, queries: int
 ) -> dict[str, Any]:
     """Calibrates a checkpoint and ranks with it; returns what both gave."""
     from retrv_r1.eval.calibration import calibrate
@@ -182,8 +187,9 @@ def _calibrate_and_rank(
         found["calibration"] = {mode: asdict(one) for mode, one in fitted.items()}
     except RetrvError as error:  # a model that learned too little has no temperature
         found["calibration"] = {"failed": str(error)}
-    cell = next(c for c in mbeir.cells(data) if c.split == "val" and c.dataset.endswith("_t2i"))
-    task = mbeir.load(data, cell.dataset, cell.split)
+    first = data[0]
+    cell = next(c for c in mbeir.cells(first) if c.split == "val" and c.dataset.endswith("_t2i"))
+    task = mbeir.load(first, cell.dataset, cell.split)
     query = task.queries[0]
     pool = [task.candidate(query.positives[0]), *task.pool[:9]]
     with Reranker.from_pretrained(checkpoint, device=machine.device.type) as reranker:
@@ -216,7 +222,9 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 @clean_ending()
 def main(
-    data: Annotated[Path, typer.Option(help="Folder or pack of the data set.")],
+    data: Annotated[
+        list[Path], typer.Option(help="Folder or pack of a data set; repeatable.", metavar="DATA")
+    ],
     out: Annotated[Path, typer.Option(help="Folder in which a folder for the card is made.")],
     minutes: Annotated[float, typer.Option(min=0.1, help="Time limit for everything.")],
     work: Annotated[Path, typer.Option(help="Folder of runs and data.")] = Path("runs/recipe"),

@@ -2,8 +2,10 @@
 
 Machines that cannot build a data set can still read a pack: it needs none of the data extra's
 packages. A pack is a tar archive, compressed with xz, of the train and val cells, metadata,
-manifest, attribution and one array of the pictures that these cells show. It has no test cells.
-The same data set gives the same bytes.
+manifest, attribution and the arrays of the pictures that these cells show. It has no test cells,
+only the names that they hold out. A pack may leave out pictures, and what is asked of them; then it
+has whole sets of drawings, because lists and near twins are of one set. The same data set gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import lzma
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,18 +37,30 @@ _HEADER, _MARKER = "pack.json", ".pack"
 _FILTER = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**26, "lc": 0, "lp": 2, "pb": 2}
 
 
-_AGAIN = "build it again with `retrv-r1 data pictographs`"
+_AGAIN = "build it again with `retrv-r1 data pictographs` or `retrv-r1 data icons`"
+ARRAYS = ("pictures.npy", "glyphs.npy")
+"""Arrays of a data set's pictures, whose rows are numbered one after the other."""
+HELD_OUT = "held_out_names.json"
+"""Names of pictures that are held out and left behind: nothing else may teach them."""
+
+
+# Rows that training reads of some files; the others say nothing to it.
+_CHOSEN: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "query_metadata.jsonl": lambda row: bool(row.get("detail")) and row.get("split") in SPLITS,
+    "terms.jsonl": lambda row: row.get("split", "train") == "train",
+}
 
 
 class PackError(RetrvError, ValueError):
     """A file that is not a valid pack, or a data set that cannot be packed."""
 
 
-def pack(root: Path, out: Path) -> int:
+def pack(root: Path, out: Path, limit: int | None = None) -> int:
     """Writes a data set's training and validation part into one file; returns its size in bytes.
 
     Args:
-        root: directory that ``retrv-r1 data pictographs`` built.
+        root: directory that ``retrv-r1 data pictographs`` or ``retrv-r1 data icons`` built.
+        limit: number of pictures that training may show beside those of validation; None for all.
 
     Raises:
         RetrvError: ``root`` is not such a directory, or a file in it is damaged.
@@ -53,34 +68,71 @@ def pack(root: Path, out: Path) -> int:
     for name in ("manifest.json", "pictures.npy", "pictures.jsonl", "query"):
         if not (root / name).exists():
             raise PackError(f"{root} has no {name}: build it with `retrv-r1 data pictographs`")
-    texts = sorted(_texts(root))
+    listed = [row for row, _ in json_lines(root / "pictures.jsonl")]
     shown = set().union(*(_pictures_of(root, split) for split in SPLITS))
-    rows = [row for row, _ in json_lines(root / "pictures.jsonl") if row["img_path"] in shown]
-    if missing := shown - {row["img_path"] for row in rows}:
+    if missing := shown - {row["img_path"] for row in listed}:
         raise PackError(f"{root}/pictures.jsonl lacks {sorted(missing)[0]}, {_AGAIN}")
+    if limit is not None:
+        shown = _whole_sets(shown, _pictures_of(root, "val"), limit)
+    rows = [row for row in listed if row["img_path"] in shown]
     try:
-        pixels = np.load(root / "pictures.npy", mmap_mode="r")[[row["row"] for row in rows]]
-        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-        header = {"format": FORMAT, "hash": manifest["hash"]}
+        arrays = _arrays(root, [row["row"] for row in rows])
+        manifest = (root / "manifest.json").read_bytes()
+        header = {"format": FORMAT, "hash": _hash_of(manifest)}
     except (ValueError, KeyError, IndexError, EOFError) as error:
         raise PackError(
-            f"pictures.npy or manifest.json of {root} is damaged ({error}), {_AGAIN}"
+            f"{', '.join(ARRAYS)} or manifest.json of {root} is damaged ({error}), {_AGAIN}"
         ) from error
-    numbered = [{**row, "row": number} for number, row in enumerate(rows)]
+    held = {row["name"] for row in listed if row.get("split") in ("unseen", "composition")}
+    files = {
+        "pictures.jsonl": _json_lines([{**row, "row": n} for n, row in enumerate(rows)]),
+        HELD_OUT: json.dumps(sorted(held), ensure_ascii=False).encode(),
+    }
     with (
         replacing(out) as file,
         lzma.open(file, "wb", check=lzma.CHECK_SHA256, filters=[_FILTER]) as stream,
         tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as archive,
-        tempfile.TemporaryFile() as array,
     ):
         _add_file(archive, _HEADER, io.BytesIO(json.dumps(header).encode()))
-        for path in texts:
-            with path.open("rb") as content:
-                _add_file(archive, path.relative_to(root).as_posix(), content)
-        _add_file(archive, "pictures.jsonl", io.BytesIO(_json_lines(numbered)))
-        np.save(array, pixels)
-        _add_file(archive, "pictures.npy", array)
+        for name, content in _texts(root) if limit is None else _texts_about(root, shown):
+            _add_file(archive, name, io.BytesIO(content))
+        for name, content in files.items():
+            _add_file(archive, name, io.BytesIO(content))
+        for name, pixels in arrays.items():
+            with tempfile.TemporaryFile() as array:
+                np.save(array, pixels)
+                _add_file(archive, name, array)
     return out.stat().st_size
+
+
+def _hash_of(manifest: bytes) -> str:
+    """A data set's own hash, or that of its manifest where it says none."""
+    return json.loads(manifest).get("hash") or hashlib.sha256(manifest).hexdigest()
+
+
+def _arrays(root: Path, rows: Sequence[int]) -> dict[str, np.ndarray]:
+    """The pictures in some rows, by the names of their arrays."""
+    found, first = {}, 0
+    for name in ARRAYS:
+        if (root / name).is_file():
+            pixels = np.load(root / name, mmap_mode="r")
+            found[name] = pixels[[r - first for r in rows if first <= r < first + len(pixels)]]
+            first += len(pixels)
+    if rows and max(rows) >= first:
+        raise IndexError(f"{first} pictures have no row {max(rows)}")
+    return found
+
+
+def _whole_sets(shown: set[str], always: set[str], limit: int) -> set[str]:
+    """Pictures of validation, and of sets of drawings (folders) in a fixed random order."""
+    sets: dict[str, list[str]] = defaultdict(list)
+    for path in shown - always:
+        sets[path.rpartition("/")[0]].append(path)
+    kept: set[str] = set()
+    for name in sorted(sets, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if len(kept) + len(sets[name]) <= limit:
+            kept |= set(sets[name])
+    return kept | always
 
 
 def unpack(file: Path, folder: Path, queries: int | None = None) -> Path:
@@ -143,13 +195,44 @@ def _extract(file: Path, folder: Path) -> None:
             pass
 
 
-def _texts(root: Path) -> Iterator[Path]:
+def _texts(root: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of all text files of a pack."""
+    patterns = ["instructions/*", "metadata.jsonl", "manifest.json", "ATTRIBUTION.md"]
+    patterns += ["concepts.json", "terms.jsonl", "query_metadata.jsonl"]
     for split in SPLITS:
-        yield from root.glob(f"query/{split}/*.jsonl")
-        yield from root.glob(f"cand_pool/local/*_{split}_cand_pool.jsonl")
-        yield from root.glob(f"qrels/{split}/*.txt")
-    for pattern in ("instructions/*", "metadata.jsonl", "manifest.json", "ATTRIBUTION.md"):
-        yield from root.glob(pattern)
+        patterns += [f"query/{split}/*.jsonl", f"qrels/{split}/*.txt"]
+        patterns += [f"cand_pool/local/*_{split}_cand_pool.jsonl"]
+    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
+        content = path.read_bytes()
+        if path.name in _CHOSEN:
+            rows = [row for row, _ in json_lines(path) if _CHOSEN[path.name](row)]
+            content = _json_lines(rows)
+        yield path.relative_to(root).as_posix(), content
+
+
+def _texts_about(root: Path, shown: set[str]) -> Iterator[tuple[str, bytes]]:
+    """The same, of a data set that had only some pictures; queries have their own judgements."""
+    parsed = {
+        name: [json.loads(line) for line in content.splitlines()]
+        for name, content in _texts(root)
+        if name.startswith(("query/", "cand_pool/")) or name == "metadata.jsonl"
+    }
+    dids = set()
+    for name, rows in parsed.items():
+        if name.startswith("cand_pool/"):
+            parsed[name] = [c for c in rows if c["img_path"] is None or c["img_path"] in shown]
+            dids |= {candidate["did"] for candidate in parsed[name]}
+    for name, rows in parsed.items():
+        if name.startswith("query/"):
+            lists = ("pos_cand_list", "neg_cand_list")
+            rows = [q | {x: [d for d in q[x] if d in dids] for x in lists} for q in rows]
+            parsed[name] = [
+                q for q in rows if q["pos_cand_list"] and q["query_img_path"] in {None, *shown}
+            ]
+    parsed["metadata.jsonl"] = [row for row in parsed["metadata.jsonl"] if row["did"] in dids]
+    for name, content in _texts(root):
+        if not name.startswith("qrels/") and (name not in parsed or parsed[name]):
+            yield name, _json_lines(parsed[name]) if name in parsed else content
 
 
 def _pictures_of(root: Path, split: str) -> set[str]:
@@ -164,17 +247,25 @@ def _pictures_of(root: Path, split: str) -> set[str]:
 
 def _write_pictures(folder: Path) -> None:
     """Writes the val split's pictures as files, which calibration reads."""
-    pixels = np.load(folder / "pictures.npy", mmap_mode="r")
+    arrays = [np.load(folder / n, mmap_mode="r") for n in ARRAYS if (folder / n).is_file()]
     shown = _pictures_of(folder, "val")
     for row, _ in json_lines(folder / "pictures.jsonl"):
         if row["img_path"] in shown:
-            path = folder / row["img_path"]
+            path, number = folder / row["img_path"], row["row"] - len(arrays[0])
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels[row["row"]], "RGBA").save(path)
+            if number < 0:
+                Image.fromarray(arrays[0][row["row"]], "RGBA").save(path)
+            else:  # a glyph is black
+                black = np.zeros_like(arrays[1][number])
+                Image.fromarray(np.stack([black] * 3 + [arrays[1][number]], -1), "RGBA").save(path)
 
 
 def _keep_few_queries(folder: Path, queries: int) -> None:
-    """Keeps each cell's first ``queries`` with two positives each, and ``queries`` candidates."""
+    """Keeps each cell's first ``queries`` with two positives each, and ``queries`` candidates.
+
+    What is relevant is in the queries' own lists; the judgements name candidates that are gone.
+    """
+    shutil.rmtree(folder / "qrels", ignore_errors=True)
     remaining: set[str] = set()
     for path in folder.glob("query/*/*.jsonl"):
         kept = [row for row, _ in json_lines(path)][:queries]

@@ -62,7 +62,8 @@ class Lists:
         """Lists with the places of their relevant candidates.
 
         Raises:
-            EvalError: no list, or one without a relevant candidate where there is no ``none``.
+            EvalError: no list, no candidate in any, or a list without a relevant candidate where
+                there is no ``none``; or a logit that is NaN or infinite.
         """
         whole = none is not None or all(map(len, answers))
         if not label_logits or len(label_logits) != len(answers) or not whole:
@@ -70,7 +71,14 @@ class Lists:
                 "a calibration needs at least one list, and a relevant candidate in each list "
                 "unless the model has a label for none of these: give more queries, or a larger k"
             )
+        if not any(map(len, label_logits)):
+            raise EvalError("no list has a candidate: a calibration needs some to choose from")
         rows = [logits.double() for logits in label_logits]
+        read = [*rows, torch.tensor(none or (), dtype=torch.float64)]
+        if not all(bool(logits.isfinite().all()) for logits in read):
+            raise EvalError(
+                "a score is NaN or infinite: the weights are damaged, or the dtype is too small"
+            )
         padded = pad_sequence(rows, batch_first=True, padding_value=-math.inf)
         relevant = torch.zeros_like(padded, dtype=torch.bool)
         for row, known in zip(relevant, answers, strict=True):
@@ -153,7 +161,8 @@ def fit(lists: Lists) -> tuple[ModeCalibration, dict[str, float]]:
     Bayesian information criterion), so that a few lists do not decide it.
 
     Returns:
-        The calibration, and the nll of each form by its parameters.
+        The calibration, and the nll of each form by its parameters; forms without a best value in
+        bounds, as where the data can be told apart by one parameter alone, are left out.
     Raises:
         EvalError: see :func:`fit_temperature`.
     """
@@ -165,7 +174,8 @@ def fit(lists: Lists) -> tuple[ModeCalibration, dict[str, float]]:
     inside = {
         form: one
         for form, one in found.items()
-        if all(abs(getattr(one, name)) < _FARTHEST[name] for name in form)
+        if one is not None
+        and all(abs(getattr(one, name)) < _FARTHEST[name] for name in form)
         and LOWEST < one.temperature < HIGHEST
     }
     tried = {form: lists.nll(one) for form, one in inside.items()}
@@ -174,8 +184,13 @@ def fit(lists: Lists) -> tuple[ModeCalibration, dict[str, float]]:
     return inside[best], names
 
 
-def _descend(lists: Lists, start: ModeCalibration, form: Sequence[str]) -> ModeCalibration:
-    """Fits the temperature and the parameters of a form, from the best temperature alone."""
+def _descend(lists: Lists, start: ModeCalibration, form: Sequence[str]) -> ModeCalibration | None:
+    """Fits the temperature and the parameters of a form, from the best temperature alone.
+
+    Returns:
+        None if the descent leaves the numbers, or ends where it is no better than it began: its
+        loss may have no minimum.
+    """
     scale = torch.tensor(math.log(start.temperature), dtype=torch.float64, requires_grad=True)
     values = {name: torch.zeros((), dtype=torch.float64, requires_grad=True) for name in form}
     optimizer = torch.optim.LBFGS(
@@ -192,7 +207,8 @@ def _descend(lists: Lists, start: ModeCalibration, form: Sequence[str]) -> ModeC
 
     optimizer.step(loss)
     numbers = {name: value.item() for name, value in values.items()}
+    if not all(map(math.isfinite, (scale.item(), *numbers.values()))):
+        return None
     temperature = math.exp(min(max(scale.item(), math.log(LOWEST)), math.log(HIGHEST)))
-    if not all(map(math.isfinite, numbers.values())):
-        return start
-    return ModeCalibration(temperature, **numbers)
+    found = ModeCalibration(temperature, **numbers)
+    return found if lists.nll(found) <= lists.nll(start) else None

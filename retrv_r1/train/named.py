@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from retrv_r1.data.icons.wording import word
+from retrv_r1.data.pack import HELD_OUT
 from retrv_r1.train.config import ConfigError
 from retrv_r1.train.corpus import Corpus, Entry, ListExample, described_pictures
 
@@ -171,6 +172,7 @@ def named_pictures(corpus: Corpus) -> NamedPictures:
         for line in lines
         if line.get("split") in ("unseen", "composition")
     }
+    barred |= {name.lower() for root, _ in corpus.bank.parts for name in _held_out(root)}
     for offset, root, lines in parts:
         if not lines or "family" not in lines[0]:
             continue
@@ -192,6 +194,12 @@ def named_pictures(corpus: Corpus) -> NamedPictures:
             add(entry.picture, name, name, str(entry.meta.get("style")))
     glyphs = corpus.bank.is_glyph[pictures]
     return NamedPictures(pictures, things, texts, hands, glyphs, terms, aliases)
+
+
+def _held_out(root: Path) -> list[str]:
+    """Names of pictures that a pack left behind, because they are held out."""
+    path = root / HELD_OUT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
