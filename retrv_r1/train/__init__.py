@@ -1,4 +1,4 @@
-"""Training: ``embed`` → (``read``, tiny only) → ``align`` → ``lists`` → ``sft``.
+"""Training: ``embed`` → ``words`` → (``read``, tiny only) → ``align`` → ``lists`` → ``sft``.
 
 Each stage reads a YAML file, starts from another stage's result, and writes ``OUT/final``.
 """

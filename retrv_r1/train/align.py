@@ -73,7 +73,7 @@ class AlignStage(Stage):
 
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config
-        rng = np.random.default_rng([self.seed, step])
+        _, rng = self.draws(step)
         drawn = self.named.draw(rng, config.descriptions)
         chosen = [Entry(None, picture, {}) for picture in drawn.pictures]
         names = [self.named.names[thing] for thing in drawn.things]

@@ -20,7 +20,11 @@ from retrv_r1.train.stage import Stage
 
 
 class Recorder(ProgressCallback):
-    """Shows a progress bar, and writes averages of a stage's metrics as JSON lines."""
+    """Shows a progress bar, and writes averages of a stage's metrics as JSON lines.
+
+    Attributes:
+        processes: processes that train; one records, and counts what all of them do.
+    """
 
     def __init__(self, path: Path, stage: Stage) -> None:
         super().__init__()
@@ -29,6 +33,7 @@ class Recorder(ProgressCallback):
         self.since = time.time()
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.steps = self.samples = 0
+        self.processes = 1
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
@@ -40,7 +45,7 @@ class Recorder(ProgressCallback):
     def add(self, metrics: dict[str, float]) -> None:
         """Adds one step's metrics."""
         self.steps += 1
-        self.samples += int(metrics.pop("samples", 0))
+        self.samples += self.processes * int(metrics.pop("samples", 0))
         for name, value in metrics.items():
             self.sums.setdefault(name, []).append(value)
 
@@ -55,7 +60,7 @@ class Recorder(ProgressCallback):
         if not logs or "loss" not in logs:
             return
         elapsed, self.since = time.time() - self.since, time.time()
-        tokens = sum(self.sums.pop("tokens", []))
+        tokens = self.processes * sum(self.sums.pop("tokens", []))
         row = {"step": state.global_step, "loss": logs["loss"], "lr": logs.get("learning_rate")}
         row |= {name: sum(v) / len(v) for name, v in self.sums.items()}
         row |= {"tokens_per_s": tokens / elapsed, "seconds": elapsed}

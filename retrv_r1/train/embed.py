@@ -103,7 +103,7 @@ class EmbedStage(Stage):
 
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config
-        rng = np.random.default_rng([self.seed, step])
+        _, rng = self.draws(step)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         cells = rng.choice(self.cells, config.cells_per_batch, replace=False, p=self.weights)
         pairs = [self._pairs(name, config.batch // len(cells), rng) for name in cells]
@@ -151,6 +151,7 @@ class EmbedStage(Stage):
         )
         loss = pair_loss + text_loss + self.config.naming_weight * name_loss
         shown = sum(len(part.get("pictures", ())) for part in parts)
+        patches = (side // self.processor.patch_size) ** 2 if self.train.rows is None else 0
         return loss, {
             "pair_loss": pair_loss.item(),
             "text_loss": text_loss.item(),
@@ -159,7 +160,7 @@ class EmbedStage(Stage):
             "text_accuracy": text_hits,
             "naming_accuracy": float(name_hits),
             "samples": shown,
-            "tokens": shown * (side // self.processor.patch_size) ** 2 + 2 * len(texts),
+            "tokens": shown * patches + 2 * len(texts),
         }
 
     def validate(self) -> dict[str, float]:

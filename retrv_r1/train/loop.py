@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +162,8 @@ def fit(
     trim_curves(curves, _step_of(last))
     recorder = Recorder(curves, stage)
     steps = config.steps if stage.schedule is None else _ENDLESS
-    with Peers(stage.model, _processes(config, stage, machine)) as peers:
-        # Batches differ between the processes, what a step is about does not.
-        stage.seed += peers.rank * 2**32
+    with _together(config, stage, machine) as peers:
+        stage.rank, recorder.processes = peers.rank, peers.count
         trainer = _StageTrainer(
             model=stage.model,
             args=_arguments(config, out, steps, machine, saves=not (stage.schedule or peers.rank)),
@@ -177,21 +178,26 @@ def fit(
         trainer.machine, trainer.warmup, trainer.peers = machine, config.warmup, peers
         with recorder.timed("all"):
             trainer.train(resume_from_checkpoint=last)
-    samples = recorder.samples * peers.count
-    stage.stats = RunStats(recorder.steps, samples, dict(recorder.seconds))
+    stage.stats = RunStats(recorder.steps, recorder.samples, dict(recorder.seconds))
     stage.model.eval()
     stage.save(out / "final")
     draw_curves(curves, f"{stage.name}: {trainer.state.global_step} steps")
     return out / "final"
 
 
-def _processes(config: LoopConfig, stage: Stage, machine: Machine) -> int:
-    """How many processes train: the clock of a time limit is one's own, and so is a GPU."""
+@contextmanager
+def _together(config: LoopConfig, stage: Stage, machine: Machine) -> Iterator[Peers]:
+    """The processes that train: the clock of a time limit is one's own, and so is a GPU."""
     alone = stage.schedule is not None or machine.device.type != "cpu"
     count = 1 if alone else config.processes
+    threads = torch.get_num_threads()
     if count > 1:
         torch.set_num_threads(1)  # a forked process cannot use the threads of its parent
-    return count
+    try:
+        with Peers(stage.model, count) as peers:
+            yield peers
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _arguments(

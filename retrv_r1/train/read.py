@@ -97,9 +97,9 @@ class ReadStage(Stage):
         return model, processor
 
     def batch(self, step: int) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, step])
+        about, rng = self.draws(step)
         config = self.config
-        size = int(rng.integers(config.sizes[0], config.sizes[1] + 1))
+        size = int(about.integers(config.sizes[0], config.sizes[1] + 1))
         hard = config.hard * min(1.0, self.position(step) / (config.grow * config.steps))
         lists = self.sampler.draw(rng, config.lists, size, hard, share=config.share)
         lists = with_default_instruction(lists, rng, config.default_instruction)

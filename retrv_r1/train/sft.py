@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,17 +95,17 @@ class SFTStage(Stage):
 
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config
-        rng = np.random.default_rng([self.seed, step])
+        about, rng = self.draws(step)
         progress = min(1.0, self.position(step) / (config.grow * config.steps))
         full = step % config.full_every == config.full_every - 1
         sizes = config.full_sizes if full else config.sizes
-        size = sizes[int(rng.integers(1 + int(progress * (len(sizes) - 1))))]
+        size = sizes[int(about.integers(1 + int(progress * (len(sizes) - 1))))]
         count = max(1, config.rows // (size * (4 if full else 1)))
         hard = config.hard * progress
         lists = self.sampler.draw(rng, count, size, hard, share=config.share)
         lists = with_default_instruction(lists, rng, config.default_instruction)
         # Chains or direct answers, not both, in one batch: less padding, and separate metrics.
-        reasoned = bool(rng.random() < (config.full_reason if full else config.reason))
+        reasoned = bool(about.random() < (config.full_reason if full else config.reason))
         batch = self.collator.collate(lists, rng, reason=float(reasoned), full_tokens=full)
         kind = ("full_" if full else "") + ("reason_" if reasoned else "")
         return {

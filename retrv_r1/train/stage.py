@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, set_seed
@@ -86,8 +87,8 @@ class Setup:
 
     @property
     def cache(self) -> Path:
-        """Folder of what the stages of a recipe compute alike, beside their runs."""
-        return self.config.out.parent / "cache"
+        """Folder of what the stages of a recipe compute alike in one dtype, beside their runs."""
+        return self.config.out.parent / "cache" / str(self.machine.dtype).removeprefix("torch.")
 
     @cached_property
     def named(self) -> NamedPictures:
@@ -146,6 +147,7 @@ class Stage(ABC):
     Attributes:
         Config: dataclass of the stage's options, the section ``stage`` of its YAML file.
         model: the model that is trained.
+        rank: number of this process among those that train the model.
         processor: preprocessing that is saved beside the model.
         schedule: schedule by time if the run has a time limit; None for one by steps.
         stats: steps, samples and seconds of the run, once it is finished.
@@ -155,6 +157,7 @@ class Stage(ABC):
     config: Any
     model: PreTrainedModel
     processor: Any
+    rank = 0
     schedule: Schedule | None = None
     stats: RunStats | None = None
 
@@ -178,6 +181,14 @@ class Stage(ABC):
 
         It must touch neither the model nor a GPU, because other processes call it.
         """
+
+    def draws(self, step: int) -> tuple[np.random.Generator, np.random.Generator]:
+        """Random numbers for what a step is about, and for its batch.
+
+        The former are the same in all processes, so that their steps take equally long.
+        """
+        about = np.random.default_rng([self.seed, step])
+        return about, np.random.default_rng([self.seed, step, 1 + self.rank])
 
     def position(self, step: int) -> float:
         """Position of a step in the schedule, in steps of the configuration."""

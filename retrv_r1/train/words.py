@@ -16,6 +16,8 @@ from retrv_r1.train.stage import Setup
 class WordsConfig(EmbedConfig):
     """Options of the stage: those of ``embed``, with more of everything.
 
+    Those about the tower (``small_side``, ``small_share``, ``row_size``) do nothing here.
+
     Args:
         views: views of a picture that are kept, all but the first augmented.
     """
