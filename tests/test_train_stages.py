@@ -136,7 +136,7 @@ def test_reading_goes_on_from_a_finished_model(config, trained, folder):
 
 def test_a_tower_is_frozen_and_its_rows_are_computed_once(build, trained, folder):
     trained("sft")
-    assert len(list((folder / "cache").glob("rows-*.npy"))) == 1
+    assert len(list((folder / "cache" / "float32").glob("rows-*.npy"))) == 1
     towers = [
         RetrvR1ForConditionalGeneration.from_pretrained(folder / name / "final").visual
         for name in ("read", "sft")

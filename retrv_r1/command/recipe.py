@@ -3,9 +3,9 @@
     python -m retrv_r1.command.recipe --data a.pack --data b.pack --out results --minutes 3.5
 
 trains the stages one after the other, each by the clock, assembles the checkpoint, calibrates it,
-and ranks with it once. Results worth keeping are in ``--out/CARD/train``: at most fourteen files of a
-few megabytes, because on a borrowed machine they are copied one by one. They are written after each
-stage, so a run that is cut off leaves the newest checkpoint that ranks.
+and ranks with it once. Results worth keeping are in ``--out/CARD/train``: at most fourteen files
+of a few megabytes, because on a borrowed machine they are copied one by one. They are written after
+each stage, so a run that is cut off leaves the newest checkpoint that ranks.
 """
 
 from __future__ import annotations
