@@ -11,7 +11,7 @@ from retrv_r1.command import ship
 
 
 @pytest.mark.parametrize(("words", "limit"), [([], None), (["--limit", "7"], 7)])
-def test_each_step_reads_what_the_one_before_wrote(tmp_path, monkeypatch, words, limit):
+def test_steps_run_in_order_with_the_options_given(tmp_path, monkeypatch, words, limit):
     """Scores change with the calibration, so the threshold is fitted behind it; both are in the
     golden scores."""
     pytest.importorskip("matplotlib")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from retrv_r1.data import mbeir
 from retrv_r1.data.pack import PackError, data_folder, pack, unpack
+from retrv_r1.eval.names import Names
 from retrv_r1.train.corpus import Corpus
 from retrv_r1.train.named import named_pictures
 from retrv_r1.train.pictures import PictureBank
@@ -125,8 +126,9 @@ def with_test_names(icons, folder):
     terms = root / "terms.jsonl"
     terms.write_text(terms.read_text() + '{"code": "bell", "terms": ["gong"], "split": "test"}\n')
     rows = [("300:1", "train", {"kind": "fill", "value": "filled"}), ("300:2", "train", None)]
-    rows += [("300:3", "test", {"kind": "fill", "value": "outline"})]
-    lines = (json.dumps({"qid": qid, "split": s, "detail": d}) + "\n" for qid, s, d in rows)
+    rows += [("300:3", "test", {"kind": "fill", "value": "outline"}), ("300:4", "val", None)]
+    about = {"target": {"name": "user with a plus"}}
+    lines = (json.dumps({"qid": q, "split": s, "detail": d, **about}) + "\n" for q, s, d in rows)
     (root / "query_metadata.jsonl").write_text("".join(lines))
     return root
 
@@ -142,13 +144,17 @@ def test_glyphs_names_terms_and_details_are_carried(icons, tmp_path):
     corpus = Corpus(folder, "train", ours)
     details = [query.meta.get("detail") for query in corpus.cells["icons_t2i"].queries]
     assert details == [{"kind": "fill", "value": "filled"}, None, None, None]
+    whole = Corpus(root, "train", theirs).cells["icons_t2i"].queries[:2]
+    assert [query.meta for query in whole] == [{"detail": details[0]}, {}]
     names = named_pictures(corpus)
     bell, house = (names.names.index(name) for name in ("bell", "house"))
     assert sorted(names.names) == sorted(ASKED)
     assert (names.terms, names.aliases) == ({bell: ("alarm", "ring")}, {house: ("home",)})
     assert "gong" not in (folder / "terms.jsonl").read_text()
-    assert len((folder / "query_metadata.jsonl").read_text().splitlines()) == 1
+    rows = [json.loads(line) for line in (folder / "query_metadata.jsonl").open()]
+    assert [row["qid"] for row in rows] == ["300:1", "300:4"], "test rows stay behind"
     task = mbeir.load(folder, "icons_t2i", "val")
+    assert Names(folder).wanted(task.queries[3]) == "user with a plus"
     for candidate in task.pool:  # glyphs are black
         row = theirs.row_of[str(candidate.image)]
         pixels = (theirs.rgba([row])[0].permute(1, 2, 0) * 255).round().byte().numpy()

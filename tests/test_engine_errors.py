@@ -231,8 +231,9 @@ def test_an_error_of_the_engine_itself_ends_all_requests_and_not_its_thread(monk
     engine.check()
     stats = engine.stats()
     assert (stats.failed, stats.finished, stats.running, stats.waiting) == (3, 1, 0, 0)
-    assert stats.restarts == 1
+    assert stats.restarts == 1 and engine.alive
     engine.close()
+    assert not engine.alive
 
 
 def test_an_engine_that_cannot_be_mended_ends_all_requests_and_takes_no_more(monkeypatch, caplog):
@@ -256,6 +257,7 @@ def test_an_engine_that_cannot_be_mended_ends_all_requests_and_takes_no_more(mon
     with pytest.raises(RuntimeError, match="closed"):
         engine.submit(made(3))
     assert "cannot be mended" in caplog.text
+    assert not engine.alive
     engine.close()
 
 

@@ -81,6 +81,16 @@ def test_every_statement_is_checked(named, chain, ideal, names, statements, whol
     assert found.whole == Count(whole, 1)
 
 
+def test_an_alias_of_another_candidate_makes_it_no_closer(named, tmp_path):
+    """Training knows others by their main names; an alias of the candidate itself may be said."""
+    rows = [{"did": "9:3", **ARROW, "aliases": ["dart"]}]
+    rows += [{"did": "9:4", "name": "pointer", "aliases": ["arrow head"]}]
+    write_lines(tmp_path / "metadata.jsonl", rows)
+    for said in ("arrow", "dart"):
+        chain = Chain("a", ((5, "pointer"),), ((0, said),))
+        assert count_chains(named[0], Names(tmp_path), [outcome(chain)]).statements == Count(1, 1)
+
+
 def test_an_ideal_says_the_detail_that_is_asked_for(tmp_path):
     long = "a picture of a person in a motorized wheelchair who is going right, dark skin"
     write_lines(

@@ -52,11 +52,16 @@ def test_names_that_are_allowed_are_all_that_are():
         for name in ("rank.example.org:443", "10.0.0.1", "localhost"):
             assert answers(hosts, name)
         assert not answers(hosts, "evil.example")
+    for name in ("my_machine", "::1", "[::1]:80", "rank.example.org.", "xn--bcher-kva.example"):
+        assert answers(Hosts.of([name], "any", HERE, keys=False), name)
 
 
-@pytest.mark.parametrize("name", ["", "http://rank.example.org", "*/", ":80"])
+NO_NAMES = ("", "http://rank.example.org", "*/", ":80", "*", "*.example.org", ".example.org")
+
+
+@pytest.mark.parametrize("name", [*NO_NAMES, "a b", "a..b", "-a", "me@example.org", "[a]"])
 def test_what_is_no_name_is_told_at_the_start(name):
-    with pytest.raises(RetrvError, match="--allowed-host takes a name"):
+    with pytest.raises(RetrvError, match="--allowed-host takes a whole name"):
         Hosts.of([name], "localhost", HERE, keys=False)
 
 

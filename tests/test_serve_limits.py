@@ -53,6 +53,18 @@ def test_what_is_over_a_limit_gets_its_name(body, limit):
         assert server.post("/v1/rerank", ASK).status_code == 200
 
 
+def test_a_picture_in_many_lists_of_a_request_is_counted_once():
+    """Pairs with distinct first texts are lists of their own; each shows the same picture."""
+    with double(Settings(limits=Limits(max_total_pixels=1500))) as server:
+        texts = [f"text {number}" for number in range(20)]
+        pairs = {"text_1": texts, "text_2": {"image": png("red")}}
+        assert server.post("/score", pairs).status_code == 200
+        assert len(server.service.calls) == len(texts)
+        assert len({id(call.candidates[0].image) for call in server.service.calls}) == 1
+        pairs["text_2"] = [{"image": png(colour)} for colour in ("red", "blue")] * 10
+        assert code_of(server.post("/score", pairs)) == (413, "max_total_pixels")
+
+
 def test_a_thousand_documents_and_a_hundred_pictures_are_within_the_limits():
     limits = Limits()
     assert limits.max_documents >= 1000 and limits.max_pictures >= 101

@@ -256,6 +256,29 @@ def test_a_crash_of_the_engine_is_told_to_those_it_hit_and_mended(reranker, monk
     serve(reranker, body, running=2)
 
 
+def test_a_service_whose_engine_cannot_be_mended_says_so(reranker, monkeypatch):
+    """Nobody is told to ask again: not those that it hit, and not those that come later."""
+
+    def broken(*_: Any) -> Any:
+        raise ValueError("the model broke")
+
+    async def run() -> None:
+        service = RerankService(reranker, Load(running=2))
+        await service.start()
+        hit = [asyncio.create_task(service.rank(LONG)) for _ in range(2)]
+        await until(is_running(service, 2))
+        monkeypatch.setattr(reranker.engine.runner, "run", broken)
+        monkeypatch.setattr(reranker.engine.runner, "reset", broken)
+        for error in await asyncio.gather(*hit, service.rank(FAST), return_exceptions=True):
+            assert isinstance(error, NotReady) and "could not be mended" in str(error)
+        health = await service.health()
+        assert health.state == "failed" and "could not be mended" in health.reason
+        monkeypatch.undo()
+        await service.drain(0)
+
+    asyncio.run(run())
+
+
 def test_health_asks_an_engine_that_has_failed_or_been_silent(reranker, monkeypatch):
     asked = []
     submit = reranker.submit

@@ -119,6 +119,11 @@ def test_golden_scores_of_something_else_are_refused(shipped, checkpoint, tmp_pa
             read_golden(folder, SMALL)
     config.write_text(json.dumps(values | {"auto_threshold": 0.5, "transformers_version": "0"}))
     assert read_golden(folder, SMALL) == read_golden(shipped, SMALL)
+    older = json.loads((folder / FILE).read_text())
+    del older["config"]
+    (folder / FILE).write_text(json.dumps(older))
+    with pytest.raises(NoGolden, match="stale, of a version that did not write their config: run"):
+        read_golden(folder, SMALL)
     (folder / FILE).write_text("{")
     with pytest.raises(NoGolden, match="damaged"):
         read_golden(folder, SMALL)

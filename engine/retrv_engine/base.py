@@ -225,6 +225,11 @@ class Engine(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests: False once it is closed, or could not be mended."""
+        return True
+
     def start(self) -> None:  # noqa: B027
         """Has a thread of the engine compute from now on, where callers' threads do otherwise."""
 

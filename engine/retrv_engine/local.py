@@ -286,21 +286,21 @@ class LocalEngine(SteppingEngine):
     def _fail_all(self, error: Exception) -> None:
         """Ends all running jobs after an error of the model, which may have spoilt the pages."""
         self._counts["restarts"] += 1
+        self.runner.reset()  # first: those that are told find the engine mended
         for job in list(self.scheduler.running):
             self._end(job, error, keep=False)
         self.scheduler.clear()
-        self.runner.reset()
 
     def _give_up(self, error: Exception) -> None:
         with self._turn:
             self._counts["restarts"] += 1
             jobs = [*self.scheduler.running, *self.scheduler.waiting]
+            self.scheduler = self._new_scheduler()  # what the error left of it is not known
+            self.runner.reset()
             while self._inbox:  # one by one: another may come meanwhile, and none may be lost
                 jobs.append(self._inbox.popleft())
-            self.scheduler = self._new_scheduler()  # what the error left of it is not known
             for job in jobs:
                 self._end(job, error)
-            self.runner.reset()
 
     def _new_scheduler(self) -> Scheduler:
         pool = PagePool(self.runner.pages, self.config.page_size)

@@ -57,6 +57,11 @@ class PlainEngine:
         self._masks: Masks | None = None
         self._counts: Counter[str] = Counter()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests: it always does."""
+        return True
+
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request]) -> list[Output]:
         """Returns the outputs of ``requests``, in order."""

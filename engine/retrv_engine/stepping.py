@@ -46,6 +46,11 @@ class SteppingEngine(Engine):
     def _give_up(self, error: Exception) -> None:
         """Ends all jobs after an error of the engine itself, and makes it usable again."""
 
+    @property
+    def alive(self) -> bool:
+        """See :attr:`retrv_engine.base.Engine.alive`."""
+        return not self._closed
+
     def start(self) -> None:
         """Starts a thread that takes the steps from now on."""
         with self._news:

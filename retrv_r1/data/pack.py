@@ -44,9 +44,12 @@ HELD_OUT = "held_out_names.json"
 """Names of pictures that are held out and left behind: nothing else may teach them."""
 
 
-# Rows that training reads of some files; the others say nothing to it.
+# Rows of some files that are read with a pack: of training queries those that ask for a detail,
+# of validation all, because evaluation reads their targets, too.
 _CHOSEN: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
-    "query_metadata.jsonl": lambda row: bool(row.get("detail")) and row.get("split") in SPLITS,
+    "query_metadata.jsonl": lambda row: (
+        row.get("split") == "val" or (row.get("split") == "train" and bool(row.get("detail")))
+    ),
     "terms.jsonl": lambda row: row.get("split", "train") == "train",
 }
 

@@ -124,5 +124,6 @@ def _shown(
     if not (known := names.shown(listed[k])):
         return None
     about = {place for place, _ in (*chain.near, *chain.seen)} - {k}
-    others = [one for n in about if 0 <= n < len(listed) for one in names.shown(listed[n])]
+    # By their main names alone, as in the chains that training writes: an alias makes none close.
+    others = [one for n in about if 0 <= n < len(listed) for one in names.shown(listed[n])[:1]]
     return any(states(said, one, others) for one in known)

@@ -42,15 +42,14 @@ def details_of(meta: Mapping[str, Any]) -> dict[str, str]:
     return {kind: str(value) for kind, value in found.items() if value}
 
 
-def asked_for(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    """The value of the detail that a query asks for, if its metadata has a ``detail``."""
-    found = meta.get("detail") or {}
-    return (str(found["value"]),) if found.get("value") else ()
+def asked_for(meta: Mapping[str, Any]) -> str:
+    """The value of the detail that a query's metadata says it asks for; empty if there is none."""
+    return str((meta.get("detail") or {}).get("value") or "")
 
 
-def asked_words(query: str, values: Sequence[str]) -> str:
-    """The content words of a query; where it is cut, the words of the details asked for stay."""
-    return content_words(query, keep=_words_of(values))
+def asked_words(query: str, value: str) -> str:
+    """The content words of a query; where it is cut, the words of the detail asked for stay."""
+    return content_words(query, keep=_words_of([value]))
 
 
 def are_close(one: Shown, other: Shown) -> bool:
@@ -90,9 +89,9 @@ def statement(one: Shown, others: Sequence[Shown], more: Collection[str] = ()) -
 
 def with_detail(name: str, meta: Mapping[str, Any]) -> str:
     """The name of what a query asks for, with the detail that its metadata says it asks for."""
-    asked = asked_for(meta)
+    asked = _words_of([asked_for(meta)])
     unnamed = (meta.get("detail") or {}).get("kind") in UNNAMED
-    return _said(words(name, None).split(), _words_of(asked if unnamed else ()), _words_of(asked))
+    return _said(words(name, None).split(), asked if unnamed else (), asked)
 
 
 def states(said: str, one: Shown, others: Sequence[Shown]) -> bool:

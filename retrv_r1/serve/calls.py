@@ -56,7 +56,7 @@ class QueueFull(RetrvError):
 
 
 class NotReady(RetrvError):
-    """The model is being loaded, or the service is shutting down.
+    """The model is being loaded, the service is shutting down, or its engine is lost.
 
     Attributes:
         retry_after: seconds after which to ask again.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from PIL import Image
@@ -70,32 +71,39 @@ class ModelPictures:
             await self._reader.aclose()
 
 
+@dataclass(frozen=True)
+class Read:
+    """The pictures of a request.
+
+    Args:
+        images: by what was sent.
+        seconds: that reading them took.
+    """
+
+    images: Mapping[str, Image.Image]
+    seconds: float
+
+
 def default_mode(reranker: Reranker | None) -> ModeChoice:
     """The mode of requests where neither they nor the settings name one."""
     threshold = getattr(reranker.model.config, "auto_threshold", None) if reranker else None
     return "fast" if threshold is None else "auto"
 
 
-async def to_call(asked: Asked, pictures: Pictures, held: Held, mode: ModeChoice) -> RankCall:
-    """The call of a request; its budget is the whole one.
+def to_call(asked: Asked, read: Read, mode: ModeChoice) -> RankCall:
+    """The call of a list of a request; its budget is the whole one.
 
     Args:
-        held: counts the pictures in.
+        read: the request's pictures.
         mode: mode of requests that name none; several votes mean reasoning, also for ``auto``.
-    Raises:
-        ApiError: a picture cannot be read; the error names its place. 413 or 429 where the pictures
-            together are too large.
     """
     options = asked.options
-    began = time.perf_counter()
-    read = await _read_all(asked, pictures, held)
-    seconds = time.perf_counter() - began
     chosen = options.mode or mode
     if options.votes > 1 and options.mode != "fast":
         chosen = "reason"
     return RankCall(
-        _item(asked.query, read),
-        tuple(_item(document, read) for document in asked.documents),
+        _item(asked.query, read.images),
+        tuple(_item(document, read.images) for document in asked.documents),
         instruction=options.instruction,
         mode=chosen,
         reading=options.reading,
@@ -104,13 +112,22 @@ async def to_call(asked: Asked, pictures: Pictures, held: Held, mode: ModeChoice
         max_reasoning_tokens=options.max_reasoning_tokens,
         votes=options.votes,
         budget_ms=options.budget_ms,
-        picture_seconds=seconds if read else 0.0,
+        picture_seconds=read.seconds if any(_places([asked])) else 0.0,
         model=asked.model,
     )
 
 
-async def _read_all(asked: Asked, pictures: Pictures, held: Held) -> dict[str, Image.Image]:
-    """Every picture of a request by what was sent; the same one is read once."""
+async def read_all(asked: Sequence[Asked], pictures: Pictures, held: Held) -> Read:
+    """Every picture of a request; one that several of its lists show is read and counted once.
+
+    Args:
+        asked: all lists of the request.
+        held: counts the pictures in.
+    Raises:
+        ApiError: a picture cannot be read; the error names its place. 413 or 429 where the pictures
+            together are too large.
+    """
+    began = time.perf_counter()
     places: dict[str, str] = {}
     for place, value in _places(asked):
         places.setdefault(value, place)
@@ -128,19 +145,21 @@ async def _read_all(asked: Asked, pictures: Pictures, held: Held) -> dict[str, I
 
     tasks = [asyncio.create_task(one(value)) for value in places]
     try:
-        return dict(zip(places, await asyncio.gather(*tasks), strict=True))
+        images = dict(zip(places, await asyncio.gather(*tasks), strict=True))
+        return Read(images, time.perf_counter() - began)
     finally:  # the first error ends the reading of the others
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _places(asked: Asked) -> Iterator[tuple[str, str]]:
-    for item in (asked.query, *asked.documents):
-        for value in item.pictures:
-            yield item.place, value
+def _places(asked: Sequence[Asked]) -> Iterator[tuple[str, str]]:
+    for one in asked:
+        for item in (one.query, *one.documents):
+            for value in item.pictures:
+                yield item.place, value
 
 
-def _item(asked: AskedItem, read: dict[str, Image.Image]) -> Item:
-    image = read[asked.pictures[0]] if asked.pictures else None
+def _item(asked: AskedItem, images: Mapping[str, Image.Image]) -> Item:
+    image = images[asked.pictures[0]] if asked.pictures else None
     return Item(text=asked.text or None, image=image, id=asked.id)

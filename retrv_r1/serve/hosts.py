@@ -6,6 +6,7 @@ takes a server there for the page's own, and lets it ask and read; but it sends 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -13,6 +14,9 @@ from urllib.parse import urlsplit
 
 from retrv_r1.serve.errors import ApiError
 from retrv_r1.types import RetrvError
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,11 @@ class Hosts:
         """
         allowed = list(given)
         for one in allowed:
-            if "/" in one or not _name(one):
-                raise RetrvError(f"--allowed-host takes a name such as rank.example.org, not {one}")
+            if set("/@") & set(one) or not _is_host(_name(one)):
+                raise RetrvError(
+                    "--allowed-host takes a whole name such as rank.example.org, or an address, "
+                    f"not {one!r}"
+                )
         if not allowed and (keys or not all(map(_is_local, bound))):
             return cls()
         return cls(frozenset(filter(None, map(_name, (host, *allowed)))))
@@ -73,6 +80,15 @@ def _name(text: str) -> str:
         return (urlsplit(f"//{text}").hostname or "").rstrip(".")
     except ValueError:
         return ""
+
+
+def _is_host(name: str) -> bool:
+    """Whether a name is one that a client may send: an address or a host's, no pattern."""
+    try:
+        ip_address(name)
+    except ValueError:
+        return _HOST.fullmatch(name) is not None
+    return True
 
 
 def _is_local(name: str) -> bool:

@@ -23,7 +23,7 @@ from retrv_r1.serve.dialects.base import all_warnings
 from retrv_r1.serve.errors import ApiError, malformed
 from retrv_r1.serve.failures import failure_of, refused_options
 from retrv_r1.serve.front import internal_error, log_failure
-from retrv_r1.serve.handing import Pictures, default_mode, to_call
+from retrv_r1.serve.handing import Pictures, Read, default_mode, read_all, to_call
 from retrv_r1.serve.limits import Gate, Held, read_body
 from retrv_r1.serve.metrics import Metrics
 from retrv_r1.serve.schema.asked import Asked
@@ -148,15 +148,16 @@ class Ranking:
         """The answers of all lists."""
         free = asyncio.Semaphore(LISTS_AT_ONCE)
 
-        async def one(asked: Asked) -> Answer:
+        async def one(asked: Asked, read: Read) -> Answer:
             async with free:
-                call = await self._call(asked, held, trace)
+                call = self._call(asked, read, trace)
                 with refused_options():
                     results = await self.service.rank(call)
             return self._answer(asked, results, trace)
 
         async with asyncio.timeout(self._left(trace)):
-            tasks = [asyncio.create_task(one(each)) for each in asked]
+            read = await read_all(asked, self.pictures, held)
+            tasks = [asyncio.create_task(one(each, read)) for each in asked]
             try:
                 return await asyncio.gather(*tasks)
             finally:  # the first error ends the ranking of the other lists
@@ -174,7 +175,8 @@ class Ranking:
         stack: ExitStack,
     ) -> Response:
         async with asyncio.timeout(self._left(trace)):
-            call = await watched(request.receive, self._call(asked, held, trace))
+            read = await watched(request.receive, read_all([asked], self.pictures, held))
+        call = self._call(asked, read, trace)
         trace.stream = True
         happenings = Happenings(self._events(call, trace))
         await watched(request.receive, happenings.begin())
@@ -198,9 +200,8 @@ class Ranking:
                         first = False
                     yield event
 
-    async def _call(self, asked: Asked, held: Held, trace: Trace) -> RankCall:
-        mode = self.settings.mode or default_mode(self.service.reranker)
-        call = await to_call(asked, self.pictures, held, mode)
+    def _call(self, asked: Asked, read: Read, trace: Trace) -> RankCall:
+        call = to_call(asked, read, self.settings.mode or default_mode(self.service.reranker))
         budget, left = call.budget_ms, self._left(trace)  # both begin when the request comes
         return replace(
             call,

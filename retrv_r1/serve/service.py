@@ -24,6 +24,8 @@ from retrv_r1.types import ItemError, RankedResults, RankRequest
 
 State: TypeAlias = Literal["loading", "ready", "draining", "failed", "closed"]
 
+LOST = "the engine failed and could not be mended; the server must be started again"
+
 _log = logging.getLogger(__name__)
 
 
@@ -98,7 +100,8 @@ class RerankService:
             RequestTooLarge: a prompt that the engine's cache cannot hold.
             ValueError: options that exclude each other.
             QueueFull: too many calls wait.
-            NotReady: the model is being loaded, or the service shuts down.
+            NotReady: the model is being loaded, the service shuts down, or its engine failed and
+                could not be mended.
             DeadlineExceeded: the call was not done before its deadline.
             EngineFailed: the engine failed; the next call will find it mended.
         """
@@ -122,6 +125,7 @@ class RerankService:
         If nothing was ranked for a while, it ranks two words to see that. Where that takes more
         than a second, what was seen last is told.
         """
+        self._look_at_engine()
         state, reason, probe = self._state, self._reason, self._probe
         if state == "ready" and probe is not None and not await probe.answers(hurry=True):
             state, reason = "failed", "the engine does not answer"
@@ -185,12 +189,19 @@ class RerankService:
 
     def _failure(self, error: Exception) -> EngineFailed | NotReady:
         """What a caller is told of an error that is not the caller's."""
+        if self._state == "ready":
+            _log.error("the engine failed", exc_info=error)
+            self._look_at_engine()
         if self._state != "ready":
-            return NotReady(SHUTTING_DOWN)
-        _log.error("the engine failed", exc_info=error)
+            return NotReady(self._reason)
         if self._probe is not None:
             self._probe.doubt()
         return EngineFailed("the engine failed; it was mended, so ask again")
+
+    def _look_at_engine(self) -> None:
+        """Fails the service for good if its engine takes no more requests."""
+        if self._state == "ready" and self.reranker is not None and not self.reranker.engine.alive:
+            self._state, self._reason = "failed", LOST
 
     @staticmethod
     def _submit(reranker: Reranker, call: RankCall, waited: float, until: float) -> Ranking:

@@ -146,6 +146,8 @@ def read_golden(model: str | Path, lists: Sequence[CheckList] | None = None) -> 
         ("config", config_hash(folder), f"of other settings ({', '.join(DECIDING)})"),
     ):
         if content.get(field) != own:
+            if field not in content:
+                what = f"of a version that did not write their {field}"
             raise NoGolden(f"the golden scores of {folder} are stale, {what}: {write}")
     return {
         name: Outcome(

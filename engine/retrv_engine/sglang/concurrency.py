@@ -60,6 +60,11 @@ class LoopThread:
         except CancelledError:
             raise RuntimeError(CLOSED) from None
 
+    @property
+    def refuses(self) -> bool:
+        """Whether it accepts no more work."""
+        return self._refuses
+
     def refuse(self) -> bool:
         """Accepts no work from now on; False if that is so already."""
         with self._accepting:

@@ -77,6 +77,11 @@ class SGLangEngine(Engine):
 
     # The contract; callers are in any thread.
 
+    @property
+    def alive(self) -> bool:
+        """See :attr:`retrv_engine.base.Engine.alive`; a server that died is started again."""
+        return not self._loop.refuses
+
     def submit(
         self, request: Request, *, priority: int = 0, deadline: float | None = None
     ) -> Handle[Output]:
