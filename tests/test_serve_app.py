@@ -134,6 +134,7 @@ def test_budget_and_deadline_begin_when_the_request_comes(stream):
         assert server.post("/v1/rerank", ask).status_code == 200
         assert server.post("/v1/rerank", {**ask, "retrv": {"budget_ms": 1}}).status_code == 200
     first, second = service.calls
+    assert first.budget_ms and first.deadline_ms
     assert 0 < first.budget_ms <= 9800 and 0 < first.deadline_ms <= 19_800
     assert second.budget_ms == 0, "the pictures took all of it"
 

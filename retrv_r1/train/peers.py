@@ -58,7 +58,8 @@ class Peers:
         self._meeting = multiprocessing.get_context("fork").Barrier(count)
 
     def __enter__(self) -> Peers:
-        parent, children = os.getpid(), []
+        parent = os.getpid()
+        children: list[int] = []
         for rank in range(1, self.count):
             try:
                 child = os.fork()
