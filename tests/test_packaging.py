@@ -78,7 +78,7 @@ def sources() -> set[str]:
         f"{package}/{path.relative_to(folder).as_posix()}"
         for package, folder in PACKAGES.items()
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in LEFT_OUT and path.parent.name != "training"
+        if path.is_file() and path.suffix not in LEFT_OUT and "training" not in path.parts
     }
 
 

@@ -64,7 +64,7 @@ def test_the_recipe_ends_in_a_checkpoint_that_ranks(small_recipe, tmp_path, monk
     )
     files = sorted(path.name for path in out.iterdir())
     curves = [f"{stage}.{kind}" for stage in SHARES for kind in ("jsonl", "png")]
-    assert files == sorted(["record.json", "checkpoint.tar.gz", *curves]) and len(files) == 12
+    assert files == sorted(["record.json", "checkpoint.tar.gz", *curves]) and len(files) == 14
     assert json.loads((out / "record.json").read_text()) == record
     for stage in record["stages"].values():
         assert stage["steps"] >= 1 and stage["spent"]["steps_per_second"] > 0

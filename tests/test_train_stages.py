@@ -95,7 +95,13 @@ def test_stages_build_on_each_other_to_a_model_that_ranks(trained, pictographs, 
 
 TRAINED = {
     "read": {
-        *("backbone.model.language_model", "icm.pool", "icm.row_norm", "icm.content_norm"),
+        *(
+            "backbone.model.language_model",
+            "icm.pool",
+            "icm.row_norm",
+            "icm.content_norm",
+            "naming",
+        ),
     },
     "align": {"icm", "naming"},
     "lists": {"icm", "backbone.model.language_model", "naming"},

@@ -40,4 +40,6 @@ class WordsStage(EmbedStage):
         setup.result("embed")  # there is nothing to rest without it
         super().__init__(setup)
         self.model.visual.requires_grad_(False)
-        self.train.rows = setup.rows(self.model.visual, self.processor, self.config.views)
+        self.bank = self.train.rows = setup.rows(
+            self.model.visual, self.processor, self.config.views
+        )
