@@ -37,7 +37,7 @@ async def listening(limits: Limits = LIMITS) -> AsyncIterator[int]:
 
 
 def head(body: bytes) -> bytes:
-    lines = ("POST /v1/rerank HTTP/1.1", "Host: a", "Content-Type: application/json")
+    lines = ("POST /v1/rerank HTTP/1.1", "Host: localhost", "Content-Type: application/json")
     return "\r\n".join((*lines, f"Content-Length: {len(body)}", "\r\n")).encode()
 
 

@@ -36,7 +36,7 @@ async def listening(app: Any, **options: Any) -> AsyncIterator[int]:
 
 def frame(chance: random.Random) -> bytes:
     """A request whose framing is wrong in some way."""
-    head = b"POST /v1/rerank HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     length = b"Content-Length: %d\r\n\r\n" % len(BODY)
     whole = head + length + BODY
     chunked = head + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -62,12 +62,12 @@ def frame(chance: random.Random) -> bytes:
         head + b" folded: a\r\n" + length + BODY,
         head.replace(b"\r\n", b"\n") + length + BODY,
         head.replace(b"1.1", b"9.9") + length + BODY,
-        head.replace(b"Host: a\r\n", b"") + length + BODY,
+        head.replace(b"Host: localhost\r\n", b"") + length + BODY,
         chance.randbytes(500),
         b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(100),
         b"GET / HTTP/2.0\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"GET http://169.254.169.254/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET http://169.254.169.254/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
         whole * 3,
         b"",
     )
@@ -103,7 +103,7 @@ async def throw(port: int, chance: random.Random) -> str | None:
 async def still_answers(port: int) -> bool:
     """Whether a sound request gets its answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /v1/rerank HTTP/1.1\r\nHost: a\r\nConnection: close\r\n")
+    writer.write(b"POST /v1/rerank HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n")
     writer.write(b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
     answer = await reader.read()
     writer.close()

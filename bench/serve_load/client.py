@@ -112,7 +112,7 @@ class Client:
             method="POST",
             target="/v1/rerank",
             headers=[
-                ("Host", "load"),
+                ("Host", "localhost"),
                 ("Content-Type", "application/json"),
                 ("Content-Length", str(len(ask.body))),
                 ("X-Request-ID", ask.id),
