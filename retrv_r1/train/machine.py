@@ -91,7 +91,7 @@ class Machine:
 def multiplies_bfloat16() -> bool:
     """Whether this CPU multiplies matrices of bfloat16 faster than float32: Intel's AMX.
 
-    A step of the embed stage takes 0.45 to 0.55 times as long there (docs/LOG.md).
+    The convolutional tower's part of a step takes about half as long there (docs/LOG.md).
     """
     # PyTorch has no public function for it; without this one a CPU counts as one without AMX.
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())

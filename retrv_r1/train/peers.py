@@ -1,7 +1,7 @@
 """Several processes that train one model on a CPU, each on batches of its own.
 
-Many operations of a small model are too short for two threads: half of the second thread's time was
-spent waiting (docs/LOG.md). Processes of one thread each meet once a step, to average gradients.
+Many operations of a small model are too short for two threads, which then wait for one another
+(docs/LOG.md). Processes of one thread each meet once a step, to average gradients.
 """
 
 from __future__ import annotations
