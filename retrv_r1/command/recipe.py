@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parents[1] / "train" / "configs" / "tiny"
 SHARES = {"embed": 0.4, "words": 0.1, "read": 0.15, "align": 0.05, "lists": 0.2, "sft": 0.1}
 """Share of each stage in the time for training; a choice, not a measurement."""
+_FIRST_STAGE = ("embed", "words")
 SHIPPING = 0.1
 """Share of the whole time for calibrating and trying the checkpoint."""
 QUERIES_PER_SECOND = 0.5
@@ -69,6 +70,7 @@ def train_all(
     *,
     minutes: float,
     machine: Machine,
+    first_stage: Path | None = None,
     configs: Path = CONFIGS,
     quick: bool = False,
     commit: str | None = None,
@@ -80,6 +82,7 @@ def train_all(
         out: folder of the results: curves, ``record.json``, ``checkpoint.tar.gz``.
         work: folder of everything else; earlier runs in it are replaced.
         minutes: time limit for the whole, from now on.
+        first_stage: finished first stage with which training begins; by default it is trained too.
         configs: folder with one YAML file per stage.
         quick: rehearse on little data; needs packs.
         commit: commit of the code, for the record; by default git's answer.
@@ -87,6 +90,7 @@ def train_all(
     from retrv_r1.train.config import read_config
     from retrv_r1.train.record import commit_here, describe_machine, versions
     from retrv_r1.train.schedule import Schedule
+    from retrv_r1.train.stage import TrainingData
 
     console, started = Console(stderr=True), time.monotonic()
     end = started + 60 * minutes * (1 - SHIPPING)
@@ -112,19 +116,25 @@ def train_all(
         "stages": {},
         "checkpoint": None,
     }
-    checkpoint = work / "checkpoint"
-    left = sum(SHARES.values())
-    for stage, share in SHARES.items():
-        settings = _relocated(read_config(stage, configs / f"{stage}.yaml"), folders, work / "runs")
+    checkpoint, loaded = work / "checkpoint", TrainingData(folders, machine.device)
+    shares = dict(SHARES)
+    if first_stage is not None:
+        shutil.copytree(first_stage, work / "runs" / "words" / "final")
+        shares = {stage: share for stage, share in SHARES.items() if stage not in _FIRST_STAGE}
+    left = sum(shares.values())
+    for stage, share in shares.items():
+        config = read_config(stage, configs / f"{stage}.yaml", gpu=machine.device.type != "cpu")
+        settings = _relocated(config, folders, work / "runs")
         if quick:
             settings = replace(settings, stage=replace(settings.stage, **_QUICK[stage]))
         seconds = max(1.0, (end - time.monotonic()) * share / left)
         left -= share
         console.print(f"{stage}: {seconds:.0f} s")
-        train_stage(settings, machine, Schedule(settings.loop.steps, seconds), resume=False)
+        schedule = Schedule(settings.loop.steps, seconds)
+        train_stage(settings, machine, schedule, resume=False, data=loaded)
         record["stages"][stage] = _keep(settings.out, out)
         _free_memory()
-        if stage not in ("embed", "words", "read"):  # these cannot rank compressed candidates
+        if stage not in (*_FIRST_STAGE, "read"):  # these cannot rank compressed candidates
             assemble(work / "runs", checkpoint, stage)
             record["checkpoint"] = stage
             _archive(out, checkpoint, console)
@@ -223,11 +233,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @clean_ending()
 def main(
     data: Annotated[
-        list[Path], typer.Option(help="Folder or pack of a data set; repeatable.", metavar="DATA")
+        list[Path],
+        # Named, because typer 0.27.0 forgets the name of an option that is a list.
+        typer.Option("--data", help="Folder or pack of a data set; repeatable.", metavar="DATA"),
     ],
     out: Annotated[Path, typer.Option(help="Folder in which a folder for the card is made.")],
     minutes: Annotated[float, typer.Option(min=0.1, help="Time limit for everything.")],
     work: Annotated[Path, typer.Option(help="Folder of runs and data.")] = Path("runs/recipe"),
+    first_stage: Annotated[
+        Path | None, typer.Option(help="Begin with this first stage: the folder `final` of words.")
+    ] = None,
     device: TrainDevice = None,
     dtype: TrainDtype = None,
     workers: Annotated[int | None, typer.Option(help="Processes that make batches.")] = None,
@@ -246,6 +261,7 @@ def main(
         work,
         minutes=minutes,
         machine=machine,
+        first_stage=first_stage,
         configs=configs,
         quick=quick,
         commit=commit,

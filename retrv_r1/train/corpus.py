@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,21 +189,22 @@ def distinct(
     return ordered, [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
 
 
-def rivals(lists: Sequence[ListExample]) -> list[list[bool]]:
-    """Whether each candidate of all lists is a negative of a list's query, list by list.
+def rivals(lists: Sequence[ListExample]) -> np.ndarray:
+    """Whether each candidate of all lists is a negative of a list's query, ``[b, c]``.
 
     Negatives are the other candidates of the same list, and candidates of other lists in the same
     cell unless they are known to be relevant or are the query itself.
     """
-    shown = [(b, x.cell, c.key) for b, x in enumerate(lists) for c in x.candidates]
-    out = []
+    owner = np.repeat(np.arange(len(lists)), [len(x.candidates) for x in lists])
+    cells = np.unique([x.cell for x in lists], return_inverse=True)[1]
+    places: defaultdict[Key, list[int]] = defaultdict(list)
+    for place, candidate in enumerate(c for x in lists for c in x.candidates):
+        places[candidate.key].append(place)
+    out = cells[:, None] == cells[owner]
     for b, example in enumerate(lists):
         answer = None if example.answer is None else example.candidates[example.answer].key
-        barred = example.relevant | {answer, example.query.key}
-        out.append(
-            [
-                key != answer if owner == b else cell == example.cell and key not in barred
-                for owner, cell, key in shown
-            ]
-        )
+        for key in example.relevant | {answer, example.query.key}:
+            out[b, places.get(key, [])] = False
+        own = owner == b
+        out[b, own] = [candidate.key != answer for candidate in example.candidates]
     return out

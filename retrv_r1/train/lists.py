@@ -45,14 +45,13 @@ class Candidates:
     ) -> Candidates:
         """Builds the record of lists, whose item ``numbers`` are those of :func:`distinct`."""
         shown = [(b, k) for b, x in enumerate(lists) for k in range(len(x.candidates))]
-        negatives = rivals(lists) if shown else []
         return cls(
             queries=_integers(query for query, _ in numbers),
             items=_integers(numbers[b][1][k] for b, k in shown),
             owner=_integers(b for b, _ in shown),
             is_answer=_integers(k == lists[b].answer for b, k in shown).bool(),
             answered=_integers(b for b, x in enumerate(lists) if x.answer is not None),
-            rivals=torch.tensor(negatives, dtype=torch.bool).reshape(len(lists), len(shown)),
+            rivals=torch.from_numpy(rivals(lists)),
         )
 
 
