@@ -17,6 +17,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,10 +101,12 @@ def train_all(
                 f"--quick needs a pack, not the folder {one}: write one with `retrv-r1 data pack`"
             )
     thin = _QUICK_QUERIES if quick else None
-    folders = tuple(
-        unpack(one, work / f"data-{n}", thin) if one.is_file() else one
-        for n, one in enumerate(data)
-    )
+
+    def folder(n: int, one: Path) -> Path:
+        return unpack(one, work / f"data-{n}", thin) if one.is_file() else one
+
+    with ThreadPoolExecutor() as threads:
+        folders = tuple(threads.map(folder, range(len(data)), data))
     shutil.rmtree(work / "runs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / "checkpoint.tar.gz").unlink(missing_ok=True)  # an earlier run's
@@ -179,6 +182,7 @@ def _keep(run: Path, out: Path) -> dict[str, Any]:
 
 def _free_memory() -> None:
     """Frees the memory of a finished stage before the next one takes its own."""
+    gc.unfreeze()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

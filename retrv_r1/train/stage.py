@@ -20,7 +20,7 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.config import ConfigError, RunConfig, stage_class
 from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.entry_vectors import EntryEmbedder, Vectors, embed_cells
-from retrv_r1.train.machine import Machine
+from retrv_r1.train.machine import Machine, no_collection
 from retrv_r1.train.named import NamedPictures, named_pictures
 from retrv_r1.train.naming import Naming
 from retrv_r1.train.pictures import PictureBank
@@ -277,4 +277,5 @@ def build_stage(
     set_seed(config.loop.seed)
     machine = machine or Machine()
     data = data or TrainingData(config.data, machine.device)
-    return stage_class(config.name)(Setup(config, machine, data))
+    with no_collection():
+        return stage_class(config.name)(Setup(config, machine, data))
