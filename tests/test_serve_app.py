@@ -13,7 +13,7 @@ from PIL import Image
 from serve_app import HangingUp, Server, ServiceDouble, double
 
 from retrv_engine import DeadlineExceeded, EngineDied, RequestTooLarge
-from retrv_r1.serve import ranking, sending
+from retrv_r1.serve import sending
 from retrv_r1.serve.calls import EngineFailed, NotReady, QueueFull
 from retrv_r1.serve.dialects import RERANK_PATHS, SCORE_PATHS
 from retrv_r1.serve.limits import Limits
@@ -255,11 +255,11 @@ def test_a_large_answer_is_that_of_a_small_one(server, monkeypatch):
     content = {"é": ['\ud83d\n"', 1.5, 1e-9, None, True, {}, []], "b": {"c": 3}}
     assert asyncio.run(sending.encode_beside(content)) == sending.encode(content)
     encoded: list[Any] = []
-    beside = ranking.encode_beside
-    monkeypatch.setattr(ranking, "encode_beside", lambda c: encoded.append(c) or beside(c))
+    beside = sending.encode_beside
+    monkeypatch.setattr(sending, "encode_beside", lambda c: encoded.append(c) or beside(c))
     small = server.post("/v1/rerank", ASK).json()
     assert not encoded
-    monkeypatch.setattr(ranking, "LARGE", 1)
+    monkeypatch.setattr(sending, "LARGE", 1)
     large = server.post("/v1/rerank", ASK).json()
     assert len(encoded) == 1 and large["results"] == small["results"]
 
