@@ -124,7 +124,7 @@ def test_a_request_past_its_deadline_is_cancelled():
 @pytest.mark.parametrize("stream", [False, True])
 def test_budget_and_deadline_begin_when_the_request_comes(stream):
     class Slow:
-        async def read(self, value: str) -> Any:
+        async def read(self, value: str, held: Any) -> Any:
             await asyncio.sleep(0.2)
             return SimpleNamespace(image=Image.new("RGB", (8, 8)))
 
