@@ -14,6 +14,7 @@ from serve_app import HangingUp, Server, ServiceDouble, double
 
 from retrv_engine import DeadlineExceeded, EngineDied, RequestTooLarge
 from retrv_r1.serve import sending
+from retrv_r1.serve.auth import Keys
 from retrv_r1.serve.calls import EngineFailed, NotReady, QueueFull
 from retrv_r1.serve.dialects import RERANK_PATHS, SCORE_PATHS
 from retrv_r1.serve.limits import Limits
@@ -248,6 +249,16 @@ def test_the_openapi_document_has_every_route_and_an_example_of_every_dialect(se
     assert {"queries", "documents", "data_1", "data_2"} <= set(score["schema"]["properties"])
     assert "WWW-Authenticate" in post["responses"]["401"]["headers"]
     assert "securitySchemes" not in document.get("components", {})
+
+
+def test_an_address_that_ends_with_a_slash_is_found():
+    with double(Settings(keys=Keys.of(["a-key-of-mine"]))) as server:
+        key = {"X_API_Key": "a-key-of-mine"}
+        for path in ("//v2/rerank", "/sglang//v1/rerank", "///v1//rerank"):
+            assert server.post(f"http://test{path}", ASK, **key).status_code == 200
+            assert server.post(f"http://test{path}", ASK).status_code == 401
+        assert server.get("http://test//health").status_code == 200
+        assert server.get("http://test//page//../info").status_code in (401, 404)
 
 
 def test_a_large_answer_is_that_of_a_small_one(server, monkeypatch):
