@@ -7,7 +7,7 @@ produce a special token, whatever the text looks like.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -141,11 +141,23 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
     Halves of surrogate pairs, which JSON can contain and UTF-8 cannot, become U+FFFD.
     """
+    return encode_texts(tokenizer, [text])[0]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of many texts, as :func:`encode_text` gives them, in a fraction of its time for each."""
+    whole = [_whole(text) for text in texts]
+    if not whole:
+        return []
+    return tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def _whole(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def encode_start(

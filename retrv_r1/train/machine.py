@@ -18,6 +18,8 @@ from retrv_r1.devices import device_of
 from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.types import RetrvError
 
+ENCODED_AT_ONCE = {"cpu": 256, "cuda": 2048}
+"""Pictures or texts that are encoded together, by device, where no gradients are needed."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

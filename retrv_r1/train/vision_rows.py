@@ -20,6 +20,7 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tower import tower_rows
 from retrv_r1.train.augment import Augmentation, PicturePlan
 from retrv_r1.train.config import ConfigError
+from retrv_r1.train.machine import ENCODED_AT_ONCE
 from retrv_r1.train.pictures import PictureBank, normalized, side_of, to_patches
 from retrv_r1.train.tensors import digest_of, to_device
 
@@ -41,10 +42,10 @@ def clean_rows(
     processor: RetrvR1Processor,
     bank: PictureBank,
     pictures: Sequence[int],
-    batch: int = 256,
 ) -> Tensor:
     """Tower rows of pictures without augmentation, ``[n, rows, d]``."""
     images, parts = processor.image_processor, []
+    batch = ENCODED_AT_ONCE[model.device.type]
     for start in range(0, len(pictures), batch):
         plan = PicturePlan.of(pictures[start : start + batch])
         parts.append(picture_rows(model.visual, plan.render(bank, side_of(images)), images))
@@ -90,7 +91,7 @@ class RowBank:
         views: int,
         seed: int,
         path: Path | None,
-        batch: int = 256,
+        batch: int | None = None,
     ) -> RowBank:
         """Encodes several views of pictures, or reads what another run has encoded.
 
@@ -100,6 +101,7 @@ class RowBank:
             used: rows of the bank that are encoded.
             views: views of each picture, all but the first augmented.
             path: file in which the rows are kept; without one they stay on the tower's device.
+            batch: pictures that are encoded together; by default as many as the device takes.
         """
         if not used:
             raise ConfigError("queries and candidates show no pictures: this stage needs some")
@@ -108,6 +110,7 @@ class RowBank:
         device = next(visual.parameters()).device
         if path is not None and path.is_file():
             return cls(torch.from_numpy(np.load(path, mmap_mode="r+")).to(device), place)
+        batch = batch or ENCODED_AT_ONCE[device.type]
         generator = torch.Generator().manual_seed(seed)
         out: Tensor | None = None
         work = [(v, i) for v in range(views) for i in range(0, len(used), batch)]
