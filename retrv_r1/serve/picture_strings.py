@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import os
 import re
 import stat
@@ -63,7 +63,8 @@ def media_type(text: str) -> str | None:
     """
     try:
         plain = text[:40].encode("ascii").translate(_URL_SAFE, _BLANKS).rstrip(b"=")
-        start = base64.b64decode(plain[: len(plain) // 4 * 4], validate=True)[:16].ljust(16, b"\0")
+        start = binascii.a2b_base64(plain[: len(plain) // 4 * 4], strict_mode=True)
+        start = start[:16].ljust(16, b"\0")
     except ValueError:
         return None
     for name in readable_formats():
@@ -118,7 +119,7 @@ def _base64(text: str, most: int) -> bytes:
             raise over_bytes(most)
         if not plain:
             raise malformed("the picture is empty; pass a data URI, base64 or a URL")
-        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+        return binascii.a2b_base64(plain + b"=" * (-len(plain) % 4), strict_mode=True)
     except ValueError:  # also binascii's and Unicode's
         raise malformed("the picture is neither base64 nor a URL: send a data URI") from None
 
