@@ -23,6 +23,7 @@ from retrv_r1.model.tokens import (
     encode_start,
     encode_template,
     encode_text,
+    train_tokenizer,
 )
 
 OLDER = (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS)
@@ -85,7 +86,15 @@ def test_text_gives_no_special_id_and_decodes_to_itself(any_tokenizer, parts):
     text = "".join(parts)
     ids = encode_text(any_tokenizer, text)
     assert not special_ids(any_tokenizer) & set(ids)
-    assert any_tokenizer.decode(ids) == text
+    normalizer = any_tokenizer.backend_tokenizer.normalizer
+    assert any_tokenizer.decode(ids) == (normalizer.normalize_str(text) if normalizer else text)
+
+
+def test_a_trained_tokenizer_reads_capitals_as_small_letters():
+    tokenizer = train_tokenizer(["a red apple", "green pears"], 400)
+    assert encode_text(tokenizer, "A Red APPLE") == encode_text(tokenizer, "a red apple")
+    assert encode_template(tokenizer, "<|im_start|>Ä")[0] in special_ids(tokenizer)
+    assert tokenizer.decode(encode_text(tokenizer, "ÄPFEL")) == "äpfel"
 
 
 def test_each_name_alone_is_plain_text(any_tokenizer):
