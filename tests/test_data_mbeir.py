@@ -247,6 +247,8 @@ def test_a_pool_stays_in_its_file(root: Path) -> None:
     assert "8:2" in pool and "8:4" not in pool and "no id" not in pool
     others = ("8:02", "8: 2", "8:+2", f"7:{2**40 + 2}")  # the same number in other words
     assert not any(did in pool for did in others)
+    found = pool.rows(["9:2", "8:4", "8:1", "9:1", "no id", *others])
+    assert found.tolist() == [4, -1, 0, 3, *[-1] * 5] and len(pool.rows([])) == 0
     with pytest.raises(KeyError):
         pool.row("8:4")
     less = pool.without([0, 3])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from retrv_r1.train import corpus as corpus_module
 from retrv_r1.train import vision_rows
 from retrv_r1.train.augment import Augmentation, PicturePlan
 from retrv_r1.train.config import ConfigError
@@ -172,3 +173,13 @@ def test_a_view_of_each_picture_is_drawn(encoded):
 def test_data_without_pictures_are_refused(corpus, model, processor, tmp_path):
     with pytest.raises(ConfigError, match="show no pictures"):
         RowBank.build(model.visual, processor.image_processor, corpus.bank, [], 1, 0, None)
+
+
+def test_cells_of_large_files_are_read_by_several_processes(corpus, pictographs, monkeypatch):
+    monkeypatch.setattr(corpus_module, "_LARGE", 0)
+    shared = Corpus(pictographs, "train", corpus.bank)
+    assert shared.cells.keys() == corpus.cells.keys()
+    for name, cell in corpus.cells.items():
+        other = shared.cells[name]
+        assert (other.queries, other.pool) == (cell.queries, cell.pool)
+        assert all(map(np.array_equal, other.positives, cell.positives))

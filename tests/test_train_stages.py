@@ -4,6 +4,7 @@ mistakes in a file, its data or an earlier result, each named with its fix."""
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from retrv_r1.command.recipe import CONFIGS
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
+from retrv_r1.train import stage as stage_module
 from retrv_r1.train.config import ConfigError, LoopConfig, read_config
 from retrv_r1.train.curves import draw_curves
 from retrv_r1.train.loop import fit
 from retrv_r1.train.machine import Machine
-from retrv_r1.train.stage import build_stage
+from retrv_r1.train.stage import TrainingData, build_stage
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = stages.pytestmark
@@ -194,6 +196,29 @@ def test_the_files_of_the_shipped_recipe_can_be_read(name):
     assert found.loop.steps > 100 and getattr(found.stage, "steps", found.loop.steps) > 100
 
 
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_a_gpu_changes_the_size_of_batches(name):
+    """And nothing else, so that one recipe is trained everywhere."""
+    path = CONFIGS / f"{name}.yaml"
+    here, there = read_config(name, path), read_config(name, path, gpu=True)
+    assert there.loop == here.loop and there.model == here.model
+    changed = {k: v for k, v in asdict(there.stage).items() if v != getattr(here.stage, k)}
+    sizes = {"batch", "cells_per_batch", "named", "texts", "names", "descriptions", "lists", "rows"}
+    assert changed and set(changed) <= sizes
+    assert all(value > getattr(here.stage, key) for key, value in changed.items())
+
+
+def test_stages_that_share_data_load_them_once(config, trained, monkeypatch):
+    trained("read")
+    settings = read_config("align", config("align"))
+    data = TrainingData(settings.data, torch.device("cpu"))
+    first = build_stage(settings, data=data)
+    monkeypatch.setattr(stage_module, "Corpus", None)
+    monkeypatch.setattr(stage_module.RowBank, "build", None)
+    again = build_stage(settings, data=data)
+    assert again.bank is first.bank and again.named is first.named
+
+
 def test_an_embedder_is_saved_without_what_only_trains_it(trained):
     embedder, info = RetrvEmbedder.from_pretrained(trained("embed"), output_loading_info=True)
     assert not any(info.values()), info
@@ -228,6 +253,7 @@ def test_a_model_of_a_stage_loads_with_everything_tied(trained):
         ({"lop": {}}, r"unknown options \['lop'\]; known"),
         ({"loop": {}}, r"loop: the options \['steps'\] are missing"),
         ({"loop": [1]}, "loop must be a mapping"),
+        ({"gpu": {"model": {}}}, r"gpu: unknown options \['model'\]; known"),
         ({"loop": {"steps": 1, "learning_rate": "1e-3"}}, "must be of type float.* write 1.0e-3"),
     ],
 )

@@ -93,7 +93,7 @@ class CandidatePool(Sequence[Candidate]):
 
     def rows(self, dids: Sequence[str]) -> np.ndarray:
         """Positions of many dids in the pool, ``[n]``; -1 for those that it lacks."""
-        keys = np.array([_key(did) for did in dids], np.int64)
+        keys = np.array([_key(did) if IDENTITY.fullmatch(did) else -1 for did in dids], np.int64)
         places = np.minimum(np.searchsorted(self._sorted, keys), len(self) - 1)
         return np.where(self._sorted[places] == keys, self._order[places], -1)
 
