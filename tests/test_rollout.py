@@ -11,7 +11,7 @@ import torch
 from rerank_doubles import never_ending
 from torch import Tensor
 
-from retrv_r1 import Item, ItemError, Sampling
+from retrv_r1 import ItemError, Sampling
 from retrv_r1.rollout import FormatReward, MarginReward, ResultReward, Rollout, Task
 from retrv_r1.rollout.policy import PolicyBatch, log_probabilities, spread
 from retrv_r1.rollout.reading import read
@@ -295,7 +295,7 @@ def test_lambda_goes_from_0_to_1():
         assert values[5] == pytest.approx(0.5)
     assert curriculum("constant", 0.7, 0.3) == 0.3
     with pytest.raises(ValueError, match="growth"):
-        ResultReward("fast")  # type: ignore[arg-type]
+        ResultReward("fast")
     with pytest.raises(ValueError, match="constant"):
         ResultReward("constant", 1.5)
 
@@ -321,7 +321,7 @@ def test_mistakes_are_named(roller):
     with pytest.raises(ValueError, match="at least one"):
         Task("a", [], None)
     with pytest.raises(ItemError):
-        Task("a", ["b", 3], 0)
+        Task("a", ["b", 3], 0)  # type: ignore[list-item]
     made = roller()
     plain = SimpleNamespace(state=SimpleNamespace(global_step=0))
     with pytest.raises(ValueError, match="RetrvGRPOTrainer"):

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from retrv_r1.rollout.rewards import FormatReward, MarginReward, ResultReward
     from retrv_r1.rollout.sampling import RetrvRollout
     from retrv_r1.rollout.task import Rollout, Task
+    from retrv_r1.rollout.trainer import RetrvGRPOTrainer
 
 _HOMES = {
     "FormatReward": "rewards",
     "MarginReward": "rewards",
     "ResultReward": "rewards",
+    "RetrvGRPOTrainer": "trainer",
     "RetrvRollout": "sampling",
     "Rollout": "task",
     "Task": "task",
@@ -26,6 +28,7 @@ __all__ = [
     "FormatReward",
     "MarginReward",
     "ResultReward",
+    "RetrvGRPOTrainer",
     "RetrvRollout",
     "Rollout",
     "Task",
