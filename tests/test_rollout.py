@@ -14,7 +14,7 @@ from torch import Tensor
 from retrv_r1 import ItemError, Sampling
 from retrv_r1.rollout import FormatReward, MarginReward, ResultReward, Rollout, Task
 from retrv_r1.rollout.policy import PolicyBatch, log_probabilities, spread
-from retrv_r1.rollout.reading import read
+from retrv_r1.rollout.replay import Replay
 from retrv_r1.rollout.rewards import curriculum
 from retrv_r1.rollout.sampling import as_fields
 from retrv_r1.rollout.task import Group
@@ -36,8 +36,8 @@ def scored(roller: Any, rollouts: list[Rollout]) -> Tensor:
 
 
 def engine_says(rollouts: list[Rollout]) -> Tensor:
-    readings = [(one.logprobs, one.reading) for one in rollouts if one.reading]
-    return torch.tensor([values[n] for values, reading in readings for n in reading.numbers])
+    replays = [(one.logprobs, one.replay) for one in rollouts if one.replay]
+    return torch.tensor([values[n] for values, replay in replays for n in replay.numbers])
 
 
 @pytest.mark.parametrize("engine", ["local", "plain"])
@@ -116,7 +116,7 @@ def test_other_tokens_than_the_engine_wrote_are_refused(roller):
 
     def refused(changed: list[int], why: str) -> None:
         with pytest.raises(ValueError, match=why):
-            read(changed, *about)
+            Replay.of(changed, *about)
 
     written = list(rollout.tokens)
     refused(written[:-3], "no whole rollout")
@@ -265,8 +265,8 @@ def made_up(**values: Any) -> Rollout:
     """A rollout of four candidates, the third of which is right."""
     task = Task("a", ["b", "c", "d", "e"], 2)
     group: Any = SimpleNamespace(task=task)
-    reading: Any = object()
-    return Rollout(group, reading=reading, **values)
+    replay: Any = object()
+    return Rollout(group, replay=replay, **values)
 
 
 def test_inspections_cost_more_as_training_goes_on():

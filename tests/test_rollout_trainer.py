@@ -133,6 +133,31 @@ def test_what_old_weights_made_stops_training(roller, trainer, monkeypatch):
     assert made.state.global_step > 0, "the first rollouts are of the present weights"
 
 
+def test_a_policy_that_does_not_see_the_candidates_is_found_out(roller, trainer, monkeypatch):
+    rollout = roller()
+    made, table = trainer(rollout), rollout.model.row_table
+    monkeypatch.setattr(rollout.model, "row_table", lambda *args: torch.zeros_like(table(*args)))
+    with pytest.raises(DifferenceTooLarge):
+        made.train()
+    assert made.state.global_step == 0
+
+
+def test_a_trained_reranker_ranks(roller, trainer):
+    rollout = roller()
+    made = trainer(rollout, max_steps=2)
+    made.train()
+    assert not rollout.model.training
+    task = rollout.dataset[0]
+    fresh = roller()
+    fresh.model.load_state_dict(rollout.model.state_dict())
+    fresh.synchronize()
+    expected, found = (
+        one.reranker.rank(task.query, task.candidates, mode="fast") for one in (fresh, rollout)
+    )
+    assert [line.index for line in found] == [line.index for line in expected]
+    assert [line.score for line in found] == pytest.approx([x.score for x in expected], abs=1e-6)
+
+
 def test_a_killed_training_resumes_to_the_same_curve(roller, trainer, monkeypatch):
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 2, "max_steps": 5}
     whole = trainer(out="whole", **options)

@@ -64,7 +64,7 @@ class PolicyBatch:
         """
         table = _Table()
         prompts = [
-            Prompt([processor.tokens.pad]) if one.reading is None else table.prompt(one)
+            Prompt([processor.tokens.pad]) if one.replay is None else table.prompt(one)
             for one in rollouts
         ]
         if not table.features:
@@ -79,10 +79,10 @@ class PolicyBatch:
             refs[b, :length] = torch.tensor(prompt.refs(layout))
             positions[:, b, :length] = prompt.positions()
         chosen = [
-            (b, row, row - reading.start)
+            (b, row, row - replay.start)
             for b, one in enumerate(rollouts)
-            if (reading := one.reading) is not None
-            for row in reading.sampled
+            if (replay := one.replay) is not None
+            for row in replay.sampled
         ]
         sequences, rows, places = torch.tensor(chosen, dtype=torch.long).view(-1, 3).T
         candidates, queries = torch.tensor(table.pairs).T
@@ -96,7 +96,7 @@ class PolicyBatch:
             sequences=sequences.to(device),
             rows=rows.to(device),
             places=places.to(device),
-            choices=[x for one in rollouts if one.reading is not None for x in one.reading.choices],
+            choices=[x for one in rollouts if one.replay is not None for x in one.replay.choices],
         )
 
 
@@ -116,8 +116,8 @@ class _Table:
 
     def prompt(self, rollout: Rollout) -> Prompt:
         """A rollout's rows, its items and pairs numbered as in this batch."""
-        reading = rollout.reading
-        assert reading is not None
+        replay = rollout.replay
+        assert replay is not None
         group = rollout.group
         if group not in self._groups:
             items = [self._number(one) for one in group.features]
@@ -130,7 +130,7 @@ class _Table:
             number = first_pair + slot.number if pair else items[slot.number]
             return slot._replace(number=number)
 
-        return Prompt(reading.prompt.ids, [moved(slot) for slot in reading.prompt.slots])
+        return Prompt(replay.prompt.ids, [moved(slot) for slot in replay.prompt.slots])
 
     def packed(self, processor: RetrvR1Processor) -> PackedItems:
         """The items, with the rows that the tower made for the rollouts."""

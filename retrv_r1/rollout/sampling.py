@@ -23,7 +23,7 @@ from retrv_engine import (
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.requests import ItemFeatures
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.rollout.reading import read
+from retrv_r1.rollout.replay import Replay
 from retrv_r1.rollout.task import Group, Rollout, Task
 
 EMPTY = 0
@@ -197,7 +197,7 @@ class RetrvRollout:
 
     def _rollout(self, group: Group, output: Output) -> Rollout:
         task, builder = group.task, self.reranker.builder
-        reading = read(
+        replay = Replay.of(
             output.tokens,
             group.request,
             self.reranker.processor.tokens,
@@ -217,9 +217,9 @@ class RetrvRollout:
             output.answer,
             output.inspected,
             output.well_formed,
-            not reading.closed,
+            not replay.closed,
             margin,
-            reading,
+            replay,
         )
 
 
@@ -229,12 +229,12 @@ def as_fields(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
         name: [] for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask")
     }
     for rollout in rollouts:
-        reading = rollout.reading
-        if reading is None:
+        replay = rollout.replay
+        if replay is None:
             row: tuple[list[Any], ...] = ([EMPTY], [EMPTY], [0.0], [0])
         else:
-            logprobs = reading.placed(rollout.logprobs)
-            row = (reading.prompt_ids, reading.completion_ids, logprobs, reading.mask)
+            logprobs = replay.placed(rollout.logprobs)
+            row = (replay.prompt_ids, replay.completion_ids, logprobs, replay.mask)
         for values, value in zip(fields.values(), row, strict=True):
             values.append(value)
     return fields | {"rollout": list(rollouts)}

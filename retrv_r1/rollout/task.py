@@ -8,7 +8,7 @@ from functools import cached_property
 
 from retrv_engine import Request
 from retrv_r1.rerank.feature_encoder import Features
-from retrv_r1.rollout.reading import Reading
+from retrv_r1.rollout.replay import Replay
 from retrv_r1.types import Item, ItemLike
 
 
@@ -76,7 +76,7 @@ class Rollout:
         truncated: whether the reasoning had reached its limit, so that the engine closed it.
         margin: log-probability of the right label over its best rival at the answer, in nats; None
             without a right one or without rivals.
-        reading: the rows and choices of prompt and tokens; None for an empty rollout.
+        replay: the rows and choices of prompt and tokens; None for an empty rollout.
     """
 
     group: Group
@@ -87,7 +87,7 @@ class Rollout:
     well_formed: bool = False
     truncated: bool = False
     margin: float | None = None
-    reading: Reading | None = field(default=None, repr=False)
+    replay: Replay | None = field(default=None, repr=False)
 
     @property
     def task(self) -> Task:
@@ -97,7 +97,7 @@ class Rollout:
     @property
     def empty(self) -> bool:
         """Whether it was not done in time."""
-        return self.reading is None
+        return self.replay is None
 
     @property
     def correct(self) -> bool:

@@ -45,6 +45,10 @@ class _Synchronizer(TrainerCallback):
         with self.trainer.timed("sync"):
             self.trainer.rollout.synchronize()
 
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """The reranker goes on to rank."""
+        self.trainer.rollout.model.eval()
+
 
 class RetrvGRPOTrainer(GRPOTrainer):
     """GRPO whose policy sees the compressed and inspected rows of its rollouts.
@@ -82,7 +86,7 @@ class RetrvGRPOTrainer(GRPOTrainer):
         **options: Any,
     ) -> None:
         self.rollout, self.correction, self.bound = rollout, correction or Correction(), bound
-        self._reading: Sequence[Rollout] = ()
+        self._current: Sequence[Rollout] = ()
         self._scored: tuple[Tensor, Tensor] | None = None
         model = rollout.model
         model.visual.requires_grad_(False)
@@ -118,14 +122,14 @@ class RetrvGRPOTrainer(GRPOTrainer):
         """TRL's batch, with its rollouts beside it."""
         try:
             batch = super()._generate_and_score_completions(inputs)
-            return {**batch, "rollouts": list(self._reading)}
+            return {**batch, "rollouts": list(self._current)}
         finally:
-            self._reading = ()
+            self._current = ()
 
     def _roll(self, prompts: list[str], _: Any) -> dict[str, Any]:
         with self.timed("rollout"):
             fields = self.rollout(prompts, self)
-        self._reading = fields["rollout"]
+        self._current = fields["rollout"]
         return fields
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
@@ -149,7 +153,7 @@ class RetrvGRPOTrainer(GRPOTrainer):
         """Of the rollouts that are read now; TRL's rows of token ids say only how many places."""
         if self._scored is not None:
             return *self._scored, None
-        rollouts = self._reading
+        rollouts = self._current
         size = batch_size or len(rollouts)
         parts = [
             self._score(model, rollouts[first : first + size], logits_to_keep)
@@ -212,6 +216,9 @@ class RetrvGRPOTrainer(GRPOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(self.model, Path(resume_from_checkpoint) / "model.safetensors", strict=True)
+
+    def _send_telemetry(self) -> None:
+        """Reports nothing to anybody."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Writes none: a run has its record."""
