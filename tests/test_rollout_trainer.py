@@ -22,6 +22,7 @@ from datasets import Dataset
 from transformers import GenerationConfig
 from trl import GRPOConfig, GRPOTrainer
 
+from retrv_r1.rollout.policy import PolicyBatch, log_probabilities
 from retrv_r1.rollout.trainer import RetrvGRPOTrainer
 
 pytest_plugins = ("rollout_fixtures",)
@@ -122,6 +123,37 @@ def test_a_frozen_compressor_stays(roller, trainer):
     made.train()
     changed = moved(made, before)
     assert changed and not any(name.startswith("icm.") for name in changed)
+
+
+def test_adapters_are_trained_and_sampled_with(roller, trainer):
+    from peft import LoraConfig, get_peft_model
+
+    rollout = roller()
+    model, before = rollout.model, rollout.model.state_dict()
+    before = {name: value.clone() for name, value in before.items()}
+    layers = LoraConfig(r=4, target_modules=r".*language_model\.layers\..*_proj", lora_alpha=32)
+    adapted = get_peft_model(model, layers)
+    made = trainer(rollout, learning_rate=1e-2)
+    made.train()
+    rows = history(made)
+    assert all(row["engine_difference/max"] < 1e-5 for row in rows)
+    learnt = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learnt and all("lora_" in name for name in learnt)
+    kept = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
+    for name, value in before.items():
+        torch.testing.assert_close(kept[name], value, atol=1e-6, rtol=0, msg=name)
+    task = rollout.dataset[0]
+    merged = adapted.merge_and_unload()
+    assert merged is model and model.state_dict().keys() == before.keys()
+    rollout.synchronize()
+    rollouts = rollout.sample([task] * 4, range(4))
+    batch = PolicyBatch.of(rollouts, rollout.reranker.processor, model.device)
+    engine = [one.logprobs[n] for one in rollouts for n in one.replay.numbers]
+    torch.testing.assert_close(
+        log_probabilities(model, batch)[0], torch.tensor(engine), atol=1e-5, rtol=0
+    )
+    moved = {n for n, value in model.state_dict().items() if (value - before[n]).abs().max() > 1e-5}
+    assert moved and all("_proj" in name for name in moved)
 
 
 def test_what_old_weights_made_stops_training(roller, trainer, monkeypatch):

@@ -158,6 +158,18 @@ def test_a_compressor_may_be_frozen(build):
     assert whole > learning and all(name.startswith("icm.") for name in whole - learning)
 
 
+def test_adapters_end_up_in_the_weights(file, trained, tmp_path):
+    final = run("grpo", file(lora=2, compressor=False, loop={"steps": 2}), dtype="float32")
+    before, after = (
+        RetrvR1ForConditionalGeneration.from_pretrained(path).state_dict()
+        for path in (trained("sft"), final)
+    )
+    assert before.keys() == after.keys()
+    moved = {n for n, value in before.items() if (value - after[n]).abs().max() > 1e-5}
+    assert moved and all(".language_model.layers." in n and "_proj" in n for n in moved)
+    assert all(row["engine_difference_max"] < 1e-5 for row in curve(final.parent) if "loss" in row)
+
+
 def test_a_reward_without_a_weight_is_left_out(build):
     def names(**options: Any) -> list[str]:
         return [reward.__name__ for reward in build(**options).rewards()[0]]

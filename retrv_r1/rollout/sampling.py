@@ -23,6 +23,7 @@ from retrv_engine import (
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.requests import ItemFeatures
 from retrv_r1.rerank.reranker import Reranker
+from retrv_r1.rollout.adapters import merged
 from retrv_r1.rollout.replay import Replay
 from retrv_r1.rollout.task import Group, Rollout, Task
 
@@ -128,7 +129,8 @@ class RetrvRollout:
                     sampling = replace(self.sampling, seed=seeds[place])
                 requests.append(replace(groups[id(task)].request, sampling=sampling))
             started = time.perf_counter()
-            outputs = self._generate(requests, deadline)
+            with merged(self.model):
+                outputs = self._generate(requests, deadline)
             self.seconds_spent["sampling"] = time.perf_counter() - started
         finally:
             self.model.train(was_training)
@@ -141,6 +143,9 @@ class RetrvRollout:
         """Has the engine sample with the model's present weights, and forgets what old ones made.
 
         An engine of this process reads the trained parameters where they are; a server gets copies.
+
+        Raises:
+            ValueError: a server does not get LoRA's.
         """
         own = isinstance(self.reranker.engine, LocalEngine | PlainEngine)
         weights: Mapping[str, Tensor] = {}

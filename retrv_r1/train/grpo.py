@@ -35,6 +35,8 @@ from retrv_r1.train.schedule import Schedule
 from retrv_r1.train.stage import RunStats, Setup
 from retrv_r1.types import RetrvError
 
+ADAPTED = r".*language_model\.layers\..*_proj"
+"""Layers that LoRA adapts."""
 AT_ONCE = 32
 """Most rollouts that the engine runs together."""
 
@@ -61,6 +63,7 @@ class GRPOOptions:
         epsilon: clipping range of the probability ratio.
         kl: weight of the divergence from the model that training starts from.
         loss: TRL's ``loss_type``; ``grpo`` is the paper's.
+        lora: rank of LoRA on the language model's linear layers; 0 trains all of its weights.
         compressor: whether the compressor is trained as well.
         correction, cap: truncated importance weights, see ``rollout/correction.py``.
         bound: mean difference of engine and policy, in nats, that stops training.
@@ -90,6 +93,7 @@ class GRPOOptions:
     epsilon: float = 0.2
     kl: float = 0.0
     loss: str = "grpo"
+    lora: int = 0
     compressor: bool = True
     correction: str = "token"
     cap: float = 2.0
@@ -121,9 +125,6 @@ class GRPOStage:
         self.model = model.to(setup.machine.device)
         self.processor = RetrvR1Processor.from_pretrained(path, model.config, config.max_text)
         self.embedder = setup.embedder
-        self.model.requires_grad_(True)
-        self.model.visual.requires_grad_(False)
-        self.model.icm.requires_grad_(config.compressor)
         named, parts = setup.named, []
         for corpus in (setup.train, setup.val):
             vectors = setup.vectors(corpus)
@@ -134,6 +135,19 @@ class GRPOStage:
             parts.append(StepTasks(sampler, corpus.bank, drawn, steps, self.seed))
         self.tasks, self._held_out = parts
         self.rollout = self._rollout()
+        # Behind the engine, which reads the layers as they are without adapters.
+        self._adapted = self._adapters() if config.lora else None
+        if self._adapted is None:
+            self.model.requires_grad_(True)
+        self.model.visual.requires_grad_(False)
+        self.model.icm.requires_grad_(config.compressor)
+
+    def _adapters(self) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        rank = self.config.lora
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=ADAPTED, lora_dropout=0.0)
+        return get_peft_model(self.model, lora)
 
     def _rollout(self) -> RetrvRollout:
         from retrv_r1.rerank.reranker import Reranker
@@ -235,7 +249,9 @@ class GRPOStage:
         }
 
     def save(self, out: Path) -> None:
-        """Writes the complete result, first stage included."""
+        """Writes the complete result, first stage included, adapters added to the weights."""
+        if self._adapted is not None:
+            self._adapted = self._adapted.merge_and_unload()
         self.model.save_pretrained(out)
         self.processor.save_pretrained(out)
         self.embedder.save_pretrained(out / "embedder")
