@@ -83,10 +83,24 @@ def test_a_change_of_weights_is_seen_after_synchronizing(roller):
     assert (scored(made, before) - engine_says(before)).abs().max() > 1e-3, "those are of the past"
 
 
+def test_a_server_gets_what_is_trained_by_value(roller, monkeypatch):
+    made, given = roller(), []
+    made.model.requires_grad_(False)
+    made.model.icm.requires_grad_(True)
+    monkeypatch.setattr(made.reranker, "load_weights", given.append)
+    made.synchronize()
+    monkeypatch.setattr(made.reranker, "engine", SimpleNamespace(close=lambda: None))
+    made.synchronize()
+    assert given[0] == {}, "an engine here reads them where they are"
+    assert given[1].keys() == {f"icm.{name}" for name, _ in made.model.icm.named_parameters()}
+    assert not any(value.requires_grad for value in given[1].values())
+
+
 def test_only_what_the_policy_chose_counts(roller):
     made = roller()
     rollouts = sampled(made)
-    fields, tokens = as_fields(rollouts), made.reranker.processor.tokens
+    tokens = made.reranker.processor.tokens
+    fields = as_fields(rollouts, tokens.pad)
     forced = {tokens.think_start, tokens.answer_start, tokens.answer_end, tokens.inspect_end}
     for rollout, ids, logprobs, mask in zip(
         rollouts,
@@ -233,8 +247,12 @@ def test_rollouts_that_are_not_done_in_time_are_empty(roller):
     logged: dict[str, float] = {}
     assert rewards(ResultReward(), rollouts, 0.5, logged) == [None] * 4
     assert logged == {"lambda": 0.5, "empty": 1.0}
-    fields = as_fields(rollouts)
-    assert fields["env_mask"] == [[0]] * 4 and fields["logprobs"] == [[0.0]] * 4
+    fields = as_fields(rollouts, 7)
+    assert (
+        fields["completion_ids"] == [[7]] * 4
+        and fields["env_mask"] == [[0]] * 4
+        and fields["logprobs"] == [[0.0]] * 4
+    )
     with pytest.raises(ValueError, match="all rollouts are empty"):
         scored(made, rollouts)
     made.seconds = None

@@ -19,6 +19,7 @@ if not find_spec("trl"):
     pytest.skip("needs the extra rl", allow_module_level=True)
 
 from datasets import Dataset
+from rerank_doubles import never_ending
 from transformers import GenerationConfig
 from trl import GRPOConfig, GRPOTrainer
 
@@ -242,6 +243,17 @@ def test_one_broken_reward_leaves_the_others_alone(trainer):
     assert [row["rewards/left_out"] for row in rows] == [1 / 8] * 2
     for value in made.rollout.model.parameters():
         assert value.isfinite().all()
+
+
+def test_truncated_rollouts_may_be_left_out_of_the_loss(roller, trainer):
+    rollout = roller()
+    never_ending(rollout.reranker)
+    kept = trainer(rollout, max_steps=1, out="kept")
+    before = weights(kept)
+    trainer(rollout, max_steps=2, weight_decay=0.0, mask_truncated_completions=True).train()
+    assert not moved(kept, before)
+    kept.train()
+    assert history(kept)[0]["truncated"] == 1 and moved(kept, before)
 
 
 def test_a_step_of_empty_rollouts_changes_nothing(roller, trainer):

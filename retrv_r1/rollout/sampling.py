@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from retrv_engine import (
     DeadlineExceeded,
     Engine,
+    EngineConfig,
     LocalEngine,
     Output,
     PlainEngine,
@@ -21,14 +22,12 @@ from retrv_engine import (
     Sampling,
 )
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.rerank.requests import ItemFeatures
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.rollout.adapters import merged
 from retrv_r1.rollout.replay import Replay
 from retrv_r1.rollout.task import Group, Rollout, Task
-
-EMPTY = 0
-"""Place of padding in the completion of an empty rollout: TRL needs a token, which counts not."""
 
 
 class RetrvRollout:
@@ -70,6 +69,26 @@ class RetrvRollout:
         self.seconds_spent: dict[str, float] = {}
         self._calls = (-1, 0)  # step, and number of calls in it
 
+    @classmethod
+    def over(
+        cls,
+        model: RetrvR1ForConditionalGeneration,
+        processor: RetrvR1Processor,
+        dataset: Sequence[Task],
+        sampling: Sampling,
+        *,
+        together: int,
+        **options: Any,
+    ) -> Self:
+        """Rollouts of a model, on an embedded engine of their own.
+
+        Args:
+            together: rollouts that run at once.
+            options: other arguments of the class.
+        """
+        config = EngineConfig(max_sequences=together)
+        return cls(Reranker(model, processor, config=config), dataset, sampling, **options)
+
     @property
     def model(self) -> RetrvR1ForConditionalGeneration:
         """The model that samples and is trained."""
@@ -104,7 +123,7 @@ class RetrvRollout:
         numbers = [int(prompt) for prompt in prompts]
         tasks = {number: self.dataset[number] for number in dict.fromkeys(numbers)}
         rollouts = self.sample([tasks[number] for number in numbers], seeds)
-        return as_fields(rollouts)
+        return as_fields(rollouts, self.reranker.processor.tokens.pad)
 
     def sample(self, tasks: Sequence[Task], seeds: Sequence[int] | None) -> list[Rollout]:
         """Rolls out tasks, in order; those that are the same object form a group.
@@ -228,15 +247,19 @@ class RetrvRollout:
         )
 
 
-def as_fields(rollouts: Sequence[Rollout]) -> dict[str, list[Any]]:
-    """Rollouts in the form of TRL's ``rollout_func``; an empty one is a token without a loss."""
+def as_fields(rollouts: Sequence[Rollout], pad: int) -> dict[str, list[Any]]:
+    """Rollouts in the form of TRL's ``rollout_func``.
+
+    Args:
+        pad: token of which an empty rollout consists, since TRL needs one; it carries no loss.
+    """
     fields: dict[str, list[Any]] = {
         name: [] for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask")
     }
     for rollout in rollouts:
         replay = rollout.replay
         if replay is None:
-            row: tuple[list[Any], ...] = ([EMPTY], [EMPTY], [0.0], [0])
+            row: tuple[list[Any], ...] = ([pad], [pad], [0.0], [0])
         else:
             logprobs = replay.placed(rollout.logprobs)
             row = (replay.prompt_ids, replay.completion_ids, logprobs, replay.mask)

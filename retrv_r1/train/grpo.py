@@ -18,7 +18,7 @@ import torch
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from retrv_engine import EngineConfig, Sampling
+from retrv_engine import Sampling
 from retrv_kernels.extras import install_command
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
@@ -150,10 +150,7 @@ class GRPOStage:
         return get_peft_model(self.model, lora)
 
     def _rollout(self) -> RetrvRollout:
-        from retrv_r1.rerank.reranker import Reranker
-
         config = self.config
-        count = min(AT_ONCE, config.prompts * config.group)
         try:
             sampling = Sampling(
                 config.temperature,
@@ -161,10 +158,12 @@ class GRPOStage:
                 config.max_reasoning_tokens,
                 config.max_inspections,
             )
-            return RetrvRollout(
-                Reranker(self.model, self.processor, config=EngineConfig(max_sequences=count)),
+            return RetrvRollout.over(
+                self.model,
+                self.processor,
                 self.tasks,
                 sampling,
+                together=min(AT_ONCE, config.prompts * config.group),
                 seed=self.seed,
                 seconds=config.seconds or None,
             )
