@@ -61,7 +61,7 @@ help:
 	@echo 'make gpu-rehearsal  rehearse those three on a CPU with only the packages of a GPU machine'
 	@echo 'make test-versions  run the model tests with the newest transformers'
 	@echo 'make test-clients   run the tests with clients of rerank services and with libraries'
-	@echo 'make lint    run ruff, mypy, and clang-format if installed'
+	@echo 'make lint    run ruff, mypy, and hadolint and clang-format if installed'
 	@echo 'make clean   remove everything that was built, except .venv'
 
 demo: $(INSTALLED)
@@ -177,6 +177,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if test -x $(BIN)/hadolint; then echo hadolint; $(BIN)/hadolint docs/deploy/Containerfile; \
+	else echo 'hadolint is not installed: docs/deploy/Containerfile was not checked'; fi
 	@if command -v clang-format >/dev/null; then \
 	  echo clang-format; find kernels -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run -Werror; \
 	else echo 'clang-format is not installed: C++ style was not checked'; fi

@@ -172,8 +172,12 @@ class Steered:
 
     def steer(self, logits: Tensor) -> Tensor:
         bias = torch.zeros(logits.shape[-1], device=logits.device)
-        bias[self.vocabulary.inspect_start] = 4.0
-        bias[self.vocabulary.think_end] = 1.0
+        # Numbers set by index would be copied from the host, which a CUDA graph cannot do.
+        for token, likes in (
+            (self.vocabulary.inspect_start, 4.0),
+            (self.vocabulary.think_end, 1.0),
+        ):
+            bias.narrow(0, token, 1).fill_(likes)
         return logits + bias
 
 

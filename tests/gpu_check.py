@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -199,13 +200,18 @@ def summary(outcomes: Iterable[Outcome]) -> list[str]:
 
 def _worst(tests: Sequence[dict[str, Any]]) -> str:
     """The largest error of each dtype relative to its bound."""
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, tuple[float, float, float]] = {}
     for test in tests:
         if "error" in test:
-            before = found.get(test["dtype"], (-1.0, 1.0))
-            if test["error"] / test["bound"] >= before[0] / before[1]:
-                found[test["dtype"]] = test["error"], test["bound"]
-    return "".join(f"; {name} {e:.1e} of {bound:.0e}" for name, (e, bound) in sorted(found.items()))
+            error, bound = test["error"], test["bound"]
+            share = (
+                error / bound if bound else (math.inf if error else 0.0)
+            )  # ops that copy have a bound of 0
+            if share >= found.get(test["dtype"], (-1.0,))[0]:
+                found[test["dtype"]] = share, error, bound
+    return "".join(
+        f"; {name} {error:.1e} of {bound:.0e}" for name, (_, error, bound) in sorted(found.items())
+    )
 
 
 def _group(test: dict[str, Any]) -> str:

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from rich.progress import Progress
 
-from bench.serve import Running
-from bench.serve_load.__main__ import put_load
+from bench.serve_load.__main__ import run
 from bench.serve_load.asks import MODES, Ask, Asks
 from bench.serve_load.client import Client, Outcome, Wrong, check
-from bench.serve_load.promises import Seen, broken, counts, deviation, read_log
-from retrv_r1 import EngineConfig, Reranker
+from bench.serve_load.promises import Seen, broken, counts, deviation
 from retrv_r1.serve.admission import Load
-from retrv_r1.serve.app import create_app
-from retrv_r1.serve.connections import limited
-from retrv_r1.serve.limits import Limits
-from retrv_r1.serve.logs import LOGGER, Lines
-from retrv_r1.serve.service import RerankService
-from retrv_r1.serve.settings import Settings
 
 IDLE = {
     **{f"retrv_{name}": 0.0 for name in ("running", "waiting", "engine_running")},
@@ -163,50 +152,13 @@ def test_a_second_answer_and_another_ones_answer_are_seen():
     assert ends == [["answered"], ["wrong"], ["wrong"], ["lost"], ["lost"]]
 
 
-def small_cache() -> Reranker:
-    """The shipped checkpoint with a cache that is soon full."""
-    config = EngineConfig(cache_bytes=2**24)
-    return Reranker.from_pretrained("tiny", device="cpu", config=config)
-
-
 def test_a_short_load_breaks_no_promise(tmp_path: Path):
-    """Twelve clients for eight seconds; memory is not judged, for it is that of all tests."""
-    log, load = tmp_path / "log", Load(running=4, waiting=4)
-    handler = logging.FileHandler(log)
-    handler.setFormatter(Lines())
-    logger = logging.getLogger(LOGGER)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-
-    async def run() -> Seen:
-        ready = asyncio.Event()
-        app = create_app(
-            RerankService(small_cache, load), Settings(), on_start=lambda error: ready.set()
-        )
-        config = uvicorn.Config(app, port=0, http=limited(Limits()), log_config=None)
-        server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        task = asyncio.create_task(server._serve())
-        await ready.wait()
-        while not server.started:
-            await asyncio.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        own = Running(f"http://127.0.0.1:{port}/", os.getpid())
-        try:
-            return await put_load(own, 12, 8.0, 0, 120.0, Progress(disable=True))
-        finally:
-            server.should_exit = True
-            await task
-
-    try:
-        seen = asyncio.run(run())
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
-    seen.logged, seen.lines = read_log(log)
-    # Few answers in eight seconds of a busy machine: a mode may have had none.
+    """Twelve clients for eight seconds, against the command itself."""
+    load, options = Load(running=4, waiting=4), ["--kv-cache", "16"]
+    progress = Progress(disable=True)
+    seen = run("tiny", tmp_path / "log", 12, 8.0, 0, 60.0, options, load, progress)
+    # Few answers in eight seconds of a busy machine: a mode may have had none. Nor are they enough
+    # for memory to settle.
     judged = ("memory", "no request of mode")
     assert [one for one in broken(seen) if not one.startswith(judged)] == []
     ends = {outcome.end for outcome in seen.outcomes}

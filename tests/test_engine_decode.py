@@ -208,7 +208,8 @@ def test_a_replay_is_the_eager_step_bit_for_bit(make_model, processor, dtype, mo
     """Every bucket, paged and shared, greedy, drawn and cut."""
     names = names_of(processor)
     model = make_model().to("cuda", dtype)
-    labels = processor.tokens.labels[:4]
+    labels = processor.tokens.labels[:6]
+    source = real_requests(labels, device="cuda")[0].source
     replays = 0
     replay = torch.cuda.CUDAGraph.replay
 
@@ -225,8 +226,8 @@ def test_a_replay_is_the_eager_step_bit_for_bit(make_model, processor, dtype, mo
                 Request(
                     [*range(30, 70), 30 + k],
                     labels,
-                    range(4),
-                    real_requests(labels)[0].source,
+                    range(6),
+                    source,
                     sampling=Sampling(0.9 * (k % 3 > 0), (1.0, 1.0, 0.9)[k % 3], 12, 0, k),
                 )
                 for k in range(count)

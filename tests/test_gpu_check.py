@@ -18,6 +18,9 @@ import time, pytest
 def test_right(record_property):
     for key, value in dict(op="pool_tokens", dtype="bfloat16", error=1e-3, bound=1e-2).items():
         record_property(key, value)
+def test_exact(record_property):
+    for key, value in dict(op="splice_features", dtype="float32", error=0.0, bound=0.0).items():
+        record_property(key, value)
 def test_wrong(): raise ValueError("of the wrong sort")
 @pytest.mark.skip(reason="no card")
 def test_left_out(): pass
@@ -33,12 +36,13 @@ def test_failures_and_hanging_parts_are_told(tmp_path):
         not hanging.fine
         and hanging.note == "stopped after 15 s: give more MINUTES, or see its log for what hangs"
     )
-    assert [test["outcome"] for test in hanging.tests] == ["passed", "failed", "skipped"]
+    assert [test["outcome"] for test in hanging.tests] == ["passed", "passed", "failed", "skipped"]
     told = "\n".join(summary([hanging]))
     assert (
         "pool_tokens                      1 passed, 0 failed, 0 skipped; bfloat16 1.0e-03 of"
         in told
     )
+    assert "float32 0.0e+00 of 0e+00" in told
     assert "::test_wrong: ValueError: of the wrong sort" in told and "skipped 1: " in told
     nothing = run(Part("nothing", [*pytest, "-k", "left_out"], 60.0), tmp_path)
     assert not nothing.fine and nothing.note == "nothing ran"

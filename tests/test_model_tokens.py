@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from retrv_r1.model import tokens
 from retrv_r1.model.tokens import (
     LABELS,
     MAX_CANDIDATES,
@@ -18,6 +20,7 @@ from retrv_r1.model.tokens import (
     RETRV_TOKENS,
     TokenIds,
     add_retrv_tokens,
+    encode_start,
     encode_template,
     encode_text,
 )
@@ -96,6 +99,36 @@ def test_each_name_alone_is_plain_text(any_tokenizer):
 def test_half_surrogates_do_not_break_encoding(tokenizer):
     assert tokenizer.decode(encode_text(tokenizer, "a\ud83db")) == "a\ufffdb"
     assert tokenizer.decode(encode_text(tokenizer, "\ud83d\ude00")) == "😀"
+
+
+PARTS = ("red ", "x", " ", "\n", "🍎", "e\u0301")
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.text(max_size=9) | st.sampled_from(PARTS)),
+    times=st.integers(1, 300),
+    most=st.integers(1, 50),
+)
+def test_the_start_of_a_text_is_that_of_the_whole(any_tokenizer, parts, times, most):
+    text = "".join(parts) * times
+    whole = encode_text(any_tokenizer, text)
+    assert encode_start(any_tokenizer, text, most) == (whole[:most], len(whole) > most)
+
+
+@pytest.mark.parametrize("text", ["x", "red apple ", "🍎", " "])
+def test_little_more_is_encoded_than_the_start_needs(tokenizer, monkeypatch, text):
+    """Else a request of a few megabytes holds up all others."""
+    seen: list[int] = []
+
+    def counted(tokenizer: Any, text: str) -> list[int]:
+        seen.append(len(text))
+        return encode_text(tokenizer, text)
+
+    monkeypatch.setattr(tokens, "encode_text", counted)
+    ids, more = encode_start(tokenizer, (text * 1_000_000)[:1_000_000], 4096)
+    assert len(ids) == 4096 and more
+    assert sum(seen) <= 120_000
 
 
 def test_ids_are_distinct_and_complete(any_tokenizer):

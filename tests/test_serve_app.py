@@ -13,7 +13,8 @@ from PIL import Image
 from serve_app import HangingUp, Server, ServiceDouble, double
 
 from retrv_engine import DeadlineExceeded, EngineDied, RequestTooLarge
-from retrv_r1.serve import ranking, sending
+from retrv_r1.serve import sending
+from retrv_r1.serve.auth import Keys
 from retrv_r1.serve.calls import EngineFailed, NotReady, QueueFull
 from retrv_r1.serve.dialects import RERANK_PATHS, SCORE_PATHS
 from retrv_r1.serve.limits import Limits
@@ -124,7 +125,7 @@ def test_a_request_past_its_deadline_is_cancelled():
 @pytest.mark.parametrize("stream", [False, True])
 def test_budget_and_deadline_begin_when_the_request_comes(stream):
     class Slow:
-        async def read(self, value: str) -> Any:
+        async def read(self, value: str, held: Any) -> Any:
             await asyncio.sleep(0.2)
             return SimpleNamespace(image=Image.new("RGB", (8, 8)))
 
@@ -250,16 +251,26 @@ def test_the_openapi_document_has_every_route_and_an_example_of_every_dialect(se
     assert "securitySchemes" not in document.get("components", {})
 
 
+def test_an_address_that_ends_with_a_slash_is_found():
+    with double(Settings(keys=Keys.of(["a-key-of-mine"]))) as server:
+        key = {"X_API_Key": "a-key-of-mine"}
+        for path in ("//v2/rerank", "/sglang//v1/rerank", "///v1//rerank"):
+            assert server.post(f"http://test{path}", ASK, **key).status_code == 200
+            assert server.post(f"http://test{path}", ASK).status_code == 401
+        assert server.get("http://test//health").status_code == 200
+        assert server.get("http://test//page//../info").status_code in (401, 404)
+
+
 def test_a_large_answer_is_that_of_a_small_one(server, monkeypatch):
     """Only that others are answered while it is encoded."""
     content = {"é": ['\ud83d\n"', 1.5, 1e-9, None, True, {}, []], "b": {"c": 3}}
     assert asyncio.run(sending.encode_beside(content)) == sending.encode(content)
     encoded: list[Any] = []
-    beside = ranking.encode_beside
-    monkeypatch.setattr(ranking, "encode_beside", lambda c: encoded.append(c) or beside(c))
+    beside = sending.encode_beside
+    monkeypatch.setattr(sending, "encode_beside", lambda c: encoded.append(c) or beside(c))
     small = server.post("/v1/rerank", ASK).json()
     assert not encoded
-    monkeypatch.setattr(ranking, "LARGE", 1)
+    monkeypatch.setattr(sending, "LARGE", 1)
     large = server.post("/v1/rerank", ASK).json()
     assert len(encoded) == 1 and large["results"] == small["results"]
 

@@ -1,5 +1,5 @@
-"""What docs/deploy holds fits the server. No linter of container files is at hand: their structure
-is checked here, and the commands in all files are parsed by the command line itself."""
+"""What docs/deploy holds fits the server: the commands in its files are parsed by the command line
+itself. ``make lint`` has hadolint read the container file; here is what that does not know."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import configparser
 import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 
 from retrv_r1.command.cli import app
@@ -83,6 +87,18 @@ def test_the_unit_starts_the_server_and_waits_for_its_end():
     assert str(options["api_key_file"]) == "${CREDENTIALS_DIRECTORY}/api-keys"
     assert int(service["TimeoutStopSec"]) > options["drain"]
     assert service["DynamicUser"] == service["NoNewPrivileges"] == "yes"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
+def test_systemd_takes_the_unit(tmp_path):
+    unit = (DEPLOY / "retrv-r1.service").read_text()
+    program = shlex.split(unit.partition("ExecStart=")[2])[0]
+    copy = tmp_path / "retrv-r1.service"
+    copy.write_text(unit.replace(program, sys.executable))
+    command = ["systemd-analyze", "verify", "--man=no", str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    own = [line for line in done.stderr.splitlines() if "retrv-r1" in line]
+    assert own == [], done.stderr
 
 
 def test_the_proxy_passes_events_on_and_takes_bodies_of_the_servers_size():

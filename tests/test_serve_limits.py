@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from serve_app import Server, double, png
+from PIL import Image
+from serve_app import Server, ServiceDouble, double, png
 
 from retrv_r1.images import MAX_PIXELS
-from retrv_r1.serve.limits import PIXEL_BYTES, Limits
+from retrv_r1.serve.errors import ApiError
+from retrv_r1.serve.limits import PIXEL_BYTES, Gate, Limits
+from retrv_r1.serve.pictures import PicturePolicy
 from retrv_r1.serve.settings import Settings
 
 ASK = {"query": "apple", "documents": ["pear", "red apple"]}
@@ -135,6 +138,36 @@ def test_decoded_pictures_of_all_requests_together_are_bounded(stream):
         assert server.post("/v1/rerank", red).status_code == 200
     assert first.status_code == third.status_code == 200
     assert code_of(second) == (429, "server_busy")
+
+
+def test_files_that_wait_to_be_decoded_are_bounded_and_counted_out_again(tmp_path):
+    """Three small pictures in files of 100 kB each, which wait until a process has started."""
+    for number, colour in enumerate(("red", "green", "blue")):
+        file = tmp_path / f"{number}.png"
+        Image.new("RGB", (8, 8), colour).save(file)
+        file.write_bytes(file.read_bytes().ljust(100_000, b"\0"))
+    pictures = [{"image": f"file://{tmp_path}/{number}.png"} for number in range(3)]
+    policy = PicturePolicy(file_root=tmp_path, kept_bytes=0)
+    limits = Limits(max_held_bytes=250_000)
+    with Server(Settings(limits=limits), ServiceDouble(), policy=policy) as server:
+        answer = server.post("/v1/rerank", {"query": "a", "documents": pictures})
+        assert code_of(answer) == (429, "server_busy")
+        for _ in range(3):  # two are within the limit, and leave nothing counted
+            asked = {"query": "a", "documents": pictures[:2]}
+            assert server.post("/v1/rerank", asked).status_code == 200
+
+
+def test_bytes_that_are_held_for_a_while_are_counted_out_within_the_request():
+    gate = Gate(Limits(max_held_bytes=10))
+    with gate.enter() as held:
+        held.add(2)
+        for _ in range(2):
+            with held.adding(8):
+                assert gate.held == 10
+                with pytest.raises(ApiError), held.adding(1):
+                    raise AssertionError
+        assert gate.held == 2
+    assert gate.held == 0
 
 
 def test_bodies_of_all_requests_together_are_bounded():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serve_app import HangingUp, Server, ServiceDouble, double, events_of, results_of
 
 from retrv_r1.rerank.events import Draft
-from retrv_r1.serve import stream
+from retrv_r1.serve import sending, stream
 from retrv_r1.serve.calls import EngineFailed, QueueFull, RankCall
 from retrv_r1.serve.settings import Settings
 
@@ -163,10 +165,46 @@ def test_a_place_is_free_again_after_a_stream():
             assert events_of(server.post("/v1/rerank", STREAM).text)[-1][0] == "ranking"
 
 
-def test_data_of_an_event_is_one_line_whatever_it_says():
-    from retrv_r1.serve.stream import encode_event
+@pytest.mark.parametrize("size", [9, 400_000])
+def test_a_large_answer_is_encoded_beside_the_loop_and_comes_in_pieces(size, monkeypatch):
+    """Drafts too; small ones are encoded at once."""
+    threads: list[bool] = []
+    encoder = sending._ENCODER.iterencode
 
+    def seen(content: Any) -> Any:
+        threads.append(threading.current_thread() is server._thread)
+        return encoder(content)
+
+    monkeypatch.setattr(sending, "_ENCODER", SimpleNamespace(iterencode=seen, encode=json.dumps))
+    body = {**STREAM, "documents": ["x" * size] * 3}
+    with Server(None, Drafting()) as server:
+        client = HangingUp("/v1/rerank", body)
+        server.run(server.app(client.scope, client.receive, client.send))
+    pieces = [message.get("body", b"") for message in client.sent]
+    events = events_of(b"".join(pieces).decode())
+    assert [name for name, _ in events] == ["draft", "ranking"]
+    assert events[-1][1]["results"][0]["document"]["text"] == "x" * size
+    assert threads == ([False, False] if size > 9 else [])
+    assert max(map(len, pieces)) <= sending.PIECE
+    assert [message["more_body"] for message in client.sent[1:]][-2:] == [True, False]
+
+
+def test_a_deadline_that_passes_while_an_event_is_taken_does_not_cut_it():
+    client = HangingUp("/v1/rerank", {**STREAM, "documents": ["x" * 90_000] * 2})
+
+    async def slowly(message: Any) -> None:
+        client.sent.append(message)
+        if message.get("body", b"").startswith(b"event: ranking"):
+            await asyncio.sleep(2.5)
+
+    with double(Settings(deadline=2.0)) as server:
+        server.run(server.app(client.scope, client.receive, slowly))
+    events = events_of(b"".join(message.get("body", b"") for message in client.sent).decode())
+    assert [name for name, _ in events] == ["reasoning", "inspection", "ranking"]
+
+
+def test_data_of_an_event_is_one_line_whatever_it_says():
     value: dict[str, Any] = {"text": "a\nb\r\n\u2028 é\ud800"}
-    block = encode_event("reasoning", value).decode()
+    block = stream.to_event("reasoning", sending.encode(value)).decode()
     assert block.count("\n") == 3 and block.endswith("\n\n")
     assert json.loads(block.split("data: ")[1])["text"].startswith("a\nb\r\n")

@@ -121,7 +121,7 @@ def test_rivals_are_candidates_that_are_not_known_to_be_relevant():
         ListExample("x", "", d, [c, q, b], 2, [1, 2, 0], frozenset({b.key})),
         ListExample("y", "", q, [b, d], 1, [1, 0], frozenset({d.key})),
     ]
-    assert rivals(lists) == [
+    assert rivals(lists).tolist() == [
         # of its own; c is relevant too, q is the query; another cell's
         [False, True, False, False, True, False, False],
         [True, False, True, True, False, False, False],

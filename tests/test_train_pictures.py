@@ -107,10 +107,16 @@ def encoded(corpus, model, processor, tmp_path, monkeypatch) -> Callable[..., tu
     monkeypatch.setattr(vision_rows, "picture_rows", counted)
 
     def build(
-        used: tuple[int, ...] = (0, 3, 7), views: int = 2, seed: int = 0, of: Any = model
+        used: tuple[int, ...] = (0, 3, 7),
+        views: int = 2,
+        seed: int = 0,
+        of: Any = model,
+        kept: bool = True,
     ) -> tuple[RowBank, int]:
         before = sum(seen)
-        bank = RowBank.build(of.visual, images, corpus.bank, used, views, seed, tmp_path, batch=2)
+        about = RowBank.digest(of.visual, corpus.bank, used, views, seed)
+        path = tmp_path / f"rows-{about}.npy" if kept else None
+        bank = RowBank.build(of.visual, images, corpus.bank, used, views, seed, path, batch=2)
         return bank, sum(seen) - before
 
     return build
@@ -127,6 +133,8 @@ def test_rows_are_encoded_once_for_all_stages(encoded, make_model, tmp_path):
     others = [{"used": (0, 3)}, {"views": 1}, {"seed": 1}, {"of": make_model(1)}]
     assert all(encoded(**changed)[1] > 0 for changed in others)
     assert len(list(tmp_path.glob("rows-*.npy"))) == 5
+    in_memory, count = encoded(kept=False)
+    assert count == 6 and torch.equal(in_memory.rows, first.rows)
 
 
 def test_rows_that_were_not_finished_are_encoded_again(encoded, tmp_path, monkeypatch):
@@ -163,4 +171,4 @@ def test_a_view_of_each_picture_is_drawn(encoded):
 
 def test_data_without_pictures_are_refused(corpus, model, processor, tmp_path):
     with pytest.raises(ConfigError, match="show no pictures"):
-        RowBank.build(model.visual, processor.image_processor, corpus.bank, [], 1, 0, tmp_path)
+        RowBank.build(model.visual, processor.image_processor, corpus.bank, [], 1, 0, None)

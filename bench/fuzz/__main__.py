@@ -26,7 +26,11 @@ from bench.fuzz.framing import listening, still_answers, throw
 from bench.fuzz.leaks import Held
 from retrv_r1 import EngineConfig, Reranker
 from retrv_r1.serve.app import create_app
+from retrv_r1.serve.connections import limited
+from retrv_r1.serve.hosts import Hosts
+from retrv_r1.serve.limits import Limits
 from retrv_r1.serve.service import RerankService
+from retrv_r1.serve.settings import Settings
 
 AT_ONCE = 8
 PARTS = 5
@@ -61,10 +65,11 @@ def small_caches() -> Reranker:
 
 @asynccontextmanager
 async def started() -> AsyncIterator[tuple[Any, RerankService]]:
-    """An application whose model is loaded, and its service."""
+    """An application as ``retrv-r1 serve`` makes it, with its model loaded, and its service."""
     service = RerankService(small_caches)
     ready = asyncio.Event()
-    app = create_app(service, on_start=lambda error: ready.set())
+    settings = Settings(hosts=Hosts.of((), "127.0.0.1", ["127.0.0.1"], keys=False))
+    app = create_app(service, settings, on_start=lambda error: ready.set())
     async with app.router.lifespan_context(app):
         await ready.wait()
         yield app, service
@@ -99,7 +104,8 @@ async def fuzz_requests(app: Any, service: RerankService, count: int, seed: int)
 async def fuzz_sockets(app: Any, service: RerankService, count: int, seed: int) -> Outcome:
     """Sends ``count`` requests of broken HTTP over connections."""
     outcome, chance = Outcome(), random.Random(seed)
-    async with listening(app, http="h11", lifespan="off", timeout_keep_alive=2) as port:
+    http = limited(Limits())
+    async with listening(app, http=http, lifespan="off", timeout_keep_alive=2) as port:
         assert await still_answers(port)
         outcome.held.append(await Held.now(service))
         for start in range(0, count, AT_ONCE):

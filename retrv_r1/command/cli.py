@@ -120,11 +120,15 @@ def pack(
             help="Most pictures beside those of validation, in whole sets. Default: all.",
         ),
     ] = None,
+    levels: Annotated[
+        int,
+        typer.Option(metavar="N", help="Values that a colour channel keeps; 32 halve the file."),
+    ] = 256,
 ) -> None:
     """Write the part of a data set that training needs into one file; takes minutes."""
     from retrv_r1.data.pack import pack as write
 
-    echo(f"packed: {file}  {write(root, file, limit) / 1e6:.1f} MB")
+    echo(f"packed: {file}  {write(root, file, limit, levels) / 1e6:.1f} MB")
 
 
 @app.command()

@@ -17,6 +17,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,8 +42,9 @@ if TYPE_CHECKING:
     from retrv_r1.train.machine import Machine
 
 CONFIGS = Path(__file__).parents[1] / "train" / "configs" / "tiny"
-SHARES = {"embed": 0.4, "words": 0.1, "read": 0.15, "align": 0.05, "lists": 0.2, "sft": 0.1}
+SHARES = {"embed": 0.28, "words": 0.09, "read": 0.18, "align": 0.05, "lists": 0.25, "sft": 0.15}
 """Share of each stage in the time for training; a choice, not a measurement."""
+_FIRST_STAGE = ("embed", "words")
 SHIPPING = 0.1
 """Share of the whole time for calibrating and trying the checkpoint."""
 QUERIES_PER_SECOND = 0.5
@@ -69,6 +71,7 @@ def train_all(
     *,
     minutes: float,
     machine: Machine,
+    first_stage: Path | None = None,
     configs: Path = CONFIGS,
     quick: bool = False,
     commit: str | None = None,
@@ -80,6 +83,7 @@ def train_all(
         out: folder of the results: curves, ``record.json``, ``checkpoint.tar.gz``.
         work: folder of everything else; earlier runs in it are replaced.
         minutes: time limit for the whole, from now on.
+        first_stage: finished first stage with which training begins; by default it is trained too.
         configs: folder with one YAML file per stage.
         quick: rehearse on little data; needs packs.
         commit: commit of the code, for the record; by default git's answer.
@@ -87,6 +91,7 @@ def train_all(
     from retrv_r1.train.config import read_config
     from retrv_r1.train.record import commit_here, describe_machine, versions
     from retrv_r1.train.schedule import Schedule
+    from retrv_r1.train.stage import TrainingData
 
     console, started = Console(stderr=True), time.monotonic()
     end = started + 60 * minutes * (1 - SHIPPING)
@@ -96,11 +101,14 @@ def train_all(
                 f"--quick needs a pack, not the folder {one}: write one with `retrv-r1 data pack`"
             )
     thin = _QUICK_QUERIES if quick else None
-    folders = tuple(
-        unpack(one, work / f"data-{n}", thin) if one.is_file() else one
-        for n, one in enumerate(data)
-    )
-    shutil.rmtree(work / "runs", ignore_errors=True)
+
+    def folder(n: int, one: Path) -> Path:
+        return unpack(one, work / f"data-{n}", thin) if one.is_file() else one
+
+    with ThreadPoolExecutor() as threads:
+        folders = tuple(threads.map(folder, range(len(data)), data))
+    for stage in SHARES:  # what they cached stays
+        shutil.rmtree(work / "runs" / stage, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / "checkpoint.tar.gz").unlink(missing_ok=True)  # an earlier run's
     record: dict[str, Any] = {
@@ -112,19 +120,25 @@ def train_all(
         "stages": {},
         "checkpoint": None,
     }
-    checkpoint = work / "checkpoint"
-    left = sum(SHARES.values())
-    for stage, share in SHARES.items():
-        settings = _relocated(read_config(stage, configs / f"{stage}.yaml"), folders, work / "runs")
+    checkpoint, loaded = work / "checkpoint", TrainingData(folders, machine.device)
+    shares = dict(SHARES)
+    if first_stage is not None:
+        shutil.copytree(first_stage, work / "runs" / "words" / "final")
+        shares = {stage: share for stage, share in SHARES.items() if stage not in _FIRST_STAGE}
+    left = sum(shares.values())
+    for stage, share in shares.items():
+        config = read_config(stage, configs / f"{stage}.yaml", gpu=machine.device.type != "cpu")
+        settings = _relocated(config, folders, work / "runs")
         if quick:
             settings = replace(settings, stage=replace(settings.stage, **_QUICK[stage]))
         seconds = max(1.0, (end - time.monotonic()) * share / left)
         left -= share
         console.print(f"{stage}: {seconds:.0f} s")
-        train_stage(settings, machine, Schedule(settings.loop.steps, seconds), resume=False)
+        schedule = Schedule(settings.loop.steps, seconds)
+        train_stage(settings, machine, schedule, resume=False, data=loaded)
         record["stages"][stage] = _keep(settings.out, out)
         _free_memory()
-        if stage not in ("embed", "words", "read"):  # these cannot rank compressed candidates
+        if stage not in (*_FIRST_STAGE, "read"):  # these cannot rank compressed candidates
             assemble(work / "runs", checkpoint, stage)
             record["checkpoint"] = stage
             _archive(out, checkpoint, console)
@@ -141,12 +155,16 @@ def train_all(
 def _relocated(settings: RunConfig, data: tuple[Path, ...], runs: Path) -> RunConfig:
     """Settings with other folders for data and runs; runs keep their names.
 
-    A machine without network may lack the teacher of names.
+    Results of other recipes stay where they are. A machine without network may lack the teacher of
+    names, but have what it said.
     """
     from retrv_r1.train.teacher import PACKAGE
 
-    init = {name: runs / path.parent.name / path.name for name, path in settings.init.items()}
-    taught = find_spec(PACKAGE) is not None
+    init = {
+        name: runs / path.parent.name / path.name if path.parent.name in SHARES else path
+        for name, path in settings.init.items()
+    }
+    taught = find_spec(PACKAGE) is not None or any(runs.glob("cache/*/teacher-*.npy"))
     if settings.teacher and not taught:
         print(f"{PACKAGE} is not installed: names are learned without a teacher", file=sys.stderr)
     return replace(
@@ -169,6 +187,7 @@ def _keep(run: Path, out: Path) -> dict[str, Any]:
 
 def _free_memory() -> None:
     """Frees the memory of a finished stage before the next one takes its own."""
+    gc.unfreeze()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -223,11 +242,16 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @clean_ending()
 def main(
     data: Annotated[
-        list[Path], typer.Option(help="Folder or pack of a data set; repeatable.", metavar="DATA")
+        list[Path],
+        # Named, because typer 0.27.0 forgets the name of an option that is a list.
+        typer.Option("--data", help="Folder or pack of a data set; repeatable.", metavar="DATA"),
     ],
     out: Annotated[Path, typer.Option(help="Folder in which a folder for the card is made.")],
     minutes: Annotated[float, typer.Option(min=0.1, help="Time limit for everything.")],
     work: Annotated[Path, typer.Option(help="Folder of runs and data.")] = Path("runs/recipe"),
+    first_stage: Annotated[
+        Path | None, typer.Option(help="Begin with this first stage: the folder `final` of words.")
+    ] = None,
     device: TrainDevice = None,
     dtype: TrainDtype = None,
     workers: Annotated[int | None, typer.Option(help="Processes that make batches.")] = None,
@@ -246,6 +270,7 @@ def main(
         work,
         minutes=minutes,
         machine=machine,
+        first_stage=first_stage,
         configs=configs,
         quick=quick,
         commit=commit,

@@ -14,10 +14,12 @@ several evaluations may have a global pool for each family of them: the pool of
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+import numpy as np
 
 from retrv_r1.data.mbeir_lines import (
     TASKS,
@@ -169,21 +171,24 @@ def load(
         earlier = places.setdefault(query.qid, where)
         if earlier != where:
             raise MBEIRError(f"{where}: the qid {query.qid} is that of {earlier}; keep one of them")
-        if strict:
-            _require(pool, query, where)
-        known = tuple(d for d in query.negatives if d in pool)
-        queries.append(query if strict else replace(query, negatives=known))
+        if not strict:
+            query = replace(query, negatives=tuple(d for d in query.negatives if d in pool))
+        queries.append(query)
+    if strict:
+        _require(pool, queries, places)
     return Task(root, dataset, split, queries, pool)
 
 
-def _require(pool: CandidatePool, query: Query, where: str) -> None:
-    """Refuses a query that names candidates outside the pool."""
-    for did in (*query.positives, *query.negatives):
-        if did not in pool:
-            raise MBEIRError(
-                f"{where}: query {query.qid} names {did}, which is not in {pool.path.name}; "
-                "strict=False takes such queries"
-            )
+def _require(pool: CandidatePool, queries: Sequence[Query], places: Mapping[str, str]) -> None:
+    """Refuses queries that name candidates outside the pool."""
+    named = [(query, did) for query in queries for did in (*query.positives, *query.negatives)]
+    unknown = np.flatnonzero(pool.rows([did for _, did in named]) < 0)
+    if len(unknown):
+        query, did = named[unknown[0]]
+        raise MBEIRError(
+            f"{places[query.qid]}: query {query.qid} names {did}, which is not in "
+            f"{pool.path.name}; strict=False takes such queries"
+        )
 
 
 def pool_path(root: Path, dataset: str, split: str, pool: Pool) -> Path:

@@ -91,6 +91,12 @@ class CandidatePool(Sequence[Candidate]):
             raise KeyError(did)
         return row
 
+    def rows(self, dids: Sequence[str]) -> np.ndarray:
+        """Positions of many dids in the pool, ``[n]``; -1 for those that it lacks."""
+        keys = np.array([_key(did) for did in dids], np.int64)
+        places = np.minimum(np.searchsorted(self._sorted, keys), len(self) - 1)
+        return np.where(self._sorted[places] == keys, self._order[places], -1)
+
     def line(self, row: int) -> int:
         """Number of the file's line with a row, from 1."""
         return self._file[: int(self._starts[row])].count(b"\n") + 1

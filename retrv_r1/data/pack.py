@@ -58,21 +58,26 @@ class PackError(RetrvError, ValueError):
     """A file that is not a valid pack, or a data set that cannot be packed."""
 
 
-def pack(root: Path, out: Path, limit: int | None = None) -> int:
+def pack(root: Path, out: Path, limit: int | None = None, levels: int = 256) -> int:
     """Writes a data set's training and validation part into one file; returns its size in bytes.
 
     Args:
         root: directory that ``retrv-r1 data pictographs`` or ``retrv-r1 data icons`` built.
         limit: number of pictures that training may show beside those of validation; None for all.
+        levels: number of values that a colour channel and a coverage keep, 2 to 256. Fewer take
+            fewer bytes: training changes colours by more than the steps between 32 levels.
 
     Raises:
         RetrvError: ``root`` is not such a directory, or a file in it is damaged.
     """
+    if not 2 <= levels <= 256:
+        raise PackError(f"levels must be 2 to 256, got {levels}")
     for name in ("manifest.json", "pictures.npy", "pictures.jsonl", "query"):
         if not (root / name).exists():
             raise PackError(f"{root} has no {name}: build it with `retrv-r1 data pictographs`")
     listed = [row for row, _ in json_lines(root / "pictures.jsonl")]
     shown = set().union(*(_pictures_of(root, split) for split in SPLITS))
+    shown |= {row["img_path"] for row in listed if row.get("split") == "train"}
     if missing := shown - {row["img_path"] for row in listed}:
         raise PackError(f"{root}/pictures.jsonl lacks {sorted(missing)[0]}, {_AGAIN}")
     if limit is not None:
@@ -103,7 +108,7 @@ def pack(root: Path, out: Path, limit: int | None = None) -> int:
             _add_file(archive, name, io.BytesIO(content))
         for name, pixels in arrays.items():
             with tempfile.TemporaryFile() as array:
-                np.save(array, pixels)
+                np.save(array, _rounded(pixels, levels))
                 _add_file(archive, name, array)
     return out.stat().st_size
 
@@ -124,6 +129,12 @@ def _arrays(root: Path, rows: Sequence[int]) -> dict[str, np.ndarray]:
     if rows and max(rows) >= first:
         raise IndexError(f"{first} pictures have no row {max(rows)}")
     return found
+
+
+def _rounded(pixels: np.ndarray, levels: int) -> np.ndarray:
+    """Pictures or coverages ``uint8`` with the nearest of evenly spaced levels."""
+    steps = np.round(np.arange(256) / 255 * (levels - 1)) * 255 / (levels - 1)
+    return steps.round().astype(np.uint8)[pixels]
 
 
 def _whole_sets(shown: set[str], always: set[str], limit: int) -> set[str]:

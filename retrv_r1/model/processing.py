@@ -15,7 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from retrv_r1.images import load_image, pad_to_square
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import PackedItems
-from retrv_r1.model.tokens import TokenIds, encode_text
+from retrv_r1.model.tokens import TokenIds, encode_start, encode_text
 from retrv_r1.types import Item, ItemError
 
 MAX_TEXT_TOKENS = 4096
@@ -91,11 +91,11 @@ class RetrvR1Processor:
         Raises:
             ItemError: the picture is unreadable, or the text has no tokens.
         """
-        tokens: list[int] = []
+        start: list[int] = []
+        truncated = False
         if item.text and item.text.strip():
-            tokens = encode_text(self.tokenizer, item.text)
-        ids = tuple(tokens[: self.max_text_tokens])
-        truncated = len(ids) < len(tokens)
+            start, truncated = encode_start(self.tokenizer, item.text, self.max_text_tokens)
+        ids = tuple(start)
         if item.image is None:
             if not ids:
                 raise ItemError("the text of an item has no tokens")

@@ -7,7 +7,7 @@ produce a special token, whatever the text looks like.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -39,6 +39,8 @@ LABELS = tuple(f"<|cand_{k}|>" for k in range(1, MAX_CANDIDATES + 1))
 NONE_OF_THESE = "<|none_of_these|>"
 """Label for "no candidate of the list"; never written, and unknown to older checkpoints."""
 _SPECIAL = (*QWEN_TOKENS, *RETRV_TOKENS, *LABELS, NONE_OF_THESE)
+MARGIN = 64
+"""Tokens before a cut that may be others than those of the whole text."""
 # Contractions, words with their leading space, single digits, punctuation, line ends, blanks.
 _PRE_TOKENS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
 
@@ -139,11 +141,42 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
     Halves of surrogate pairs, which JSON can contain and UTF-8 cannot, become U+FFFD.
     """
+    return encode_texts(tokenizer, [text])[0]
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of many texts, as :func:`encode_text` gives them, in a fraction of its time for each."""
+    whole = [_whole(text) for text in texts]
+    if not whole:
+        return []
+    return tokenizer(whole, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def _whole(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def encode_start(
+    tokenizer: PreTrainedTokenizerBase, text: str, most: int
+) -> tuple[list[int], bool]:
+    """The first ``most`` ids of untrusted text, and whether it has more.
+
+    Only as much of a long text is encoded as they need, or a few long texts would hold up the items
+    of all other rankings. A cut changes the tokens of the word that it cuts, so the ids end
+    ``MARGIN`` tokens before one.
+    """
+    size = 4 * most
+    while size < len(text):
+        ids = encode_text(tokenizer, text[:size])
+        if len(ids) >= most + MARGIN:
+            return ids[:most], True
+        size *= 2
+    ids = encode_text(tokenizer, text)
+    return ids[:most], len(ids) > most
 
 
 def encode_template(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

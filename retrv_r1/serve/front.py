@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,9 @@ OPEN = ("/health", "/")
 """Paths that need no key: whether the server is ready, and the page, which asks for the key."""
 
 OPEN_BELOW = "/page/"
+
+# Clients that are given an address with a slash at its end ask for //v2/rerank.
+_SLASHES = re.compile("//+")
 
 log = logging.getLogger(LOGGER)
 
@@ -44,6 +48,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "path": _SLASHES.sub("/", scope["path"])}
         headers = Headers(scope=scope)
         trace = scope[KEY] = Trace(request_id(headers.get("x-request-id")))
         started = False

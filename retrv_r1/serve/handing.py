@@ -39,11 +39,14 @@ class ReadPicture(Protocol):
 class Pictures(Protocol):
     """Reads a picture that a client has sent or named."""
 
-    async def read(self, value: str) -> ReadPicture:
+    async def read(self, value: str, held: Held) -> ReadPicture:
         """The picture of a data URI, base64 or an address.
 
+        Args:
+            held: counts in bytes that are not the request's own, while they are held.
         Raises:
             PictureRefused: it cannot be read, or must not be.
+            ApiError: 429; all requests together hold too much.
         """
         ...
 
@@ -55,7 +58,7 @@ class ModelPictures:
         self._service, self._policy, self._metrics = service, policy, metrics
         self._reader: PictureReader | None = None
 
-    async def read(self, value: str) -> ReadPicture:
+    async def read(self, value: str, held: Held) -> ReadPicture:
         """See :meth:`Pictures.read`; NotReady before the model is loaded."""
         if self._reader is None:
             reranker = self._service.reranker
@@ -63,7 +66,7 @@ class ModelPictures:
                 raise NotReady("the model is being loaded")
             fit = Fit.of(reranker.processor)
             self._reader = PictureReader(self._policy, fit=fit, metrics=self._metrics)
-        return await self._reader.read(value)
+        return await self._reader.read(value, held)
 
     async def aclose(self) -> None:
         """Ends what reading has started."""
@@ -136,7 +139,7 @@ async def read_all(asked: Sequence[Asked], pictures: Pictures, held: Held) -> Re
     async def one(value: str) -> Image.Image:
         async with free:
             try:
-                image = (await pictures.read(value)).image
+                image = (await pictures.read(value, held)).image
             except PictureRefused as error:
                 place = places[value]
                 raise ApiError(error.status, error.code, f"{place}: {error}", place) from None

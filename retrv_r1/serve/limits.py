@@ -30,8 +30,8 @@ class Limits:
         max_reasoning_tokens: largest ``retrv.max_reasoning_tokens``.
         max_votes: largest ``retrv.votes``.
         max_requests: requests between their first byte and their answer; more get 429.
-        max_held_bytes: bytes of bodies and of decoded pictures of all these requests; more get
-            429.
+        max_held_bytes: bytes of all these requests: of bodies, of decoded pictures, and of files
+            and fetched pictures that wait to be decoded; more get 429.
         body_seconds: seconds in which a body must arrive.
         header_seconds: seconds in which headers must arrive; else the connection is closed.
         write_seconds: seconds in which a client must take the next piece of its answer; else the
@@ -115,6 +115,16 @@ class Held:
             raise _busy("all requests together are as large as the server holds")
         self.count += count
         self.gate.held += count
+
+    @contextmanager
+    def adding(self, count: int) -> Iterator[None]:
+        """Around what holds bytes for a while only; 429 as of :meth:`add`."""
+        self.add(count)
+        try:
+            yield
+        finally:
+            self.count -= count
+            self.gate.held -= count
 
     def release(self) -> None:
         """Counts all of them out."""

@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +20,7 @@ from retrv_r1.images import MAX_SOURCE_PIXELS, SourceFile, mark_loaded
 from retrv_r1.serve.decoder import check_kind, decode
 from retrv_r1.serve.decoding import Decoding, DecodingPool, Fit
 from retrv_r1.serve.fetching import Fetcher, FetchPolicy
+from retrv_r1.serve.limits import Held
 from retrv_r1.serve.metrics import Metrics
 from retrv_r1.serve.picture_strings import Origin, file_bytes, inline_bytes, origin_of
 from retrv_r1.serve.refused import PictureRefused
@@ -136,17 +138,20 @@ class PictureReader:
         self._kept: OrderedDict[bytes, ReadPicture] = OrderedDict()
         self._kept_bytes = 0
 
-    async def read(self, value: str) -> ReadPicture:
+    async def read(self, value: str, held: Held | None = None) -> ReadPicture:
         """The picture that a string of a request stands for.
 
         Args:
             value: data URI, base64, or an http, https or file URL where the policy allows it.
+            held: counts in bytes of files and of fetched pictures while they wait to be decoded;
+                those of the others are the request's own.
         Raises:
             PictureRefused: it cannot be used; the message says the fix.
+            ApiError: 429; all requests together hold too much.
         """
         start = time.perf_counter()
         try:
-            picture = await self._read(value)
+            picture = await self._read(value, held)
         except PictureRefused as refused:
             if self._metrics is not None:
                 self._metrics.refused(refused.code)
@@ -169,15 +174,15 @@ class PictureReader:
             await self._fetcher.aclose()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _read(self, value: str) -> ReadPicture:
+    async def _read(self, value: str, held: Held | None) -> ReadPicture:
         origin = origin_of(value)
         if origin == "remote":
             async with self._fetches:  # also holds back the bytes of pictures to be decoded
                 data = await self._fetch(value)
-                return await self._decode(data, origin)
+                return await self._decode(data, origin, held)
         most = self.policy.max_bytes
         if origin == "inline":
-            return await self._decode(lambda: inline_bytes(value, most), origin)
+            return await self._decode(lambda: inline_bytes(value, most), origin, None)
         root = self.policy.file_root
         if root is None:
             raise PictureRefused(
@@ -185,7 +190,7 @@ class PictureReader:
                 "picture_files_off",
                 "file: pictures are off; send a data URI, or start the server with --file-root DIR",
             )
-        return await self._decode(lambda: file_bytes(value, root, most), origin)
+        return await self._decode(lambda: file_bytes(value, root, most), origin, held)
 
     async def _fetch(self, url: str) -> Callable[[], bytes]:
         if not self.policy.remote:
@@ -200,13 +205,16 @@ class PictureReader:
         data = await self._fetcher.fetch(url)
         return lambda: data
 
-    async def _decode(self, load: Callable[[], bytes], origin: Origin) -> ReadPicture:
+    async def _decode(
+        self, load: Callable[[], bytes], origin: Origin, held: Held | None
+    ) -> ReadPicture:
         data, digest, decoded = await self._in_thread(lambda: self._start(load()))
         if (kept := self._kept.get(digest)) is not None:
             self._kept.move_to_end(digest)
             return ReadPicture(kept.image, kept.bytes, kept.width, kept.height, origin)
         if decoded is None:
-            decoded = await self.pool.decode(data)
+            with nullcontext() if held is None else held.adding(len(data)):
+                decoded = await self.pool.decode(data)
         image, (width, height) = decoded
         picture = ReadPicture(
             mark_loaded(image, SourceFile(digest, len(data))), len(data), width, height, origin

@@ -28,7 +28,7 @@ from retrv_r1.serve.limits import Gate, Held, read_body
 from retrv_r1.serve.metrics import Metrics
 from retrv_r1.serve.schema.asked import Asked
 from retrv_r1.serve.schema.json_body import read_json
-from retrv_r1.serve.sending import LARGE, Whole, encode, encode_beside
+from retrv_r1.serve.sending import Whole, encode, encode_answer
 from retrv_r1.serve.service import RerankService
 from retrv_r1.serve.settings import HEADER, Settings
 from retrv_r1.serve.stream import EventStream, Happening, Happenings
@@ -101,8 +101,7 @@ class Ranking:
                 answers = await watched(request.receive, self._rank_all(asked, held, trace))
                 content = dialect.render(answers)
                 headers = _warning_headers(content, answers)
-                large = trace.body_bytes >= LARGE
-                encoded = await encode_beside(content) if large else encode(content)
+                encoded = await encode_answer(content, trace.body_bytes)
                 return Whole(encoded, 200, headers, stack.pop_all())
             except Exception as error:
                 told, body = self._error(error, dialect, trace)

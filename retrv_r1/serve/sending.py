@@ -25,6 +25,15 @@ def encode(content: Any) -> bytes:
     return _ENCODER.encode(content).encode("utf-8", "replace")
 
 
+async def encode_answer(content: Any, asked: int) -> bytes:
+    """The JSON of an answer, made beside the event loop where it may be large.
+
+    Args:
+        asked: bytes of the request; an answer repeats its texts and pictures.
+    """
+    return await encode_beside(content) if asked >= LARGE else encode(content)
+
+
 async def encode_beside(content: Any) -> bytes:
     """The JSON of a large answer, made while other requests go on.
 
@@ -54,6 +63,15 @@ class Whole(Response):
         with self._closing:
             start = {"type": "http.response.start", "status": self.status_code}
             await send({**start, "headers": self.raw_headers})
-            for first in range(0, max(len(body), 1), PIECE):
-                piece, more = body[first : first + PIECE], first + PIECE < len(body)
-                await send({"type": "http.response.body", "body": piece, "more_body": more})
+            await send_pieces(send, body, more=False)
+
+
+async def send_pieces(send: Send, body: bytes, *, more: bool) -> None:
+    """Sends bytes of a body.
+
+    Args:
+        more: whether others follow.
+    """
+    for first in range(0, max(len(body), 1), PIECE):
+        piece, left = body[first : first + PIECE], first + PIECE < len(body)
+        await send({"type": "http.response.body", "body": piece, "more_body": left or more})

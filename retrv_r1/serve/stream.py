@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from retrv_r1.rerank.events import Draft, Event, Inspection, Reasoning
 from retrv_r1.serve.errors import ApiError
+from retrv_r1.serve.sending import encode, encode_answer, send_pieces
 from retrv_r1.serve.trace import trace_of
 from retrv_r1.serve.watching import watched
 from retrv_r1.types import RankedResults
@@ -25,10 +25,9 @@ FIRST_WAIT = 0.25
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
-def encode_event(name: str, data: Any) -> bytes:
-    """An event; ``data`` is a JSON value, in one line."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return f"event: {name}\ndata: {text}\n\n".encode("utf-8", "replace")
+def to_event(name: str, data: bytes) -> bytes:
+    """An event; ``data`` is JSON in one line."""
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
 
 
 class Happenings:
@@ -115,36 +114,39 @@ class EventStream(Response):
                 await send(
                     {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
                 )
-                await watched(receive, self._send_all(send))
+                await watched(receive, self._send_all(send, trace.body_bytes))
             except Exception as error:
                 told, body = self._error_of(error)
                 trace.status, trace.code = told.status, told.code
                 if told.status != 499:
-                    await _send(send, encode_event("error", body))
+                    await send_pieces(send, to_event("error", encode(body)), more=True)
             finally:
                 await self._happenings.close()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_all(self, send: Send) -> None:
-        async with asyncio.timeout(self._seconds):
-            while True:
-                try:
+    async def _send_all(self, send: Send, asked: int) -> None:
+        """Sends each event whole: the deadline may pass between two, not within one."""
+        now = asyncio.get_running_loop().time()
+        until = None if self._seconds is None else now + self._seconds
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
                     event = await self._happenings.next(self._keep_alive)
-                except StopAsyncIteration:
-                    return
-                await _send(send, self._encode(event))
+            except StopAsyncIteration:
+                return
+            if isinstance(event, RankedResults):
+                until = None  # it is the last one, and no error may follow
+            await send_pieces(send, await self._encode(event, asked), more=True)
 
-    def _encode(self, event: Happening | None) -> bytes:
+    async def _encode(self, event: Happening | None, asked: int) -> bytes:
+        """An event's bytes; ``asked`` is the request's."""
         if event is None:
             return KEEP_ALIVE
         if isinstance(event, Reasoning):
-            return encode_event("reasoning", {"text": event.text, "vote": event.vote})
+            return to_event("reasoning", encode({"text": event.text, "vote": event.vote}))
         if isinstance(event, Inspection):
-            return encode_event("inspection", {"index": event.index, "vote": event.vote})
+            return to_event("inspection", encode({"index": event.index, "vote": event.vote}))
         if isinstance(event, Draft):
-            return encode_event("draft", self._draft_of(event.results))
-        return encode_event("ranking", self._body_of(event))
-
-
-async def _send(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+            draft = self._draft_of(event.results)
+            return to_event("draft", await encode_answer(draft, asked))
+        return to_event("ranking", await encode_answer(self._body_of(event), asked))

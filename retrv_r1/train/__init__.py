@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from retrv_r1.train.config import RunConfig
     from retrv_r1.train.machine import Machine
     from retrv_r1.train.schedule import Schedule
+    from retrv_r1.train.stage import TrainingData
 
 __all__ = ["STAGES", "run", "train_stage"]
 
@@ -54,25 +55,35 @@ def run(
     from retrv_r1.train.machine import Machine
     from retrv_r1.train.schedule import Schedule
 
-    settings = read_config(stage, Path(config))
+    machine = Machine.of(device, dtype, workers)
+    settings = read_config(stage, Path(config), gpu=machine.device.type != "cpu")
     schedule = Schedule(settings.loop.steps, minutes * 60) if minutes is not None else None
     target = Path(out) if out else settings.out
     target.mkdir(parents=True, exist_ok=True)  # before anything is loaded, if it cannot be made
     given = [Path(one) for one in data] if data else list(settings.data)
     folders = tuple(data_folder(one, target / f"data-{n}") for n, one in enumerate(given))
     settings = replace(settings, out=target, data=folders)
-    return train_stage(settings, Machine.of(device, dtype, workers), schedule, resume=resume)
+    return train_stage(settings, machine, schedule, resume=resume)
 
 
 def train_stage(
-    config: RunConfig, machine: Machine, schedule: Schedule | None, *, resume: bool
+    config: RunConfig,
+    machine: Machine,
+    schedule: Schedule | None,
+    *,
+    resume: bool,
+    data: TrainingData | None = None,
 ) -> Path:
-    """Trains a stage by steps or by a schedule, and writes its record."""
+    """Trains a stage by steps or by a schedule, and writes its record.
+
+    Args:
+        data: the config's data sets, if another stage has loaded them.
+    """
     from retrv_r1.train.loop import fit
     from retrv_r1.train.record import write_record
     from retrv_r1.train.stage import build_stage
 
-    stage = build_stage(config, machine)
+    stage = build_stage(config, machine, data)
     stage.schedule = schedule
     if hasattr(stage, "fit"):  # a loop of its own
         final = stage.fit(config.loop, config.out, resume, machine)

@@ -91,9 +91,12 @@ def stage_class(name: str) -> type[Any]:
     return resolve_name(STAGES[name])
 
 
-def read_config(stage: str, path: Path) -> RunConfig:
+def read_config(stage: str, path: Path, *, gpu: bool = False) -> RunConfig:
     """Reads and checks a configuration file; paths in it are relative to the working directory.
 
+    Args:
+        gpu: apply the file's section ``gpu``, which changes options of ``loop`` and ``stage``: a
+            GPU takes larger batches in the same time.
     Raises:
         ConfigError: an unknown stage, an unreadable file, an unknown or missing option, or an
             option of the wrong type.
@@ -107,14 +110,20 @@ def read_config(stage: str, path: Path) -> RunConfig:
         raise ConfigError(f"cannot read {path} as YAML: {error}; correct the file") from error
     if not isinstance(raw, dict) or not {"data", "out", "loop"} <= set(raw):
         raise ConfigError(f"{path} needs at least data, out and loop")
-    sections = [f.name for f in fields(RunConfig) if f.name not in ("name", "source")]
+    sections = [f.name for f in fields(RunConfig) if f.name not in ("name", "source")] + ["gpu"]
     if unknown := sorted(map(str, set(raw) - set(sections))):
         raise ConfigError(f"{path}: unknown options {unknown}; known: {sections}")
     data = raw["data"] if isinstance(raw["data"], list) else [raw["data"]]
-    loop = checked(LoopConfig, raw["loop"], f"{path}: loop")
-    options = _mapping(raw.get("stage"), f"{path}: stage")
+    options = {name: _mapping(raw.get(name), f"{path}: {name}") for name in ("loop", "stage")}
+    changes = _mapping(raw.get("gpu"), f"{path}: gpu")
+    if unknown := sorted(map(str, set(changes) - set(options))):
+        raise ConfigError(f"{path}: gpu: unknown options {unknown}; known: {sorted(options)}")
+    if gpu:
+        for name, section in options.items():
+            section |= _mapping(changes.get(name), f"{path}: gpu.{name}")
+    loop = checked(LoopConfig, options["loop"], f"{path}: loop")
     if "steps" in {f.name for f in fields(options_class)}:
-        options.setdefault("steps", loop.steps)
+        options["stage"].setdefault("steps", loop.steps)
     init = _mapping(raw.get("init"), f"{path}: init")
     return RunConfig(
         name=stage,
@@ -125,7 +134,7 @@ def read_config(stage: str, path: Path) -> RunConfig:
         teacher=bool(raw.get("teacher", True)),
         model=_mapping(raw.get("model"), f"{path}: model"),
         loop=loop,
-        stage=checked(options_class, options, f"{path}: stage"),
+        stage=checked(options_class, options["stage"], f"{path}: stage"),
     )
 
 

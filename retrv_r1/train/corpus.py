@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import multiprocessing
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import numpy as np
 
 from retrv_r1.data import mbeir
 from retrv_r1.train.config import ConfigError
+from retrv_r1.train.machine import cores
 from retrv_r1.train.pictures import PictureBank
 
 Key = tuple[str | None, int | None]
@@ -89,16 +93,12 @@ class Corpus:
         self.bank = bank
         self.cells: dict[str, Cell] = {}
         roots = [roots] if isinstance(roots, Path) else list(roots)
-        for root in roots:
-            meta, asked = read_metadata(root), _read_details(root)
-            for cell in mbeir.cells(root):
-                if cell.split != split:
-                    continue
-                if cell.dataset in self.cells:
-                    raise ConfigError(f"two data sets have a cell {cell.dataset}: leave one out")
-                self.cells[cell.dataset] = self._cell(
-                    mbeir.load(root, cell.dataset, split), meta, asked
-                )
+        known = {root: (read_metadata(root), _read_details(root)) for root in roots}
+        found = [(root, c) for root in roots for c in mbeir.cells(root) if c.split == split]
+        for (root, cell), columns in zip(found, _read(found), strict=True):
+            if cell.dataset in self.cells:
+                raise ConfigError(f"two data sets have a cell {cell.dataset}: leave one out")
+            self.cells[cell.dataset] = self._cell(cell.dataset, columns, *known[root])
         if not self.cells:
             raise ConfigError(
                 f"{', '.join(map(str, roots))}: no queries for the split {split!r}; build the data "
@@ -107,7 +107,8 @@ class Corpus:
 
     def _cell(
         self,
-        task: mbeir.Task,
+        name: str,
+        columns: _Columns,
         meta: dict[str, dict[str, Any]],
         asked: dict[str, dict[str, Any]],
     ) -> Cell:
@@ -116,14 +117,51 @@ class Corpus:
                 raise ConfigError(f"pictures.jsonl lacks {image}: build the data set again")
             return Entry(text or None, self.bank.row_of[image] if image else None, known)
 
-        number = task.pool.row
         return Cell(
-            name=task.dataset,
-            queries=[entry(q.text, q.image, asked.get(q.qid, {})) for q in task.queries],
-            pool=[entry(c.text, c.image, meta.get(c.did, {})) for c in task.pool],
-            positives=[np.array([number(d) for d in q.positives]) for q in task.queries],
-            instructions=task.queries[0].instructions,
+            name=name,
+            queries=[entry(*shown, asked.get(qid, {})) for qid, *shown in columns.queries],
+            pool=[entry(*shown, meta.get(did, {})) for did, *shown in columns.pool],
+            positives=columns.positives,
+            instructions=columns.instructions,
         )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What is read of a cell: id, text and picture of queries and candidates."""
+
+    queries: list[tuple[str, str | None, str | None]]
+    pool: list[tuple[str, str | None, str | None]]
+    positives: list[np.ndarray]
+    instructions: Sequence[str]
+
+
+def _read(found: Sequence[tuple[Path, mbeir.Cell]]) -> Iterator[_Columns]:
+    """Reads cells; processes share the work if the files are large."""
+    size = sum(cell.queries.stat().st_size for _, cell in found)
+    if size < _LARGE or "fork" not in multiprocessing.get_all_start_methods():
+        yield from map(_columns, found)
+        return
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(min(cores(), len(found)), mp_context=fork) as processes:
+        yield from processes.map(_columns, found)
+
+
+_LARGE = 2**24
+"""Bytes of query files from which processes read them."""
+
+
+def _columns(one: tuple[Path, mbeir.Cell]) -> _Columns:
+    root, cell = one
+    task = mbeir.load(root, cell.dataset, cell.split)
+    counts = [len(query.positives) for query in task.queries]
+    rows = task.pool.rows([did for query in task.queries for did in query.positives])
+    return _Columns(
+        [(q.qid, q.text, q.image) for q in task.queries],
+        [(c.did, c.text, c.image) for c in task.pool],
+        np.split(rows, np.cumsum(counts)[:-1]),
+        task.queries[0].instructions,
+    )
 
 
 def read_metadata(root: Path) -> dict[str, dict[str, Any]]:
@@ -188,21 +226,22 @@ def distinct(
     return ordered, [(number(x.query), [number(c) for c in x.candidates]) for x in lists]
 
 
-def rivals(lists: Sequence[ListExample]) -> list[list[bool]]:
-    """Whether each candidate of all lists is a negative of a list's query, list by list.
+def rivals(lists: Sequence[ListExample]) -> np.ndarray:
+    """Whether each candidate of all lists is a negative of a list's query, ``[b, c]``.
 
     Negatives are the other candidates of the same list, and candidates of other lists in the same
     cell unless they are known to be relevant or are the query itself.
     """
-    shown = [(b, x.cell, c.key) for b, x in enumerate(lists) for c in x.candidates]
-    out = []
+    owner = np.repeat(np.arange(len(lists)), [len(x.candidates) for x in lists])
+    cells = np.unique([x.cell for x in lists], return_inverse=True)[1]
+    places: defaultdict[Key, list[int]] = defaultdict(list)
+    for place, candidate in enumerate(c for x in lists for c in x.candidates):
+        places[candidate.key].append(place)
+    out = cells[:, None] == cells[owner]
     for b, example in enumerate(lists):
         answer = None if example.answer is None else example.candidates[example.answer].key
-        barred = example.relevant | {answer, example.query.key}
-        out.append(
-            [
-                key != answer if owner == b else cell == example.cell and key not in barred
-                for owner, cell, key in shown
-            ]
-        )
+        for key in example.relevant | {answer, example.query.key}:
+            out[b, places.get(key, [])] = False
+        own = owner == b
+        out[b, own] = [candidate.key != answer for candidate in example.candidates]
     return out

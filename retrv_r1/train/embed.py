@@ -121,7 +121,7 @@ class EmbedStage(Stage):
             "pictures": self.train.inputs([Entry(None, p, {}) for p in drawn.pictures], generator),
             "texts": self.train.inputs([Entry(text, None, {}) for text in texts], generator),
             "things": torch.cat([things, things, torch.from_numpy(more)]),
-            "different": things[:, None] != things,
+            "named": len(things),
             "others": torch.from_numpy(rng.integers(len(self.named.names), size=config.names)),
             "side": config.small_side if small else self.train.side,
         }
@@ -138,14 +138,15 @@ class EmbedStage(Stage):
         return [cell.queries[row] for row in rows], [cell.pool[c] for c in chosen], positive.float()
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        side, count = batch["side"], batch["different"].shape[0]
+        side, count = batch["side"], batch["named"]
+        things = batch["things"][:count]
         scale = self.model.logit_scale.clamp(max=4.0).exp()
         # One call for all pictures: the tower's batch norm sees one batch.
         parts = [batch[name] for name in ("queries", "targets", "pictures", "texts")]
         queries, targets, pictures, texts = self.train.embed_parts(parts, side)
         pair_loss, pair_hits = contrast_pairs(scale * queries @ targets.T, batch["rivals"])
         text_logits = scale * pictures @ texts[:count].T
-        text_loss, text_hits = contrast_pairs(text_logits, batch["different"])
+        text_loss, text_hits = contrast_pairs(text_logits, things[:, None] != things)
         name_loss, name_hits = self.naming.losses(
             torch.cat([pictures, texts]), batch["things"], scale, batch["others"]
         )

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from retrv_r1.files import replacing
 from retrv_r1.model.embedder import RetrvEmbedder
-from retrv_r1.model.tokens import encode_text
 from retrv_r1.train.augment import Augmentation, PicturePlan
 from retrv_r1.train.corpus import Corpus, Entry
+from retrv_r1.train.known_texts import KnownTexts
+from retrv_r1.train.machine import ENCODED_AT_ONCE
 from retrv_r1.train.pictures import side_of
 from retrv_r1.train.tensors import digest_of, to_device
 from retrv_r1.train.vision_rows import RowBank, picture_rows
@@ -49,13 +51,7 @@ class EntryEmbedder:
         self.model, self.tokenizer, self.processor = model, tokenizer, processor
         self.corpus, self.max_text = corpus, max_text
         self.side = side_of(processor)
-        self._ids: dict[str, list[int]] = {}
-
-    def text_ids(self, text: str) -> list[int]:
-        """Token ids of a text, computed once."""
-        if text not in self._ids:
-            self._ids[text] = encode_text(self.tokenizer, text)[: self.max_text]
-        return self._ids[text]
+        self._texts = KnownTexts(tokenizer, max_text)
 
     def inputs(self, entries: Sequence[Entry], generator: torch.Generator | None) -> dict[str, Any]:
         """Tensors of a batch of entries, augmented if a generator is given."""
@@ -73,7 +69,8 @@ class EntryEmbedder:
                 out["plan"] = PicturePlan.of(shown, changes)
         if texts:
             # Texts of like length together: padding would cost several times the words.
-            ids = {i: torch.tensor(self.text_ids(entries[i].text or "")) for i in texts}
+            self._texts.learn(entries[i].text or "" for i in texts)
+            ids = {i: torch.tensor(self._texts.ids(entries[i].text or "")) for i in texts}
             texts.sort(key=lambda i: len(ids[i]))
             groups = [
                 texts[len(texts) * n // _GROUPS : len(texts) * (n + 1) // _GROUPS]
@@ -98,17 +95,29 @@ class EntryEmbedder:
         if shown:
             vectors = self.model.project_pictures(self._mean_rows(shown, side or self.side))
             drawn = list(vectors.split([len(part["pictures"]) for part in shown]))
+        written = self._texts_of([part["text_ids"] for part in parts if "texts" in part])
         out = []
         for part in parts:
             pictures = texts = None
             if "pictures" in part:
                 pictures = (part["pictures"], drawn.pop(0))
             if "texts" in part:
-                groups = part["text_ids"].values()
-                written = [self.model.embed_texts(x.clamp(min=0), (x >= 0).long()) for x in groups]
-                texts = (part["texts"], torch.cat(written))
+                texts = (part["texts"], written.pop(0))
             out.append(self.model.fuse(part["size"], pictures, texts))
         return out
+
+    def _texts_of(self, parts: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+        """Vectors of the texts of batches; the model reads each group of all of them at once."""
+        vectors: list[list[Tensor]] = [[] for _ in parts]
+        for group in sorted({name for part in parts for name in part}):
+            owners = [n for n, part in enumerate(parts) if group in part]
+            shown = [parts[n][group] for n in owners]
+            width = max(ids.shape[1] for ids in shown)
+            ids = torch.cat([pad(one, (0, width - one.shape[1]), value=-1) for one in shown])
+            read = self.model.embed_texts(ids.clamp(min=0), (ids >= 0).long())
+            for n, found in zip(owners, read.split(list(map(len, shown))), strict=True):
+                vectors[n].append(found)
+        return [torch.cat(found) for found in vectors]
 
     def _mean_rows(self, parts: Sequence[dict[str, Any]], side: int) -> Tensor:
         """Mean rows of the pictures of batches, ``[pictures, d]``."""
@@ -125,11 +134,12 @@ class EntryEmbedder:
         return picture_rows(self.model.visual, images, self.processor).mean(1)
 
     @torch.no_grad()
-    def embed_all(self, entries: Sequence[Entry], batch: int = 256) -> Tensor:
+    def embed_all(self, entries: Sequence[Entry]) -> Tensor:
         """Unit vectors of many entries, without augmentation.
 
         Each distinct text and picture is embedded once.
         """
+        batch = ENCODED_AT_ONCE[self.model.device.type]
 
         def part(keys: Sequence[Any], alone: Sequence[Entry]) -> tuple[Tensor, Tensor] | None:
             """Entries that have the part, and its vectors; ``alone`` has each part once."""

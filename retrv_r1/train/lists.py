@@ -13,9 +13,10 @@ from retrv_r1.model.chains import Chain
 from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, TableLayout
-from retrv_r1.model.tokens import MAX_CANDIDATES, encode_text
+from retrv_r1.model.tokens import MAX_CANDIDATES
 from retrv_r1.train.chains import chain
 from retrv_r1.train.corpus import Entry, ListExample, distinct, pictures_of, rivals
+from retrv_r1.train.known_texts import KnownTexts
 from retrv_r1.train.pictures import merged_grid
 
 
@@ -45,14 +46,13 @@ class Candidates:
     ) -> Candidates:
         """Builds the record of lists, whose item ``numbers`` are those of :func:`distinct`."""
         shown = [(b, k) for b, x in enumerate(lists) for k in range(len(x.candidates))]
-        negatives = rivals(lists) if shown else []
         return cls(
             queries=_integers(query for query, _ in numbers),
             items=_integers(numbers[b][1][k] for b, k in shown),
             owner=_integers(b for b, _ in shown),
             is_answer=_integers(k == lists[b].answer for b, k in shown).bool(),
             answered=_integers(b for b, x in enumerate(lists) if x.answer is not None),
-            rivals=torch.tensor(negatives, dtype=torch.bool).reshape(len(lists), len(shown)),
+            rivals=torch.from_numpy(rivals(lists)),
         )
 
 
@@ -116,17 +116,11 @@ class ListCollator:
         self.grid = merged_grid(processor.image_processor)
         self.builder = PromptBuilder(processor.tokenizer, processor.config.prompts)
         self.tokens = processor.tokens
-        self._ids: dict[str, list[int]] = {}
-
-    def text_ids(self, text: str) -> list[int]:
-        """Token ids of a text, remembered."""
-        if text not in self._ids:
-            self._ids[text] = encode_text(self.processor.tokenizer, text)
-        return self._ids[text]
+        self.texts = KnownTexts(processor.tokenizer)
 
     def encode(self, entry: Entry) -> EncodedItem:
         """An entry as an encoded item without patches (the bank holds its picture)."""
-        ids = tuple(self.text_ids(entry.text)[: self.max_text]) if entry.text else ()
+        ids = tuple(self.texts.ids(entry.text)[: self.max_text]) if entry.text else ()
         return EncodedItem(ids, rows=self.grid if entry.picture is not None else None)
 
     def collate(
@@ -174,7 +168,7 @@ class ListCollator:
         sequences = []
         for item, description in enumerate(descriptions):
             one = _Sequence(self.builder.description(layout.items, item, full_tokens=full_tokens))
-            ids = self.text_ids(" " + description)[: self.max_text]
+            ids = self.texts.ids(" " + description)[: self.max_text]
             one.write([*ids, self.tokens.end])
             sequences.append(one)
         return self._pad(layout, entries, sequences, Candidates.of([], []))
@@ -194,7 +188,7 @@ class ListCollator:
             one.write([tokens.think_start])
             for part in thoughts.parts():
                 if part.kind == "text":
-                    one.write(self.text_ids(part.text))
+                    one.write(self.texts.ids(part.text))
                     continue
                 label = labels[part.candidate]
                 if part.kind == "label":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +18,8 @@ from retrv_r1.devices import device_of
 from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.types import RetrvError
 
+ENCODED_AT_ONCE = {"cpu": 256, "cuda": 2048}
+"""Pictures or texts that are encoded together, by device, where no gradients are needed."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -102,6 +107,22 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Stops Python's garbage collector, and has it pass over all that exists when this ends.
+
+    Training data are millions of objects. The collector would look at all of them again and again
+    while they are read, and in every process that makes batches, which then copies them.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 def keep_freed_memory() -> None:

@@ -21,6 +21,7 @@ from retrv_r1.train.config import checked
 from retrv_r1.train.corpus import Corpus, Entry, Key
 from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.initialize import fit_rows, fit_tokens, initialize_compressor, initialize_layers
+from retrv_r1.train.known_texts import KnownTexts
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.naming import SCALE
@@ -158,7 +159,9 @@ class ReadStage(Stage):
         texts = sorted({*texts, *setup.named.names})
         with torch.no_grad():
             vectors = setup.entries.embed_all([Entry(text, None, {}) for text in texts])
-        ids = [self.collator.text_ids(text)[: self.config.max_text] for text in texts]
+        known_texts = KnownTexts(self.processor.tokenizer, self.config.max_text)
+        known_texts.learn(texts)
+        ids = [known_texts.ids(text) for text in texts]
         table = model.get_input_embeddings().weight
         tokens = fit_tokens(
             ids, vectors.to(rows.device), to_vector, len(table), steps=self.config.start_steps

@@ -43,7 +43,7 @@ class SFTConfig:
         naming_weight: weight of the losses on names (``naming.py``).
         names: names per step that are negatives of all.
         wordings: share of the queries by a name that are worded as people type.
-        unanswered: share of lists without their answer.
+        unanswered: final share of lists without their answer, growing from 0.
         views: views of a picture that are kept, all but the first augmented.
         max_text: tokens to which an item's text is cut.
         steps: steps in all; the loop's ``steps`` by default.
@@ -82,9 +82,7 @@ class SFTStage(Stage):
         self.model, self.processor = model, processor = setup.reranker()
         self.embedder = setup.embedder
         self.named = setup.named
-        self.sampler = ListSampler(
-            corpus, setup.vectors(corpus), self.named, config.wordings, config.unanswered
-        )
+        self.sampler = ListSampler(corpus, setup.vectors(corpus), self.named, config.wordings)
         self.collator = ListCollator(processor, config.max_text)
         known = setup.vectors(setup.val)
         self.validation = ListValidation(setup.val, known, self.collator)
@@ -102,6 +100,8 @@ class SFTStage(Stage):
         size = sizes[int(about.integers(1 + int(progress * (len(sizes) - 1))))]
         count = max(1, config.rows // (size * (4 if full else 1)))
         hard = config.hard * progress
+        # Before a model can tell what fits, "nothing does" is the answer that it learns.
+        self.sampler.unanswered = config.unanswered * progress
         lists = self.sampler.draw(rng, count, size, hard, share=config.share)
         lists = with_default_instruction(lists, rng, config.default_instruction)
         # Chains or direct answers, not both, in one batch: less padding, and separate metrics.

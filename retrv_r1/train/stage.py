@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -20,7 +20,7 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.config import ConfigError, RunConfig, stage_class
 from retrv_r1.train.corpus import Corpus, used_pictures
 from retrv_r1.train.entry_vectors import EntryEmbedder, Vectors, embed_cells
-from retrv_r1.train.machine import Machine
+from retrv_r1.train.machine import Machine, no_collection
 from retrv_r1.train.named import NamedPictures, named_pictures
 from retrv_r1.train.naming import Naming
 from retrv_r1.train.pictures import PictureBank
@@ -33,31 +33,89 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What a stage is built from; data and models are loaded when they are first used.
+class TrainingData:
+    """Data sets in memory, loaded when they are first used; the stages of a recipe share them.
 
     Attributes:
-        config: the stage's configuration file.
-        machine: device, dtype and workers of the training run.
+        roots: folders of the data sets.
+        device: device of the pictures.
     """
 
-    config: RunConfig
-    machine: Machine
+    roots: tuple[Path, ...]
+    device: torch.device
+    _banks: dict[str, RowBank] = field(default_factory=dict)
 
     @cached_property
     def pictures(self) -> PictureBank:
-        """All pictures of the data sets, on the machine's device."""
-        return PictureBank.load(*self.config.data).to(self.machine.device)
+        """All pictures of the data sets."""
+        return PictureBank.load(*self.roots).to(self.device)
 
     @cached_property
     def train(self) -> Corpus:
         """The split for training."""
-        return Corpus(self.config.data, "train", self.pictures)
+        return Corpus(self.roots, "train", self.pictures)
 
     @cached_property
     def val(self) -> Corpus:
         """The split for validation."""
-        return Corpus(self.config.data, "val", self.pictures)
+        return Corpus(self.roots, "val", self.pictures)
+
+    @cached_property
+    def named(self) -> NamedPictures:
+        """The named training pictures."""
+        return named_pictures(self.train)
+
+    def rows(
+        self,
+        visual: nn.Module,
+        images: Qwen2VLImageProcessorPil,
+        views: int,
+        seed: int,
+        cache: Path,
+    ) -> RowBank:
+        """Rows of all training pictures by a tower at rest, computed once for all stages.
+
+        They are kept in ``cache`` if they are computed on a CPU, and otherwise in memory.
+        """
+        used = sorted({*used_pictures(self.train), *self.named.pictures.tolist()})
+        about = RowBank.digest(visual, self.pictures, used, views, seed)
+        if about not in self._banks:
+            self._banks.clear()  # those of another tower take several GB
+            path = cache / f"rows-{about}.npy" if self.device.type == "cpu" else None
+            self._banks[about] = RowBank.build(
+                visual, images, self.pictures, used, views, seed, path
+            )
+        return self._banks[about]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a stage is built from; models are loaded when they are first used.
+
+    Attributes:
+        config: the stage's configuration file.
+        machine: device, dtype and workers of the training run.
+        data: the data sets.
+    """
+
+    config: RunConfig
+    machine: Machine
+    data: TrainingData
+
+    @property
+    def train(self) -> Corpus:
+        """The split for training."""
+        return self.data.train
+
+    @property
+    def val(self) -> Corpus:
+        """The split for validation."""
+        return self.data.val
+
+    @property
+    def named(self) -> NamedPictures:
+        """The named training pictures."""
+        return self.data.named
 
     def result(self, name: str) -> Path:
         """The folder that ``init`` names as an earlier stage's result."""
@@ -90,11 +148,6 @@ class Setup:
         """Folder of what the stages of a recipe compute alike in one dtype, beside their runs."""
         return self.config.out.parent / "cache" / str(self.machine.dtype).removeprefix("torch.")
 
-    @cached_property
-    def named(self) -> NamedPictures:
-        """The named training pictures."""
-        return named_pictures(self.train)
-
     def naming(self, width: int) -> Naming:
         """A softmax over the names of the pictures, on the machine's device."""
         names = self.named.names
@@ -117,9 +170,7 @@ class Setup:
 
     def rows(self, visual: nn.Module, images: Qwen2VLImageProcessorPil, views: int) -> RowBank:
         """Rows of all training pictures by a frozen tower, computed once for all stages."""
-        used = sorted({*used_pictures(self.train), *self.named.pictures.tolist()})
-        seed = self.config.loop.seed
-        return RowBank.build(visual, images, self.pictures, used, views, seed, cache=self.cache)
+        return self.data.rows(visual, images, views, self.config.loop.seed, self.cache)
 
 
 @dataclass(frozen=True)
@@ -213,9 +264,18 @@ class Stage(ABC):
         self.processor.save_pretrained(out)
 
 
-def build_stage(config: RunConfig, machine: Machine | None = None) -> Stage:
-    """Builds a stage, for a CPU by default; this seeds PyTorch and sets its threads."""
+def build_stage(
+    config: RunConfig, machine: Machine | None = None, data: TrainingData | None = None
+) -> Stage:
+    """Builds a stage, for a CPU by default; this seeds PyTorch and sets its threads.
+
+    Args:
+        data: the config's data sets, if another stage has loaded them.
+    """
     if config.loop.threads:
         torch.set_num_threads(config.loop.threads)
     set_seed(config.loop.seed)
-    return stage_class(config.name)(Setup(config, machine or Machine()))
+    machine = machine or Machine()
+    data = data or TrainingData(config.data, machine.device)
+    with no_collection():
+        return stage_class(config.name)(Setup(config, machine, data))

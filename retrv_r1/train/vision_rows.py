@@ -20,6 +20,7 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.tower import tower_rows
 from retrv_r1.train.augment import Augmentation, PicturePlan
 from retrv_r1.train.config import ConfigError
+from retrv_r1.train.machine import ENCODED_AT_ONCE
 from retrv_r1.train.pictures import PictureBank, normalized, side_of, to_patches
 from retrv_r1.train.tensors import digest_of, to_device
 
@@ -41,10 +42,10 @@ def clean_rows(
     processor: RetrvR1Processor,
     bank: PictureBank,
     pictures: Sequence[int],
-    batch: int = 256,
 ) -> Tensor:
     """Tower rows of pictures without augmentation, ``[n, rows, d]``."""
     images, parts = processor.image_processor, []
+    batch = ENCODED_AT_ONCE[model.device.type]
     for start in range(0, len(pictures), batch):
         plan = PicturePlan.of(pictures[start : start + batch])
         parts.append(picture_rows(model.visual, plan.render(bank, side_of(images)), images))
@@ -71,6 +72,14 @@ class RowBank:
     def __init__(self, rows: Tensor, place: Tensor) -> None:
         self.rows, self.place = rows, place
 
+    @staticmethod
+    def digest(
+        visual: nn.Module, bank: PictureBank, used: Sequence[int], views: int, seed: int
+    ) -> str:
+        """A short hash of all that the rows depend on."""
+        about = json.dumps([views, seed, [bank.paths[row] for row in used]])
+        return digest_of(visual, about)
+
     @classmethod
     @torch.no_grad()
     def build(
@@ -81,59 +90,42 @@ class RowBank:
         used: Sequence[int],
         views: int,
         seed: int,
-        cache: Path,
-        batch: int = 256,
+        path: Path | None,
+        batch: int | None = None,
     ) -> RowBank:
-        """Encodes several views of pictures, or reads what another stage has encoded.
+        """Encodes several views of pictures, or reads what another run has encoded.
 
         Args:
             visual: tower, which stays as it is.
             images: preprocessing of its pictures.
             used: rows of the bank that are encoded.
             views: views of each picture, all but the first augmented.
-            cache: folder in which the rows are kept.
+            path: file in which the rows are kept; without one they stay on the tower's device.
+            batch: pictures that are encoded together; by default as many as the device takes.
         """
         if not used:
             raise ConfigError("queries and candidates show no pictures: this stage needs some")
         place = torch.full((len(bank.paths),), -1)
         place[torch.tensor(used)] = torch.arange(len(used))
-        about = json.dumps([views, seed, [bank.paths[row] for row in used]])
-        path = cache / f"rows-{digest_of(visual, about)}.npy"
         device = next(visual.parameters()).device
-        if not path.is_file():
-            cls._encode(path, visual.eval(), images, bank, used, views, seed, batch, device)
-        rows = torch.from_numpy(np.load(path, mmap_mode="r+"))
-        return cls(rows if device.type == "cpu" else rows.to(device), place)
-
-    @staticmethod
-    def _encode(
-        path: Path,
-        visual: nn.Module,
-        images: Qwen2VLImageProcessorPil,
-        bank: PictureBank,
-        used: Sequence[int],
-        views: int,
-        seed: int,
-        batch: int,
-        device: torch.device,
-    ) -> None:
+        if path is not None and path.is_file():
+            return cls(torch.from_numpy(np.load(path, mmap_mode="r+")).to(device), place)
+        batch = batch or ENCODED_AT_ONCE[device.type]
         generator = torch.Generator().manual_seed(seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        out: np.memmap | None = None
+        out: Tensor | None = None
         work = [(v, i) for v in range(views) for i in range(0, len(used), batch)]
         for view, start in track(work, "tower rows of the training pictures"):
             chosen = list(used[start : start + batch])
             changes = Augmentation.draw(len(chosen), generator) if view else None
             plan = to_device(PicturePlan.of(chosen, changes), device)
-            rows = picture_rows(visual, plan.render(bank, side_of(images)), images)
+            rows = picture_rows(visual.eval(), plan.render(bank, side_of(images)), images)
             if out is None:
-                shape = (views, len(used), *rows.shape[1:])
-                out = np.lib.format.open_memmap(unfinished, "w+", np.float16, shape)
-            out[view, start : start + batch] = rows.half().cpu().numpy()
+                out = _empty((views, len(used), *rows.shape[1:]), path, device)
+            out[view, start : start + batch] = rows.half()
         assert out is not None
-        out.flush()
-        unfinished.replace(path)
+        if path is not None:
+            path.with_suffix(".unfinished").replace(path)
+        return cls(out, place)
 
     def clean(self, pictures: Sequence[int]) -> Tensor:
         """Rows of pictures without augmentation, ``[n, rows, d]``."""
@@ -152,3 +144,12 @@ class RowBank:
             return None
         places = self.place.to(drawn.pictures.device)[drawn.pictures]
         return self.rows[drawn.views, places].flatten(0, 1).float()
+
+
+def _empty(shape: Sequence[int], path: Path | None, device: torch.device) -> Tensor:
+    """A float16 tensor on a device, or over an ``.unfinished`` file beside ``path``."""
+    if path is None:
+        return torch.empty(*shape, dtype=torch.float16, device=device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    return torch.from_numpy(np.lib.format.open_memmap(unfinished, "w+", np.float16, tuple(shape)))
