@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,15 @@ import torch
 from rerank_doubles import never_ending
 from torch import Tensor
 
-from retrv_r1 import ItemError, Sampling
-from retrv_r1.rollout import FormatReward, MarginReward, ResultReward, Rollout, Task
+from retrv_r1 import EngineConfig, ItemError, Reranker, Sampling
+from retrv_r1.rollout import (
+    FormatReward,
+    MarginReward,
+    ResultReward,
+    RetrvRollout,
+    Rollout,
+    Task,
+)
 from retrv_r1.rollout.policy import PolicyBatch, log_probabilities, spread
 from retrv_r1.rollout.replay import Replay
 from retrv_r1.rollout.rewards import curriculum
@@ -81,6 +89,24 @@ def test_a_change_of_weights_is_seen_after_synchronizing(roller):
     after = sampled(made)
     assert (scored(made, after) - engine_says(after)).abs().max() < 1e-5
     assert (scored(made, before) - engine_says(before)).abs().max() > 1e-3, "those are of the past"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_engine_and_trainer_agree_on_a_gpu(checkpoint, tasks):
+    """The emulated GPU has no gradients."""
+    model, processor, _ = checkpoint
+    own = copy.deepcopy(model).to("cuda")
+    config = EngineConfig(max_sequences=4, cache_bytes=2**22)
+    with Reranker(own, processor, config=config) as reranker:
+        made = RetrvRollout(reranker, tasks[:1], NUCLEUS)
+        rollouts = sampled(made, 3)
+        assert any(one.inspected for one in rollouts)
+        found = scored(made, rollouts)
+        difference = found.cpu() - engine_says(rollouts)
+        assert difference.abs().max() < 1e-4, "a GPU sums in another order"
+        (-found.sum()).backward()
+    assert own.icm.pool.embedding.grad.abs().sum() > 0
 
 
 def test_a_server_gets_what_is_trained_by_value(roller, monkeypatch):
