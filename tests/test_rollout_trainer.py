@@ -112,8 +112,9 @@ def test_the_price_of_inspections_rises_and_all_is_logged(trainer):
         assert {"accuracy", "inspections", "truncated", "empty", "reward"} <= set(row)
         assert {"rewards/format/mean", "rewards/result/mean", "rewards/left_out"} <= set(row)
         assert row["completions/clipped_ratio"] == row["truncated"]
-    last = made.state.log_history[0]
-    assert {"seconds/rollout", "seconds/forward"} <= set(last)
+    for row in made.state.log_history[1:4]:
+        parts = [row[f"seconds/{p}"] for p in ("rollout", "rewards", "forward", "backward", "sync")]
+        assert min(parts) > 0 and sum(parts) < 1.5 * row["step_time"]
 
 
 def test_a_frozen_compressor_stays(roller, trainer):

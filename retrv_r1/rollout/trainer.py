@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +38,8 @@ class _Synchronizer(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """A checkpoint may have been loaded."""
-        self.trainer.rollout.synchronize()
+        """See :meth:`RetrvGRPOTrainer.start`."""
+        self.trainer.start()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """The optimizer has changed the weights."""
@@ -88,6 +89,8 @@ class RetrvGRPOTrainer(GRPOTrainer):
         self.rollout, self.correction, self.bound = rollout, correction or Correction(), bound
         self._current: Sequence[Rollout] = ()
         self._scored: tuple[Tensor, Tensor] | None = None
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._logged = 0
         model = rollout.model
         model.visual.requires_grad_(False)
         if not hasattr(model, "generation_config"):  # TRL writes the padding token there
@@ -134,7 +137,8 @@ class RetrvGRPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
         """TRL's rewards; those of a rollout count together or not at all."""
-        rewards = super()._calculate_rewards(*args)
+        with self.timed("rewards"):
+            rewards = super()._calculate_rewards(*args)
         broken = rewards.isinf().any(1) | rewards.isnan().any(1)
         self._note("rewards/left_out", float(broken.float().mean()))
         return rewards.masked_fill(broken[:, None], torch.nan)
@@ -197,15 +201,38 @@ class RetrvGRPOTrainer(GRPOTrainer):
 
     # What is logged and kept.
 
+    def start(self) -> None:
+        """Begins where the state is: a checkpoint may have been loaded."""
+        self._seconds.clear()
+        self._logged = self.state.global_step
+        self.rollout.synchronize()
+
     def _note(self, name: str, value: float) -> None:
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Logs the seconds inside as ``seconds/PART``."""
+        """Adds the seconds inside to ``seconds/PART``, which are logged for a step."""
         began = time.perf_counter()
         yield
-        self._note(f"seconds/{part}", time.perf_counter() - began)
+        self._seconds[part] += time.perf_counter() - began
+
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        """TRL's; what it takes beside the other parts is the backward pass."""
+        began, before = time.perf_counter(), sum(self._seconds.values())
+        loss = super().training_step(*args, **options)
+        others = sum(self._seconds.values()) - before
+        self._seconds["backward"] += time.perf_counter() - began - others
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """TRL's, with the seconds of a step's parts."""
+        if "loss" in logs:
+            steps = max(1, self.state.global_step - self._logged)
+            logs |= {f"seconds/{part}": spent / steps for part, spent in self._seconds.items()}
+            self._seconds.clear()
+            self._logged = self.state.global_step
+        super().log(logs, *args, **options)
 
     # Checkpoints keep the module's own names: save_pretrained renames a nested backbone's weights,
     # and the Trainer does not rename them back when it resumes.

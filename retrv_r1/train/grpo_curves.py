@@ -28,10 +28,12 @@ LOGGED = {
     "importance/max": "importance_max",
     "grad_norm": "grad_norm",
     "seconds/rollout": "seconds_rollout",
+    "seconds/rewards": "seconds_rewards",
     "seconds/forward": "seconds_forward",
+    "seconds/backward": "seconds_backward",
     "seconds/sync": "seconds_sync",
 }
-"""What curves show, by TRL's names. Seconds of the forward pass are of one batch."""
+"""What curves show, by TRL's names. Seconds are those of a step."""
 
 
 class RolloutRecorder(Recorder):
