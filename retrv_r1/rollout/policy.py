@@ -154,7 +154,9 @@ def log_probabilities(
 
     Both in nats and float32, and both differentiable.
     """
-    table = model.row_table(batch.items, batch.pair_candidate, batch.pair_query)
+    # Never in mixed precision: that moves compressed rows far from those that the engine has.
+    with torch.autocast(batch.input_ids.device.type, enabled=False):
+        table = model.row_table(batch.items, batch.pair_candidate, batch.pair_query)
     embeds = model.embed(batch.input_ids, batch.row_refs, table)
     hidden = model.language_model(
         inputs_embeds=embeds, position_ids=batch.position_ids, use_cache=False
