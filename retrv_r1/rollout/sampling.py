@@ -21,11 +21,13 @@ from retrv_engine import (
     Request,
     Sampling,
 )
+from retrv_engine.runner import ModelRunner
+from retrv_engine.sampler import COLDEST
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.rerank.requests import ItemFeatures
 from retrv_r1.rerank.reranker import Reranker
-from retrv_r1.rollout.adapters import merged
+from retrv_r1.rollout.adapters import adapted, merged
 from retrv_r1.rollout.replay import Replay
 from retrv_r1.rollout.task import Group, Rollout, Task
 
@@ -46,7 +48,8 @@ class RetrvRollout:
     Attributes:
         seconds_spent: seconds of the last call by part: ``features``, ``prompts``, ``sampling``.
     Raises:
-        ValueError: the sampling is greedy, so that all rollouts of a group would be the same.
+        ValueError: no tasks; greedy sampling, so that all rollouts of a group would be the same; or
+            an engine that was made after adapters.
     """
 
     def __init__(
@@ -60,10 +63,18 @@ class RetrvRollout:
     ) -> None:
         limit = engine.model.config.max_inspections
         sampling = sampling or Sampling(temperature=1.0, max_inspections=limit)
-        if not sampling.temperature:
+        if sampling.temperature < COLDEST:
             raise ValueError("greedy rollouts of a group are all the same: give a temperature")
+        if not len(dataset):
+            raise ValueError("the data set is empty: give at least one task")
         if seconds is not None and isinstance(engine.engine, PlainEngine):
             raise ValueError('the plain engine keeps no time limit: use engine="local"')
+        runner = getattr(engine.engine, "runner", None)
+        if isinstance(runner, ModelRunner) and adapted(runner.decoder):
+            raise ValueError(
+                "the engine reads the layers as they are without adapters: make the reranker "
+                "first, then the adapters"
+            )
         self.reranker, self.dataset, self.sampling = engine, dataset, sampling
         self.seed, self.seconds = seed, seconds
         self.seconds_spent: dict[str, float] = {}
