@@ -91,6 +91,20 @@ def test_a_change_of_weights_is_seen_after_synchronizing(roller):
     assert (scored(made, before) - engine_says(before)).abs().max() > 1e-3, "those are of the past"
 
 
+def test_mixed_precision_leaves_compressed_rows_as_the_engine_has_them(roller, monkeypatch):
+    made = roller()
+    rollouts = sampled(made)
+    seen = []
+    embed = made.model.embed
+    monkeypatch.setattr(made.model, "embed", lambda *args: [seen.append(args[-1]), embed(*args)][1])
+    with torch.no_grad():
+        exact = scored(made, rollouts)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = scored(made, rollouts)
+    assert torch.equal(*seen), "the row table"
+    assert 0 < (mixed - exact).abs().mean() < 0.05
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_engine_and_trainer_agree_on_a_gpu(checkpoint, tasks):
@@ -356,8 +370,11 @@ def test_a_margin_is_the_right_label_over_its_best_rival(roller):
 
 
 def test_mistakes_are_named(roller):
-    with pytest.raises(ValueError, match="greedy"):
-        roller(Sampling())
+    for coldest in (0.0, 1e-6):  # which the engine takes for greedy
+        with pytest.raises(ValueError, match="greedy"):
+            roller(Sampling(temperature=coldest))
+    with pytest.raises(ValueError, match="data set is empty"):
+        RetrvRollout(roller().reranker, [])
     with pytest.raises(ValueError, match="plain engine"):
         roller(engine="plain", seconds=1.0)
     with pytest.raises(ValueError, match="count from 0"):
@@ -370,6 +387,18 @@ def test_mistakes_are_named(roller):
     plain = SimpleNamespace(state=SimpleNamespace(global_step=0))
     with pytest.raises(ValueError, match="RetrvGRPOTrainer"):
         made(["0"], plain)
+
+
+def test_without_trl_the_trainer_says_what_to_install(monkeypatch):
+    import sys
+
+    import retrv_r1.rollout
+
+    monkeypatch.delitem(sys.modules, "retrv_r1.rollout.trainer", raising=False)
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs TRL: .*\[rl\]"):
+        _ = retrv_r1.rollout.RetrvGRPOTrainer
 
 
 def test_seeds_follow_from_step_and_call(roller):

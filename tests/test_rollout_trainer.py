@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from retrv_r1 import Sampling
-from retrv_r1.rollout import FormatReward, ResultReward
+from retrv_engine import EngineDied
+from retrv_r1 import Reranker, Sampling
+from retrv_r1.rollout import FormatReward, ResultReward, RetrvRollout
+from retrv_r1.rollout.adapters import merged
 from retrv_r1.rollout.correction import Correction, DifferenceTooLarge, check_difference
 
 if not find_spec("trl"):
@@ -20,6 +22,7 @@ if not find_spec("trl"):
 
 from datasets import Dataset
 from rerank_doubles import never_ending
+from safetensors import SafetensorError
 from transformers import GenerationConfig
 from trl import GRPOConfig, GRPOTrainer
 
@@ -156,6 +159,117 @@ def test_adapters_are_trained_and_sampled_with(roller, trainer):
     )
     moved = {n for n, value in model.state_dict().items() if (value - before[n]).abs().max() > 1e-5}
     assert moved and all("_proj" in name for name in moved)
+
+
+def test_adapters_leave_no_rounding_behind(roller):
+    from peft import LoraConfig, get_peft_model
+
+    rollout = roller()
+    model = rollout.model
+    layers = LoraConfig(r=4, target_modules=r".*language_model\.layers\..*_proj", lora_alpha=32)
+    get_peft_model(model, layers)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = []
+    for _ in range(2):
+        with merged(model):
+            seen.append(model.language_model.layers[0].mlp.up_proj.base_layer.weight.clone())
+    assert torch.equal(*seen)
+    assert not torch.equal(seen[0], before[name_of(before)])
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    with pytest.raises(ValueError, match="reranker first"):
+        RetrvRollout(Reranker(model, rollout.reranker.processor), rollout.dataset)
+
+
+def name_of(state: dict[str, torch.Tensor]) -> str:
+    return next(n for n in state if n.endswith("layers.0.mlp.up_proj.base_layer.weight"))
+
+
+def test_a_reward_rises(roller, trainer):
+    """The policy learns not to inspect if that is all that is rewarded."""
+
+    def blind(rollout: Any, **_: Any) -> list[float]:
+        return [float(not one.inspected) for one in rollout]
+
+    made = trainer(rewards=[blind], max_steps=12, learning_rate=3e-3)
+    made.train()
+    found = [row["reward"] for row in history(made)]
+    assert sum(found[-3:]) / 3 > sum(found[:3]) / 3 + 0.25, found
+
+
+def test_gradients_may_be_checkpointed(trainer):
+    curves = []
+    for on in (False, True):
+        made = trainer(out=f"run{on}", max_steps=2, gradient_checkpointing=on)
+        made.train()
+        assert made.model.is_gradient_checkpointing == on
+        curves.append(history(made))
+    for mine, theirs in zip(*curves, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5, rel=1e-4)
+
+
+def test_an_engine_that_dies_stops_training_and_loses_no_checkpoint(roller, trainer, monkeypatch):
+    rollout = roller()
+    made = trainer(rollout, save_strategy="steps", save_steps=1)
+    generate = rollout.reranker.engine.generate
+
+    def dies(*args: Any) -> Any:
+        if made.state.global_step == 2:
+            raise EngineDied("the engine has died")
+        return generate(*args)
+
+    monkeypatch.setattr(rollout.reranker.engine, "generate", dies)
+    with pytest.raises(EngineDied):
+        made.train()
+    assert not rollout.model.training, "the reranker still ranks"
+    monkeypatch.undo()
+    assert rollout.sample([rollout.dataset[0]], [0])[0].tokens
+    made.train(resume_from_checkpoint=True)
+    assert made.state.global_step == 4
+
+
+def test_an_interrupted_training_leaves_a_reranker_that_ranks(roller, trainer, monkeypatch):
+    """Also between the optimizer's step and the engine's."""
+    rollout = roller()
+    made = trainer(rollout, learning_rate=3e-2)
+    task = rollout.dataset[0]
+    rollout.reranker.rank(task.query, task.candidates, mode="fast")
+    synchronize = rollout.synchronize
+
+    def interrupted() -> None:
+        if made.state.global_step == 1:
+            monkeypatch.setattr(rollout, "synchronize", synchronize)
+            raise KeyboardInterrupt
+        synchronize()
+
+    monkeypatch.setattr(rollout, "synchronize", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.train()
+    assert not rollout.model.training
+    fresh = roller()
+    fresh.model.load_state_dict(rollout.model.state_dict())
+    fresh.synchronize()
+    expected, found = (
+        one.reranker.rank(task.query, task.candidates, mode="fast") for one in (fresh, rollout)
+    )
+    assert [line.score for line in found] == pytest.approx([x.score for x in expected], abs=1e-6)
+
+
+@pytest.mark.parametrize("written", ["retrv_r1.rollout.trainer.save_model", "torch.save"])
+def test_a_full_disk_is_named(trainer, monkeypatch, written):
+    def full(*_: Any, **__: Any) -> None:
+        if written == "torch.save":
+            raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(written, full)
+    made = trainer(save_strategy="steps", save_steps=1)
+    with pytest.raises(OSError, match=r"checkpoint-1 in .* cannot be written: .*No space left"):
+        made.train()
 
 
 def test_what_old_weights_made_stops_training(roller, trainer, monkeypatch):
@@ -299,6 +413,9 @@ def test_options_that_do_not_fit_are_named(roller, tmp_path):
     with pytest.raises(ValueError, match="use_vllm"):
         args = arguments(tmp_path)
         args.use_vllm = True
+        RetrvGRPOTrainer(made, REWARDS, args)
+    with pytest.raises(ValueError, match="2 tasks are fewer than the 4"):
+        args = arguments(tmp_path, num_generations=2)
         RetrvGRPOTrainer(made, REWARDS, args)
 
 

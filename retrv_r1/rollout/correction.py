@@ -84,6 +84,7 @@ def check_difference(gap: Tensor, bound: float) -> dict[str, float]:
             f"engine and trainer disagree on the log-probabilities of {len(gap)} sampled tokens by "
             f"{mean:.3g} nats on average, {largest:.3g} at most, where {bound:.3g} is allowed: "
             "weights that the engine does not have yet, other precisions, or a loss that has "
-            "diverged; lower the learning rate, use float32 for both, or raise the bound"
+            "diverged; lower the learning rate, use float32 for both (bf16=False: TRL's default is "
+            "mixed precision), or raise the bound"
         )
     return {"engine_difference/mean": mean, "engine_difference/max": largest}

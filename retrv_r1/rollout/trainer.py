@@ -12,17 +12,19 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 from transformers import GenerationConfig, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from retrv_engine import EngineDied
 from retrv_r1.rollout.correction import Correction, DifferenceTooLarge, check_difference
 from retrv_r1.rollout.policy import PolicyBatch, log_probabilities, spread
 from retrv_r1.rollout.sampling import RetrvRollout
@@ -46,10 +48,6 @@ class _Synchronizer(TrainerCallback):
         with self.trainer.timed("sync"):
             self.trainer.rollout.synchronize()
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        """The reranker goes on to rank."""
-        self.trainer.rollout.model.eval()
-
 
 class RetrvGRPOTrainer(GRPOTrainer):
     """GRPO whose policy sees the compressed and inspected rows of its rollouts.
@@ -63,14 +61,14 @@ class RetrvGRPOTrainer(GRPOTrainer):
     Args:
         rollout: what samples; its tasks are the data set.
         reward_funcs: reward functions in TRL's form; ours are in :mod:`retrv_r1.rollout.rewards`. A
-            rollout with a reward that is infinite, or with none at all, moves nothing.
+            rollout whose reward is None, NaN or infinite for any of them has no advantage.
         args: TRL's options. Temperature, nucleus and limits are those of ``rollout``.
         correction: how the loss is corrected for the engine's log-probabilities.
         bound: largest mean difference between engine and policy, in nats.
         options: other arguments of TRL's trainer, such as ``callbacks``.
     Raises:
-        ValueError: the tower is to be trained, several processes, or options of TRL that would have
-            another engine generate.
+        ValueError: several processes, fewer tasks than a step takes, or options of TRL that would
+            have another engine generate.
         DifferenceTooLarge: while training; the message says what to look at.
     """
 
@@ -99,6 +97,12 @@ class RetrvGRPOTrainer(GRPOTrainer):
             raise ValueError("rollouts come from our engine: leave use_vllm and the like off")
         if args.world_size > 1:
             raise ValueError("RetrvGRPOTrainer trains in one process")
+        needed = args.generation_batch_size // args.num_generations
+        if len(rollout.dataset) < needed:
+            raise ValueError(
+                f"{len(rollout.dataset)} tasks are fewer than the {needed} that are rolled out "
+                "together: lower per_device_train_batch_size, or raise num_generations"
+            )
         # TRL would load the reference model from a path: ours is a copy of the model as it is.
         self.beta, args.beta = args.beta, 0.0
         beta = self.beta
@@ -201,6 +205,15 @@ class RetrvGRPOTrainer(GRPOTrainer):
 
     # What is logged and kept.
 
+    def train(self, *args: Any, **options: Any) -> Any:
+        """TRL's; however it ends, the reranker goes on to rank with the weights as they are."""
+        try:
+            return super().train(*args, **options)
+        finally:
+            self.rollout.model.eval()
+            with suppress(EngineDied):  # it gets them before its next request
+                self.rollout.synchronize()
+
     def start(self) -> None:
         """Begins where the state is: a checkpoint may have been loaded."""
         self._seconds.clear()
@@ -240,6 +253,14 @@ class RetrvGRPOTrainer(GRPOTrainer):
         target = Path(output_dir or self.args.output_dir)
         target.mkdir(parents=True, exist_ok=True)
         save_model(self.model, str(target / "model.safetensors"))
+
+    def _save_checkpoint(self, *args: Any) -> None:
+        """TRL's; a full disk is an OSError, whatever wrote."""
+        try:
+            super()._save_checkpoint(*args)
+        except (SafetensorError, RuntimeError) as error:
+            place = f"checkpoint-{self.state.global_step} in {self.args.output_dir}"
+            raise OSError(f"{place} cannot be written: {error}") from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(self.model, Path(resume_from_checkpoint) / "model.safetensors", strict=True)
