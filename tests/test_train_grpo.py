@@ -17,6 +17,7 @@ from retrv_r1.command.recipe import CONFIGS
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.train import run
+from retrv_r1.train.checkpoints import STATE, newest_checkpoint
 from retrv_r1.train.config import ConfigError, read_config
 from retrv_r1.train.grpo import GRPOStage
 from retrv_r1.train.machine import MachineError
@@ -123,6 +124,8 @@ def test_a_killed_run_resumes_to_the_same_curve(file, build, tmp_path, monkeypat
         run("grpo", file(), tmp_path / "cut", dtype="float32")
     monkeypatch.undo()
     assert [row["step"] for row in curve(tmp_path / "cut") if "loss" in row] == [1, 2, 3]
+    (tmp_path / "cut/checkpoint-3").mkdir()  # killed while it was written
+    (tmp_path / "cut/checkpoint-3/model.safetensors").write_bytes(b"")
     cut = run("grpo", file(), tmp_path / "cut", dtype="float32")
     mine = [row for row in curve(cut.parent) if row["step"] > 2]
     theirs = [row for row in curve(whole.parent) if row["step"] > 2]
@@ -148,6 +151,24 @@ def test_the_tasks_of_a_step_are_a_function_of_the_step_alone(build):
     for number in range(8):
         task = stage.tasks[number]
         assert len(task.candidates) in (3, 4) and task.answer is not None
+
+
+def test_there_are_as_many_tasks_as_steps_take(build):
+    tasks = build().tasks
+    assert len(list(tasks)) == len(tasks) == 8
+    for number in (-1, 8):
+        with pytest.raises(IndexError):
+            tasks[number]
+
+
+def test_a_part_of_a_checkpoint_is_passed_over(tmp_path):
+    assert newest_checkpoint(tmp_path) == (None, 0)
+    for step in (2, 4, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-2" / STATE).write_text('{"global_step": 2}')
+    (tmp_path / "checkpoint-4" / STATE).write_text('{"global_step": 4}')
+    (tmp_path / "checkpoint-10" / STATE).write_text('{"global_st')
+    assert newest_checkpoint(tmp_path) == (tmp_path / "checkpoint-4", 4)
 
 
 def test_a_compressor_may_be_frozen(build):
@@ -183,6 +204,10 @@ def test_a_reward_without_a_weight_is_left_out(build):
     [
         ({"batch": 3}, {}, "batch 3 does not divide 8 rollouts"),
         ({"price": "cubic"}, {}, "growth must be one of"),
+        ({"group": 1}, {}, "group must be at least 2"),
+        ({"kl": -0.1}, {}, "kl must be at least 0"),
+        ({"sizes": []}, {}, "sizes must be"),
+        ({"format_weight": 0.0, "result_weight": 0.0}, {}, "no reward has a weight"),
         ({"correction": "row"}, {}, "level must be one of"),
         ({"temperature": 0.0}, {}, "greedy rollouts"),
         ({}, {"processes": 2}, "loop.processes"),

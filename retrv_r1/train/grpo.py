@@ -7,8 +7,8 @@ computed in float32, so that engine and policy agree to rounding. Needs the extr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from retrv_engine import Sampling
 from retrv_kernels.extras import install_command
@@ -25,9 +24,11 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.rollout.correction import Correction
 from retrv_r1.rollout.rewards import FormatReward, MarginReward, ResultReward
 from retrv_r1.rollout.sampling import RetrvRollout
+from retrv_r1.train.checkpoints import newest_checkpoint
 from retrv_r1.train.config import ConfigError, LoopConfig
 from retrv_r1.train.curves import draw_curves, trim_curves
 from retrv_r1.train.grpo_curves import RolloutRecorder
+from retrv_r1.train.grpo_options import GRPOOptions
 from retrv_r1.train.grpo_tasks import ListDraw, StepTasks
 from retrv_r1.train.machine import Machine, MachineError, keep_freed_memory
 from retrv_r1.train.sampling import ListSampler
@@ -39,68 +40,6 @@ ADAPTED = r".*language_model\.layers\..*_proj"
 """Layers that LoRA adapts."""
 AT_ONCE = 32
 """Most rollouts that the engine runs together."""
-
-
-@dataclass(frozen=True)
-class GRPOOptions:
-    """Options of the stage.
-
-    Args:
-        prompts: lists per step.
-        group: rollouts of each list.
-        batch: rollouts that are read at once; it must divide those of a step.
-        sizes: sizes of lists, drawn at random for each step.
-        share: lists that have the same candidates.
-        hard: hardness of negatives, 0 to 1 (``sampling.py``).
-        wordings: share of the queries by a name that are worded as people type.
-        default_instruction: share of lists with the checkpoint's own, short instruction.
-        temperature, top_p, max_reasoning_tokens, max_inspections: sampling of the rollouts.
-        price: how λ grows: ``linear``, ``cosine`` or ``constant``.
-        constant: λ of ``constant``.
-        truncated: what a truncated rollout's answer earns: ``zero``, ``count``, or ``mask``, which
-            also leaves the whole rollout out of the loss.
-        format_weight, result_weight, margin_weight: weights of the rewards; 0 leaves one out.
-        epsilon: clipping range of the probability ratio.
-        kl: weight of the divergence from the model that training starts from.
-        loss: TRL's ``loss_type``; ``grpo`` is the paper's.
-        lora: rank of LoRA on the language model's linear layers; 0 trains all of its weights.
-        compressor: whether the compressor is trained as well.
-        correction, cap: truncated importance weights, see ``rollout/correction.py``.
-        bound: mean difference of engine and policy, in nats, that stops training.
-        seconds: time limit of a step's rollouts; those that are late are empty. 0 for none.
-        validation: lists of each validation, answered greedily.
-        max_text: tokens to which an item's text is cut.
-    """
-
-    prompts: int = 4
-    group: int = 8
-    batch: int = 8
-    sizes: tuple[int, ...] = (16, 32, 50)
-    share: int = 2
-    hard: float = 1.0
-    wordings: float = 0.7
-    default_instruction: float = 0.5
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_reasoning_tokens: int = 96
-    max_inspections: int = 3
-    price: str = "linear"
-    constant: float = 0.5
-    truncated: str = "zero"
-    format_weight: float = 0.5
-    result_weight: float = 1.0
-    margin_weight: float = 0.0
-    epsilon: float = 0.2
-    kl: float = 0.0
-    loss: str = "grpo"
-    lora: int = 0
-    compressor: bool = True
-    correction: str = "token"
-    cap: float = 2.0
-    bound: float = 1e-3
-    seconds: float = 0.0
-    validation: int = 48
-    max_text: int = 12
 
 
 class GRPOStage:
@@ -117,6 +56,8 @@ class GRPOStage:
         self.name, self.seed = setup.config.name, setup.config.loop.seed
         self.config: GRPOOptions = setup.config.stage
         self.source = setup.config.source
+        with self._named():
+            self.config.check()
         if not find_spec("trl"):
             raise RetrvError(f"the stage grpo needs TRL: {install_command('rl')}")
         config, steps = self.config, setup.config.loop.steps
@@ -151,7 +92,7 @@ class GRPOStage:
 
     def _rollout(self) -> RetrvRollout:
         config = self.config
-        try:
+        with self._named():
             sampling = Sampling(
                 config.temperature,
                 config.top_p,
@@ -167,6 +108,12 @@ class GRPOStage:
                 seed=self.seed,
                 seconds=config.seconds or None,
             )
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Says which file has the option that a ValueError is about."""
+        try:
+            yield
         except ValueError as error:
             raise ConfigError(f"{self.source}: stage: {error}") from error
 
@@ -174,10 +121,8 @@ class GRPOStage:
         """Reward functions and their weights; those without a weight are left out."""
         config: Any = self.config
         truncated: Any = "zero" if config.truncated == "mask" else config.truncated
-        try:
+        with self._named():
             result = ResultReward(config.price, config.constant, truncated)
-        except ValueError as error:
-            raise ConfigError(f"{self.source}: stage: {error}") from error
         weighted = [
             (FormatReward(), config.format_weight),
             (result, config.result_weight),
@@ -203,12 +148,12 @@ class GRPOStage:
             torch.set_num_threads(loop.threads)
         if machine.device.type == "cpu":
             keep_freed_memory()
-        last = get_last_checkpoint(str(out)) if resume else None
+        last, step = newest_checkpoint(out) if resume else (None, 0)
         curves = out / f"{self.name}.jsonl"
-        trim_curves(curves, int(last.rsplit("-", 1)[1]) if last else 0)
+        trim_curves(curves, step)
         recorder = RolloutRecorder(curves, self)  # type: ignore[arg-type]
         rewards, weights = self.rewards()
-        try:
+        with self._named():
             arguments = self._arguments(loop, out, machine, weights)
             trainer = RetrvGRPOTrainer(
                 self.rollout,
@@ -217,14 +162,11 @@ class GRPOStage:
                 correction=Correction(config.correction, config.cap),
                 bound=config.bound,
             )
-        except ValueError as error:
-            raise ConfigError(f"{self.source}: {error}") from error
         trainer.pop_callback(ProgressCallback)
         trainer.add_callback(recorder)
         with recorder.timed("all"):
-            trainer.train(resume_from_checkpoint=last)
+            trainer.train(resume_from_checkpoint=last and str(last))
         self.stats = RunStats(recorder.steps, recorder.samples, dict(recorder.seconds))
-        self.model.eval()
         self.save(out / "final")
         draw_curves(curves, f"{self.name}: {trainer.state.global_step} steps")
         return out / "final"
@@ -262,8 +204,6 @@ class GRPOStage:
 
         config = self.config
         rollouts = config.prompts * config.group
-        if rollouts % config.batch:
-            raise ValueError(f"stage: batch {config.batch} does not divide {rollouts} rollouts")
         return GRPOConfig(
             output_dir=str(out),
             max_steps=loop.steps,

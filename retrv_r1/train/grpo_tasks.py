@@ -41,6 +41,8 @@ class StepTasks(Sequence[Task]):
         return self.steps * self.options.prompts
 
     def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(f"task {number} is none of {len(self)}")
         step, place = divmod(number, self.options.prompts)
         if self._last[0] != step:
             self._last = step, self.of_step(step)
