@@ -169,6 +169,10 @@ class RetrvRollout:
             for task, output in zip(tasks, outputs, strict=True)
         ]
 
+    def group(self, task: Task) -> Group:
+        """A task as its rollouts share it: features and request."""
+        return self._groups([task])[id(task)]
+
     def synchronize(self) -> None:
         """Has the engine sample with the model's present weights, and forgets what old ones made.
 
