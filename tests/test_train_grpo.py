@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from small_stages import LOOP, Killed
 from retrv_r1.command.recipe import CONFIGS
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
+from retrv_r1.rollout import Task
+from retrv_r1.rollout.correction import Correction
 from retrv_r1.train import run
 from retrv_r1.train.checkpoints import STATE, newest_checkpoint
 from retrv_r1.train.config import ConfigError, read_config
@@ -177,6 +180,51 @@ def test_a_compressor_may_be_frozen(build):
     assert learning and not any(name.startswith("icm.") for name in learning)
     whole = {name for name, p in build().model.named_parameters() if p.requires_grad}
     assert whole > learning and all(name.startswith("icm.") for name in whole - learning)
+
+
+def test_options_reach_the_trainer(file, tmp_path, monkeypatch):
+    class Taken(Exception):
+        pass
+
+    def take(*given: Any, **own: Any) -> None:
+        raise Taken(*given, own)
+
+    monkeypatch.setattr("retrv_r1.rollout.trainer.RetrvGRPOTrainer", take)
+    options = {"kl": 0.1, "loss": "dr_grpo", "epsilon": 0.3, "truncated": "mask", "seconds": 5.0}
+    options |= {"format_weight": 0.25, "margin_weight": 0.5, "bound": 0.5, "price": "cosine"}
+    options |= {"correction": "sequence", "cap": 3.0, "temperature": 0.7, "top_p": 0.8}
+    with pytest.raises(Taken) as taken:
+        run("grpo", file(**options), dtype="float32")
+    rollout, rewards, found, own = taken.value.args
+    assert (found.beta, found.loss_type, found.epsilon) == (0.1, "dr_grpo", 0.3)
+    assert found.mask_truncated_completions and not found.shuffle_dataset
+    assert found.reward_weights == [0.25, 1.0, 0.5]
+    assert [reward.__name__ for reward in rewards] == ["format", "result", "margin"]
+    assert (rewards[1].growth, rewards[1].truncated) == ("cosine", "zero")
+    assert (found.num_generations, found.generation_batch_size) == (4, 8)
+    assert own == {"correction": Correction("sequence", 3.0), "bound": 0.5}
+    sampling = rollout.sampling
+    assert (sampling.temperature, sampling.top_p, rollout.seconds) == (0.7, 0.8, 5.0)
+    assert (sampling.max_reasoning_tokens, sampling.max_inspections) == (6, 3)
+
+
+def test_validation_is_greedy_and_of_held_out_lists(build, monkeypatch):
+    stage, seen = build(), []
+    sample = stage.rollout.sample
+
+    def sampled(tasks: Any, seeds: Any) -> Any:
+        seen.extend(tasks)
+        assert seeds is None
+        return sample(tasks, seeds)
+
+    monkeypatch.setattr(stage.rollout, "sample", sampled)
+    first, again = stage.validate(), stage.validate()
+    assert first == again and first.keys() >= {"val_accuracy", "val_inspections"}
+    own = [Task("a bird", ["a bird", "a house"], 0), Task("a house", ["a bird", "a house"], 1)]
+    stage._held_out = SimpleNamespace(of_step=lambda _: own)
+    seen.clear()
+    stage.validate()
+    assert seen == own * 2, "three lists take two steps"
 
 
 def test_adapters_end_up_in_the_weights(file, trained, tmp_path):
