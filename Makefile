@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # Optional dependencies of pyproject.toml that the targets need.
-EXTRAS ?= cache,serve,dev,data,eval,bench,gpu
+EXTRAS ?= cache,serve,dev,data,eval,bench,gpu,rl
 # Further arguments for pip. PyTorch's default Linux build includes CUDA, several GB. For the CPU
 # build pass the index from PyTorch's installation page: make test PIP_FLAGS='--extra-index-url URL'
 PIP_FLAGS ?=

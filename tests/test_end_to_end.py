@@ -25,6 +25,7 @@ PRINTED = {
     "rank_batch": "change it to green: green-apple.png",
     "rounded_weights": "pictures encoded: 0, found on disk: 51",
     "sglang_server": "guitar.png",
+    "train_grpo": "step 3: reward",
 }
 
 
@@ -87,6 +88,8 @@ def test_an_example_prints_its_ranking(name, capsys, monkeypatch, request):
         request.getfixturevalue("sglang_python")
     if name == "rounded_weights":
         pytest.importorskip("diskcache")
+    if name == "train_grpo":
+        pytest.importorskip("trl")
     monkeypatch.setattr(sys, "argv", [name])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert PRINTED[name] in capsys.readouterr().out

@@ -169,3 +169,28 @@ BAD = [
 def test_sampling_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_logits_that_are_not_a_number_give_a_token_of_the_vocabulary(top_p):
+    token, logprob = draw(torch.full_like(LOGITS, torch.nan), top_p=top_p)
+    assert token in range(len(LOGITS)) and math.isnan(logprob)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_log_probabilities_have_gradients(top_p):
+    scores = LOGITS.clone().requires_grad_()
+    numbers = torch.tensor([2.0]), torch.tensor([top_p])
+    sampler.distribution(scores[None], *numbers, top_p < 1)[0, 4].backward()
+    kept = [0, 1, 4] if top_p < 1 else list(range(6))
+    expected = torch.zeros(6)
+    expected[kept] = -torch.softmax(LOGITS[kept] / 2, -1) / 2
+    expected[4] += 0.5
+    torch.testing.assert_close(scores.grad, expected)
+
+
+def test_a_given_token_stays_in_the_nucleus():
+    numbers = torch.tensor([1.0]), torch.tensor([0.7]), True
+    found = sampler.distribution(LOGITS[None].clone(), *numbers, torch.tensor([5]))[0]
+    assert found.isfinite().nonzero()[:, 0].tolist() == [0, 4, 5]
+    assert float(found.exp().sum()) == pytest.approx(1.0)

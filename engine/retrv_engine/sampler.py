@@ -247,6 +247,7 @@ def _draw(
     token = torch.searchsorted(mass, uniform[:, None] * total, right=True)
     # Not beyond the last token that has mass: the product may be rounded up to the total.
     token = token.minimum(torch.searchsorted(mass, total))[:, 0]
+    token = token.clamp(max=scores.shape[-1] - 1)  # where all are NaN, which the caller checks
     return _scored(logprobs, token, given)
 
 
@@ -257,34 +258,48 @@ def _scored(logprobs: Tensor, token: Tensor, given: Tensor | None) -> tuple[Tens
     return token, logprobs.gather(1, token[:, None])[:, 0]
 
 
-def distribution(scores: Tensor, temperature: Tensor, top_p: Tensor, nucleus: bool) -> Tensor:
-    """Log-probabilities ``[m, vocabulary]`` after temperature and nucleus.
+def distribution(
+    scores: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    nucleus: bool,
+    given: Tensor | None = None,
+) -> Tensor:
+    """Log-probabilities ``[m, vocabulary]`` after temperature and nucleus; differentiable.
 
     Args:
         scores: float32 logits, minus infinity where a token may not be taken.
         temperature: temperatures ``[m]``, ``COLDEST`` or more.
         top_p: masses of the nuclei, ``[m]``.
         nucleus: whether any row has a nucleus.
+        given: tokens ``[m]`` that stay in their nuclei, even if other weights than those that
+            sampled them put them outside.
     """
     logprobs = (scores / temperature.float()[:, None]).log_softmax(-1)
     if not nucleus:
         return logprobs
     if scores.device.type != "cpu":
-        return torch.where((top_p >= 1)[:, None], logprobs, _cut(logprobs, top_p))
+        return torch.where((top_p >= 1)[:, None], logprobs, _cut(logprobs, top_p, given))
     rows = (top_p < 1).nonzero()[:, 0]
-    return logprobs.index_copy_(0, rows, _cut(logprobs[rows], top_p[rows]))
+    cut = _cut(logprobs[rows], top_p[rows], None if given is None else given[rows])
+    if logprobs.requires_grad:  # log_softmax needs its result for the gradient
+        return logprobs.index_copy(0, rows, cut)
+    return logprobs.index_copy_(0, rows, cut)
 
 
-def _cut(logprobs: Tensor, top_p: Tensor) -> Tensor:
+def _cut(logprobs: Tensor, top_p: Tensor, given: Tensor | None = None) -> Tensor:
     """Keeps the smallest set whose mass reaches top_p, and all tokens as likely as its last.
 
-    So the order of equally likely tokens does not matter.
+    So the order of equally likely tokens does not matter. Tokens ``given [m]`` are kept as well.
     """
-    ordered = _likeliest(logprobs, top_p)
+    ordered = _likeliest(logprobs.detach(), top_p)
     mass = ordered.exp().cumsum(-1, dtype=torch.float64)
     count = (mass < top_p[:, None]).sum(-1, keepdim=True)
     least = ordered.gather(1, count.clamp(max=ordered.shape[-1] - 1))
-    return logprobs.masked_fill(logprobs < least, -torch.inf).log_softmax(-1)
+    outside = logprobs < least
+    if given is not None:
+        outside = outside.scatter(1, given[:, None], False)
+    return logprobs.masked_fill(outside, -torch.inf).log_softmax(-1)
 
 
 def _likeliest(logprobs: Tensor, top_p: Tensor) -> Tensor:

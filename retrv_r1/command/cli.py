@@ -13,6 +13,7 @@ import typer
 from retrv_r1 import __version__
 from retrv_r1.command.arguments import AsJson, TrainDevice, TrainDtype
 from retrv_r1.command.evaluate import evaluate
+from retrv_r1.command.plan import plan
 from retrv_r1.command.rerank import rerank
 from retrv_r1.command.serve import serve
 from retrv_r1.command.shell import Group, clear_errors, echo, print_json, stdout
@@ -33,6 +34,7 @@ app.command("eval")(evaluate)
 app.command()(stability)
 app.command()(serve)
 app.command()(verify)
+app.command()(plan)
 app.add_typer(data, name="data")
 
 

@@ -38,6 +38,7 @@ EXTRA_USES = {
     "data": "build the pictograph data set",
     "eval": "compute retrieval metrics",
     "train": "train the model",
+    "rl": "train it with rewards",
     "serve": "serve rankings over HTTP",
     "cache": "keep features of items on disk",
     "langchain": "rerank in LangChain",

@@ -13,7 +13,6 @@ import typer
 from safetensors.torch import load_file, save_file
 
 from retrv_r1.command.shell import clean_ending, echo
-from retrv_r1.train import STAGES
 from retrv_r1.types import RetrvError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -51,7 +50,7 @@ def ship(
     echo(f"golden scores: {written}")
 
 
-def assemble(runs: Path, out: Path, last: str = list(STAGES)[-1]) -> None:
+def assemble(runs: Path, out: Path, last: str = "sft") -> None:
     """Copies a stage's result to ``out``, in half precision, with every run's curves and record.
 
     Args:

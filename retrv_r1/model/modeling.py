@@ -56,6 +56,7 @@ class PackedItems:
 class RetrvR1PreTrainedModel(PreTrainedModel):
     config_class = RetrvR1Config
     base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True

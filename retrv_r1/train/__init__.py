@@ -1,4 +1,5 @@
-"""Training: ``embed`` → ``words`` → (``read``, tiny only) → ``align`` → ``lists`` → ``sft``.
+"""Training: ``embed`` → ``words`` → (``read``, tiny only) → ``align`` → ``lists`` → ``sft`` →
+``grpo``.
 
 Each stage reads a YAML file, starts from another stage's result, and writes ``OUT/final``.
 """
@@ -84,6 +85,9 @@ def train_stage(
 
     stage = build_stage(config, machine, data)
     stage.schedule = schedule
-    final = fit(stage, config.loop, config.out, resume, machine)
+    if hasattr(stage, "fit"):  # a loop of its own
+        final = stage.fit(config.loop, config.out, resume, machine)
+    else:
+        final = fit(stage, config.loop, config.out, resume, machine)
     write_record(config, stage, machine)
     return final

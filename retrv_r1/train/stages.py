@@ -7,5 +7,6 @@ STAGES = {
     "align": "retrv_r1.train.align:AlignStage",
     "lists": "retrv_r1.train.sft:SFTStage",
     "sft": "retrv_r1.train.sft:SFTStage",
+    "grpo": "retrv_r1.train.grpo:GRPOStage",
 }
 """Stages by name, in the order of training; a class is imported when its stage is used."""
