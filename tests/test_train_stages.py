@@ -212,10 +212,10 @@ def test_stages_that_share_data_load_them_once(config, trained, monkeypatch):
     trained("read")
     settings = read_config("align", config("align"))
     data = TrainingData(settings.data, torch.device("cpu"))
-    first = build_stage(settings, data=data)
+    first: Any = build_stage(settings, data=data)
     monkeypatch.setattr(stage_module, "Corpus", None)
     monkeypatch.setattr(stage_module.RowBank, "build", None)
-    again = build_stage(settings, data=data)
+    again: Any = build_stage(settings, data=data)
     assert again.bank is first.bank and again.named is first.named
 
 

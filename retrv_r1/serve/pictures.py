@@ -188,9 +188,9 @@ class PictureReader:
         if origin == "inline":
             if len(value) > SMALL_TEXT:
                 return await self._decode(lambda: inline_bytes(value, most), origin, None)
-            data = inline_bytes(value, most)
-            kept = self._known(hashlib.sha256(data).digest(), origin)
-            return kept or await self._decode(lambda: data, origin, None)
+            content = inline_bytes(value, most)
+            kept = self._known(hashlib.sha256(content).digest(), origin)
+            return kept or await self._decode(lambda: content, origin, None)
         root = self.policy.file_root
         if root is None:
             raise PictureRefused(
