@@ -78,7 +78,14 @@ OPTIONS = {
         "small_share": 0.5,
     },
     "words": {"batch": 8, "cells_per_batch": 2, "named": 6, "texts": 4, "names": 5},
-    "read": {"descriptions": 3, "lists": 2, "sizes": [3, 4], "names": 5, "start_steps": 5},
+    "read": {
+        "descriptions": 3,
+        "lists": 2,
+        "texts": 3,
+        "sizes": [3, 4],
+        "names": 5,
+        "start_steps": 5,
+    },
     "align": {"descriptions": 3, "lists": 2, "size": 3, "names": 5},
     "lists": {
         "rows": 16,

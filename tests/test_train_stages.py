@@ -101,6 +101,7 @@ TRAINED = {
             "icm.row_norm",
             "icm.content_norm",
             "naming",
+            "reading",
         ),
     },
     "align": {"icm", "naming"},

@@ -57,7 +57,7 @@ _QUICK_QUERIES = 8
 _QUICK: dict[str, dict[str, Any]] = {
     "embed": {"batch": 16, "named": 24, "texts": 16, "names": 64},
     "words": {"batch": 16, "named": 24, "texts": 16, "names": 64},
-    "read": {"descriptions": 6, "lists": 4, "names": 64, "start_steps": 40},
+    "read": {"descriptions": 6, "lists": 4, "texts": 4, "names": 64, "start_steps": 40},
     "align": {"descriptions": 6, "lists": 4, "names": 64},
     "lists": {"rows": 96, "names": 64},
     "sft": {"rows": 96, "names": 64},

@@ -152,7 +152,10 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel):
             table: rows of :meth:`row_table`.
         """
         embeds = self.get_input_embeddings()(input_ids)
-        rows = table[row_refs.clamp(min=0)].to(embeds.dtype)
+        # Many positions refer to no row. The gradient of an index adds such equal ones one by one
+        # on a GPU, that of `index_select` does not.
+        rows = table.index_select(0, row_refs.clamp(min=0).flatten())
+        rows = rows.unflatten(0, row_refs.shape).to(embeds.dtype)
         return torch.where((row_refs >= 0)[..., None], rows, embeds)
 
     def forward(self, **inputs: Any) -> CausalLMOutputWithPast:

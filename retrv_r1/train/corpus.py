@@ -119,8 +119,10 @@ class Corpus:
 
         return Cell(
             name=name,
-            queries=[entry(*shown, asked.get(qid, {})) for qid, *shown in columns.queries],
-            pool=[entry(*shown, meta.get(did, {})) for did, *shown in columns.pool],
+            queries=[
+                entry(text, image, asked.get(qid, {})) for qid, text, image in columns.queries
+            ],
+            pool=[entry(text, image, meta.get(did, {})) for did, text, image in columns.pool],
             positives=columns.positives,
             instructions=columns.instructions,
         )
@@ -240,7 +242,7 @@ def rivals(lists: Sequence[ListExample]) -> np.ndarray:
     out = cells[:, None] == cells[owner]
     for b, example in enumerate(lists):
         answer = None if example.answer is None else example.candidates[example.answer].key
-        for key in example.relevant | {answer, example.query.key}:
+        for key in (*example.relevant, example.query.key, *([] if answer is None else [answer])):
             out[b, places.get(key, [])] = False
         own = owner == b
         out[b, own] = [candidate.key != answer for candidate in example.candidates]

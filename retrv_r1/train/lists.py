@@ -173,6 +173,15 @@ class ListCollator:
             sequences.append(one)
         return self._pad(layout, entries, sequences, Candidates.of([], []))
 
+    def queries(self, entries: Sequence[Entry]) -> ListBatch:
+        """One sequence per entry: what a prompt has before its candidates. Nothing is written."""
+        layout = TableLayout([self.encode(entry) for entry in entries])
+        sequences = [
+            _Sequence(self.builder.before_candidates(layout.items, item, None))
+            for item in range(len(entries))
+        ]
+        return self._pad(layout, entries, sequences, Candidates.of([], []))
+
     def _answered(
         self,
         prompt: Prompt,

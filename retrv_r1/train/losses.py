@@ -129,16 +129,19 @@ class ListOutput:
         """
         candidates, weight = self.batch.candidates, self.head.weight
         rows = self.late[candidates.owner, self.batch.candidate_ends]
-        sizes = torch.bincount(candidates.owner, minlength=len(self.hidden)).tolist()
-        scores = nn.utils.rnn.pad_sequence((rows @ weight[token]).split(sizes), True, -1e4)
-        fits = nn.utils.rnn.pad_sequence(candidates.is_answer.split(sizes), True, False)
+        sizes = torch.bincount(candidates.owner, minlength=len(self.hidden))
+        place = torch.arange(len(rows), device=rows.device)
+        at = candidates.owner, place - (sizes.cumsum(0) - sizes)[candidates.owner]
+        empty = rows.new_full((len(sizes), int(sizes.max())), -1e4)
+        scores = empty.index_put(at, rows @ weight[token])
+        fits = empty.new_zeros(empty.shape).index_put(at, candidates.is_answer.to(empty.dtype))
         known, own = self.batch.candidate_labels.unique(return_inverse=True)
         cross_entropy = nn.functional.cross_entropy
         loss = cross_entropy(rows @ weight[known].T, own)
         lists = candidates.answered
         if not len(lists):
             return loss, 0.0
-        scores, goal = scores[lists].float(), fits[lists].float().argmax(1)
+        scores, goal = scores[lists].float(), fits[lists].argmax(1)
         return loss + cross_entropy(scores, goal), float((scores.argmax(1) == goal).float().mean())
 
 

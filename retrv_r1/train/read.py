@@ -25,6 +25,7 @@ from retrv_r1.train.known_texts import KnownTexts
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.naming import SCALE
+from retrv_r1.train.reading import Reading
 from retrv_r1.train.sampling import ListSampler, with_default_instruction
 from retrv_r1.train.stage import Setup, Stage
 from retrv_r1.train.tiny import RerankerShape, new_reranker
@@ -38,6 +39,7 @@ class ReadConfig:
     Args:
         descriptions: pictures named per step.
         lists: lists per step.
+        texts: further texts per step, each read alone as a query.
         sizes: fewest and most candidates of a list.
         share: lists that have the same candidates.
         hard: final hardness of negatives, 0 to 1 (``sampling.py``), growing from 0.
@@ -53,6 +55,7 @@ class ReadConfig:
 
     descriptions: int = 48
     lists: int = 16
+    texts: int = 96
     sizes: tuple[int, int] = (4, 8)
     share: int = 4
     hard: float = 0.9
@@ -81,12 +84,17 @@ class ReadStage(Stage):
         self.sampler = ListSampler(setup.train, setup.vectors(setup.train), named, config.wordings)
         self.named = named
         self.bank = setup.rows(self.model.visual, self.processor.image_processor, config.views)
+        self.entries = setup.entries
+        self.vectors = vectors_by_key(setup.train, setup.vectors(setup.train))
+        to_vector = self._fit_rows()
+        self.reading = Reading(to_vector)
         if fresh:
-            self._initialize(setup)
+            self._initialize(setup, to_vector)
         self.validation = ListValidation(
             setup.val, setup.vectors(setup.val), self.collator, k=config.sizes[1], full_tokens=True
         )
         self.naming = self.add_auxiliary("naming", setup.naming(self.model.config.hidden_size))
+        self.add_auxiliary("reading", self.reading)
         self.model.requires_grad_(True)
         self.model.visual.requires_grad_(False)
 
@@ -109,17 +117,28 @@ class ReadStage(Stage):
         names = [self.named.names[thing] for thing in drawn.things]
         described = self.collator.describe(entries, names, full_tokens=True)
         read = self.collator.collate(lists, rng, reason=0.0, full_tokens=True)
+        things = rng.integers(len(self.named.names), size=config.texts)
+        texts = [Entry(self.named.any_text(int(thing), rng), None, {}) for thing in things]
+        shown = [x.query for x in lists] + [c for x in lists for c in x.candidates]
         return {
             "describe": described,
             "lists": read,
+            "texts": self.collator.queries(texts),
+            "texts_known": self.entries.inputs(texts, None),
+            "vectors": torch.from_numpy(np.stack([self._vector(entry) for entry in shown])),
             "things": torch.tensor(self.named.things(lists)),
             "others": torch.from_numpy(rng.integers(len(self.named.names), size=config.names)),
             "describe_views": self.bank.draw(described.pictures, rng),
             "lists_views": self.bank.draw(read.pictures, rng),
         }
 
+    def _vector(self, entry: Entry) -> np.ndarray:
+        """First-stage vector of an entry; zeros for a query in other words than the data's."""
+        unknown = np.zeros(self.entries.model.config.embedding_dim, np.float32)
+        return self.vectors.get(entry.key, unknown)
+
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
-        described, lists = batch["describe"], batch["lists"]
+        described, lists, texts = batch["describe"], batch["lists"], batch["texts"]
         rows = self.bank.rows_of(batch["describe_views"])
         name_loss = run_lists(self.model, described, rows).token_loss()
         out = run_lists(self.model, lists, self.bank.rows_of(batch["lists_views"]))
@@ -128,34 +147,45 @@ class ReadStage(Stage):
         pointer_loss, pointer_hits = out.pointer_loss()
         lookup_loss, lookup_hits = out.lookup_loss()
         # Names tell every row at which an item ends what it has read, not only that of the answer.
-        ends = nn.functional.normalize(torch.cat(out.ends()), dim=-1)
-        end_loss, end_hits = self.naming.losses(ends, batch["things"], SCALE, batch["others"])
+        ends = torch.cat(out.ends())
+        end_loss, end_hits = self.naming.losses(
+            nn.functional.normalize(ends, dim=-1), batch["things"], SCALE, batch["others"]
+        )
+        read_loss, likeness = self.reading.loss(ends, batch["vectors"])
+        with torch.no_grad():
+            known = self.entries.embed(batch["texts_known"])
+        told, _ = run_lists(self.model, texts, None).ends()
+        text_loss, text_likeness = self.reading.loss(told, known)
         loss = name_loss + out.token_loss() + answer_loss + match_loss + pointer_loss + lookup_loss
-        return loss + end_loss, {
+        return loss + end_loss + _READING * (read_loss + text_loss), {
             "name_loss": name_loss.item(),
+            "likeness": likeness,
+            "text_likeness": text_likeness,
             "naming_accuracy": float(end_hits),
             "answer_accuracy": answer_hits,
             "match_accuracy": match_hits,
             "pointer_accuracy": pointer_hits,
             "lookup_accuracy": lookup_hits,
             "samples": len(lists.input_ids),
-            "tokens": described.tokens + lists.tokens,
+            "tokens": described.tokens + lists.tokens + texts.tokens,
         }
 
     def validate(self) -> dict[str, float]:
         return self.validation.run(self.model)
 
-    def _initialize(self, setup: Setup) -> None:
-        """Initializes compressor, token embeddings and layers from the first stage."""
-        model, corpus = self.model, setup.train
-        known = vectors_by_key(corpus, setup.vectors(corpus))
+    def _fit_rows(self) -> Tensor:
+        """The map from pictures' rows to their first-stage vectors."""
         rng = np.random.default_rng(self.seed)
-        shown = sorted(p for text, p in known if text is None and p is not None)
+        shown = sorted(p for text, p in self.vectors if text is None and p is not None)
         shown = sorted(rng.permutation(shown)[:_FITTED].tolist())
         rows = self.bank.clean(shown)
-        goal = torch.from_numpy(np.stack([known[None, picture] for picture in shown]))
-        to_vector = fit_rows(rows, goal.to(rows.device))
-        texts = sorted(text for text, p in known if text is not None and p is None)
+        goal = torch.from_numpy(np.stack([self.vectors[None, picture] for picture in shown]))
+        return fit_rows(rows, goal.to(rows.device))
+
+    def _initialize(self, setup: Setup, to_vector: Tensor) -> None:
+        """Initializes compressor, token embeddings and layers from the first stage."""
+        model = self.model
+        texts = sorted(text for text, p in self.vectors if text is not None and p is None)
         texts = sorted({*texts, *setup.named.names})
         with torch.no_grad():
             vectors = setup.entries.embed_all([Entry(text, None, {}) for text in texts])
@@ -164,7 +194,7 @@ class ReadStage(Stage):
         ids = [known_texts.ids(text) for text in texts]
         table = model.get_input_embeddings().weight
         tokens = fit_tokens(
-            ids, vectors.to(rows.device), to_vector, len(table), steps=self.config.start_steps
+            ids, vectors.to(to_vector.device), to_vector, len(table), steps=self.config.start_steps
         )
         used = sorted({token for text in ids for token in text})
         with torch.no_grad():
@@ -173,6 +203,8 @@ class ReadStage(Stage):
         initialize_layers(model.language_model)
 
 
+_READING = 4.0
+"""Weight of the losses on first-stage vectors, which are below 1 from the start."""
 _FITTED = 20_000
 """Pictures from whose rows the map to the first stage's vectors is fitted."""
 

@@ -7,6 +7,7 @@ import json
 import platform
 import re
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def write_record(config: RunConfig, stage: Stage, machine: Machine) -> Path:
     logged = [row for row in rows if "seconds" in row]
     record = {
         "stage": config.name,
-        "config": yaml.safe_load(config.source.read_text(encoding="utf-8")),
+        "config": _settings(config),
         "seed": config.loop.seed,
         "data_hash": [hashlib.sha256(manifest).hexdigest() for manifest in manifests],
         "steps": stage.stats.steps if stage.schedule and stage.stats else config.loop.steps,
@@ -45,6 +46,13 @@ def write_record(config: RunConfig, stage: Stage, machine: Machine) -> Path:
     path = config.out / "record.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """The configuration file, with all options of loop and stage as they were used."""
+    settings = yaml.safe_load(config.source.read_text(encoding="utf-8"))
+    settings.pop("gpu", None)
+    return settings | {"loop": asdict(config.loop), "stage": asdict(config.stage)}
 
 
 def describe_machine(machine: Machine) -> dict[str, Any]:

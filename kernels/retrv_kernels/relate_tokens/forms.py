@@ -96,7 +96,7 @@ def in_either_form(folded: Form, direct: Form, given: Arguments) -> Tensor:
     if len(given.cu_queries) == 2:
         rows, made = len(given.relation_keys), len(given.candidate) * pool_heads
         return (folded if is_folded(rows, made, values, width, eps) else direct)(given)
-    places, bounds, query, candidate = _on_cpu(
+    places, bounds, query, candidate = on_cpu(
         given.cu_seqlens, given.cu_queries, given.query, given.candidate
     )
     lengths, pairs = places.diff()[candidate], query.bincount(minlength=len(bounds) - 1)
@@ -168,7 +168,7 @@ def _with_own_keys(given: Arguments, places: Tensor, candidate: Tensor) -> Argum
     )
 
 
-def _on_cpu(*indices: Tensor) -> tuple[Tensor, ...]:
+def on_cpu(*indices: Tensor) -> tuple[Tensor, ...]:
     """Index tensors on the CPU, in one copy."""
     sizes = [len(index) for index in indices]
     return torch.cat([index.long() for index in indices]).cpu().split(sizes)
