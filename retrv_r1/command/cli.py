@@ -12,7 +12,9 @@ import typer
 
 from retrv_r1 import __version__
 from retrv_r1.command.arguments import AsJson, TrainDevice, TrainDtype
+from retrv_r1.command.chains import chains
 from retrv_r1.command.evaluate import evaluate
+from retrv_r1.command.lists import lists
 from retrv_r1.command.plan import plan
 from retrv_r1.command.rerank import rerank
 from retrv_r1.command.serve import serve
@@ -35,6 +37,8 @@ app.command()(stability)
 app.command()(serve)
 app.command()(verify)
 app.command()(plan)
+data.command()(lists)
+data.command()(chains)
 app.add_typer(data, name="data")
 
 
