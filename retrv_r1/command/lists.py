@@ -32,11 +32,8 @@ def lists(
         typer.Option(help="hard: only lists whose first candidate is wrong."),
     ] = "hard",
     limit: Annotated[int | None, typer.Option(min=1, help="Lists of each cell.")] = None,
-    unanswered: Annotated[
-        float, typer.Option(min=0, max=1, help="Share kept of lists without the answer.")
-    ] = 0.0,
     device: Annotated[str, typer.Option(help="Device of --model.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of queries.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Write what a first stage finds for queries: lists to train on, the hard ones by default."""
@@ -47,7 +44,7 @@ def lists(
 
     if (candidates is None) == (model is None):
         raise ListsError("name either --candidates or --model: one first stage is needed")
-    choice = Choice(k, wanted, limit, unanswered, seed)
+    choice = Choice(k, wanted, limit, seed)
     counts: dict[str, Counter[str]] = {}
     found = choose_cells(root, split, cells or ())
     source = {"runs": candidates, "model": model or "", "device": device}

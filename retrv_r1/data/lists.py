@@ -5,7 +5,7 @@ A line is the JSON of one list:
     {"cell": "cirr_task7", "split": "train", "qid": "8:12", "candidates": ["8:7", "8:3", …],
      "answer": "8:3", "chain": "ideal: …"}
 
-``candidates`` are dids, best first, and ``answer`` is the only relevant one among them, or null.
+``candidates`` are dids, best first, and ``answer`` is the only relevant one among them.
 ``chain`` is there once a teacher wrote one; its ``[k]`` is the k-th of ``candidates``.
 """
 
@@ -32,7 +32,7 @@ class CandidateList:
 
     Attributes:
         candidates: dids, best first.
-        answer: did of the only relevant candidate among them; None if there is none.
+        answer: did of the only relevant candidate among them.
         chain: the reasoning that a teacher wrote, as ``retrv_r1.model.chains`` parses it.
     """
 
@@ -40,7 +40,7 @@ class CandidateList:
     split: str
     qid: str
     candidates: tuple[str, ...]
-    answer: str | None
+    answer: str
     chain: str | None = None
 
     @property
@@ -72,11 +72,11 @@ class CandidateList:
             )
         if len(set(dids)) < len(dids):
             raise ListsError(f"{where}: a candidate stands twice in the list; keep its first place")
-        if answer is not None and answer not in dids:
+        if answer not in dids:
             raise ListsError(f"{where}: the answer {answer!r} is none of the candidates")
         if not isinstance(chain, str | None):
             raise ListsError(f"{where}: the chain must be a text")
-        return cls(str(cell), str(split), str(qid), tuple(dids), answer, chain)
+        return cls(str(cell), str(split), str(qid), tuple(dids), str(answer), chain)
 
 
 def read_lists(path: Path) -> Iterator[CandidateList]:

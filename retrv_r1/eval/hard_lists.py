@@ -35,14 +35,12 @@ class Choice:
         k: candidates of a list.
         wanted: ``hard`` leaves out lists whose first candidate is the answer.
         limit: lists of each cell; None for all.
-        unanswered: share kept of the lists without an answer.
-        seed: seed of the queries' order, and of what is drawn.
+        seed: seed of the queries' order.
     """
 
     k: int = 50
     wanted: Wanted = "hard"
     limit: int | None = None
-    unanswered: float = 0.0
     seed: int = 0
 
 
@@ -118,7 +116,7 @@ def lists_of(
         dids = [did for did in found[query.qid] if did in task.pool]
         answer = next((did for did in dids[: choice.k] if did in relevant), None)
         kept = [did for did in dids if did == answer or did not in relevant][: choice.k]
-        if answer is None and rng.random() >= choice.unanswered:
+        if answer is None:
             count["without the answer, left out"] += 1
         elif choice.wanted == "hard" and kept and kept[0] == answer:
             count["easy, left out"] += 1

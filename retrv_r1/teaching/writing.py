@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from retrv_r1.data import mbeir
@@ -29,8 +30,6 @@ def write_chains(
 ) -> Totals:
     """Asks a teacher about every list that ``out`` does not have, and writes a line for each.
 
-    Lists without an answer are passed over: no chain about them can be checked.
-
     Args:
         roots: folders of the data sets that the lists are about.
         lists: file of ``retrv-r1 data lists``.
@@ -41,7 +40,7 @@ def write_chains(
         RetrvError: lists, data or teacher cannot be used; the message says what to do.
     """
     chains = ChainFile(out, teacher.model, seed)
-    wanted = [one for one in read_lists(lists) if one.answer is not None][:limit]
+    wanted = list(islice(read_lists(lists), limit))
     waiting = [one for one in wanted if one.key not in chains.done]
     done = len(wanted) - len(waiting)
     items, folders = ListItems(roots), {root: PictureFolder(root) for root in roots}

@@ -14,7 +14,7 @@ from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, TableLayout
 from retrv_r1.model.tokens import MAX_CANDIDATES
-from retrv_r1.train.chains import chain
+from retrv_r1.train.chains import chain_of
 from retrv_r1.train.corpus import Entry, ListExample, distinct, pictures_of, rivals
 from retrv_r1.train.known_texts import KnownTexts
 from retrv_r1.train.pictures import merged_grid
@@ -156,7 +156,7 @@ class ListCollator:
                 full_tokens=full_tokens,
             )
             pairs += len(candidates)
-            thoughts = chain(example, rng) if rng.random() < reason else None
+            thoughts = chain_of(example, rng) if rng.random() < reason else None
             sequences.append(self._answered(prompt, thoughts, example.answer, layout, candidates))
         return self._pad(layout, entries, sequences, Candidates.of(lists, numbers))
 
