@@ -253,7 +253,9 @@ def test_a_vocabulary_without_spare_rows_grows(small_backbone, picture, tmp_path
     for ours, theirs in tables.values():
         assert len(ours) == size and torch.equal(ours[:known], theirs)
         assert len(torch.unique(ours, dim=0)) == size, "no two tokens are alike"
-        assert float(ours[known:].detach().std()) < 1.2 * float(theirs.std()), "they are near means of known ones"
+        assert float(ours[known:].detach().std()) < 1.2 * float(theirs.std()), (
+            "they are near means of known ones"
+        )
     ids = torch.tensor([[5, 9, 200, 77]])
     torch.testing.assert_close(
         model(input_ids=ids).logits[..., :known], plain(input_ids=ids).logits

@@ -76,6 +76,7 @@ class RunConfig:
             ``model``, a Qwen2.5-VL checkpoint as ``backbone``.
         teacher: whether a sentence encoder teaches the geometry of names (``teacher.py``).
         model: shapes of a model that the stage makes from scratch (``tiny.py``).
+        prompts: templates of prompts that the trained model has from then on.
         loop: options of the training loop.
         stage: options of the stage, an instance of its ``Config``.
     """
@@ -89,6 +90,7 @@ class RunConfig:
     init: dict[str, Path]
     teacher: bool
     model: dict[str, Any]
+    prompts: dict[str, str]
     loop: LoopConfig
     stage: Any
 
@@ -149,6 +151,7 @@ def read_config(stage: str, path: Path, *, gpu: bool = False) -> RunConfig:
         init={name: Path(value) for name, value in init.items()},
         teacher=bool(raw.get("teacher", True)),
         model=_mapping(raw.get("model"), f"{path}: model"),
+        prompts=_mapping(raw.get("prompts"), f"{path}: prompts"),
         loop=loop,
         stage=checked(options_class, options["stage"], f"{path}: stage"),
     )

@@ -121,6 +121,7 @@ class GRPOStage:
         config, steps = self.config, setup.config.loop.steps
         path = setup.result("model")
         model = RetrvR1ForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+        model.config.prompts |= setup.config.prompts
         self.model = model.to(setup.machine.device)
         self.processor = RetrvR1Processor.from_pretrained(path, model.config, config.max_text)
         self.embedder = setup.first_stage

@@ -37,6 +37,7 @@ class SFTConfig:
         share: lists that have the same candidates.
         grow: share of training in which lists grow longer and harder.
         hard: final hardness of negatives, 0 to 1 (``sampling.py``), growing from 0.
+        inspections: whether chains have inspections; a model trained without them has none.
         reason: share of compressed lists with a chain of thought.
         full_reason: share of lists at full length with a chain of thought.
         default_instruction: share of lists with the checkpoint's own, short instruction.
@@ -62,6 +63,7 @@ class SFTConfig:
     share: int = 4
     grow: float = 0.4
     hard: float = 1.0
+    inspections: bool = True
     reason: float = 0.5
     full_reason: float = 0.3
     default_instruction: float = 0.5
@@ -91,7 +93,9 @@ class SFTStage(Stage):
         self.embedder = setup.first_stage
         self.named = setup.named
         self.sampler = ListSampler(corpus, setup.ranking(corpus), self.named, config.wordings)
-        self.collator = ListCollator(processor, config.max_text)
+        self.collator = ListCollator(processor, config.max_text, config.inspections)
+        if not config.inspections:
+            model.config.max_inspections = 0
         known = setup.ranking(setup.val)
         self.validation = ListValidation(setup.val, known, self.collator, queries=config.validation)
         self.bank = setup.row_source(model.visual, processor.image_processor, config.views)

@@ -152,10 +152,12 @@ class Setup:
         """The reranker of an earlier stage, or one around a backbone, ready to be trained."""
         if "model" not in self.config.init and "backbone" in self.config.init:
             model, processor = around_backbone(self.result("backbone"), self.config.side)
+            model.config.prompts |= self.config.prompts
             self.machine.prepare(model)
             return model, processor
         path = self.result("model")
         model = RetrvR1ForConditionalGeneration.from_pretrained(path)
+        model.config.prompts |= self.config.prompts
         self.machine.prepare(model)
         return model, RetrvR1Processor.from_pretrained(path, model.config)
 
