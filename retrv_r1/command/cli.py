@@ -11,8 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from retrv_r1 import __version__
+from retrv_r1.command.ablate import ablate
 from retrv_r1.command.arguments import AsJson, TrainDevice, TrainDtype
+from retrv_r1.command.chains import chains
 from retrv_r1.command.evaluate import evaluate
+from retrv_r1.command.lists import lists
 from retrv_r1.command.plan import plan
 from retrv_r1.command.rerank import rerank
 from retrv_r1.command.serve import serve
@@ -35,6 +38,9 @@ app.command()(stability)
 app.command()(serve)
 app.command()(verify)
 app.command()(plan)
+app.command()(ablate)
+data.command()(lists)
+data.command()(chains)
 app.add_typer(data, name="data")
 
 

@@ -39,6 +39,7 @@ EXTRA_USES = {
     "eval": "compute retrieval metrics",
     "train": "train the model",
     "rl": "train it with rewards",
+    "teacher": "have another model write chains of thought",
     "serve": "serve rankings over HTTP",
     "cache": "keep features of items on disk",
     "langchain": "rerank in LangChain",

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from retrv_r1.data.mbeir_lines import json_lines
+from retrv_r1.data.pictures import ARRAYS
 from retrv_r1.files import replacing
 from retrv_r1.types import RetrvError
 
@@ -38,8 +39,6 @@ _FILTER = {"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 2**26, "lc": 0, "l
 
 
 _AGAIN = "build it again with `retrv-r1 data pictographs` or `retrv-r1 data icons`"
-ARRAYS = ("pictures.npy", "glyphs.npy")
-"""Arrays of a data set's pictures, whose rows are numbered one after the other."""
 HELD_OUT = "held_out_names.json"
 """Names of pictures that are held out and left behind: nothing else may teach them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.model.tokens import TokenIds, add_retrv_tokens
+from retrv_r1.model.tokens import LABELS, NONE_OF_THESE, RETRV_TOKENS, TokenIds, add_retrv_tokens
 from retrv_r1.model.tower import use_packed_attention
 from retrv_r1.types import CheckpointError
 
@@ -63,7 +64,8 @@ def from_backbone(
     """An untrained Retrv-R1 around the weights of a Qwen2.5-VL checkpoint.
 
     Our special tokens are added to the vocabulary. Official checkpoints have spare embeddings for
-    them; the table of others is resized. New embeddings start at the mean of the old ones, and the
+    them; the table of others is resized. A new embedding starts near a weighted mean of those of
+    the words that it stands for, a label of its number, so labels differ before any training. The
     compressor's tokens have the RMS of the backbone's embeddings.
 
     Args:
@@ -81,12 +83,13 @@ def from_backbone(
     backbone = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype or "auto")
     tokenizer = AutoTokenizer.from_pretrained(path)
     known = len(tokenizer)
+    meanings = _meanings(tokenizer)
     add_retrv_tokens(tokenizer)
     if len(tokenizer) > backbone.get_input_embeddings().num_embeddings:
         backbone.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
         for table in {backbone.get_input_embeddings(), backbone.get_output_embeddings()}:
-            table.weight[known : len(tokenizer)] = table.weight[:known].mean(0)
+            _start_new(table.weight, known, tokenizer, meanings)
     retrv_config = RetrvR1Config(backbone_config=backbone.config, **config)
     with torch.device("meta"):
         model = RetrvR1ForConditionalGeneration(retrv_config)
@@ -100,3 +103,36 @@ def from_backbone(
         retrv_config, tokenizer, Qwen2VLImageProcessorPil.from_pretrained(path)
     )
     return model.eval(), processor
+
+
+def _start_new(
+    table: torch.Tensor,
+    known: int,
+    tokenizer: PreTrainedTokenizerBase,
+    meanings: dict[str, list[int]],
+) -> None:
+    """Starts the embeddings of new tokens near those of what they stand for."""
+    table[known : len(tokenizer)] = table[:known].mean(0)
+    spread = table[:known].float().std(0)
+    noise = torch.randn(len(meanings), len(spread), generator=torch.Generator().manual_seed(0))
+    for (token, ids), own in zip(meanings.items(), noise, strict=True):
+        place = tokenizer.convert_tokens_to_ids(token)
+        if place >= known and ids:
+            # Later words count half, so that "12" is not "21"; and "11" would be "1" without noise.
+            weights = torch.tensor([0.5**n for n in range(len(ids))])
+            started = weights / weights.sum() @ table[ids].float()
+            table[place] = (started + 0.1 * spread * own.to(started)).to(table.dtype)
+
+
+def _meanings(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """What our new tokens stand for, as ids of a tokenizer that does not have them yet."""
+    said = {label: str(k) for k, label in enumerate(LABELS, 1)}
+    said |= {
+        token: re.sub(r"[^a-z]+", " ", token.replace("</", "end ")).strip()
+        for token in RETRV_TOKENS
+    }
+    said[NONE_OF_THESE] = "none"
+    return {
+        token: tokenizer(text, add_special_tokens=False)["input_ids"]
+        for token, text in said.items()
+    }

@@ -24,6 +24,8 @@ DEFAULT_PROMPTS: dict[str, str] = {
     "instruction": "Find the candidate that matches the query.",
     "before_query": "\nQuery: ",
     "before_candidates": "\nCandidates:",
+    # What stands behind a candidate's label: these two tokens are places of its compressed rows.
+    "candidate": "<|content|><|relation|>",
     "after_candidates": "\nWhich candidate fits best?<|im_end|>\n<|im_start|>assistant\n",
     "before_candidate": "\nCandidate: ",
     "after_candidate": (

@@ -60,6 +60,7 @@ class RetrvR1PreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True
     _no_split_modules: ClassVar = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
 
 

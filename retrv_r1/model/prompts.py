@@ -152,6 +152,11 @@ class PromptBuilder:
                 "same token; choose words that differ in their first"
             )
         self.verdicts = (yes, no)
+        if not {self.tokens.content, self.tokens.relation} & set(self._parts["candidate"]):
+            raise ValueError(
+                "the prompts' candidate shows none of its rows: write <|content|>, <|relation|> "
+                "or both"
+            )
 
     def full_item(self, prompt: Prompt, items: Sequence[EncodedItem], number: int) -> Prompt:
         """Appends an item at full length: its picture's rows between two tags, then its text."""
@@ -229,7 +234,12 @@ class PromptBuilder:
             if full_tokens:
                 self.full_item(prompt, items, item)
             else:
-                prompt.add_slot("content", item, tokens.content)
-                prompt.add_slot("relation", pair, tokens.relation)
+                for token in self._parts["candidate"]:
+                    if token == tokens.content:
+                        prompt.add_slot("content", item, token)
+                    elif token == tokens.relation:
+                        prompt.add_slot("relation", pair, token)
+                    else:
+                        prompt.add([token])
             prompt.candidates.append(range(start, len(prompt)))
         return prompt.add(self._parts["after_candidates"])

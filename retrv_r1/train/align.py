@@ -36,7 +36,11 @@ class AlignConfig:
         hard: hardness of negatives, 0 to 1 (``sampling.py``).
         wordings: share of the queries by a name that are worded as people type.
         names: names per step that are negatives of all content tokens.
-        views: views of a picture that are kept, all but the first augmented.
+        naming_weight: weight of the losses on names (``naming.py``).
+        match_weight: weight of the losses on matches and content tokens (``losses.py``).
+        validation: queries of each cell in a validation.
+        views: views of a picture that are kept, all but the first augmented; 0 keeps none, and
+            computes the rows of pictures as they are at every step.
         max_text: tokens to which an item's text is cut.
     """
 
@@ -47,6 +51,9 @@ class AlignConfig:
     hard: float = 0.9
     wordings: float = 0.7
     names: int = 2048
+    naming_weight: float = 1.0
+    match_weight: float = 1.0
+    validation: int = 25
     views: int = 2
     max_text: int = 12
 
@@ -62,13 +69,15 @@ class AlignStage(Stage):
         corpus, config = setup.train, self.config
         self.model, self.processor = model, processor = setup.reranker()
         self.named = setup.named
-        self.sampler = ListSampler(corpus, setup.vectors(corpus), self.named, config.wordings)
+        self.sampler = ListSampler(corpus, setup.ranking(corpus), self.named, config.wordings)
         model.requires_grad_(False)
         model.icm.requires_grad_(True)
         self.collator = ListCollator(processor, config.max_text)
-        self.bank = setup.rows(model.visual, processor.image_processor, config.views)
-        known = setup.vectors(setup.val)
-        self.validation = ListValidation(setup.val, known, self.collator, k=config.size)
+        self.bank = setup.row_source(model.visual, processor.image_processor, config.views)
+        known = setup.ranking(setup.val)
+        self.validation = ListValidation(
+            setup.val, known, self.collator, config.size, config.validation
+        )
         self.naming = self.add_auxiliary("naming", setup.naming(model.config.hidden_size))
 
     def batch(self, step: int) -> dict[str, Any]:
@@ -116,7 +125,9 @@ class AlignStage(Stage):
         name_loss, name_hits = self.naming.losses(
             nn.functional.normalize(named, dim=-1), batch["things"], SCALE, batch["others"]
         )
-        return describe_loss + list_loss + match_loss + content_loss + name_loss, {
+        aided = self.config.match_weight * (match_loss + content_loss)
+        aided = aided + self.config.naming_weight * name_loss
+        return describe_loss + list_loss + aided, {
             "describe_divergence": describe_loss.item(),
             "list_divergence": list_loss.item(),
             "match_accuracy": match_hits,

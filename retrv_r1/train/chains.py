@@ -42,6 +42,11 @@ def is_close(one: Entry, other: Entry) -> bool:
     return are_close(shown(one), shown(other))
 
 
+def chain_of(example: ListExample, rng: np.random.Generator) -> Chain | None:
+    """The reasoning that is given for a list, or one that its metadata make."""
+    return example.chain or chain(example, rng)
+
+
 def chain(example: ListExample, rng: np.random.Generator) -> Chain | None:
     """The reasoning for one list; None if its ideal has no letters or digits to say."""
     ranked = [int(k) for k in np.argsort(example.closeness)]

@@ -34,6 +34,8 @@ class LoopConfig:
         weight_decay: weight decay of AdamW.
         clip_norm: largest norm of the gradient.
         beta2: second-moment decay of AdamW; the first is 0.9.
+        checkpointing: whether the language model's layers are computed again in the backward pass,
+            which takes a third more time and keeps little of them in memory.
         save_every: steps between checkpoints.
         log_every: steps between logged averages.
         threads: CPU threads; 0 leaves the choice to PyTorch.
@@ -49,6 +51,7 @@ class LoopConfig:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     beta2: float = 0.98
+    checkpointing: bool = False
     save_every: int = 500
     log_every: int = 20
     threads: int = 0
@@ -66,9 +69,14 @@ class RunConfig:
         data: folders of M-BEIR data sets with pictures (``retrv-r1 data``); a single one may
             stand alone in the file.
         out: folder of the run's files.
-        init: results of earlier stages by name (``embed``, ``model``).
+        lists: files of lists (``retrv-r1 data lists``, ``data chains``) that are trained on, in
+            the place of lists that a first stage finds while training; one may stand alone.
+        side: side in pixels of the squares that picture files are fitted into.
+        init: results of earlier stages by name (``embed``, ``model``); or, in the place of
+            ``model``, a Qwen2.5-VL checkpoint as ``backbone``.
         teacher: whether a sentence encoder teaches the geometry of names (``teacher.py``).
         model: shapes of a model that the stage makes from scratch (``tiny.py``).
+        prompts: templates of prompts that the trained model has from then on.
         loop: options of the training loop.
         stage: options of the stage, an instance of its ``Config``.
     """
@@ -77,9 +85,12 @@ class RunConfig:
     source: Path
     data: tuple[Path, ...]
     out: Path
+    lists: tuple[Path, ...]
+    side: int
     init: dict[str, Path]
     teacher: bool
     model: dict[str, Any]
+    prompts: dict[str, str]
     loop: LoopConfig
     stage: Any
 
@@ -114,6 +125,11 @@ def read_config(stage: str, path: Path, *, gpu: bool = False) -> RunConfig:
     if unknown := sorted(map(str, set(raw) - set(sections))):
         raise ConfigError(f"{path}: unknown options {unknown}; known: {sections}")
     data = raw["data"] if isinstance(raw["data"], list) else [raw["data"]]
+    lists = raw.get("lists") or []
+    lists = lists if isinstance(lists, list) else [lists]
+    side = raw.get("side", 252)
+    if not isinstance(side, int) or side < 1:
+        raise ConfigError(f"{path}: side must be a number of pixels, not {side!r}")
     options = {name: _mapping(raw.get(name), f"{path}: {name}") for name in ("loop", "stage")}
     changes = _mapping(raw.get("gpu"), f"{path}: gpu")
     if unknown := sorted(map(str, set(changes) - set(options))):
@@ -130,9 +146,12 @@ def read_config(stage: str, path: Path, *, gpu: bool = False) -> RunConfig:
         source=path,
         data=tuple(Path(one) for one in data),
         out=Path(raw["out"]),
+        lists=tuple(Path(one) for one in lists),
+        side=side,
         init={name: Path(value) for name, value in init.items()},
         teacher=bool(raw.get("teacher", True)),
         model=_mapping(raw.get("model"), f"{path}: model"),
+        prompts=_mapping(raw.get("prompts"), f"{path}: prompts"),
         loop=loop,
         stage=checked(options_class, options["stage"], f"{path}: stage"),
     )

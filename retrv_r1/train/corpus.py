@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from retrv_r1.data import mbeir
+from retrv_r1.model.chains import Chain
 from retrv_r1.train.config import ConfigError
 from retrv_r1.train.machine import cores
 from retrv_r1.train.pictures import PictureBank
@@ -45,6 +46,9 @@ class Cell:
     Attributes:
         positives: pool numbers of the relevant candidates of each query.
         instructions: wordings of the task.
+        retrieved: pool numbers of each query's candidates, best first, if lists are given; then
+            the pool has no others.
+        chains: given chains by query; their candidates are pool numbers.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Cell:
     pool: Sequence[Entry]
     positives: Sequence[np.ndarray]
     instructions: Sequence[str]
+    retrieved: Sequence[np.ndarray] | None = None
+    chains: Mapping[int, Chain] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class ListExample:
         ideal: what the query asks for, in a few words.
         bare: whether the query is the answer's name alone.
         relevant: keys of all entries known to be relevant, in this list or elsewhere.
+        chain: a given chain of thought; one is made from metadata when None.
     """
 
     cell: str
@@ -76,6 +83,7 @@ class ListExample:
     relevant: frozenset[Key] = frozenset()
     ideal: str = ""
     bare: bool = False
+    chain: Chain | None = None
 
 
 class Corpus:

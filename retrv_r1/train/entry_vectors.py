@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from retrv_r1.files import replacing
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.train.augment import Augmentation, PicturePlan
-from retrv_r1.train.corpus import Corpus, Entry
+from retrv_r1.train.corpus import Cell, Corpus, Entry
 from retrv_r1.train.known_texts import KnownTexts
 from retrv_r1.train.machine import ENCODED_AT_ONCE
 from retrv_r1.train.pictures import side_of
@@ -167,6 +167,33 @@ class Vectors:
 
     queries: np.ndarray
     pool: np.ndarray
+
+    def scores(self, row: int, numbers: np.ndarray | Sequence[int] | None = None) -> np.ndarray:
+        """Similarities of a query and candidates of the pool, all by default."""
+        pool = self.pool if numbers is None else self.pool[np.asarray(numbers)]
+        return pool @ self.queries[row]
+
+
+class Retrieved:
+    """The same for given lists: what is not in a query's list has the score -inf.
+
+    Args:
+        cell: cell whose lists are given.
+    """
+
+    def __init__(self, cell: Cell) -> None:
+        assert cell.retrieved is not None
+        self.lists, self.size = cell.retrieved, len(cell.pool)
+
+    def scores(self, row: int, numbers: np.ndarray | Sequence[int] | None = None) -> np.ndarray:
+        """Ranks in a query's list, negative."""
+        found = np.full(self.size, -np.inf, np.float32)
+        found[self.lists[row]] = -np.arange(len(self.lists[row]), dtype=np.float32)
+        return found if numbers is None else found[np.asarray(numbers)]
+
+
+Ranking = Vectors | Retrieved
+"""How close the candidates of a cell are to its queries."""
 
 
 def embed_cells(embedder: EntryEmbedder, corpus: Corpus, cache: Path) -> dict[str, Vectors]:

@@ -24,6 +24,7 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.rollout.correction import Correction
 from retrv_r1.rollout.rewards import FormatReward, MarginReward, ResultReward
 from retrv_r1.rollout.sampling import RetrvRollout
+from retrv_r1.train.adapters import adapt
 from retrv_r1.train.checkpoints import newest_checkpoint
 from retrv_r1.train.config import ConfigError, LoopConfig
 from retrv_r1.train.curves import draw_curves, trim_curves
@@ -36,8 +37,6 @@ from retrv_r1.train.schedule import Schedule
 from retrv_r1.train.stage import RunStats, Setup
 from retrv_r1.types import RetrvError
 
-ADAPTED = r".*language_model\.layers\..*_proj"
-"""Layers that LoRA adapts."""
 AT_ONCE = 32
 """Most rollouts that the engine runs together."""
 
@@ -63,12 +62,13 @@ class GRPOStage:
         config, steps = self.config, setup.config.loop.steps
         path = setup.result("model")
         model = RetrvR1ForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+        model.config.prompts |= setup.config.prompts
         self.model = model.to(setup.machine.device)
         self.processor = RetrvR1Processor.from_pretrained(path, model.config, config.max_text)
-        self.embedder = setup.embedder
+        self.embedder = setup.first_stage
         named, parts = setup.named, []
         for corpus in (setup.train, setup.val):
-            vectors = setup.vectors(corpus)
+            vectors = setup.ranking(corpus)
             sampler = ListSampler(corpus, vectors, named, config.wordings)
             drawn = ListDraw(
                 config.prompts, config.sizes, config.share, config.hard, config.default_instruction
@@ -77,18 +77,11 @@ class GRPOStage:
         self.tasks, self._held_out = parts
         self.rollout = self._rollout()
         # Behind the engine, which reads the layers as they are without adapters.
-        self._adapted = self._adapters() if config.lora else None
+        self._adapted = adapt(self.model, config.lora) if config.lora else None
         if self._adapted is None:
             self.model.requires_grad_(True)
         self.model.visual.requires_grad_(False)
         self.model.icm.requires_grad_(config.compressor)
-
-    def _adapters(self) -> Any:
-        from peft import LoraConfig, get_peft_model
-
-        rank = self.config.lora
-        lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=ADAPTED, lora_dropout=0.0)
-        return get_peft_model(self.model, lora)
 
     def _rollout(self) -> RetrvRollout:
         config = self.config
@@ -195,7 +188,8 @@ class GRPOStage:
             self._adapted = self._adapted.merge_and_unload()
         self.model.save_pretrained(out)
         self.processor.save_pretrained(out)
-        self.embedder.save_pretrained(out / "embedder")
+        if self.embedder is not None:
+            self.embedder.save_pretrained(out / "embedder")
 
     def _arguments(
         self, loop: LoopConfig, out: Path, machine: Machine, weights: Sequence[float]

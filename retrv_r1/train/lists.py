@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, TableLayout
 from retrv_r1.model.tokens import MAX_CANDIDATES
-from retrv_r1.train.chains import chain
+from retrv_r1.train.chains import chain_of
 from retrv_r1.train.corpus import Entry, ListExample, distinct, pictures_of, rivals
 from retrv_r1.train.known_texts import KnownTexts
 from retrv_r1.train.pictures import merged_grid
@@ -109,10 +109,13 @@ class ListCollator:
 
     Args:
         max_text: number of tokens of an item's text that are read.
+        inspections: whether chains keep their inspections.
     """
 
-    def __init__(self, processor: RetrvR1Processor, max_text: int = 24) -> None:
-        self.processor, self.max_text = processor, max_text
+    def __init__(
+        self, processor: RetrvR1Processor, max_text: int = 24, inspections: bool = True
+    ) -> None:
+        self.processor, self.max_text, self.inspections = processor, max_text, inspections
         self.grid = merged_grid(processor.image_processor)
         self.builder = PromptBuilder(processor.tokenizer, processor.config.prompts)
         self.tokens = processor.tokens
@@ -156,7 +159,9 @@ class ListCollator:
                 full_tokens=full_tokens,
             )
             pairs += len(candidates)
-            thoughts = chain(example, rng) if rng.random() < reason else None
+            thoughts = chain_of(example, rng) if rng.random() < reason else None
+            if thoughts and not self.inspections:
+                thoughts = replace(thoughts, seen=())
             sequences.append(self._answered(prompt, thoughts, example.answer, layout, candidates))
         return self._pad(layout, entries, sequences, Candidates.of(lists, numbers))
 

@@ -220,6 +220,8 @@ def _arguments(
         save_total_limit=2,
         logging_steps=config.log_every,
         seed=config.seed,
+        gradient_checkpointing=config.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=machine.device.type == "cpu",
         remove_unused_columns=False,
         report_to="none",

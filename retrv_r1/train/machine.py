@@ -56,8 +56,13 @@ class Machine:
                 GPU, none on a CPU.
         Raises:
             DeviceError: there is no such device here.
-            MachineError: a GPU other than the first, an unknown dtype, negative workers.
+            MachineError: a GPU other than the first, an unknown dtype, negative workers, or one of
+                several processes of a launcher.
         """
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            raise MachineError(
+                "training runs in one process, on one GPU: start it without torchrun or accelerate"
+            )
         chosen = device_of(device)
         if chosen.index:
             raise MachineError(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from retrv_r1.data.pictures import PictureFolder
+from retrv_r1.images import pad_to_square
 from retrv_r1.types import RetrvError
 
 
@@ -54,6 +58,17 @@ class PictureBank:
         self._stores: list[Tensor] = []
 
     @classmethod
+    def of_files(cls, files: Mapping[Path, Sequence[str]], side: int) -> PictureBank:
+        """Pictures that are decoded from their files whenever they are asked for.
+
+        Args:
+            files: paths of pictures in each data set, by its folder.
+            side: side in pixels of the squares that they are fitted into.
+        """
+        arrays: Any = [FilePictures(root, paths, side) for root, paths in files.items() if paths]
+        return cls(arrays, [path for paths in files.values() for path in paths])
+
+    @classmethod
     def load(cls, *roots: Path) -> PictureBank:
         """Reads the pictures of built data sets: ``pictures.jsonl``, and the arrays beside it."""
         arrays: list[np.ndarray] = []
@@ -74,7 +89,7 @@ class PictureBank:
 
     def to(self, device: torch.device) -> PictureBank:
         """This bank, with its pictures copied to a GPU as bytes; nothing changes on a CPU."""
-        if device.type != "cpu":
+        if device.type != "cpu" and not any(isinstance(a, FilePictures) for a in self.arrays):
             self._stores = [torch.from_numpy(np.array(array)).to(device) for array in self.arrays]
         return self
 
@@ -100,6 +115,31 @@ class PictureBank:
             shown = pixels.permute(0, 3, 1, 2) if pixels.ndim == 4 else pixels[:, None]
             out[torch.as_tensor(found, device=device), first:] = shown.float() / 255
         return out
+
+
+class FilePictures:
+    """Picture files in the form of an array ``uint8 [n, side, side, 4]``: decoded when indexed.
+
+    Each is centred in a white square, as a model with ``pad_to_square`` reads it.
+    """
+
+    ndim = 4
+
+    def __init__(self, root: Path, paths: Sequence[str], side: int) -> None:
+        self.folder, self.paths = PictureFolder(root), list(paths)
+        self.shape = (len(paths), side, side, 4)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        # Decoders leave the interpreter's lock.
+        with ThreadPoolExecutor() as threads:
+            return np.stack(list(threads.map(self._one, rows.tolist())))
+
+    def _one(self, row: int) -> np.ndarray:
+        square = pad_to_square(self.folder.open(self.paths[row]))
+        return np.asarray(square.resize(self.shape[1:3], Image.Resampling.BICUBIC).convert("RGBA"))
 
 
 def on_white(rgba: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class ReadStage(Stage):
         fresh = "model" not in setup.config.init
         self.model, self.processor = self._fresh(setup) if fresh else setup.reranker()
         self.collator = ListCollator(self.processor, config.max_text)
-        self.sampler = ListSampler(setup.train, setup.vectors(setup.train), named, config.wordings)
+        self.sampler = ListSampler(setup.train, setup.ranking(setup.train), named, config.wordings)
         self.named = named
         self.bank = setup.rows(self.model.visual, self.processor.image_processor, config.views)
         self.entries = setup.entries
@@ -91,7 +91,7 @@ class ReadStage(Stage):
         if fresh:
             self._initialize(setup, to_vector)
         self.validation = ListValidation(
-            setup.val, setup.vectors(setup.val), self.collator, k=config.sizes[1], full_tokens=True
+            setup.val, setup.ranking(setup.val), self.collator, k=config.sizes[1], full_tokens=True
         )
         self.naming = self.add_auxiliary("naming", setup.naming(self.model.config.hidden_size))
         self.add_auxiliary("reading", self.reading)

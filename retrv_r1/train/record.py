@@ -26,7 +26,8 @@ FOLDER = Path(__file__).parent
 
 def write_record(config: RunConfig, stage: Stage, machine: Machine) -> Path:
     """Writes ``record.json`` beside the curves: config, seed, data hash, time, versions."""
-    manifests = [(folder / "manifest.json").read_bytes() for folder in config.data]
+    described = [folder / "manifest.json" for folder in config.data]
+    manifests = [path.read_bytes() for path in (*described, *config.lists) if path.is_file()]
     lines = (config.out / f"{config.name}.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     logged = [row for row in rows if "seconds" in row]

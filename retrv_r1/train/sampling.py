@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from retrv_r1.data.icons.wording import word
+from retrv_r1.model.chains import Chain
 from retrv_r1.model.details import asked_for, asked_words, with_detail
 from retrv_r1.train.chains import describe
 from retrv_r1.train.corpus import Cell, Corpus, Entry, ListExample
-from retrv_r1.train.entry_vectors import Vectors
+from retrv_r1.train.entry_vectors import Ranking
 from retrv_r1.train.named import NamedPictures
 
 
@@ -24,7 +25,7 @@ class ListSampler:
     process and the rows of a candidate cost much.
 
     Args:
-        vectors: first-stage vectors of each cell.
+        vectors: first-stage vectors of each cell, or its given lists.
         named: the named pictures, whose names queries and ideals have.
         wordings: share of the queries by a name alone that are worded as people type.
         unanswered: share of lists without their answer.
@@ -33,7 +34,7 @@ class ListSampler:
     def __init__(
         self,
         corpus: Corpus,
-        vectors: dict[str, Vectors],
+        vectors: Mapping[str, Ranking],
         named: NamedPictures,
         wordings: float = 0.0,
         unanswered: float = 0.0,
@@ -92,11 +93,12 @@ def without_answer(example: ListExample) -> ListExample:
         candidates=[example.candidates[k] for k in kept],
         answer=None,
         closeness=[example.closeness[k] - 1 for k in kept],
+        chain=None,
     )
 
 
 class _CellSampler:
-    def __init__(self, cell: Cell, vectors: Vectors, named: NamedPictures) -> None:
+    def __init__(self, cell: Cell, vectors: Ranking, named: NamedPictures) -> None:
         self.cell, self.vectors, self.named = cell, vectors, named
         styles = np.array([str(entry.meta.get("style")) for entry in cell.pool])
         self.group_of = np.unique(styles, return_inverse=True)[1]
@@ -111,16 +113,23 @@ class _CellSampler:
     ) -> list[ListExample]:
         """Up to ``count`` lists from the neighbourhood of one query, whose list comes first."""
         row = int(rng.integers(len(self.cell.queries)))
-        answer = int(rng.choice(self.cell.positives[row]))
+        answers = self.cell.positives[row]
+        if self.cell.retrieved is not None:  # others are relevant to the query, but not in its list
+            answers = answers[np.isin(answers, self.cell.retrieved[row])]
+        answer = int(rng.choice(answers))
         members = self.members[self.group_of[answer]]
         others = members[~np.isin(members, self.cell.positives[row])]
-        wanted = min(size - 1, len(others))
+        scores = self.vectors.scores(row, others)
+        others, scores = others[scores > -np.inf], scores[scores > -np.inf]
+        # What a given chain names stands in the list.
+        named = self._named(row, answer)[: size - 1]
+        scores, others = scores[~np.isin(others, named)], others[~np.isin(others, named)]
+        wanted = min(size - 1 - len(named), len(others))
         if wanted:
             window = round(len(others) ** (1 - hard) * wanted**hard)
-            scores = self.vectors.pool[others] @ self.vectors.queries[row]
             near = others[np.argsort(-scores, kind="stable")[:window]]
-            others = rng.choice(near, wanted, replace=False)
-        candidates = [answer, *others.tolist()]
+            named += rng.choice(near, wanted, replace=False).tolist()
+        candidates = [answer, *named]
         pairs = {row: answer}
         for number in rng.permutation(candidates[1:]).tolist():
             if len(pairs) >= count:
@@ -135,7 +144,7 @@ class _CellSampler:
         cell, known = self.cell, set(self.cell.positives[row].tolist())
         kept = [number for number in candidates if number == answer or number not in known]
         kept = rng.permutation(kept).tolist()
-        scores = self.vectors.pool[kept] @ self.vectors.queries[row]
+        scores = self.vectors.scores(row, kept)
         place = kept.index(answer)
         scores[place] = np.inf
         closeness = np.empty(len(kept), int)
@@ -152,7 +161,22 @@ class _CellSampler:
             relevant=frozenset(cell.pool[number].key for number in known),
             ideal=self._ideal(query, found),
             bare=query.picture is None and (query.text or "").lower() == name,
+            chain=self._chain(row, kept),
         )
+
+    def _named(self, row: int, answer: int) -> list[int]:
+        """The candidates but the answer that a query's given chain names."""
+        given = self.cell.chains.get(row)
+        return [] if given is None else [n for n, _ in given.near if n != answer]
+
+    def _chain(self, row: int, kept: list[int]) -> Chain | None:
+        """A query's given chain with places of a list; None if the list lacks what it names."""
+        given = self.cell.chains.get(row)
+        if given is None or not {n for n, _ in (*given.near, *given.seen)} <= set(kept):
+            return None
+        near = tuple((kept.index(n), name) for n, name in given.near)
+        seen = tuple((kept.index(n), said) for n, said in given.seen)
+        return replace(given, near=near, seen=seen)
 
     def _ideal(self, query: Entry, answer: Entry) -> str:
         """What a query asks for: its own words, the name of its picture, or that of the answer.

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retrv_r1.train.adapters import adapt, train_new_tokens
+from retrv_r1.train.config import ConfigError
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.naming import SCALE
@@ -35,6 +37,7 @@ class SFTConfig:
         share: lists that have the same candidates.
         grow: share of training in which lists grow longer and harder.
         hard: final hardness of negatives, 0 to 1 (``sampling.py``), growing from 0.
+        inspections: whether chains have inspections; a model trained without them has none.
         reason: share of compressed lists with a chain of thought.
         full_reason: share of lists at full length with a chain of thought.
         default_instruction: share of lists with the checkpoint's own, short instruction.
@@ -43,8 +46,12 @@ class SFTConfig:
         naming_weight: weight of the losses on names (``naming.py``).
         names: names per step that are negatives of all.
         wordings: share of the queries by a name that are worded as people type.
+        validation: queries of each cell in a validation.
+        lora: rank of LoRA on the language model's linear layers, with the embeddings of our own
+            tokens; 0 trains all of its weights.
         unanswered: final share of lists without their answer, growing from 0.
-        views: views of a picture that are kept, all but the first augmented.
+        views: views of a picture that are kept, all but the first augmented; 0 keeps none, and
+            computes the rows of pictures as they are at every step.
         max_text: tokens to which an item's text is cut.
         steps: steps in all; the loop's ``steps`` by default.
     """
@@ -56,6 +63,7 @@ class SFTConfig:
     share: int = 4
     grow: float = 0.4
     hard: float = 1.0
+    inspections: bool = True
     reason: float = 0.5
     full_reason: float = 0.3
     default_instruction: float = 0.5
@@ -64,6 +72,8 @@ class SFTConfig:
     naming_weight: float = 0.5
     names: int = 2048
     wordings: float = 0.7
+    validation: int = 25
+    lora: int = 0
     unanswered: float = 0.15
     views: int = 2
     max_text: int = 12
@@ -80,15 +90,29 @@ class SFTStage(Stage):
         super().__init__(setup)
         corpus, config = setup.train, self.config
         self.model, self.processor = model, processor = setup.reranker()
-        self.embedder = setup.embedder
+        self.embedder = setup.first_stage
         self.named = setup.named
-        self.sampler = ListSampler(corpus, setup.vectors(corpus), self.named, config.wordings)
-        self.collator = ListCollator(processor, config.max_text)
-        known = setup.vectors(setup.val)
-        self.validation = ListValidation(setup.val, known, self.collator)
-        self.bank = setup.rows(model.visual, processor.image_processor, config.views)
+        self.sampler = ListSampler(corpus, setup.ranking(corpus), self.named, config.wordings)
+        self.collator = ListCollator(processor, config.max_text, config.inspections)
+        if not config.inspections:
+            model.config.max_inspections = 0
+        known = setup.ranking(setup.val)
+        self.validation = ListValidation(setup.val, known, self.collator, queries=config.validation)
+        self.bank = setup.row_source(model.visual, processor.image_processor, config.views)
         self.naming = self.add_auxiliary("naming", setup.naming(model.config.hidden_size))
-        model.requires_grad_(True)
+        self._adapted = None
+        if config.lora:
+            self._adapted = adapt(model, config.lora)
+            if setup.config.loop.weight_decay:
+                raise ConfigError(
+                    f"{setup.config.source}: with stage.lora set loop.weight_decay to 0, which "
+                    "would shrink the embeddings that are not trained"
+                )
+            train_new_tokens(model, processor.tokenizer)
+        else:
+            model.requires_grad_(True)
+        model.icm.requires_grad_(True)
+        self.naming.requires_grad_(True)
         model.visual.requires_grad_(False)
 
     def batch(self, step: int) -> dict[str, Any]:
@@ -150,5 +174,8 @@ class SFTStage(Stage):
         return self.validation.run(self.model)
 
     def save(self, out: Path) -> None:
+        if self._adapted is not None:
+            self._adapted = self._adapted.merge_and_unload()
         super().save(out)
-        self.embedder.save_pretrained(out / "embedder")
+        if self.embedder is not None:
+            self.embedder.save_pretrained(out / "embedder")

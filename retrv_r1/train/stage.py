@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +20,15 @@ from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.config import ConfigError, RunConfig, stage_class
 from retrv_r1.train.corpus import Corpus, used_pictures
-from retrv_r1.train.entry_vectors import EntryEmbedder, Vectors, embed_cells
+from retrv_r1.train.entry_vectors import EntryEmbedder, Ranking, Retrieved, Vectors, embed_cells
+from retrv_r1.train.list_corpus import GivenLists, named_of_lists
+from retrv_r1.train.live_rows import LiveRows
 from retrv_r1.train.machine import Machine, no_collection
 from retrv_r1.train.named import NamedPictures, named_pictures
 from retrv_r1.train.naming import Naming
 from retrv_r1.train.pictures import PictureBank
 from retrv_r1.train.schedule import Schedule
+from retrv_r1.train.start import around_backbone
 from retrv_r1.train.teacher import teach
 from retrv_r1.train.tiny import load_preprocessing
 from retrv_r1.train.vision_rows import RowBank
@@ -39,31 +43,46 @@ class TrainingData:
     Attributes:
         roots: folders of the data sets.
         device: device of the pictures.
+        lists: files of lists that are all that is read of the data sets; none for all of them.
+        side: side in pixels to which picture files are fitted.
     """
 
     roots: tuple[Path, ...]
     device: torch.device
+    lists: tuple[Path, ...] = ()
+    side: int = 252
     _banks: dict[str, RowBank] = field(default_factory=dict)
 
     @cached_property
+    def given(self) -> GivenLists | None:
+        """The lists, if their files are named."""
+        return GivenLists(self.roots, self.lists, self.side) if self.lists else None
+
+    @cached_property
     def pictures(self) -> PictureBank:
-        """All pictures of the data sets."""
+        """All pictures of the data sets, or of the lists."""
+        if self.given:
+            return self.given.bank.to(self.device)
         return PictureBank.load(*self.roots).to(self.device)
 
     @cached_property
     def train(self) -> Corpus:
         """The split for training."""
+        if self.given:
+            return self.given.corpus("train")
         return Corpus(self.roots, "train", self.pictures)
 
     @cached_property
     def val(self) -> Corpus:
         """The split for validation."""
+        if self.given:
+            return self.given.corpus("val")
         return Corpus(self.roots, "val", self.pictures)
 
     @cached_property
     def named(self) -> NamedPictures:
         """The named training pictures."""
-        return named_pictures(self.train)
+        return named_of_lists(self.train) if self.given else named_pictures(self.train)
 
     def rows(
         self,
@@ -130,11 +149,22 @@ class Setup:
         return path
 
     def reranker(self) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
-        """The reranker of an earlier stage, ready to be trained."""
+        """The reranker of an earlier stage, or one around a backbone, ready to be trained."""
+        if "model" not in self.config.init and "backbone" in self.config.init:
+            model, processor = around_backbone(self.result("backbone"), self.config.side)
+            model.config.prompts |= self.config.prompts
+            self.machine.prepare(model)
+            return model, processor
         path = self.result("model")
         model = RetrvR1ForConditionalGeneration.from_pretrained(path)
+        model.config.prompts |= self.config.prompts
         self.machine.prepare(model)
         return model, RetrvR1Processor.from_pretrained(path, model.config)
+
+    @cached_property
+    def first_stage(self) -> RetrvEmbedder | None:
+        """The first stage that goes into the result; None if the lists are another's."""
+        return None if self.data.lists and "embed" not in self.config.init else self.embedder
 
     @cached_property
     def embedder(self) -> RetrvEmbedder:
@@ -159,6 +189,15 @@ class Setup:
         """The first stage for entries of the training split."""
         return self._entries(self.train)
 
+    def ranking(self, corpus: Corpus) -> Mapping[str, Ranking]:
+        """How close a split's candidates are: by first-stage vectors, or by the given lists.
+
+        Texts are cut to the stage's ``max_text`` tokens for the first stage.
+        """
+        if self.data.lists:
+            return {name: Retrieved(cell) for name, cell in corpus.cells.items()}
+        return self.vectors(corpus)
+
     def vectors(self, corpus: Corpus) -> dict[str, Vectors]:
         """First-stage vectors of a split; texts are cut to the stage's ``max_text`` tokens."""
         entries = self.entries if corpus is self.train else self._entries(corpus)
@@ -171,6 +210,14 @@ class Setup:
     def rows(self, visual: nn.Module, images: Qwen2VLImageProcessorPil, views: int) -> RowBank:
         """Rows of all training pictures by a frozen tower, computed once for all stages."""
         return self.data.rows(visual, images, views, self.config.loop.seed, self.cache)
+
+    def row_source(
+        self, visual: nn.Module, images: Qwen2VLImageProcessorPil, views: int
+    ) -> RowBank | LiveRows:
+        """The same, or with ``views`` 0 rows that are computed at every step."""
+        if not views:
+            return LiveRows(visual, images, self.data.pictures)
+        return self.rows(visual, images, views)
 
 
 @dataclass(frozen=True)
@@ -276,6 +323,6 @@ def build_stage(
         torch.set_num_threads(config.loop.threads)
     set_seed(config.loop.seed)
     machine = machine or Machine()
-    data = data or TrainingData(config.data, machine.device)
+    data = data or TrainingData(config.data, machine.device, config.lists, config.side)
     with no_collection():
         return stage_class(config.name)(Setup(config, machine, data))

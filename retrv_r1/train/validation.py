@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.train.corpus import Corpus, ListExample, pictures_of
-from retrv_r1.train.entry_vectors import Vectors
+from retrv_r1.train.entry_vectors import Ranking
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.tensors import to_device
@@ -30,7 +32,7 @@ class ListValidation:
     def __init__(
         self,
         corpus: Corpus,
-        vectors: dict[str, Vectors],
+        vectors: Mapping[str, Ranking],
         collator: ListCollator,
         k: int = 50,
         queries: int = 25,
@@ -44,8 +46,9 @@ class ListValidation:
         for name, cell in corpus.cells.items():
             rng = np.random.default_rng(0)
             rows = rng.permutation(len(cell.queries))[:queries]
-            ranked = np.argsort(-vectors[name].queries[rows] @ vectors[name].pool.T, kind="stable")
-            nearest = ranked[:, :k]
+            scores = np.stack([vectors[name].scores(int(row)) for row in rows])
+            ranked = np.argsort(-scores, kind="stable")[:, :k]
+            nearest = [r[s[r] > -np.inf] for r, s in zip(ranked, scores, strict=True)]
             known = [cell.positives[row] for row in rows]
             found = [np.isin(r, p) for r, p in zip(nearest, known, strict=True)]
             first.append(np.mean([hit[0] for hit in found]))
@@ -84,6 +87,8 @@ class ListValidation:
         The tower's rows are computed once, because no stage that is validated so trains it.
         """
         used = sorted({p for lists in self.lists.values() for x in lists for p in _pictures(x)})
+        if self._rows is None and not used:  # no list has its answer, or none has pictures
+            self._rows = torch.empty(0, 0, 0)
         if self._rows is None:
             model.eval()  # the Trainer makes it train again
             self._rows = clean_rows(model, self.collator.processor, self.corpus.bank, used)
