@@ -20,6 +20,7 @@ from retrv_r1.model.chains import Chain
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
 from retrv_r1.train import run
+from retrv_r1.train.chains import chain_of
 from retrv_r1.train.config import ConfigError, read_config
 from retrv_r1.train.list_corpus import GivenLists
 from retrv_r1.train.machine import Machine, MachineError
@@ -186,7 +187,7 @@ def test_lists_are_drawn_as_given_shuffled_with_their_chains(config):
             assert example.candidates[chain.near[1][0]].key == cell.pool[cell.retrieved[row][1]].key
             answers += 1
         else:
-            assert example.chain is None
+            assert example.chain is None and chain_of(example, rng) is None
     assert len(places) == 6 and answers
     for example in sampler.draw(rng, 20, 3, 1.0):
         assert len(example.candidates) == 3

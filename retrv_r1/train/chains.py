@@ -43,8 +43,10 @@ def is_close(one: Entry, other: Entry) -> bool:
 
 
 def chain_of(example: ListExample, rng: np.random.Generator) -> Chain | None:
-    """The reasoning that is given for a list, or one that its metadata make."""
-    return example.chain or chain(example, rng)
+    """The reasoning that is given for a list, or one that its metadata make; or None."""
+    if example.chain is not None or not example.describable:
+        return example.chain
+    return chain(example, rng)
 
 
 def chain(example: ListExample, rng: np.random.Generator) -> Chain | None:

@@ -71,7 +71,8 @@ class ListExample:
         ideal: what the query asks for, in a few words.
         bare: whether the query is the answer's name alone.
         relevant: keys of all entries known to be relevant, in this list or elsewhere.
-        chain: a given chain of thought; one is made from metadata when None.
+        chain: a given chain of thought.
+        describable: whether a chain may be made from metadata if none is given.
     """
 
     cell: str
@@ -84,6 +85,7 @@ class ListExample:
     ideal: str = ""
     bare: bool = False
     chain: Chain | None = None
+    describable: bool = True
 
 
 class Corpus:

@@ -162,6 +162,8 @@ class _CellSampler:
             ideal=self._ideal(query, found),
             bare=query.picture is None and (query.text or "").lower() == name,
             chain=self._chain(row, kept),
+            # Who has chains written has no metadata that say as much.
+            describable=not cell.chains,
         )
 
     def _named(self, row: int, answer: int) -> list[int]:
