@@ -60,6 +60,9 @@ def test_halves_stay_inside_the_large_parts(config, build, name):
     settings = read_config(name, config(name))
     rough = build_stage(settings, Machine(dtype=torch.bfloat16))
     rough.model.load_state_dict(exact.model.state_dict())  # reading starts from rounded vectors
+    for goal in ("vectors", "entries"):
+        if hasattr(exact, goal):
+            setattr(rough, goal, getattr(exact, goal))
     expected, exactly = exact.loss(exact.batch(1))
     found, roughly = rough.loss(rough.batch(1))
     assert found.dtype == torch.float32 and roughly != exactly
@@ -84,6 +87,8 @@ def test_a_loss_on_an_emulated_gpu_is_the_cpus(build, name):
         metrics = stage.validate()
     with torch.inference_mode(), emulate() as device:
         device.move(stage.model)
+        if hasattr(stage, "entries"):
+            device.move(stage.entries.model)
         corpora = [getattr(stage, "corpus", None)]
         if name in ("embed", "words"):
             corpora = [stage.train.corpus, stage.val.corpus]

@@ -119,13 +119,17 @@ def add_retrv_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     return len(tokenizer) - known
 
 
-def train_tokenizer(corpus: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    corpus: Iterable[str], vocab_size: int, *, capitals: bool = True
+) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE of ``vocab_size`` entries, all special tokens included.
 
-    It reads capitals as small letters: so small a vocabulary has no room for both.
+    Args:
+        capitals: tell capitals from small letters, for which a small vocabulary has no room.
     """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Lowercase()
+    if not capitals:
+        tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_PRE_TOKENS), "isolated"),

@@ -61,7 +61,7 @@ def new_embedder(
     shape: EmbedderShape, texts: Iterable[str]
 ) -> tuple[RetrvEmbedder, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil]:
     """An untrained first stage, with a tokenizer trained on ``texts``."""
-    tokenizer = train_tokenizer(texts, shape.vocab_size)
+    tokenizer = train_tokenizer(texts, shape.vocab_size, capitals=False)
     fields = dict(shape.vision)
     vision = AutoConfig.for_model(fields.pop("model_type", ConvTowerConfig.model_type), **fields)
     images = Qwen2VLImageProcessorPil(
