@@ -31,6 +31,7 @@ from retrv_r1.train.curves import draw_curves, trim_curves
 from retrv_r1.train.grpo_curves import RolloutRecorder
 from retrv_r1.train.grpo_options import GRPOOptions
 from retrv_r1.train.grpo_tasks import ListDraw, StepTasks
+from retrv_r1.train.loop import optimization
 from retrv_r1.train.machine import Machine, MachineError, keep_freed_memory
 from retrv_r1.train.sampling import ListSampler
 from retrv_r1.train.schedule import Schedule
@@ -210,14 +211,7 @@ class GRPOStage:
             epsilon=config.epsilon,
             beta=config.kl,
             mask_truncated_completions=config.truncated == "mask",
-            optim="adamw_torch_fused",
-            learning_rate=loop.learning_rate,
-            lr_scheduler_type="cosine_with_min_lr",
-            lr_scheduler_kwargs={"min_lr_rate": 0.05},
-            warmup_steps=loop.warmup,
-            weight_decay=loop.weight_decay,
-            adam_beta2=loop.beta2,
-            max_grad_norm=loop.clip_norm,
+            **optimization(loop),
             save_steps=loop.save_every,
             save_total_limit=2,
             logging_steps=loop.log_every,

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
+from retrv_r1.train.checkpoints import newest_checkpoint
 from retrv_r1.train.config import ConfigError, LoopConfig
 from retrv_r1.train.curves import Recorder, draw_curves, trim_curves
 from retrv_r1.train.machine import Machine, MachineError, keep_freed_memory
@@ -157,9 +157,9 @@ def fit(
     if machine.device.type == "cpu":
         keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
-    last = get_last_checkpoint(str(out)) if resume else None
+    last, step = newest_checkpoint(out) if resume else (None, 0)
     curves = out / f"{stage.name}.jsonl"
-    trim_curves(curves, _step_of(last))
+    trim_curves(curves, step)
     recorder = Recorder(curves, stage)
     steps = config.steps if stage.schedule is None else _ENDLESS
     with _together(config, stage, machine) as peers:
@@ -177,7 +177,7 @@ def fit(
         trainer.stage, trainer.recorder, trainer.rates = stage, recorder, config.rates
         trainer.machine, trainer.warmup, trainer.peers = machine, config.warmup, peers
         with recorder.timed("all"):
-            trainer.train(resume_from_checkpoint=last)
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     stage.stats = RunStats(recorder.steps, recorder.samples, dict(recorder.seconds))
     stage.model.eval()
     stage.save(out / "final")
@@ -200,13 +200,9 @@ def _together(config: LoopConfig, stage: Stage, machine: Machine) -> Iterator[Pe
         torch.set_num_threads(threads)
 
 
-def _arguments(
-    config: LoopConfig, out: Path, steps: int, machine: Machine, *, saves: bool
-) -> TrainingArguments:
-    arguments = TrainingArguments(
-        output_dir=str(out),
-        max_steps=steps,
-        per_device_train_batch_size=1,
+def optimization(config: LoopConfig) -> dict[str, Any]:
+    """The arguments of transformers' Trainer that say how weights are changed."""
+    return dict(
         optim="adamw_torch_fused",
         learning_rate=config.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
@@ -215,6 +211,17 @@ def _arguments(
         weight_decay=config.weight_decay,
         adam_beta2=config.beta2,
         max_grad_norm=config.clip_norm,
+    )
+
+
+def _arguments(
+    config: LoopConfig, out: Path, steps: int, machine: Machine, *, saves: bool
+) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        **optimization(config),
         save_strategy="steps" if saves else "no",
         save_steps=config.save_every,
         save_total_limit=2,
@@ -231,7 +238,3 @@ def _arguments(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
     return arguments
-
-
-def _step_of(checkpoint: str | None) -> int:
-    return int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
