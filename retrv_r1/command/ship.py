@@ -9,10 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from safetensors.torch import load_file, save_file
 
 from retrv_r1.command.shell import clean_ending, echo
+from retrv_r1.model.embedder import WEIGHTS, RetrvEmbedderConfig, shared_weights
+from retrv_r1.model.first_stage import FOLDER
 from retrv_r1.types import RetrvError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -63,10 +66,11 @@ def assemble(runs: Path, out: Path, last: str = "sft") -> None:
         raise RetrvError(f"{runs} has no {last}/final: train the stage {last} first")
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(runs / last / "final", out)
-    if not (out / "embedder").exists():
-        shutil.copytree(runs / "words" / "final", out / "embedder")
-    for weights in (out / "model.safetensors", out / "embedder" / "model.safetensors"):
+    if not (out / FOLDER).exists():
+        shutil.copytree(runs / "words" / "final", out / FOLDER)
+    for weights in (out / WEIGHTS, out / FOLDER / WEIGHTS):
         _halve(weights)
+    _share(out)
     records = out / "training"
     records.mkdir()
     for run in sorted(path.parent for path in runs.glob("*/record.json")):
@@ -74,6 +78,23 @@ def assemble(runs: Path, out: Path, last: str = "sft") -> None:
         for kind in ("jsonl", "png"):
             (curves,) = run.glob(f"*.{kind}")
             shutil.copy(curves, records / f"{run.name}.{kind}")
+
+
+def _share(out: Path) -> None:
+    """Takes weights out of the first stage that are the reranker's, if its towers have them all."""
+    path, known = out / FOLDER / WEIGHTS, shared_weights(out)
+    own = load_file(path)
+    towers = {name for name in own if name.startswith(("visual.", "text."))}
+    if towers != set(known) or any(not torch.equal(own[name], known[name]) for name in towers):
+        return
+    save_file(
+        {name: tensor for name, tensor in own.items() if name not in known},
+        path,
+        metadata={"format": "pt"},
+    )
+    config = RetrvEmbedderConfig.from_pretrained(out / FOLDER)
+    config.shares_towers = True
+    config.save_pretrained(out / FOLDER)
 
 
 def _halve(weights: Path) -> None:

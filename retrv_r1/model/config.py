@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, BertConfig, PretrainedConfig
 
 from retrv_engine import Sampling
 from retrv_r1.model.calibration import ModeCalibration, ScoreCalibration
@@ -85,6 +85,8 @@ class RetrvR1Config(PretrainedConfig):
         max_inspections: default limit of inspections per request: as many as there are in the
             chains that the model was trained on.
         tower_config: config of a convolutional tower in place of the backbone's; None keeps that.
+        text_tower_config: config of the text tower whose rows the compressor reads; None for token
+            embeddings, as in the paper.
         pad_to_square: whether pictures are padded to squares before resizing, for a tower trained
             on squares.
     """
@@ -103,6 +105,7 @@ class RetrvR1Config(PretrainedConfig):
         auto_threshold: float | None = None,
         max_inspections: int = Sampling.max_inspections,
         tower_config: ConvTowerConfig | dict[str, Any] | None = None,
+        text_tower_config: BertConfig | dict[str, Any] | None = None,
         pad_to_square: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -129,6 +132,9 @@ class RetrvR1Config(PretrainedConfig):
         if isinstance(tower_config, dict):
             tower_config = ConvTowerConfig(**tower_config)
         self.tower_config = tower_config
+        if isinstance(text_tower_config, dict):
+            text_tower_config = BertConfig(**text_tower_config)
+        self.text_tower_config = text_tower_config
         self.pad_to_square = pad_to_square
         kwargs.setdefault("tie_word_embeddings", backbone.tie_word_embeddings)
         super().__init__(**kwargs)

@@ -8,9 +8,11 @@ the dot product.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertModel, PretrainedConfig, PreTrainedModel
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
@@ -19,6 +21,21 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 
 from retrv_r1.model.conv_tower import ConvTower, ConvTowerConfig
 from retrv_r1.model.tower import tower_rows, use_packed_attention
+
+
+WEIGHTS = "model.safetensors"
+"""File of the weights in a folder."""
+
+
+def shared_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a reranker's two towers, under the names that they have in a first stage."""
+    found = {}
+    for name, tensor in load_file(folder / WEIGHTS).items():
+        for tower, own in ((".visual.", "visual."), ("text_tower.encoder.", "text.")):
+            _, inside, rest = name.partition(tower)
+            if inside:
+                found[own + rest] = tensor
+    return found
 
 
 def _tower_class(model_type: str | None) -> Any:
@@ -33,6 +50,8 @@ class RetrvEmbedderConfig(PretrainedConfig):
     Args:
         reads_instructions: whether queries were embedded behind their instruction in training, as
             UniIR's and LamRA's embedders do; an evaluation then embeds them so.
+        shares_towers: whether the weights of both encoders are those of the reranker in the folder
+            above, whose towers they are, and are not stored again (``retrv_r1.command.ship``).
     """
 
     model_type = "retrv_r1_embedder"
@@ -44,6 +63,7 @@ class RetrvEmbedderConfig(PretrainedConfig):
         text_config: PretrainedConfig | dict[str, Any] | None = None,
         embedding_dim: int = 128,
         reads_instructions: bool = False,
+        shares_towers: bool = False,
         **kwargs: Any,
     ) -> None:
         vision = vision_config if isinstance(vision_config, dict) else {}
@@ -58,6 +78,7 @@ class RetrvEmbedderConfig(PretrainedConfig):
         )
         self.embedding_dim = embedding_dim
         self.reads_instructions = reads_instructions
+        self.shares_towers = shares_towers
         super().__init__(**kwargs)
 
 
@@ -80,6 +101,24 @@ class RetrvEmbedder(PreTrainedModel):
         self.logit_scale = nn.Parameter(torch.tensor(2.7))
         use_packed_attention(self.visual)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
+        """Loads a first stage as transformers does; weights that it shares, from the folder above.
+
+        The model owns its copy of them and is saved whole.
+        """
+        folder = pretrained_model_name_or_path
+        if config is None:
+            config = RetrvEmbedderConfig.from_pretrained(folder)
+        if not config.shares_towers:
+            return super().from_pretrained(folder, *args, config=config, **kwargs)
+        folder = Path(folder)
+        weights = shared_weights(folder.parent) | load_file(folder / WEIGHTS)
+        config.shares_towers = False
+        return super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
 
     def pool_pictures(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Mean tower row of packed pictures, ``[i, d]``."""

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from retrv_r1.model.config import ICMConfig, RetrvR1Config
 from retrv_r1.model.conv_tower import ConvTower
 from retrv_r1.model.icm import InformationCompressor
+from retrv_r1.model.text_tower import TextTower
 from retrv_r1.model.tower import tower_rows, use_packed_attention
 
 
@@ -36,6 +37,8 @@ class PackedItems:
         image_grid_thw: patch grid of each picture, ``[i, 3]``, or None.
         vision_rows: merged tower rows instead of ``pixel_values``, ``[v, d]``, from a cache.
         picture_rows: number of vision rows; None counts them in ``ids``, which waits for a device.
+        text_lengths: number of text rows of each item, its last ones, ``[m]`` on the CPU; None
+            counts them too.
     """
 
     ids: Tensor
@@ -44,6 +47,7 @@ class PackedItems:
     image_grid_thw: Tensor | None = None
     vision_rows: Tensor | None = None
     picture_rows: int | None = None
+    text_lengths: Tensor | None = None
 
     def to(self, device: torch.device | str) -> PackedItems:
         """The same items on a device; offsets and grids stay on the CPU, where they are read."""
@@ -88,6 +92,11 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel):
         if config.tower_config is not None:
             self.backbone.model.visual = ConvTower(config.tower_config)
         self.icm = InformationCompressor(config.hidden_size, ICMConfig(**config.icm))
+        self.text_tower = (
+            TextTower(config.text_tower_config, config.hidden_size)
+            if config.text_tower_config is not None
+            else None
+        )
         use_packed_attention(self.visual)
         self.post_init()
 
@@ -113,13 +122,22 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel):
         """The language model's head: hidden rows to logits."""
         return self.backbone.get_output_embeddings()
 
+    def freeze_towers(self) -> None:
+        """Freezes the vision tower and the encoder of the text tower, whose last layer learns."""
+        self.visual.requires_grad_(False)
+        if self.text_tower is not None:
+            self.text_tower.encoder.requires_grad_(False)
+
     def encode_pictures(self, pixel_values: Tensor, image_grid_thw: Tensor) -> Tensor:
         """Merged tower rows of packed pictures, ``[v, d]``."""
         return tower_rows(self.visual, pixel_values, image_grid_thw)
 
     def features(self, items: PackedItems) -> Tensor:
-        """Feature rows of packed items: token embeddings and vision rows, ``[n, d]``."""
-        rows = self.get_input_embeddings()(items.ids)
+        """Feature rows of packed items: those of texts and vision rows, ``[n, d]``.
+
+        Rows of texts are the text tower's if there is one, otherwise token embeddings.
+        """
+        rows = self._text_rows(items)
         vision = items.vision_rows
         if vision is None and items.pixel_values is not None:
             if items.image_grid_thw is None:
@@ -132,6 +150,22 @@ class RetrvR1ForConditionalGeneration(RetrvR1PreTrainedModel):
         if count != len(vision):
             raise ValueError(f"{count} image tokens for {len(vision)} vision rows")
         return rows.masked_scatter(where, vision.to(rows.dtype))
+
+    def _text_rows(self, items: PackedItems) -> Tensor:
+        """Rows of texts at their places, and anything at the places of vision rows, ``[n, d]``."""
+        if self.text_tower is None:
+            return self.get_input_embeddings()(items.ids)
+        lengths = items.text_lengths
+        if lengths is None:
+            is_text = (items.ids != self.config.backbone_config.image_token_id).long().cpu()
+            before = torch.cat([is_text.new_zeros(1), is_text.cumsum(0)])
+            lengths = before[items.cu_seqlens.cpu()].diff()
+        stops = items.cu_seqlens[1:].cpu()
+        first = (stops - lengths).repeat_interleave(lengths)
+        within = torch.arange(len(first)) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        where = (first + within).to(items.ids.device, non_blocking=True)
+        rows = self.text_tower(items.ids[where], lengths)
+        return rows.new_zeros(len(items.ids), rows.shape[-1]).index_copy(0, where, rows)
 
     def row_table(self, items: PackedItems, pair_candidate: Tensor, pair_query: Tensor) -> Tensor:
         """The row table ``[n + m + c, d]``: feature rows, content tokens, relation tokens.

@@ -135,6 +135,7 @@ class RetrvR1Processor:
             pixel_values=_cat(patches, pin) if patches else None,
             image_grid_thw=torch.tensor(grids) if grids else None,
             picture_rows=sum(item.picture_rows for item in items),
+            text_lengths=torch.tensor([len(item.text_ids) for item in items], dtype=torch.long),
         )
 
 

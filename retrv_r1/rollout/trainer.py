@@ -90,7 +90,7 @@ class RetrvGRPOTrainer(GRPOTrainer):
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._logged = 0
         model = rollout.model
-        model.visual.requires_grad_(False)
+        model.freeze_towers()
         if not hasattr(model, "generation_config"):  # TRL writes the padding token there
             model.generation_config = GenerationConfig()
         if args.use_vllm or args.use_transformers_continuous_batching:

@@ -81,7 +81,7 @@ class GRPOStage:
         self._adapted = adapt(self.model, config.lora) if config.lora else None
         if self._adapted is None:
             self.model.requires_grad_(True)
-        self.model.visual.requires_grad_(False)
+        self.model.freeze_towers()
         self.model.icm.requires_grad_(config.compressor)
 
     def _rollout(self) -> RetrvRollout:

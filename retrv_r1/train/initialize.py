@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from retrv_r1.model.icm import InformationCompressor
+from retrv_r1.model.text_tower import TextTower
 
 
 def fit_rows(rows: Tensor, vectors: Tensor, ridge: float = 1e-3) -> Tensor:
@@ -72,6 +73,59 @@ def fit_tokens(
         optimizer.step()
         schedule.step()
     return nn.functional.rms_norm(embedding.detach(), embedding.shape[-1:])
+
+
+def fit_text_rows(
+    tower: TextTower,
+    texts: list[list[int]],
+    vectors: Tensor,
+    to_vector: Tensor,
+    *,
+    steps: int = 300,
+    batch: int = 2048,
+    seed: int = 0,
+) -> float:
+    """Trains the tower's last layer: a text's mean normed row, by ``to_vector``, is its vector.
+
+    The arguments are those of :func:`fit_tokens`. Returns the mean cosine of the last steps.
+    """
+    device, generator = to_vector.device, torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(texts), generator=generator)[:_TEXTS].tolist()
+    lengths = torch.tensor([len(texts[n]) for n in chosen])
+    with torch.no_grad():
+        parts = []
+        for part in torch.arange(len(chosen)).split(batch):
+            ids = torch.tensor([i for n in part.tolist() for i in texts[chosen[n]]], device=device)
+            parts.append(tower.states(ids, lengths[part]))
+        states, goals = torch.cat(parts), vectors[chosen].to(device)
+        owner = torch.arange(len(chosen)).repeat_interleave(lengths).to(device)
+        means = torch.zeros(len(chosen), states.shape[1], device=device)
+        means = means.index_add(0, owner, states) / lengths[:, None].to(device)
+        # The nearest linear map, through the rows of least norm.
+        nearest = torch.linalg.lstsq(means, goals).solution.T
+        tower.out.weight.copy_(torch.linalg.pinv(to_vector) @ nearest)
+        tower.out.bias.zero_()
+    starts = (lengths.cumsum(0) - lengths).tolist()
+    optimizer = torch.optim.Adam(tower.out.parameters(), lr=2e-2 * float(tower.out.weight.std()))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    seen: list[float] = []
+    for _ in range(steps):
+        drawn = torch.randint(len(chosen), (min(batch, len(chosen)),), generator=generator)
+        places = [torch.arange(starts[n], starts[n] + int(lengths[n])) for n in drawn.tolist()]
+        rows = tower.out(states[torch.cat(places).to(device)])
+        rows = nn.functional.rms_norm(rows, rows.shape[-1:])
+        mean = torch.segment_reduce(rows, "mean", lengths=lengths[drawn].to(device))
+        likeness = nn.functional.cosine_similarity(mean @ to_vector.T, goals[drawn.to(device)])
+        optimizer.zero_grad()
+        (1 - likeness.mean()).backward()
+        optimizer.step()
+        schedule.step()
+        seen.append(float(likeness.detach().mean()))
+    return sum(seen[-20:]) / len(seen[-20:])
+
+
+_TEXTS = 20_000
+"""Texts to whose vectors the rows of the text tower are fitted."""
 
 
 @torch.no_grad()

@@ -20,7 +20,13 @@ from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.config import checked
 from retrv_r1.train.corpus import Corpus, Entry, Key
 from retrv_r1.train.entry_vectors import Vectors
-from retrv_r1.train.initialize import fit_rows, fit_tokens, initialize_compressor, initialize_layers
+from retrv_r1.train.initialize import (
+    fit_rows,
+    fit_text_rows,
+    fit_tokens,
+    initialize_compressor,
+    initialize_layers,
+)
 from retrv_r1.train.known_texts import KnownTexts
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import run_lists
@@ -37,7 +43,7 @@ class ReadConfig:
     """Options of the stage.
 
     Args:
-        descriptions: pictures named per step.
+        descriptions: pictures named per step, from all of their rows and from their content tokens.
         lists: lists per step.
         texts: further texts per step, each read alone as a query.
         sizes: fewest and most candidates of a list.
@@ -96,7 +102,7 @@ class ReadStage(Stage):
         self.naming = self.add_auxiliary("naming", setup.naming(self.model.config.hidden_size))
         self.add_auxiliary("reading", self.reading)
         self.model.requires_grad_(True)
-        self.model.visual.requires_grad_(False)
+        self.model.freeze_towers()
 
     def _fresh(self, setup: Setup) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
         """A new model around the embed stage's tower."""
@@ -116,12 +122,14 @@ class ReadStage(Stage):
         entries = [Entry(None, picture, {}) for picture in drawn.pictures]
         names = [self.named.names[thing] for thing in drawn.things]
         described = self.collator.describe(entries, names, full_tokens=True)
+        told = self.collator.describe(entries, names, full_tokens=False)
         read = self.collator.collate(lists, rng, reason=0.0, full_tokens=True)
         things = rng.integers(len(self.named.names), size=config.texts)
         texts = [Entry(self.named.any_text(int(thing), rng), None, {}) for thing in things]
         shown = [x.query for x in lists] + [c for x in lists for c in x.candidates]
         return {
             "describe": described,
+            "tell": told,
             "lists": read,
             "texts": self.collator.queries(texts),
             "texts_known": self.entries.inputs(texts, None),
@@ -141,6 +149,7 @@ class ReadStage(Stage):
         described, lists, texts = batch["describe"], batch["lists"], batch["texts"]
         rows = self.bank.rows_of(batch["describe_views"])
         name_loss = run_lists(self.model, described, rows).token_loss()
+        told_loss = run_lists(self.model, batch["tell"], rows).token_loss()
         out = run_lists(self.model, lists, self.bank.rows_of(batch["lists_views"]))
         answer_loss, answer_hits = out.answer_loss()
         match_loss, match_hits = out.match_loss(self.processor.tokens.answer_start)
@@ -154,11 +163,12 @@ class ReadStage(Stage):
         read_loss, likeness = self.reading.loss(ends, batch["vectors"])
         with torch.no_grad():
             known = self.entries.embed(batch["texts_known"])
-        told, _ = run_lists(self.model, texts, None).ends()
-        text_loss, text_likeness = self.reading.loss(told, known)
-        loss = name_loss + out.token_loss() + answer_loss + match_loss + pointer_loss + lookup_loss
+        heard, _ = run_lists(self.model, texts, None).ends()
+        text_loss, text_likeness = self.reading.loss(heard, known)
+        loss = name_loss + told_loss + out.token_loss() + answer_loss + match_loss + pointer_loss + lookup_loss
         return loss + end_loss + _READING * (read_loss + text_loss), {
             "name_loss": name_loss.item(),
+            "content_name_loss": told_loss.item(),
             "likeness": likeness,
             "text_likeness": text_likeness,
             "naming_accuracy": float(end_hits),
@@ -199,6 +209,8 @@ class ReadStage(Stage):
         used = sorted({token for text in ids for token in text})
         with torch.no_grad():
             table[used] = tokens[used] * model.config.get_text_config().initializer_range
+        if model.text_tower is not None:
+            fit_text_rows(model.text_tower, ids, vectors, to_vector)
         initialize_compressor(model.icm, to_vector)
         initialize_layers(model.language_model)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from retrv_r1.train.adapters import adapt, train_new_tokens
 from retrv_r1.train.config import ConfigError
+from retrv_r1.train.corpus import Entry
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.naming import SCALE
@@ -45,6 +46,7 @@ class SFTConfig:
         pointer_weight: weight of the contrastive losses (``losses.py``).
         naming_weight: weight of the losses on names (``naming.py``).
         names: names per step that are negatives of all.
+        descriptions: pictures named per step from their content tokens.
         wordings: share of the queries by a name that are worded as people type.
         validation: queries of each cell in a validation.
         lora: rank of LoRA on the language model's linear layers, with the embeddings of our own
@@ -71,6 +73,7 @@ class SFTConfig:
     pointer_weight: float = 1.0
     naming_weight: float = 0.5
     names: int = 2048
+    descriptions: int = 0
     wordings: float = 0.7
     validation: int = 25
     lora: int = 0
@@ -113,7 +116,7 @@ class SFTStage(Stage):
             model.requires_grad_(True)
         model.icm.requires_grad_(True)
         self.naming.requires_grad_(True)
-        model.visual.requires_grad_(False)
+        model.freeze_towers()
 
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config
@@ -132,13 +135,20 @@ class SFTStage(Stage):
         reasoned = bool(about.random() < (config.full_reason if full else config.reason))
         batch = self.collator.collate(lists, rng, reason=float(reasoned), full_tokens=full)
         kind = ("full_" if full else "") + ("reason_" if reasoned else "")
-        return {
+        made = {
             "lists": batch,
             "views": self.bank.draw(batch.pictures, rng),
             "things": torch.tensor(self.named.things(lists)),
             "others": torch.from_numpy(rng.integers(len(self.named.names), size=config.names)),
             "kind": kind,
         }
+        if config.descriptions:
+            drawn = self.named.draw(rng, config.descriptions)
+            entries = [Entry(None, picture, {}) for picture in drawn.pictures]
+            names = [self.named.names[thing] for thing in drawn.things]
+            made["tell"] = self.collator.describe(entries, names, full_tokens=False)
+            made["tell_views"] = self.bank.draw(made["tell"].pictures, rng)
+        return made
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
         lists: ListBatch = batch["lists"]
@@ -157,8 +167,14 @@ class SFTStage(Stage):
         loss = token_loss + answer_loss + self.config.match_weight * match_loss
         loss = loss + self.config.pointer_weight * (pointer_loss + lookup_loss + content_loss)
         loss = loss + self.config.naming_weight * name_loss
+        metrics = {}
+        if "tell" in batch:
+            told = run_lists(self.model, batch["tell"], self.bank.rows_of(batch["tell_views"]))
+            told_loss = told.token_loss()
+            loss = loss + self.config.pointer_weight * told_loss
+            metrics["content_name_loss"] = told_loss.item()
         kind = batch["kind"]
-        return loss, {
+        return loss, metrics | {
             f"{kind}token_loss": token_loss.item(),
             f"{kind}answer_accuracy": answer_hits,
             "match_accuracy": match_hits,

@@ -50,11 +50,13 @@ class RerankerShape:
         text: fields of the language model's config; its width is that of the tower's rows.
         icm: fields of ``ICMConfig``.
         prompts: templates that differ from the default ones.
+        text_tower: whether the compressor reads texts through the first stage's text encoder.
     """
 
     text: dict[str, Any]
     icm: dict[str, Any] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
+    text_tower: bool = False
 
 
 def new_embedder(
@@ -100,6 +102,7 @@ def new_reranker(
     config = RetrvR1Config(
         backbone_config=qwen_config(tokenizer, shape.text, vision),
         tower_config=own,
+        text_tower_config=embedder.config.text_config if shape.text_tower else None,
         icm=shape.icm,
         prompts=shape.prompts,
         max_inspections=CHAIN_INSPECTIONS,
@@ -107,6 +110,8 @@ def new_reranker(
     )
     model = RetrvR1ForConditionalGeneration(config)
     model.visual.load_state_dict(embedder.visual.state_dict())
+    if model.text_tower is not None:
+        model.text_tower.encoder.load_state_dict(embedder.text.state_dict())
     images = Qwen2VLImageProcessorPil.from_pretrained(path)
     return model, RetrvR1Processor(config, tokenizer, images)
 
