@@ -22,7 +22,6 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from retrv_r1.model.conv_tower import ConvTower, ConvTowerConfig
 from retrv_r1.model.tower import tower_rows, use_packed_attention
 
-
 WEIGHTS = "model.safetensors"
 """File of the weights in a folder."""
 

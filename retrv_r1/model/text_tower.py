@@ -1,7 +1,7 @@
 """A text tower: the rows of a text that the compressor reads, made by a small encoder.
 
 A picture's rows come from a tower that has learned what it shows. In a model from scratch the rows
-of a text would be bare token embeddings, and a text's content token little more than a bag of words;
+of a text would be bare token embeddings, and its content token little more than a bag of words;
 from a first stage's text encoder it says what the first stage knows. Prompts show token embeddings
 in either case.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 WINDOW = 24
-"""Tokens that are read at once, if the config has no ``window``; a longer text is read in pieces."""
+"""Tokens of a piece, if the config has no ``window``; a longer text is read in pieces."""
 
 
 class TextTower(nn.Module):

@@ -1,20 +1,23 @@
-"""Initial weights of ``read``: compressor and token embeddings made from the first stage.
+"""Initial weights of ``read``: a reranker that begins with what the first stage knows.
 
 The first stage has learned which words mean which pictures. Its vectors are close to a linear map
 ``M`` of a picture's mean tower row. The new model therefore begins with content tokens that have
-the same inner products, ``(MᵀM)^½ · mean row``, and with token embeddings in the space of tower
-rows, close to the pictures of their words.
+the same inner products, ``(MᵀM)^½ · mean row``, which a few hundred steps make more exact; with
+token embeddings in the space of tower rows, close to the pictures of their words; and with layers
+that answer a compressed list by the likeness of content tokens. It has to learn what is better
+than the first stage, and not the first stage once more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from retrv_r1.model.icm import InformationCompressor
-from retrv_r1.model.text_tower import TextTower
+from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
 
 
 def fit_rows(rows: Tensor, vectors: Tensor, ridge: float = 1e-3) -> Tensor:
@@ -75,59 +78,6 @@ def fit_tokens(
     return nn.functional.rms_norm(embedding.detach(), embedding.shape[-1:])
 
 
-def fit_text_rows(
-    tower: TextTower,
-    texts: list[list[int]],
-    vectors: Tensor,
-    to_vector: Tensor,
-    *,
-    steps: int = 300,
-    batch: int = 2048,
-    seed: int = 0,
-) -> float:
-    """Trains the tower's last layer: a text's mean normed row, by ``to_vector``, is its vector.
-
-    The arguments are those of :func:`fit_tokens`. Returns the mean cosine of the last steps.
-    """
-    device, generator = to_vector.device, torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(texts), generator=generator)[:_TEXTS].tolist()
-    lengths = torch.tensor([len(texts[n]) for n in chosen])
-    with torch.no_grad():
-        parts = []
-        for part in torch.arange(len(chosen)).split(batch):
-            ids = torch.tensor([i for n in part.tolist() for i in texts[chosen[n]]], device=device)
-            parts.append(tower.states(ids, lengths[part]))
-        states, goals = torch.cat(parts), vectors[chosen].to(device)
-        owner = torch.arange(len(chosen)).repeat_interleave(lengths).to(device)
-        means = torch.zeros(len(chosen), states.shape[1], device=device)
-        means = means.index_add(0, owner, states) / lengths[:, None].to(device)
-        # The nearest linear map, through the rows of least norm.
-        nearest = torch.linalg.lstsq(means, goals).solution.T
-        tower.out.weight.copy_(torch.linalg.pinv(to_vector) @ nearest)
-        tower.out.bias.zero_()
-    starts = (lengths.cumsum(0) - lengths).tolist()
-    optimizer = torch.optim.Adam(tower.out.parameters(), lr=2e-2 * float(tower.out.weight.std()))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    seen: list[float] = []
-    for _ in range(steps):
-        drawn = torch.randint(len(chosen), (min(batch, len(chosen)),), generator=generator)
-        places = [torch.arange(starts[n], starts[n] + int(lengths[n])) for n in drawn.tolist()]
-        rows = tower.out(states[torch.cat(places).to(device)])
-        rows = nn.functional.rms_norm(rows, rows.shape[-1:])
-        mean = torch.segment_reduce(rows, "mean", lengths=lengths[drawn].to(device))
-        likeness = nn.functional.cosine_similarity(mean @ to_vector.T, goals[drawn.to(device)])
-        optimizer.zero_grad()
-        (1 - likeness.mean()).backward()
-        optimizer.step()
-        schedule.step()
-        seen.append(float(likeness.detach().mean()))
-    return sum(seen[-20:]) / len(seen[-20:])
-
-
-_TEXTS = 20_000
-"""Texts to whose vectors the rows of the text tower are fitted."""
-
-
 @torch.no_grad()
 def initialize_compressor(icm: InformationCompressor, to_vector: Tensor) -> None:
     """Makes content tokens ``(MᵀM)^½ · mean row``, if pooling is uniform; M is ``to_vector``."""
@@ -135,6 +85,46 @@ def initialize_compressor(icm: InformationCompressor, to_vector: Tensor) -> None
     values, vectors = torch.linalg.eigh(to_vector.T @ to_vector)
     attention.o_proj.weight.copy_((vectors * values.clamp(min=0).sqrt()) @ vectors.T)
     attention.v_proj.weight.copy_(torch.eye(len(values), device=values.device))
+    attention.q_proj.weight.mul_(0.1)  # nearly uniform
+
+
+def fit_contents(
+    model: RetrvR1ForConditionalGeneration,
+    draw: Callable[[], tuple[PackedItems, Tensor]],
+    to_vector: Tensor,
+    *,
+    steps: int = 400,
+    rate: float = 2e-3,
+) -> float:
+    """Trains content tokens to have the inner products of first-stage vectors.
+
+    What learns are ATT₁ of the compressor and the last layer of the text tower.
+
+    Args:
+        draw: gives packed items with their vision rows, and their first-stage vectors ``[m, e]``.
+        to_vector: linear map of :func:`fit_rows`, ``[e, d]``.
+    Returns:
+        Mean cosine of content tokens and rotated vectors in the last steps.
+    """
+    left, _, right = torch.linalg.svd(to_vector, full_matrices=False)
+    rotation = left @ right
+    learned = [*model.icm.pool.parameters()]
+    if model.text_tower is not None:
+        learned += model.text_tower.out.parameters()
+    optimizer = torch.optim.Adam(learned, lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    seen: list[float] = []
+    for _ in range(steps):
+        items, vectors = draw()
+        content = model.icm.pooled(model.features(items), items.cu_seqlens)
+        likeness = nn.functional.cosine_similarity(content, vectors @ rotation).mean()
+        optimizer.zero_grad()
+        (1 - likeness).backward()
+        optimizer.step()
+        schedule.step()
+        seen.append(float(likeness.detach()))
+    model.zero_grad()
+    return sum(seen[-20:]) / len(seen[-20:])
 
 
 @torch.no_grad()
@@ -157,3 +147,55 @@ def initialize_layers(language_model: Any) -> None:
     values = last.v_proj.weight.unflatten(0, (-1, last.head_dim))
     copied = values.repeat_interleave(last.num_key_value_groups, 0).flatten(0, 1)
     last.o_proj.weight.copy_(copied.T)
+
+
+@torch.no_grad()
+def initialize_answer(model: RetrvR1ForConditionalGeneration, labels: Sequence[int]) -> None:
+    """Lets a compressed list be answered by agreement from the first step on.
+
+    Each candidate is shown as label, content token, relation token. Head 0 of the first layer
+    copies every row's second row before it, so a relation token also carries its label; head 0 of
+    the last layer attends by the agreement that the compressor adds to relation tokens, and copies
+    the label. The answer then is the candidate whose content token is the query's nearest, as the
+    first stage says, and training goes on from there. Needs ``icm.agreement``.
+
+    Args:
+        labels: token ids of the labels, whose embeddings the two heads pass on.
+    """
+    assert model.icm.agree is not None
+    first, last = (model.language_model.layers[n].self_attn for n in (0, -1))
+    width, half = first.head_dim, first.head_dim // 2
+    rope = model.config.get_text_config().rope_parameters
+    rotation = rope["rope_theta"] ** (-torch.arange(half) / half)
+    # The labels' directions that matter most, without that of the agreement.
+    along = model.icm.agree.weight.sum(1)
+    along = along / along.norm()
+    shown = model.get_input_embeddings().weight[list(labels)]
+    shown = shown - (shown @ along)[:, None] * along
+    passed = torch.linalg.svd(shown, full_matrices=False).Vh[:width]
+    for attention, scale in ((first, _COPIED), (last, _ANSWERED)):
+        for part in (attention.q_proj, attention.k_proj):
+            part.weight[:width] = 0
+            part.bias[:width] = 0
+        attention.v_proj.weight[:width] = 0
+        attention.v_proj.weight[: len(passed)] = passed
+        attention.o_proj.weight[:, width:] *= _QUIET
+        attention.o_proj.weight[:, :width] = 0
+        attention.o_proj.weight[:, : len(passed)] = scale * passed.T
+    # Position: a sum of cosines with its peak two rows back, of the frequencies that turn fast.
+    fast, strength = min(_FAST, half), width**0.25 * _PEAK**0.5
+    first.q_proj.bias[:fast] = strength
+    first.k_proj.bias[:fast] = strength * torch.cos(2 * rotation[:fast])
+    first.k_proj.bias[half : half + fast] = strength * torch.sin(2 * rotation[:fast])
+    # Content: the slowest frequency hardly turns within a list.
+    strength = width**0.25 * _SHARPNESS**0.5
+    last.q_proj.bias[half - 1] = strength
+    last.k_proj.weight[half - 1] = strength * along
+
+
+_COPIED, _ANSWERED, _QUIET = 0.08, 0.5, 0.25
+"""Sizes of what head 0 of the first and of the last layer add, and of the other heads there."""
+_FAST, _PEAK = 8, 12.0
+"""Frequencies that find the second row before, and the score of each at the peak."""
+_SHARPNESS = 4.0
+"""Score of a component of one in the direction of agreement, in normed rows."""

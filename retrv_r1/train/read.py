@@ -8,22 +8,24 @@ with what the first stage knows (``initialize.py``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.train.config import checked
 from retrv_r1.train.corpus import Corpus, Entry, Key
 from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.initialize import (
+    fit_contents,
     fit_rows,
-    fit_text_rows,
     fit_tokens,
+    initialize_answer,
     initialize_compressor,
     initialize_layers,
 )
@@ -34,6 +36,7 @@ from retrv_r1.train.naming import SCALE
 from retrv_r1.train.reading import Reading
 from retrv_r1.train.sampling import ListSampler, with_default_instruction
 from retrv_r1.train.stage import Setup, Stage
+from retrv_r1.train.tensors import to_device
 from retrv_r1.train.tiny import RerankerShape, new_reranker
 from retrv_r1.train.validation import ListValidation
 
@@ -55,7 +58,8 @@ class ReadConfig:
         default_instruction: share of lists with the checkpoint's own, short instruction.
         views: views of a picture that are kept, all but the first augmented.
         max_text: tokens to which an item's text is cut.
-        start_steps: steps in which token embeddings are fitted to the first stage's texts.
+        start_steps: steps in which token embeddings are fitted to the first stage's texts; content
+            tokens are fitted to its vectors in half as many.
         steps: steps in all; the loop's ``steps`` by default.
     """
 
@@ -165,7 +169,15 @@ class ReadStage(Stage):
             known = self.entries.embed(batch["texts_known"])
         heard, _ = run_lists(self.model, texts, None).ends()
         text_loss, text_likeness = self.reading.loss(heard, known)
-        loss = name_loss + told_loss + out.token_loss() + answer_loss + match_loss + pointer_loss + lookup_loss
+        loss = (
+            name_loss
+            + told_loss
+            + out.token_loss()
+            + answer_loss
+            + match_loss
+            + pointer_loss
+            + lookup_loss
+        )
         return loss + end_loss + _READING * (read_loss + text_loss), {
             "name_loss": name_loss.item(),
             "content_name_loss": told_loss.item(),
@@ -209,14 +221,43 @@ class ReadStage(Stage):
         used = sorted({token for text in ids for token in text})
         with torch.no_grad():
             table[used] = tokens[used] * model.config.get_text_config().initializer_range
-        if model.text_tower is not None:
-            fit_text_rows(model.text_tower, ids, vectors, to_vector)
         initialize_compressor(model.icm, to_vector)
+        fit_contents(model, self._contents(), to_vector, steps=self.config.start_steps // 2)
         initialize_layers(model.language_model)
+        if model.icm.agree is not None:
+            initialize_answer(model, self.collator.tokens.labels)
+
+    def _contents(self) -> Callable[[], tuple[PackedItems, Tensor]]:
+        """Draws items of each kind, and texts as people type them, with first-stage vectors."""
+        rng, device = np.random.default_rng([self.seed, 1]), self.model.device
+        kinds = [
+            [k for k in self.vectors if (k[0] is None, k[1] is None) == kind]
+            for kind in ((True, False), (False, True), (False, False))
+        ]
+        kinds = [kind for kind in kinds if kind]
+
+        def draw() -> tuple[PackedItems, Tensor]:
+            drawn = (rng.integers(len(kind), size=_DRAWN).tolist() for kind in kinds)
+            keys = [kind[n] for kind, numbers in zip(kinds, drawn, strict=True) for n in numbers]
+            entries = [Entry(text, picture, {}) for text, picture in keys]
+            known = np.stack([self.vectors[key] for key in keys])
+            things = rng.integers(len(self.named.names), size=_DRAWN)
+            typed = [Entry(self.named.any_text(int(thing), rng), None, {}) for thing in things]
+            with torch.no_grad():
+                heard = self.entries.embed(to_device(self.entries.inputs(typed, None), device))
+            items = self.processor.pack([self.collator.encode(entry) for entry in entries + typed])
+            shown = [entry.picture for entry in entries if entry.picture is not None]
+            rows = self.bank.clean(shown).flatten(0, 1).to(device) if shown else None
+            vectors = torch.cat([torch.from_numpy(known).to(device), heard])
+            return replace(items.to(device), vision_rows=rows), vectors
+
+        return draw
 
 
 _READING = 4.0
 """Weight of the losses on first-stage vectors, which are below 1 from the start."""
+_DRAWN = 96
+"""Items of a kind in a step in which content tokens are fitted."""
 _FITTED = 20_000
 """Pictures from whose rows the map to the first stage's vectors is fitted."""
 
