@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import cosine_similarity, normalize, rms_norm
+from torch.nn.functional import normalize, rms_norm
 from transformers import BertConfig
 
 from retrv_r1.model.backbone import qwen_config
@@ -18,6 +18,7 @@ from retrv_r1.train.initialize import (
     initialize_answer,
     initialize_compressor,
     initialize_layers,
+    keep_agreement,
 )
 from retrv_r1.train.lists import ListCollator
 from retrv_r1.train.losses import run_lists
@@ -74,6 +75,37 @@ def test_a_compressed_list_is_answered_by_the_nearest_content_token(fresh, proce
     labels = torch.tensor(processor.tokens.labels)[answers]
     share = (labels == batch.candidate_labels[nearest]).float().mean()
     assert share > 0.6, f"{share:.2f} of {len(lists)} answers"
+
+
+def test_nothing_else_learns_to_write_where_agreement_stands(fresh, processor):
+    initialize_layers(fresh.language_model)
+    initialize_answer(fresh, processor.tokens.labels)
+    fresh.requires_grad_(True)
+    keep_agreement(fresh)
+    rng = np.random.default_rng(1)
+    batch = ListCollator(processor).collate(text_lists(rng, 4, 6), rng, reason=0.0)
+    optimizer = torch.optim.AdamW(fresh.parameters(), lr=1e-2)
+    before = {name: weight.detach().clone() for name, weight in fresh.named_parameters()}
+    for _ in range(3):
+        out = run_lists(fresh, batch, None)
+        optimizer.zero_grad()
+        (out.token_loss() + out.content_loss()[0]).backward()
+        optimizer.step()
+    after = dict(fresh.named_parameters())
+    table = fresh.get_input_embeddings().weight
+    assert not table[:, 0].any() and table[:, 1:].any()
+    for layer in fresh.language_model.layers:
+        for out in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            assert not out.weight[0].any()
+    still = {name for name, weight in after.items() if torch.equal(weight, before[name])}
+    assert not {n for n in still if ".layers." in n and n.endswith("proj.weight")}
+    assert not torch.equal(after["icm.agree.weight"], before["icm.agree.weight"])
+
+
+def test_a_model_that_writes_there_already_learns_freely(fresh):
+    fresh.requires_grad_(True)
+    keep_agreement(fresh)
+    assert not any(weight._backward_hooks for weight in fresh.parameters())
 
 
 def test_content_tokens_take_the_inner_products_of_given_vectors(make_model):

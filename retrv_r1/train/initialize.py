@@ -141,8 +141,8 @@ def initialize_layers(language_model: Any) -> None:
         shape = (-1, attention.num_key_value_groups, attention.head_dim)
         heads = attention.q_proj.weight.unflatten(0, shape)
         attention.k_proj.weight.copy_(heads[:, 0].flatten(0, 1))
-        attention.o_proj.weight.mul_(0.25)
-        layer.mlp.down_proj.weight.mul_(0.25)
+        attention.o_proj.weight.mul_(_QUIET)
+        layer.mlp.down_proj.weight.mul_(_QUIET)
     last = language_model.layers[-1].self_attn
     values = last.v_proj.weight.unflatten(0, (-1, last.head_dim))
     copied = values.repeat_interleave(last.num_key_value_groups, 0).flatten(0, 1)
@@ -153,36 +153,40 @@ def initialize_layers(language_model: Any) -> None:
 def initialize_answer(model: RetrvR1ForConditionalGeneration, labels: Sequence[int]) -> None:
     """Lets a compressed list be answered by agreement from the first step on.
 
-    Each candidate is shown as label, content token, relation token. Head 0 of the first layer
-    copies every row's second row before it, so a relation token also carries its label; head 0 of
-    the last layer attends by the agreement that the compressor adds to relation tokens, and copies
-    the label. The answer then is the candidate whose content token is the query's nearest, as the
-    first stage says, and training goes on from there. Needs ``icm.agreement``.
+    Each candidate is shown as label, content token, relation token. The first component of rows is
+    kept for agreement, which relation tokens have there and nothing else (:func:`keep_agreement`).
+    Head 0 of the first layer copies every row's second row before it, so a relation token also
+    carries its label; head 0 of the last layer attends by the first component, and copies the
+    label. The answer then is the candidate whose content token is the query's nearest, as the first
+    stage says, and training goes on from there. Needs ``icm.agreement``.
 
     Args:
         labels: token ids of the labels, whose embeddings the two heads pass on.
     """
     assert model.icm.agree is not None
+    for weight in _beside_agreement(model):
+        weight.zero_()
+    agree = model.icm.agree.weight
+    agree.zero_()
+    agree[0] = _AGREEMENT / agree.shape[1]
     first, last = (model.language_model.layers[n].self_attn for n in (0, -1))
     width, half = first.head_dim, first.head_dim // 2
-    rope = model.config.get_text_config().rope_parameters
-    rotation = rope["rope_theta"] ** (-torch.arange(half) / half)
-    # The labels' directions that matter most, without that of the agreement.
-    along = model.icm.agree.weight.sum(1)
-    along = along / along.norm()
+    # The directions in which labels differ most.
     shown = model.get_input_embeddings().weight[list(labels)]
-    shown = shown - (shown @ along)[:, None] * along
     passed = torch.linalg.svd(shown, full_matrices=False).Vh[:width]
+    passed[:, 0] = 0  # exactly
+    last.o_proj.weight.mul_(_QUIET)
     for attention, scale in ((first, _COPIED), (last, _ANSWERED)):
         for part in (attention.q_proj, attention.k_proj):
             part.weight[:width] = 0
             part.bias[:width] = 0
         attention.v_proj.weight[:width] = 0
         attention.v_proj.weight[: len(passed)] = passed
-        attention.o_proj.weight[:, width:] *= _QUIET
         attention.o_proj.weight[:, :width] = 0
         attention.o_proj.weight[:, : len(passed)] = scale * passed.T
     # Position: a sum of cosines with its peak two rows back, of the frequencies that turn fast.
+    rope = model.config.get_text_config().rope_parameters
+    rotation = rope["rope_theta"] ** (-torch.arange(half) / half)
     fast, strength = min(_FAST, half), width**0.25 * _PEAK**0.5
     first.q_proj.bias[:fast] = strength
     first.k_proj.bias[:fast] = strength * torch.cos(2 * rotation[:fast])
@@ -190,12 +194,54 @@ def initialize_answer(model: RetrvR1ForConditionalGeneration, labels: Sequence[i
     # Content: the slowest frequency hardly turns within a list.
     strength = width**0.25 * _SHARPNESS**0.5
     last.q_proj.bias[half - 1] = strength
-    last.k_proj.weight[half - 1] = strength * along
+    last.k_proj.weight[half - 1, 0] = strength
 
 
-_COPIED, _ANSWERED, _QUIET = 0.08, 0.5, 0.25
-"""Sizes of what head 0 of the first and of the last layer add, and of the other heads there."""
+def keep_agreement(model: RetrvR1ForConditionalGeneration) -> None:
+    """Keeps the first component of rows for agreement while the model trains.
+
+    It takes the gradients of all weights that would write there, if they are zero, as
+    :func:`initialize_answer` leaves them.
+    """
+    if model.icm.agree is None or any(part.any() for part in _beside_agreement(model)):
+        return
+    for weight, place in _places_beside_agreement(model):
+        if weight.requires_grad:
+            weight.register_hook(lambda gradient, place=place: _zeroed(gradient, place))
+
+
+def _zeroed(gradient: Tensor, place: tuple[slice | int, ...]) -> Tensor:
+    gradient = gradient.clone()
+    gradient[place] = 0
+    return gradient
+
+
+def _beside_agreement(model: RetrvR1ForConditionalGeneration) -> list[Tensor]:
+    """The parts of weights that write to the first component, but for agreement's own."""
+    return [weight.detach()[place] for weight, place in _places_beside_agreement(model)]
+
+
+def _places_beside_agreement(
+    model: RetrvR1ForConditionalGeneration,
+) -> list[tuple[nn.Parameter, tuple[slice | int, ...]]]:
+    every = slice(None)
+    norms = (model.icm.content_norm, model.icm.relation_token_norm)
+    layers = model.language_model.layers
+    outputs = [out for x in layers for out in (x.self_attn.o_proj, x.mlp.down_proj)]
+    return [
+        (model.get_input_embeddings().weight, (every, 0)),
+        *((norm.weight, (0,)) for norm in norms),
+        *((out.weight, (0, every)) for out in outputs),
+    ]
+
+
+_QUIET = 0.05
+"""Factor of what all else adds to a row at the start."""
+_AGREEMENT = 4.0
+"""First component of a relation token whose candidate has a cosine of 1 to the query."""
+_COPIED, _ANSWERED = 0.08, 0.5
+"""Sizes of what head 0 of the first and of the last layer add."""
 _FAST, _PEAK = 8, 12.0
 """Frequencies that find the second row before, and the score of each at the peak."""
 _SHARPNESS = 4.0
-"""Score of a component of one in the direction of agreement, in normed rows."""
+"""Score of a first component of one, in normed rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,6 +72,12 @@ class ListOutput:
         goal = self.batch.labels[self._lists(), self.batch.answer_rows + 1]
         hits = float((logits.argmax(-1) == goal).float().mean())
         return nn.functional.cross_entropy(logits.float(), goal), hits
+
+    def label_hits(self, labels: Sequence[int]) -> int:
+        """Number of lists whose answer has the highest logit among the labels."""
+        goal = self.batch.labels[self._lists(), self.batch.answer_rows + 1]
+        best = self.answer_logits()[:, list(labels)].argmax(-1)
+        return int((torch.tensor(labels, device=best.device)[best] == goal).sum())
 
     def ends(self) -> tuple[Tensor, Tensor]:
         """Middle states at the last rows of queries ``[b, d]`` and of candidates ``[c, d]``."""

@@ -28,6 +28,7 @@ from retrv_r1.train.initialize import (
     initialize_answer,
     initialize_compressor,
     initialize_layers,
+    keep_agreement,
 )
 from retrv_r1.train.known_texts import KnownTexts
 from retrv_r1.train.lists import ListCollator
@@ -107,6 +108,7 @@ class ReadStage(Stage):
         self.add_auxiliary("reading", self.reading)
         self.model.requires_grad_(True)
         self.model.freeze_towers()
+        keep_agreement(self.model)
 
     def _fresh(self, setup: Setup) -> tuple[RetrvR1ForConditionalGeneration, RetrvR1Processor]:
         """A new model around the embed stage's tower."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from retrv_r1.train.adapters import adapt, train_new_tokens
 from retrv_r1.train.config import ConfigError
 from retrv_r1.train.corpus import Entry
+from retrv_r1.train.initialize import keep_agreement
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
 from retrv_r1.train.naming import SCALE
@@ -42,8 +43,10 @@ class SFTConfig:
         reason: share of compressed lists with a chain of thought.
         full_reason: share of lists at full length with a chain of thought.
         default_instruction: share of lists with the checkpoint's own, short instruction.
+        answer_weight: weight of the loss on answers, beside their share of that on all tokens.
         match_weight: weight of the loss on matches (``losses.py``).
-        pointer_weight: weight of the contrastive losses (``losses.py``).
+        pointer_weight: weight of the contrastive losses on states (``losses.py``).
+        content_weight: weight of that on content tokens.
         naming_weight: weight of the losses on names (``naming.py``).
         names: names per step that are negatives of all.
         descriptions: pictures named per step from their content tokens.
@@ -69,8 +72,10 @@ class SFTConfig:
     reason: float = 0.5
     full_reason: float = 0.3
     default_instruction: float = 0.5
+    answer_weight: float = 1.0
     match_weight: float = 1.0
     pointer_weight: float = 1.0
+    content_weight: float = 1.0
     naming_weight: float = 0.5
     names: int = 2048
     descriptions: int = 0
@@ -117,6 +122,7 @@ class SFTStage(Stage):
         model.icm.requires_grad_(True)
         self.naming.requires_grad_(True)
         model.freeze_towers()
+        keep_agreement(model)
 
     def batch(self, step: int) -> dict[str, Any]:
         config = self.config
@@ -164,14 +170,15 @@ class SFTStage(Stage):
         name_loss, name_hits = self.naming.losses(
             torch.nn.functional.normalize(states, dim=-1), things, SCALE, batch["others"]
         )
-        loss = token_loss + answer_loss + self.config.match_weight * match_loss
-        loss = loss + self.config.pointer_weight * (pointer_loss + lookup_loss + content_loss)
-        loss = loss + self.config.naming_weight * name_loss
+        config = self.config
+        loss = token_loss + config.answer_weight * answer_loss + config.match_weight * match_loss
+        loss = loss + config.pointer_weight * (pointer_loss + lookup_loss)
+        loss = loss + config.content_weight * content_loss + config.naming_weight * name_loss
         metrics = {}
         if "tell" in batch:
             told = run_lists(self.model, batch["tell"], self.bank.rows_of(batch["tell_views"]))
             told_loss = told.token_loss()
-            loss = loss + self.config.pointer_weight * told_loss
+            loss = loss + told_loss
             metrics["content_name_loss"] = told_loss.item()
         kind = batch["kind"]
         return loss, metrics | {

@@ -84,6 +84,8 @@ class ListValidation:
     def run(self, model: RetrvR1ForConditionalGeneration, batch: int = 10) -> dict[str, float]:
         """R@1 of the answers, and of the scores that the auxiliary losses train.
 
+        An answer is the label with the highest logit, whether or not "none of these" has a higher
+        one: that is what a ranking begins with.
         The tower's rows are computed once, because no stage that is validated so trains it.
         """
         used = sorted({p for lists in self.lists.values() for x in lists for p in _pictures(x)})
@@ -95,7 +97,7 @@ class ListValidation:
         rows = self._rows
         row_of = {picture: number for number, picture in enumerate(used)}
         metrics: dict[str, list[float]] = {}
-        token = self.collator.tokens.answer_start
+        token, labels = self.collator.tokens.answer_start, list(self.collator.tokens.labels)
         for name, lists in self.lists.items():
             hits = dict.fromkeys(("answer", "match", "lookup", "pointer", "content"), 0.0)
             for start in range(0, len(lists), batch):
@@ -110,7 +112,7 @@ class ListValidation:
                 packed = to_device(packed, model.device)
                 vision = rows[[row_of[p] for p in packed.pictures]].flatten(0, 1).to(model.device)
                 out = run_lists(model, packed, vision)
-                hits["answer"] += out.answer_loss()[1] * len(chosen)
+                hits["answer"] += out.label_hits(labels)
                 hits["match"] += out.match_loss(token)[1] * len(chosen)
                 hits["lookup"] += out.lookup_loss()[1] * len(chosen)
                 hits["pointer"] += out.pointer_loss()[1] * len(chosen)
