@@ -136,12 +136,8 @@ class ListOutput:
         """
         candidates, weight = self.batch.candidates, self.head.weight
         rows = self.late[candidates.owner, self.batch.candidate_ends]
-        sizes = torch.bincount(candidates.owner, minlength=len(self.hidden))
-        place = torch.arange(len(rows), device=rows.device)
-        at = candidates.owner, place - (sizes.cumsum(0) - sizes)[candidates.owner]
-        empty = rows.new_full((len(sizes), int(sizes.max())), -1e4)
-        scores = empty.index_put(at, rows @ weight[token])
-        fits = empty.new_zeros(empty.shape).index_put(at, candidates.is_answer.to(empty.dtype))
+        scores = self._by_list(rows @ weight[token], -1e4)
+        fits = self._by_list(candidates.is_answer.to(rows.dtype), 0.0)
         known, own = self.batch.candidate_labels.unique(return_inverse=True)
         cross_entropy = nn.functional.cross_entropy
         loss = cross_entropy(rows @ weight[known].T, own)
@@ -150,6 +146,33 @@ class ListOutput:
             return loss, 0.0
         scores, goal = scores[lists].float(), fits[lists].argmax(1)
         return loss + cross_entropy(scores, goal), float((scores.argmax(1) == goal).float().mean())
+
+    def likeness_loss(self, scale: float = 20.0) -> Tensor:
+        """KL divergence of the answers' distributions from those of the content tokens' likeness.
+
+        What candidates resemble is known before a language model can compare them; this keeps it
+        from forgetting so, and shows it how near the others are. Lists without an answer do not
+        count.
+
+        Args:
+            scale: factor of cosines.
+        """
+        candidates, lists = self.batch.candidates, self.batch.candidates.answered
+        if not len(lists):
+            return self.hidden.sum() * 0
+        queries, shown = (nn.functional.normalize(x, dim=-1) for x in self.contents(self.content))
+        alike = scale * (queries[candidates.owner] * shown).sum(-1).detach()
+        said = self.answer_logits()[candidates.owner, self.batch.candidate_labels]
+        goal, given = (self._by_list(x.float(), -1e4)[lists].log_softmax(-1) for x in (alike, said))
+        return nn.functional.kl_div(given, goal, log_target=True, reduction="batchmean")
+
+    def _by_list(self, values: Tensor, empty: float) -> Tensor:
+        """Values of all candidates ``[c]`` as ``[b, most]``, the places behind filled."""
+        owner = self.batch.candidates.owner
+        sizes = torch.bincount(owner, minlength=len(self.hidden))
+        place = torch.arange(len(values), device=values.device)
+        at = owner, place - (sizes.cumsum(0) - sizes)[owner]
+        return values.new_full((len(sizes), int(sizes.max())), empty).index_put(at, values)
 
 
 def run_lists(

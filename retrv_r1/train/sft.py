@@ -47,6 +47,7 @@ class SFTConfig:
         match_weight: weight of the loss on matches (``losses.py``).
         pointer_weight: weight of the contrastive losses on states (``losses.py``).
         content_weight: weight of that on content tokens.
+        likeness_weight: weight of what content tokens say of the answers (``losses.py``).
         naming_weight: weight of the losses on names (``naming.py``).
         names: names per step that are negatives of all.
         descriptions: pictures named per step from their content tokens.
@@ -76,6 +77,7 @@ class SFTConfig:
     match_weight: float = 1.0
     pointer_weight: float = 1.0
     content_weight: float = 1.0
+    likeness_weight: float = 0.0
     naming_weight: float = 0.5
     names: int = 2048
     descriptions: int = 0
@@ -175,6 +177,10 @@ class SFTStage(Stage):
         loss = loss + config.pointer_weight * (pointer_loss + lookup_loss)
         loss = loss + config.content_weight * content_loss + config.naming_weight * name_loss
         metrics = {}
+        if config.likeness_weight:
+            likeness_loss = out.likeness_loss()
+            loss = loss + config.likeness_weight * likeness_loss
+            metrics["likeness_loss"] = likeness_loss.item()
         if "tell" in batch:
             told = run_lists(self.model, batch["tell"], self.bank.rows_of(batch["tell_views"]))
             told_loss = told.token_loss()
