@@ -53,6 +53,8 @@ def test_the_first_stage_of_an_assembled_checkpoint_is_the_trained_one(runs, pic
     stored = load_file(tmp_path / "out" / "embedder" / "model.safetensors")
     assert any(name.startswith("text.") for name in stored) != shared
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    weights = (tmp_path / "out").rglob("model.safetensors")
+    assert {oct(path.stat().st_mode & 0o777) for path in weights} == {"0o644"}
     config = json.loads((tmp_path / "out" / "embedder" / "config.json").read_text())
     assert config.get("shares_towers", False) == shared
     after = FirstStage.from_pretrained(tmp_path / "out" / "embedder")

@@ -83,7 +83,8 @@ def train_all(
         out: folder of the results: curves, ``record.json``, ``checkpoint.tar.gz``.
         work: folder of everything else; earlier runs in it are replaced.
         minutes: time limit for the whole, from now on.
-        first_stage: finished first stage with which training begins; by default it is trained too.
+        first_stage: folder of a finished first stage, a checkpoint's too, with which training
+            begins; by default it is trained as well.
         configs: folder with one YAML file per stage.
         quick: rehearse on little data; needs packs.
         commit: commit of the code, for the record; by default git's answer.
@@ -123,7 +124,7 @@ def train_all(
     checkpoint, loaded = work / "checkpoint", TrainingData(folders, machine.device)
     shares = dict(SHARES)
     if first_stage is not None:
-        shutil.copytree(first_stage, work / "runs" / "words" / "final")
+        _copy_first_stage(first_stage, work / "runs" / "words" / "final")
         shares = {stage: share for stage, share in SHARES.items() if stage not in _FIRST_STAGE}
     left = sum(shares.values())
     for stage, share in shares.items():
@@ -150,6 +151,16 @@ def train_all(
     _archive(out, checkpoint, console)  # with its temperature
     _write(out, record)
     return record
+
+
+def _copy_first_stage(source: Path, target: Path) -> None:
+    """Writes a first stage whole, with its preprocessing, which a checkpoint has a folder above."""
+    from retrv_r1.model.embedder import RetrvEmbedder
+    from retrv_r1.train.tiny import load_preprocessing
+
+    RetrvEmbedder.from_pretrained(source, dtype=torch.float32).save_pretrained(target)
+    for part in load_preprocessing(source):
+        part.save_pretrained(target)
 
 
 def _relocated(settings: RunConfig, data: tuple[Path, ...], runs: Path) -> RunConfig:

@@ -12,6 +12,7 @@ from typing import Annotated
 import torch
 import typer
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from retrv_r1.command.shell import clean_ending, echo
 from retrv_r1.model.embedder import WEIGHTS, RetrvEmbedderConfig, shared_weights
@@ -87,11 +88,7 @@ def _share(out: Path) -> None:
     towers = {name for name in own if name.startswith(("visual.", "text."))}
     if towers != set(known) or any(not torch.equal(own[name], known[name]) for name in towers):
         return
-    save_file(
-        {name: tensor for name, tensor in own.items() if name not in known},
-        path,
-        metadata={"format": "pt"},
-    )
+    _write({name: tensor for name, tensor in own.items() if name not in known}, path)
     config = RetrvEmbedderConfig.from_pretrained(out / FOLDER)
     config.shares_towers = True
     config.save_pretrained(out / FOLDER)
@@ -103,7 +100,13 @@ def _halve(weights: Path) -> None:
         name: tensor.half() if tensor.is_floating_point() else tensor  # batch norms count steps
         for name, tensor in load_file(weights).items()
     }
-    save_file(halved, weights, metadata={"format": "pt"})
+    _write(halved, weights)
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes weights that everybody may read; safetensors lets their owner alone."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
 
 
 if __name__ == "__main__":

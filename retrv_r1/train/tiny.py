@@ -82,7 +82,9 @@ def new_embedder(
 
 
 def load_preprocessing(path: Path) -> tuple[PreTrainedTokenizerBase, Qwen2VLImageProcessorPil]:
-    """Tokenizer and image processor of a first stage."""
+    """Tokenizer and image processor of a first stage; in a checkpoint those of the folder above."""
+    if not (path / "tokenizer_config.json").is_file():
+        path = path.parent
     return AutoTokenizer.from_pretrained(path), Qwen2VLImageProcessorPil.from_pretrained(path)
 
 
@@ -95,7 +97,7 @@ def new_reranker(
         path: folder of the first stage, with its tokenizer and preprocessing.
         embedder: the first stage itself.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer, images = load_preprocessing(path)
     tower = embedder.config.vision_config
     own = tower if isinstance(tower, ConvTowerConfig) else None
     vision = tower.to_dict() if own is None else _stand_in(own)
@@ -112,7 +114,6 @@ def new_reranker(
     model.visual.load_state_dict(embedder.visual.state_dict())
     if model.text_tower is not None:
         model.text_tower.encoder.load_state_dict(embedder.text.state_dict())
-    images = Qwen2VLImageProcessorPil.from_pretrained(path)
     return model, RetrvR1Processor(config, tokenizer, images)
 
 
