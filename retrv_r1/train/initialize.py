@@ -169,7 +169,8 @@ def initialize_answer(model: RetrvR1ForConditionalGeneration, labels: Sequence[i
     agree = model.icm.agree.weight
     agree.zero_()
     agree[0] = _AGREEMENT / agree.shape[1]
-    first, last = (model.language_model.layers[n].self_attn for n in (0, -1))
+    layers: Any = model.language_model.layers
+    first, last = layers[0].self_attn, layers[-1].self_attn
     width, half = first.head_dim, first.head_dim // 2
     # The directions in which labels differ most.
     shown = model.get_input_embeddings().weight[list(labels)]

@@ -143,7 +143,7 @@ class SFTStage(Stage):
         reasoned = bool(about.random() < (config.full_reason if full else config.reason))
         batch = self.collator.collate(lists, rng, reason=float(reasoned), full_tokens=full)
         kind = ("full_" if full else "") + ("reason_" if reasoned else "")
-        made = {
+        made: dict[str, Any] = {
             "lists": batch,
             "views": self.bank.draw(batch.pictures, rng),
             "things": torch.tensor(self.named.things(lists)),
