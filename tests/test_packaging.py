@@ -29,6 +29,8 @@ PACKAGES = {
 # Import names of distributions that this environment may lack.
 DISTRIBUTIONS = {"haystack": "haystack-ai", "llama_index": "llama-index-core"}
 LEFT_OUT = {".cpp", ".h", ".pyc", ".so"}
+STAY = {"training", "next"}
+"""Folders that stay in the checkout."""
 
 
 def build_wheel(folder: Path, **env: str) -> zipfile.ZipFile:
@@ -79,7 +81,7 @@ def sources() -> set[str]:
         f"{package}/{path.relative_to(folder).as_posix()}"
         for package, folder in PACKAGES.items()
         for path in folder.rglob("*")
-        if path.is_file() and path.suffix not in LEFT_OUT and not {"training", "next"} & set(path.parts)
+        if path.is_file() and path.suffix not in LEFT_OUT and not STAY & set(path.parts)
     }
 
 

@@ -173,7 +173,8 @@ def initialize_answer(model: RetrvR1ForConditionalGeneration, labels: Sequence[i
     first, last = layers[0].self_attn, layers[-1].self_attn
     width, half = first.head_dim, first.head_dim // 2
     # The directions in which labels differ most.
-    shown = model.get_input_embeddings().weight[list(labels)]
+    table: Any = model.get_input_embeddings().weight
+    shown = table[list(labels)]
     passed = torch.linalg.svd(shown, full_matrices=False).Vh[:width]
     passed[:, 0] = 0  # exactly
     last.o_proj.weight.mul_(_QUIET)
