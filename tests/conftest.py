@@ -42,11 +42,16 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def unfrozen() -> Iterator[None]:
-    """Lets the garbage be collected again that bench.gpu has frozen."""
+    """Collects the garbage of a module, also what bench.gpu has frozen.
+
+    Each reranker that is left has a gigabyte of address space for its cache. Where those of many lie
+    side by side, they are more than the memory, and no process can be forked any more.
+    """
     yield
     gc.unfreeze()
+    gc.collect()
 
 
 @dataclass

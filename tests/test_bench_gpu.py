@@ -31,8 +31,6 @@ from bench.suites.kernels.entries import UNCOMPILED
 from retrv_engine import EngineConfig, LocalEngine, Sampling
 from retrv_engine.runner import ModelRunner
 
-pytestmark = pytest.mark.usefixtures("unfrozen")
-
 DISTINCT = list({part.run: part for part in reversed(PARTS)}.values())[::-1]
 
 

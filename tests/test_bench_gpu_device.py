@@ -18,8 +18,6 @@ from bench.gpu.context import Context
 from bench.gpu.parts import PARTS
 from bench.suites import engine as suites
 
-pytestmark = pytest.mark.usefixtures("unfrozen")
-
 
 class TestGpu:
     """The GPU's code with stand-ins for CUDA."""

@@ -16,8 +16,6 @@ from bench.gpu.context import Context
 from bench.gpu.parts import PARTS, PartEnd
 from bench.time_limit import time_limit
 
-pytestmark = pytest.mark.usefixtures("unfrozen")
-
 
 class FakeWorker:
     """Takes its orders from ``plan``: rows, or an error, by a part's name."""
