@@ -46,8 +46,8 @@ def poisoned() -> Iterator[None]:
 def unfrozen() -> Iterator[None]:
     """Collects the garbage of a module, also what bench.gpu has frozen.
 
-    Each reranker that is left has a gigabyte of address space for its cache. Where those of many lie
-    side by side, they are more than the memory, and no process can be forked any more.
+    Each reranker that is left has a gigabyte of address space for its cache. Where those of many
+    lie side by side, they are more than the memory, and no process can be forked any more.
     """
     yield
     gc.unfreeze()
