@@ -102,6 +102,16 @@ def test_nothing_else_learns_to_write_where_agreement_stands(fresh, processor):
     assert not torch.equal(after["icm.agree.weight"], before["icm.agree.weight"])
 
 
+def test_a_compressor_that_learns_alone_keeps_it_too(fresh, processor):
+    initialize_layers(fresh.language_model)
+    initialize_answer(fresh, processor.tokens.labels)
+    fresh.requires_grad_(False)
+    fresh.icm.requires_grad_(True)
+    keep_agreement(fresh)
+    kept = {name for name, weight in fresh.named_parameters() if weight._backward_hooks}
+    assert kept == {"icm.content_norm.weight", "icm.relation_token_norm.weight"}
+
+
 def test_a_model_that_writes_there_already_learns_freely(fresh):
     fresh.requires_grad_(True)
     keep_agreement(fresh)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from retrv_r1.train.corpus import Entry
+from retrv_r1.train.initialize import keep_agreement
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import ListOutput, run_lists
 from retrv_r1.train.naming import SCALE
@@ -72,6 +73,7 @@ class AlignStage(Stage):
         self.sampler = ListSampler(corpus, setup.ranking(corpus), self.named, config.wordings)
         model.requires_grad_(False)
         model.icm.requires_grad_(True)
+        keep_agreement(model)
         self.collator = ListCollator(processor, config.max_text)
         self.bank = setup.row_source(model.visual, processor.image_processor, config.views)
         known = setup.ranking(setup.val)

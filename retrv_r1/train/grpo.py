@@ -31,6 +31,7 @@ from retrv_r1.train.curves import draw_curves, trim_curves
 from retrv_r1.train.grpo_curves import RolloutRecorder
 from retrv_r1.train.grpo_options import GRPOOptions
 from retrv_r1.train.grpo_tasks import ListDraw, StepTasks
+from retrv_r1.train.initialize import keep_agreement
 from retrv_r1.train.loop import optimization
 from retrv_r1.train.machine import Machine, MachineError, keep_freed_memory
 from retrv_r1.train.sampling import ListSampler
@@ -83,6 +84,7 @@ class GRPOStage:
             self.model.requires_grad_(True)
         self.model.freeze_towers()
         self.model.icm.requires_grad_(config.compressor)
+        keep_agreement(self.model)
 
     def _rollout(self) -> RetrvRollout:
         config = self.config
