@@ -34,6 +34,15 @@ def fit_rows(rows: Tensor, vectors: Tensor, ridge: float = 1e-3) -> Tensor:
     return torch.linalg.solve(gram + damping, mean.T @ vectors / len(mean)).T
 
 
+def nearest_rotation(to_vector: Tensor) -> Tensor:
+    """The map with orthonormal rows that is nearest to ``to_vector``, ``[e, d]``.
+
+    Content tokens begin as first-stage vectors, mapped by its transpose.
+    """
+    left, _, right = torch.linalg.svd(to_vector, full_matrices=False)
+    return left @ right
+
+
 def fit_tokens(
     texts: list[list[int]],
     vectors: Tensor,
@@ -49,7 +58,7 @@ def fit_tokens(
     Args:
         texts: token ids of each text.
         vectors: first-stage vectors of the texts, ``[t, e]``.
-        to_vector: linear map of :func:`fit_rows`, ``[e, d]``.
+        to_vector: linear map from their space to that of the vectors, ``[e, d]``.
     Returns:
         Embeddings of RMS 1, ``[vocabulary, d]``.
     """
@@ -106,8 +115,7 @@ def fit_contents(
     Returns:
         Mean cosine of content tokens and rotated vectors in the last steps.
     """
-    left, _, right = torch.linalg.svd(to_vector, full_matrices=False)
-    rotation = left @ right
+    rotation = nearest_rotation(to_vector)
     learned = [*model.icm.pool.parameters()]
     if model.text_tower is not None:
         learned += model.text_tower.out.parameters()
@@ -203,10 +211,13 @@ def keep_agreement(model: RetrvR1ForConditionalGeneration) -> None:
     """Keeps the first component of rows for agreement while the model trains.
 
     It takes the gradients of all weights that would write there, if they are zero, as
-    :func:`initialize_answer` leaves them.
+    :func:`initialize_answer` leaves them, but for rounding.
     """
-    if model.icm.agree is None or any(part.any() for part in _beside_agreement(model)):
+    parts = _beside_agreement(model)
+    if model.icm.agree is None or any((part.abs() > _ROUNDING).any() for part in parts):
         return
+    for part in parts:
+        part.zero_()
     for weight, place in _places_beside_agreement(model):
         if weight.requires_grad:
             weight.register_hook(lambda gradient, place=place: _zeroed(gradient, place))
@@ -237,6 +248,7 @@ def _places_beside_agreement(
     ]
 
 
+_ROUNDING = 1e-6
 _QUIET = 0.05
 """Factor of what all else adds to a row at the start."""
 _AGREEMENT = 4.0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retrv_r1.model.chains import Chain
+from retrv_r1.model.chains import Chain, content_words
 from retrv_r1.model.modeling import PackedItems
 from retrv_r1.model.processing import EncodedItem, RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, TableLayout
@@ -185,6 +185,19 @@ class ListCollator:
             _Sequence(self.builder.before_candidates(layout.items, item, None))
             for item in range(len(entries))
         ]
+        return self._pad(layout, entries, sequences, Candidates.of([], []))
+
+    def ideals(self, queries: Sequence[str]) -> ListBatch:
+        """One sequence per text query without a list: its chain's ideal as the target."""
+        layout = TableLayout([self.encode(Entry(query, None, {})) for query in queries])
+        sequences = []
+        for item, query in enumerate(queries):
+            one = _Sequence(self.builder.listwise(layout.items, item, []))
+            one.write([self.tokens.think_start])
+            for part in Chain(content_words(query)).parts():
+                one.write(self.texts.ids(part.text))
+            sequences.append(one)
+        entries = [Entry(query, None, {}) for query in queries]
         return self._pad(layout, entries, sequences, Candidates.of([], []))
 
     def _answered(

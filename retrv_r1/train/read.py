@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 
 from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
+from retrv_r1.model.tokens import encode_text
 from retrv_r1.train.config import checked
+from retrv_r1.train.copying import can_copy, initialize_copying
 from retrv_r1.train.corpus import Corpus, Entry, Key
 from retrv_r1.train.entry_vectors import Vectors
 from retrv_r1.train.initialize import (
@@ -29,6 +32,7 @@ from retrv_r1.train.initialize import (
     initialize_compressor,
     initialize_layers,
     keep_agreement,
+    nearest_rotation,
 )
 from retrv_r1.train.known_texts import KnownTexts
 from retrv_r1.train.lists import ListCollator
@@ -214,12 +218,13 @@ class ReadStage(Stage):
         with torch.no_grad():
             vectors = setup.entries.embed_all([Entry(text, None, {}) for text in texts])
         known_texts = KnownTexts(self.processor.tokenizer, self.config.max_text)
-        known_texts.learn(texts)
+        known_texts.learn(texts := [*texts, *(f" {text}" for text in texts)])
+        vectors = vectors.to(to_vector.device).repeat(2, 1)
         ids = [known_texts.ids(text) for text in texts]
         table = model.get_input_embeddings().weight
-        tokens = fit_tokens(
-            ids, vectors.to(to_vector.device), to_vector, len(table), steps=self.config.start_steps
-        )
+        # Without a text tower the compressor reads them, beside the rows of pictures.
+        space = to_vector if model.text_tower is None else nearest_rotation(to_vector)
+        tokens = fit_tokens(ids, vectors, space, len(table), steps=self.config.start_steps)
         used = sorted({token for text in ids for token in text})
         with torch.no_grad():
             table[used] = tokens[used] * model.config.get_text_config().initializer_range
@@ -228,6 +233,19 @@ class ReadStage(Stage):
         initialize_layers(model.language_model)
         if model.icm.agree is not None:
             initialize_answer(model, self.collator.tokens.labels)
+        if can_copy(model):
+            self._initialize_copying()
+
+    def _initialize_copying(self) -> None:
+        """Sets the heads that copy words of the query, and what content tokens show."""
+        model, tokens, draw = self.model, self.processor.tokens, self._contents()
+        with torch.no_grad():
+            drawn = [items for items, _ in (draw() for _ in range(_SAMPLED))]
+            contents = [model.icm.pooled(model.features(x), x.cu_seqlens) for x in drawn]
+        spell = partial(encode_text, self.processor.tokenizer)
+        # The ideal begins as the query does, or is the name of its picture.
+        follows = {spell("ideal:")[-1]: spell("\n")[-1], tokens.think_start: tokens.vision_end}
+        initialize_copying(model, torch.cat(contents), tokens.labels, tokens.im_start, follows)
 
     def _contents(self) -> Callable[[], tuple[PackedItems, Tensor]]:
         """Draws items of each kind, and texts as people type them, with first-stage vectors."""
@@ -260,6 +278,8 @@ _READING = 4.0
 """Weight of the losses on first-stage vectors, which are below 1 from the start."""
 _DRAWN = 96
 """Items of a kind in a step in which content tokens are fitted."""
+_SAMPLED = 20
+"""Draws of them that show in which directions content tokens vary."""
 _FITTED = 20_000
 """Pictures from whose rows the map to the first stage's vectors is fitted."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
+
+from retrv_r1.train.initialize import nearest_rotation
 
 
 class Reading(nn.Module):
@@ -20,8 +21,7 @@ class Reading(nn.Module):
 
     def __init__(self, to_vector: Tensor) -> None:
         super().__init__()
-        left, _, right = torch.linalg.svd(to_vector, full_matrices=False)
-        self.rotation = nn.Parameter(left @ right)
+        self.rotation = nn.Parameter(nearest_rotation(to_vector))
 
     def loss(self, states: Tensor, vectors: Tensor) -> tuple[Tensor, float]:
         """One minus the mean cosine of states and vectors, and that cosine.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retrv_r1.model.chains import content_words
 from retrv_r1.train.adapters import adapt, train_new_tokens
 from retrv_r1.train.config import ConfigError
 from retrv_r1.train.corpus import Entry
@@ -51,6 +52,7 @@ class SFTConfig:
         naming_weight: weight of the losses on names (``naming.py``).
         names: names per step that are negatives of all.
         descriptions: pictures named per step from their content tokens.
+        ideals: text queries per step that are read without a list, and whose ideal is written.
         wordings: share of the queries by a name that are worded as people type.
         validation: queries of each cell in a validation.
         lora: rank of LoRA on the language model's linear layers, with the embeddings of our own
@@ -81,6 +83,7 @@ class SFTConfig:
     naming_weight: float = 0.5
     names: int = 2048
     descriptions: int = 0
+    ideals: int = 0
     wordings: float = 0.7
     validation: int = 25
     lora: int = 0
@@ -156,6 +159,9 @@ class SFTStage(Stage):
             names = [self.named.names[thing] for thing in drawn.things]
             made["tell"] = self.collator.describe(entries, names, full_tokens=False)
             made["tell_views"] = self.bank.draw(made["tell"].pictures, rng)
+        if config.ideals:
+            typed = self.named.draw(rng, config.ideals).texts
+            made["ideals"] = self.collator.ideals([text for text in typed if content_words(text)])
         return made
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
@@ -186,6 +192,10 @@ class SFTStage(Stage):
             told_loss = told.token_loss()
             loss = loss + told_loss
             metrics["content_name_loss"] = told_loss.item()
+        if "ideals" in batch:
+            ideal_loss = run_lists(self.model, batch["ideals"], None).token_loss()
+            loss = loss + ideal_loss
+            metrics["ideal_loss"] = ideal_loss.item()
         kind = batch["kind"]
         return loss, metrics | {
             f"{kind}token_loss": token_loss.item(),
