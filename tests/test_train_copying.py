@@ -42,7 +42,7 @@ def copying(tokenizer, backbone_config, processor) -> tuple[Any, Callable[..., T
     model = RetrvR1ForConditionalGeneration(config).eval()
     tokens = processor.tokens
     initialize_layers(model.language_model)
-    initialize_answer(model, tokens.labels)
+    initialize_answer(model, tokens.labels, [tokens.answer_start])
     sample = contents(2000)
     initialize_copying(
         model, sample, tokens.labels, tokens.im_start, {tokens.think_start: tokens.end}

@@ -62,7 +62,7 @@ def text_lists(rng: np.random.Generator, count: int, size: int) -> list[ListExam
 @torch.no_grad()
 def test_a_compressed_list_is_answered_by_the_nearest_content_token(fresh, processor, size):
     initialize_layers(fresh.language_model)
-    initialize_answer(fresh, processor.tokens.labels)
+    initialize_answer(fresh, processor.tokens.labels, [processor.tokens.answer_start])
     rng = np.random.default_rng(0)
     lists = text_lists(rng, 40, size)
     batch = ListCollator(processor).collate(lists, rng, reason=0.0, moved_labels=0.5)
@@ -79,7 +79,7 @@ def test_a_compressed_list_is_answered_by_the_nearest_content_token(fresh, proce
 
 def test_nothing_else_learns_to_write_where_agreement_stands(fresh, processor):
     initialize_layers(fresh.language_model)
-    initialize_answer(fresh, processor.tokens.labels)
+    initialize_answer(fresh, processor.tokens.labels, [processor.tokens.answer_start])
     fresh.requires_grad_(True)
     keep_agreement(fresh)
     rng = np.random.default_rng(1)
@@ -104,7 +104,7 @@ def test_nothing_else_learns_to_write_where_agreement_stands(fresh, processor):
 
 def test_a_compressor_that_learns_alone_keeps_it_too(fresh, processor):
     initialize_layers(fresh.language_model)
-    initialize_answer(fresh, processor.tokens.labels)
+    initialize_answer(fresh, processor.tokens.labels, [processor.tokens.answer_start])
     fresh.requires_grad_(False)
     fresh.icm.requires_grad_(True)
     keep_agreement(fresh)

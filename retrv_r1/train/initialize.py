@@ -158,18 +158,21 @@ def initialize_layers(language_model: Any) -> None:
 
 
 @torch.no_grad()
-def initialize_answer(model: RetrvR1ForConditionalGeneration, labels: Sequence[int]) -> None:
+def initialize_answer(
+    model: RetrvR1ForConditionalGeneration, labels: Sequence[int], before: Sequence[int]
+) -> None:
     """Lets a compressed list be answered by agreement from the first step on.
 
     Each candidate is shown as label, content token, relation token. The first component of rows is
     kept for agreement, which relation tokens have there and nothing else (:func:`keep_agreement`).
     Head 0 of the first layer copies every row's second row before it, so a relation token also
-    carries its label; head 0 of the last layer attends by the first component, and copies the
-    label. The answer then is the candidate whose content token is the query's nearest, as the first
-    stage says, and training goes on from there. Needs ``icm.agreement``.
+    carries its label; head 0 of the last layer attends by the first component where a label comes
+    next, and copies the label. The answer then is the candidate whose content token is the query's
+    nearest, as the first stage says, and training goes on from there. Needs ``icm.agreement``.
 
     Args:
         labels: token ids of the labels, whose embeddings the two heads pass on.
+        before: token ids behind which a label comes next.
     """
     assert model.icm.agree is not None
     for weight in _beside_agreement(model):
@@ -203,7 +206,8 @@ def initialize_answer(model: RetrvR1ForConditionalGeneration, labels: Sequence[i
     first.k_proj.bias[half : half + fast] = strength * torch.sin(2 * rotation[:fast])
     # Content: the slowest frequency hardly turns within a list.
     strength = width**0.25 * _SHARPNESS**0.5
-    last.q_proj.bias[half - 1] = strength
+    asking = nn.functional.normalize(table[list(before)], dim=-1).sum(0) / table.shape[1] ** 0.5
+    last.q_proj.weight[half - 1] = strength * asking
     last.k_proj.weight[half - 1, 0] = strength
 
 
@@ -257,5 +261,5 @@ _COPIED, _ANSWERED = 0.08, 0.5
 """Sizes of what head 0 of the first and of the last layer add."""
 _FAST, _PEAK = 8, 12.0
 """Frequencies that find the second row before, and the score of each at the peak."""
-_SHARPNESS = 4.0
+_SHARPNESS = 8.0
 """Score of a first component of one, in normed rows."""

@@ -224,15 +224,16 @@ class ReadStage(Stage):
         table = model.get_input_embeddings().weight
         # Without a text tower the compressor reads them, beside the rows of pictures.
         space = to_vector if model.text_tower is None else nearest_rotation(to_vector)
-        tokens = fit_tokens(ids, vectors, space, len(table), steps=self.config.start_steps)
+        fitted = fit_tokens(ids, vectors, space, len(table), steps=self.config.start_steps)
         used = sorted({token for text in ids for token in text})
         with torch.no_grad():
-            table[used] = tokens[used] * model.config.get_text_config().initializer_range
+            table[used] = fitted[used] * model.config.get_text_config().initializer_range
         initialize_compressor(model.icm, to_vector)
         fit_contents(model, self._contents(), to_vector, steps=self.config.start_steps // 2)
         initialize_layers(model.language_model)
         if model.icm.agree is not None:
-            initialize_answer(model, self.collator.tokens.labels)
+            tokens = self.processor.tokens
+            initialize_answer(model, tokens.labels, (tokens.answer_start, tokens.inspect_start))
         if can_copy(model):
             self._initialize_copying()
 
