@@ -97,7 +97,15 @@ OPTIONS = {
         "full_reason": 0.0,
         "unanswered": 0.3,
     },
-    "sft": {"rows": 16, "sizes": [3, 4], "full_sizes": [3, 4], "full_every": 3, "names": 5},
+    "sft": {
+        "rows": 16,
+        "sizes": [3, 4],
+        "full_sizes": [3, 4],
+        "full_every": 3,
+        "names": 5,
+        "descriptions": 2,
+        "ideals": 6,
+    },
 }
 MODELS = {"embed": EMBED, "read": BACKBONE}
 BEFORE = {

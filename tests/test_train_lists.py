@@ -173,6 +173,17 @@ def test_targets_are_the_models_own_tokens_and_nothing_else(collator, sampler, f
     assert spliced_lists > 10
 
 
+def test_an_ideal_alone_is_the_only_target_and_has_the_querys_words(collator, tokenizer):
+    said = ["a picture of a Red apple", "red", "+", "red apple " * 20]
+    assert [collator.can_repeat(text) for text in said] == [True, True, False, False]
+    batch = collator.ideals(said[:2])
+    for row, ideal in enumerate(("red apple", "red")):
+        targets = batch.labels[row][batch.labels[row] != -100].tolist()
+        assert targets[0] == collator.tokens.think_start
+        assert tokenizer.decode(targets[1:]) == f"ideal: {ideal}."
+    assert not len(batch.candidates.items) and not batch.pictures
+
+
 def test_direct_answers_train_the_label_and_what_closes_it(collator, sampler):
     rng, tokens = np.random.default_rng(0), collator.tokens
     examples = sampler.draw(rng, 6, 4, 0.5)

@@ -3,9 +3,9 @@
 The first stage has learned which words mean which pictures. Its vectors are close to a linear map
 ``M`` of a picture's mean tower row. The new model therefore begins with content tokens that have
 the same inner products, ``(MᵀM)^½ · mean row``, which a few hundred steps make more exact; with
-token embeddings in the space of tower rows, close to the pictures of their words; and with layers
-that answer a compressed list by the likeness of content tokens. It has to learn what is better
-than the first stage, and not the first stage once more.
+token embeddings close to the pictures of their words; and with layers that answer a compressed list
+by the likeness of content tokens. It has to learn what is better than the first stage, and not the
+first stage once more.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def fit_tokens(
     Args:
         texts: token ids of each text.
         vectors: first-stage vectors of the texts, ``[t, e]``.
-        to_vector: linear map from their space to that of the vectors, ``[e, d]``.
+        to_vector: linear map from the space of token embeddings to that of the vectors, ``[e, d]``.
     Returns:
         Embeddings of RMS 1, ``[vocabulary, d]``.
     """
@@ -186,29 +186,43 @@ def initialize_answer(
     # The directions in which labels differ most.
     table: Any = model.get_input_embeddings().weight
     shown = table[list(labels)]
+    shown = shown - shown.mean(0)
     passed = torch.linalg.svd(shown, full_matrices=False).Vh[:width]
     passed[:, 0] = 0  # exactly
     last.o_proj.weight.mul_(_QUIET)
-    for attention, scale in ((first, _COPIED), (last, _ANSWERED)):
-        for part in (attention.q_proj, attention.k_proj):
-            part.weight[:width] = 0
-            part.bias[:width] = 0
-        attention.v_proj.weight[:width] = 0
+    fast = torch.arange(min(_FAST, half))
+    slowest = torch.tensor([half - 1])
+    for attention, scale, pairs in ((first, _COPIED, fast), (last, _ANSWERED, slowest)):
+        clear_head(attention, 0, pairs)
         attention.v_proj.weight[: len(passed)] = passed
-        attention.o_proj.weight[:, :width] = 0
         attention.o_proj.weight[:, : len(passed)] = scale * passed.T
     # Position: a sum of cosines with its peak two rows back, of the frequencies that turn fast.
     rope = model.config.get_text_config().rope_parameters
     rotation = rope["rope_theta"] ** (-torch.arange(half) / half)
-    fast, strength = min(_FAST, half), width**0.25 * _PEAK**0.5
-    first.q_proj.bias[:fast] = strength
-    first.k_proj.bias[:fast] = strength * torch.cos(2 * rotation[:fast])
-    first.k_proj.bias[half : half + fast] = strength * torch.sin(2 * rotation[:fast])
+    strength = width**0.25 * _PEAK**0.5
+    first.q_proj.bias[fast] = strength
+    first.k_proj.bias[fast] = strength * torch.cos(2 * rotation[fast])
+    first.k_proj.bias[half + fast] = strength * torch.sin(2 * rotation[fast])
     # Content: the slowest frequency hardly turns within a list.
     strength = width**0.25 * _SHARPNESS**0.5
     asking = nn.functional.normalize(table[list(before)], dim=-1).sum(0) / table.shape[1] ** 0.5
     last.q_proj.weight[half - 1] = strength * asking
     last.k_proj.weight[half - 1, 0] = strength
+
+
+def clear_head(attention: Any, head: int, pairs: Tensor) -> int:
+    """Takes a head's function away, and its keys in pairs of a rotation; returns its first place.
+
+    What is not used then keeps random keys and values, so that all of the head can learn.
+    """
+    width = attention.head_dim
+    at = head * width
+    span = slice(at, at + width)
+    attention.q_proj.weight[span], attention.q_proj.bias[span] = 0, 0
+    attention.o_proj.weight[:, span] = 0
+    for places in (at + pairs, at + width // 2 + pairs):
+        attention.k_proj.weight[places], attention.k_proj.bias[places] = 0, 0
+    return at
 
 
 def keep_agreement(model: RetrvR1ForConditionalGeneration) -> None:

@@ -58,13 +58,13 @@ class Candidates:
 
 @dataclass(frozen=True)
 class ListBatch:
-    """Padded sequences over one row table, one for each list or description.
+    """Padded sequences over one row table, one for each list, description or ideal.
 
     Attributes:
         items: the packed items, still without vision rows.
         pictures: bank rows of the pictures, in the order of their vision rows.
         input_ids, row_refs, labels: ``[b, l]``; position_ids: ``[3, b, l]``.
-        candidates: queries and candidates of the lists; empty for descriptions.
+        candidates: queries and candidates of the lists; empty without lists.
         candidate_ends: last row of each candidate, ``[c]``.
         candidate_labels: label token of each candidate, ``[c]``.
         query_ends: last row before the candidates, ``[b]``.
@@ -105,7 +105,7 @@ class _Sequence:
 
 
 class ListCollator:
-    """Turns list examples and descriptions into a :class:`ListBatch`.
+    """Turns list examples, descriptions and ideals into a :class:`ListBatch`.
 
     Args:
         max_text: number of tokens of an item's text that are read.
@@ -186,6 +186,10 @@ class ListCollator:
             for item in range(len(entries))
         ]
         return self._pad(layout, entries, sequences, Candidates.of([], []))
+
+    def can_repeat(self, query: str) -> bool:
+        """Whether a text query has words for an ideal, and is read whole."""
+        return bool(content_words(query)) and len(self.texts.ids(query)) <= self.max_text
 
     def ideals(self, queries: Sequence[str]) -> ListBatch:
         """One sequence per text query without a list: its chain's ideal as the target."""

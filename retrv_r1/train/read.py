@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
-from retrv_r1.model.tokens import encode_text
+from retrv_r1.model.tokens import encode_template, encode_text
 from retrv_r1.train.config import checked
 from retrv_r1.train.copying import can_copy, initialize_copying
 from retrv_r1.train.corpus import Corpus, Entry, Key
@@ -218,7 +217,8 @@ class ReadStage(Stage):
         with torch.no_grad():
             vectors = setup.entries.embed_all([Entry(text, None, {}) for text in texts])
         known_texts = KnownTexts(self.processor.tokenizer, self.config.max_text)
-        known_texts.learn(texts := [*texts, *(f" {text}" for text in texts)])
+        texts += [f" {text}" for text in texts]  # as they stand behind another word
+        known_texts.learn(texts)
         vectors = vectors.to(to_vector.device).repeat(2, 1)
         ids = [known_texts.ids(text) for text in texts]
         table = model.get_input_embeddings().weight
@@ -231,22 +231,27 @@ class ReadStage(Stage):
         initialize_compressor(model.icm, to_vector)
         fit_contents(model, self._contents(), to_vector, steps=self.config.start_steps // 2)
         initialize_layers(model.language_model)
+        if can_copy(model):
+            self._initialize_copying()
         if model.icm.agree is not None:
             tokens = self.processor.tokens
             initialize_answer(model, tokens.labels, (tokens.answer_start, tokens.inspect_start))
-        if can_copy(model):
-            self._initialize_copying()
 
     def _initialize_copying(self) -> None:
         """Sets the heads that copy words of the query, and what content tokens show."""
         model, tokens, draw = self.model, self.processor.tokens, self._contents()
         with torch.no_grad():
-            drawn = [items for items, _ in (draw() for _ in range(_SAMPLED))]
+            drawn = (items for items, _ in (draw() for _ in range(_SAMPLED)))
             contents = [model.icm.pooled(model.features(x), x.cu_seqlens) for x in drawn]
-        spell = partial(encode_text, self.processor.tokenizer)
+        before_query = encode_template(
+            self.processor.tokenizer, model.config.prompts["before_query"]
+        )
+        colon = encode_text(self.processor.tokenizer, "ideal:")[-1]
         # The ideal begins as the query does, or is the name of its picture.
-        follows = {spell("ideal:")[-1]: spell("\n")[-1], tokens.think_start: tokens.vision_end}
-        initialize_copying(model, torch.cat(contents), tokens.labels, tokens.im_start, follows)
+        follows = {colon: before_query[-1], tokens.think_start: tokens.vision_end}
+        tags = tokens.think_start, tokens.inspect_start, tokens.answer_start
+        sample = torch.cat(contents)
+        initialize_copying(model, sample, tokens.labels, tokens.im_start, follows, tags)
 
     def _contents(self) -> Callable[[], tuple[PackedItems, Tensor]]:
         """Draws items of each kind, and texts as people type them, with first-stage vectors."""

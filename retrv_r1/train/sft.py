@@ -2,7 +2,7 @@
 
 Compressor and language model learn together; the tower is frozen. Lists grow longer and harder.
 Some are read at full length, so that the full-token baseline is the same model, trained for it.
-``lists`` trains direct answers only (``reason: 0``).
+``lists`` trains direct answers to lists only (``reason: 0``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrv_r1.model.chains import content_words
 from retrv_r1.train.adapters import adapt, train_new_tokens
 from retrv_r1.train.config import ConfigError
 from retrv_r1.train.corpus import Entry
@@ -161,7 +160,8 @@ class SFTStage(Stage):
             made["tell_views"] = self.bank.draw(made["tell"].pictures, rng)
         if config.ideals:
             typed = self.named.draw(rng, config.ideals).texts
-            made["ideals"] = self.collator.ideals([text for text in typed if content_words(text)])
+            if said := [text for text in typed if self.collator.can_repeat(text)]:
+                made["ideals"] = self.collator.ideals(said)
         return made
 
     def loss(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, float]]:
