@@ -9,7 +9,7 @@ from retrv_r1 import Item, ItemLike, RankRequest, Reranker
 
 demo = Path(__file__).parent / "demo"
 candidates: list[ItemLike] = [
-    "a taxi",
+    "a bus",
     "a lion",
     demo / "police-car.png",
     demo / "red-apple.png",
@@ -18,8 +18,8 @@ candidates: list[ItemLike] = [
 ]
 requests = [
     RankRequest("police car", candidates),
-    RankRequest(demo / "lion-face.png", candidates, instruction="Find a name for the picture."),
-    RankRequest(Item(text="change it to green", image=demo / "red-apple.png"), candidates),
+    RankRequest("something with cheese", candidates),
+    RankRequest(demo / "taxi.png", candidates, instruction="Find another vehicle."),
 ]
 
 with Reranker.from_pretrained("tiny") as reranker:
@@ -27,4 +27,4 @@ with Reranker.from_pretrained("tiny") as reranker:
 
 for results in batch:
     ranking = ", ".join(f"{item.name} {item.score:.2f}" for item in results)
-    print(f"{results.query.text or 'a picture of a lion'}: {ranking}")
+    print(f"{results.query.text or 'a picture of a taxi'}: {ranking}")

@@ -17,7 +17,7 @@ except EngineMissing as error:
     sys.exit(str(error))
 
 with reranker:
-    results = reranker.rank("guitar", pictures)
+    results = reranker.rank("violin", pictures)
 
 print(f"reasoning: {results.reasoning}")
 for rank, item in enumerate(results.top(3), start=1):

@@ -21,10 +21,10 @@ pytest_plugins = ("sglang_fixtures",)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DEMO = EXAMPLES / "demo"
 PRINTED = {
-    "rank_pictures": "1. 0.390  police-officer-dark-skin-tone.png  (inspected)",
-    "rank_batch": "change it to green: green-apple.png",
+    "rank_pictures": "1. 0.566  police-officer-dark-skin-tone.png",
+    "rank_batch": "something with cheese: pizza.png 0.48",
     "rounded_weights": "pictures encoded: 0, found on disk: 51",
-    "sglang_server": "guitar.png",
+    "sglang_server": "violin.png",
     "train_grpo": "step 3: reward",
 }
 
@@ -41,7 +41,7 @@ def test_demo_pictures_are_ranked(reranker, mode, reading):
     results = reranker.rank("a red apple", pictures, mode=mode, reading=reading)
     check(results, len(pictures))
     assert bool(results.reasoning) == (mode == "reason")
-    rows = 3 if reading == "compressed" else 12
+    rows = 3 if reading == "compressed" else 19
     assert results.tokens.candidates == rows * len(pictures)
 
 
@@ -71,9 +71,9 @@ def test_command_line(tmp_path):
 
 def test_the_record_is_shipped():
     records = SHIPPED / "tiny" / "training"
-    manifest = {str(json.loads(path.read_text())["data_hash"]) for path in records.glob("*.json")}
-    assert len(manifest) == 1
-    assert {path.stem for path in records.glob("*.jsonl")} >= {"embed", "pretrain", "sft"}
+    named = {path.stem for path in records.glob("*.json")}
+    assert named == {path.stem for path in records.glob("*.jsonl")} >= {"embed", "words", "sft"}
+    assert all(json.loads(path.read_text())["data_hash"] for path in records.glob("*.json"))
     size = sum(path.stat().st_size for path in (SHIPPED / "tiny").rglob("*") if path.is_file())
     assert size < 25e6
 
