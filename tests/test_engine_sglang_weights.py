@@ -263,18 +263,19 @@ def test_a_server_that_we_start_gets_the_weights_of_the_model(small_model, proce
 def test_a_server_takes_neither_the_compressor_nor_a_tower_of_our_own(own_tower):
     """By the names of a checkpoint and of our model; the config says whose the tower is."""
     config = RetrvR1Config.from_pretrained(resolve("tiny"))
-    if own_tower:
-        config.tower_config = ConvTowerConfig(out_hidden_size=config.hidden_size)
+    tower = ConvTowerConfig(out_hidden_size=config.hidden_size)
+    config.tower_config = tower if own_tower else None
     served = SGLangCheckpointConfig.from_dict(config.to_dict())
     assert served.own_tower is own_tower and served.model_type == "retrv_r1"
     assert served.vision_config.out_hidden_size == config.hidden_size
     layers = ["model.layers.0.mlp.up_proj.weight", "lm_head.weight"]
-    tower = ["visual.layers.0.weight", "visual.out.bias"]
+    of_tower = ["visual.layers.0.weight", "visual.out.bias"]
     for saved in ("backbone.model.", "model."):
         head = saved.removesuffix("model.") + "lm_head.weight"
         names = [f"{saved}language_model.layers.0.mlp.up_proj.weight", head, "icm.pool.query"]
-        names += [f"{saved}{name}" for name in tower]
+        names += ["text_tower.out.weight"]
+        names += [f"{saved}{name}" for name in of_tower]
         values = {name: torch.rand(2) for name in names}
         kept = dict(served_weights(values.items(), own_tower=served.own_tower))
-        assert list(kept) == layers + ([] if own_tower else tower)
+        assert list(kept) == layers + ([] if own_tower else of_tower)
         assert kept[layers[0]] is values[names[0]]

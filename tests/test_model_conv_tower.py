@@ -103,6 +103,5 @@ def test_a_reranker_with_the_tower_is_saved_loaded_and_ranks(tmp_path):
         assert fingerprint(again, ours) != before, "statistics count as weights do"
 
 
-def test_a_config_without_the_tower_stays_as_it_was(tower):
-    model, _ = load_checkpoint("tiny", torch.float32)
+def test_a_config_without_the_tower_stays_as_it_was(model):
     assert model.config.tower_config is None and not isinstance(model.visual, ConvTower)

@@ -43,10 +43,10 @@ def served_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """The parameters that a server has, by SGLang's names.
 
-    The compressor's stay here, and so do those of a tower that is not the backbone's: our process
-    computes all rows, and the server's tower is one that is never used.
+    The compressor's and its text tower's stay here, and so do those of a tower that is not the
+    backbone's: our process computes all rows, and the server's tower is one that is never used.
     """
-    left = ("icm.", "visual.") if own_tower else ("icm.",)
+    left = ("icm.", "text_tower.", *(("visual.",) if own_tower else ()))
     for name, value in weights:
         if not (known := sglang_name(name)).startswith(left):
             yield known, value
