@@ -153,15 +153,16 @@ def test_nothing_is_written_where_agreement_stands(copying):
 
 def test_a_model_of_the_shipped_shape_begins_with_these_heads(config, folder):
     out = folder / "wide" / "embed"
-    vision = stages.EMBED["vision"] | {"out_hidden_size": WIDTH}
-    shape = stages.EMBED | {"vision": vision, "embedding_dim": USED}
+    embed: dict[str, Any] = stages.EMBED
+    vision = embed["vision"] | {"out_hidden_size": WIDTH}
+    wide: dict[str, Any] = {**embed, "vision": vision, "embedding_dim": USED}
     short = stages.LOOP | {"steps": 1}
-    run("embed", config("embed", model=shape, out=str(out), loop=short), dtype="float32")
+    run("embed", config("embed", model=wide, out=str(out), loop=short), dtype="float32")
     init = {"embed": str(out / "final")}
     heads = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]}
     text = stages.BACKBONE["text"] | heads | {"rope_parameters": rope}
-    shape = stages.BACKBONE | {"text": text, "text_tower": True}
+    shape: dict[str, Any] = stages.BACKBONE | {"text": text}
     shape["icm"] = shape["icm"] | {"agreement": True}
     for tower in (True, False):
         path = config(
