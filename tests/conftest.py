@@ -161,6 +161,32 @@ def checkpoint(backbone_config, tokenizer, image_processor, tmp_path_factory) ->
 
 
 @pytest.fixture(scope="session")
+def make_wide(tokenizer, backbone_config) -> Callable[[int], RetrvR1ForConditionalGeneration]:
+    """Builds a model of the shipped one's width and heads, with so many layers."""
+
+    def build(layers: int) -> RetrvR1ForConditionalGeneration:
+        torch.manual_seed(0)
+        text = dict(
+            hidden_size=256,
+            intermediate_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            initializer_range=0.04,
+            rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[8, 12, 12]),
+        )
+        vision = backbone_config.vision_config.to_dict() | {"out_hidden_size": 256}
+        config = RetrvR1Config(
+            backbone_config=qwen_config(tokenizer, text, vision),
+            icm={"agreement": True},
+            prompts={"before_instruction": "<|im_start|>", "after_candidates": "<|im_end|>"},
+        )
+        return RetrvR1ForConditionalGeneration(config).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def image_processor() -> Qwen2VLImageProcessorPil:
     """A processor of pictures of any shape, which have 4 to 16 rows each."""
     return Qwen2VLImageProcessorPil(

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 1180, 1215
 """Pixels of the page that are shown: all but the bill."""
 
 
-def take(url: str, query: str = "a tiger face") -> Image.Image:
+def take(url: str, query: str = "a green apple") -> Image.Image:
     """The page after it has ranked one of its examples, with reasoning."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)

@@ -11,9 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from retrv_r1.model.backbone import qwen_config
-from retrv_r1.model.config import RetrvR1Config
-from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.train import run
 from retrv_r1.train.config import read_config
 from retrv_r1.train.copying import can_copy, initialize_copying
@@ -30,23 +27,9 @@ SIZE = 20
 
 
 @pytest.fixture(scope="module")
-def copying(tokenizer, backbone_config, processor) -> tuple[Any, Callable[..., Tensor]]:
+def copying(make_wide, processor) -> tuple[Any, Callable[..., Tensor]]:
     """A language model of three layers, and what its second attention adds to given rows."""
-    torch.manual_seed(0)
-    text = dict(
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        initializer_range=0.04,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
-    )
-    vision = backbone_config.vision_config.to_dict() | {"out_hidden_size": WIDTH}
-    config = RetrvR1Config(
-        backbone_config=qwen_config(tokenizer, text, vision), icm={"agreement": True}
-    )
-    model = RetrvR1ForConditionalGeneration(config).eval()
+    model = make_wide(3)
     tokens = processor.tokens
     tags = [tokens.think_start, tokens.answer_start]
     initialize_layers(model.language_model)

@@ -8,8 +8,6 @@ import torch
 from torch.nn.functional import normalize, rms_norm
 from transformers import BertConfig
 
-from retrv_r1.model.backbone import qwen_config
-from retrv_r1.model.config import RetrvR1Config
 from retrv_r1.model.modeling import PackedItems, RetrvR1ForConditionalGeneration
 from retrv_r1.train.corpus import Entry, ListExample
 from retrv_r1.train.initialize import (
@@ -27,25 +25,9 @@ WIDTH = 64
 
 
 @pytest.fixture
-def fresh(tokenizer, backbone_config) -> RetrvR1ForConditionalGeneration:
+def fresh(make_wide) -> RetrvR1ForConditionalGeneration:
     """A model of the width of `tiny`, with two layers."""
-    torch.manual_seed(0)
-    text = dict(
-        hidden_size=256,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        initializer_range=0.04,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
-    )
-    vision = backbone_config.vision_config.to_dict() | {"out_hidden_size": 256}
-    config = RetrvR1Config(
-        backbone_config=qwen_config(tokenizer, text, vision),
-        icm={"agreement": True},
-        prompts={"before_instruction": "<|im_start|>", "after_candidates": "<|im_end|>"},
-    )
-    return RetrvR1ForConditionalGeneration(config).eval()
+    return make_wide(2)
 
 
 def text_lists(rng: np.random.Generator, count: int, size: int) -> list[ListExample]:

@@ -48,7 +48,7 @@ def initialize_copying(
     Rows keep their content in three fourths of the width, the directions in which content tokens
     vary. The others are free for notes, so token embeddings and what else the first layer adds are
     projected out of them. The final norm is doubled, because a copy ranks tokens by cosines alone.
-    The first component is not touched (:func:`~retrv_r1.train.initialize.keep_agreement`).
+    Nothing is written to the first component (:func:`~retrv_r1.train.initialize.keep_agreement`).
 
     Args:
         contents: a sample of content tokens, ``[n, d]``, that leaves a fourth of the width free.
