@@ -64,10 +64,15 @@ def requests(checkpoint) -> list[Request]:
     labels = processor.tokens.labels
     made = [leaning(one, k) for k, one in enumerate(real_requests(labels))]
     made[::2] = [replace(one, none_label=processor.tokens.none) for one in made[::2]]
+    made[1::3] = [replace(one, label_bias=biases(one)) for one in made[1::3]]
     for k, one in enumerate(real_requests(labels, seed=5)):
         picture = leaning(one, 5 + k).source.pieces[0][0]
         made.append(replace(leaning(one, k), prompt=[12, picture, 13, *one.prompt]))
     return made
+
+
+def biases(request: Request) -> list[float]:
+    return [float(7 * k % 5) - 2 for k in range(len(request.labels))]
 
 
 def leaning(request: Request, inspections: int) -> Request:

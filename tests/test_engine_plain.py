@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -82,6 +83,36 @@ def test_the_label_for_no_candidate_is_nothing_to_inspect():
     output, _ = run([THINK, LOOK, NONE, END_LOOK, END_THINK], none_label=NONE)
     assert not output.well_formed and NONE not in output.tokens
     assert output.inspected == (0,)
+
+
+def test_biases_of_labels_change_the_answer_and_nothing_else():
+    plain, rows = run(GOOD)
+    output, seen = run(GOOD, label_bias=[0.0, 11.0, 0.5])
+    assert (output.answer, output.label_logits.tolist()) == (1, [0.0, 11.0, 10.5])
+    assert output.well_formed and output.inspected == plain.inspected and seen == rows[: len(seen)]
+    assert output.tokens[:-2] == plain.tokens[:-2] and output.tokens[-2] == LABELS[1]
+    assert output.logprobs[-2] == pytest.approx(float(output.label_logits.log_softmax(-1)[1]))
+    output, _ = run(GOOD, label_bias=[0.0, 11.0, 0.5], none_label=NONE)
+    assert (output.answer, output.none_logit) == (1, 0.0)
+
+
+def test_answers_are_drawn_with_their_biases():
+    drawn = Sampling(temperature=1.0)
+    plan = [ANSWER, LABELS[0], END_ANSWER]
+    bias = [-10.0, 1.0, 0.0]  # the scripted label has a logit of 10
+    said = [
+        run(plan, reason=False, label_bias=bias, sampling=replace(drawn, seed=seed))[0].answer
+        for seed in range(200)
+    ]
+    assert 0.45 < said.count(1) / 200 < 0.7 and said.count(0) and said.count(2)
+
+
+@pytest.mark.parametrize(
+    "bias, message", [([1.0], "1 biases for 3"), ([1.0, 2.0, math.nan], "finite")]
+)
+def test_biases_that_cannot_be_are_refused(bias, message):
+    with pytest.raises(ValueError, match=message):
+        request(label_bias=bias)
 
 
 def test_refused_inspections_are_counted_and_cost_nothing():

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from eval_fixtures import QUERIES, evaluate, write_cell, write_lines
 
 from retrv_r1.data import mbeir
 from retrv_r1.eval import EvalError
+from retrv_r1.eval.calibration_lists import calibration_lists
 from retrv_r1.eval.chains import ChainCounts, Count, count_chains
 from retrv_r1.eval.names import Names
 from retrv_r1.eval.outcomes import Outcome
+from retrv_r1.eval.settings import EvalSettings
 from retrv_r1.model.chains import Chain
 
 pytest_plugins = ["eval_fixtures"]
@@ -173,6 +176,29 @@ def test_calibration_is_reported_on_lists_with_and_without_the_answer(
     assert "reliability.png" in (tmp_path / "out/report.md").read_text()
     again = evaluate(dataset, model_files, out=tmp_path / "out", **options)
     assert again == report and len(ranker.asked) == 12, "finished lists are only read"
+
+
+def test_lists_hold_what_the_first_stage_finds_and_nothing_else():
+    settings = EvalSettings(k=(8,), without_answer=0.3)
+    pool = [f"d{n}" for n in range(20)]
+    queries = [SimpleNamespace(qid=f"q{n}", positives=[f"d{n % 12}"]) for n in range(300)]
+    work = SimpleNamespace(queries=queries)
+    first = [Outcome(query.qid, tuple(pool), (0.0,) * 20) for query in queries]
+    lists, sizes, answered = calibration_lists(work, first, settings), set(), 0
+    for query in queries:
+        found = lists.get(query.qid, [])
+        assert found == sorted(set(found) & set(pool[:8]), key=pool.index)
+        sizes.add(len(found))
+        (known,) = query.positives
+        if found and known in pool[:8]:
+            answered += known in found
+        else:  # of what is not found only lists without it
+            assert known not in found
+    assert sizes == {0, 5, 6, 7, 8}
+    assert 0.6 < answered / (300 * 8 / 12) < 0.8
+    assert lists == calibration_lists(work, first, settings)
+    best = [found for found in lists.values() if found == pool[: len(found)] and len(found) < 8]
+    assert best, "some are what a search would give"
 
 
 def test_lists_without_the_answer_have_no_relevant_candidate(dataset, model_files, ranker):

@@ -104,6 +104,35 @@ def test_what_has_no_best_calibration_is_said():
     assert all(map(math.isfinite, tried.values()))
 
 
+def test_weights_of_what_content_tokens_say_are_found():
+    """Where labels know half of what decides, and likeness or recall the other half."""
+    generator = torch.Generator().manual_seed(0)
+    for column, name in enumerate(("likeness", "recall")):
+        rows, answers, known = [], [], []
+        for _ in range(400):
+            worth, own = torch.randn(2, 8, generator=generator)
+            chances = (2 * (worth + own)).softmax(-1)
+            answers.append([int(torch.multinomial(chances, 1, generator=generator))])
+            rows.append(worth)
+            other = torch.randn(8, generator=generator)
+            known.append(torch.stack([own / 10, other] if column == 0 else [other, own / 10], -1))
+        lists = Lists.of(rows, answers, None, known)
+        found, tried = fit(lists)
+        assert getattr(found, name) == pytest.approx(10, rel=0.25)
+        assert found.temperature == pytest.approx(0.5, rel=0.25)
+        assert abs(getattr(found, "recall" if column == 0 else "likeness")) < 0.3
+        without = ModeCalibration(found.temperature)
+        assert lists.accuracy(found) > lists.accuracy(without) + 0.1
+        assert found.bias(known[0]).shape == (8,)
+        assert tried["temperature + likeness + recall"] < tried["temperature"]
+
+
+def test_weights_that_say_nothing_are_left_out():
+    rows, answers = [torch.tensor([2.0, 0.0]), torch.tensor([2.0, 0.0, 1.0])] * 9, [[0], [2]] * 9
+    found, _ = fit(Lists.of(rows, answers, None, [torch.zeros(len(row), 2) for row in rows]))
+    assert found.likeness == found.recall == 0
+
+
 def test_a_descent_that_leaves_the_numbers_gives_no_calibration(monkeypatch):
     """Its form is left out, as one whose best values lie outside the bounds."""
     rows, answers = [torch.tensor([2.0, 0.0]), torch.tensor([2.0, 0.0, 1.0])] * 3, [[0], [2]] * 3
@@ -169,7 +198,8 @@ def test_a_temperature_needs_mistakes_and_answers():
 def test_lists_without_a_best_candidate_are_right_by_chance():
     """A model whose scores are all equal is as right as a draw, wherever the answer stands."""
     for place in range(4):
-        assert Lists.of([torch.zeros(4)], [[place]]).accuracy() == 0.25
-    assert Lists.of([torch.tensor([1.0, 1.0, 0.0])], [[0, 2]]).accuracy() == 0.5
+        assert Lists.of([torch.zeros(4)], [[place]]).accuracy(ModeCalibration()) == 0.25
+    lists = Lists.of([torch.tensor([1.0, 1.0, 0.0])], [[0, 2]])
+    assert lists.accuracy(ModeCalibration()) == 0.5
     with pytest.raises(EvalError, match="no best temperature"):
         fit_temperature([torch.zeros(4)] * 5, [[0]] * 5)

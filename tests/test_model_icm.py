@@ -25,6 +25,9 @@ CONFIGS = {
     "a pool of its own": ICMConfig(separate_relation_pool=True, relate_dim=8),
     "large epsilon": ICMConfig(norm_eps=0.5, relate_dim=8),
     "memory": ICMConfig(relate_dim=8, memory_size=7, memory_width=5, memory_temperature=0.2),
+    "memory of low rank": ICMConfig(
+        relate_dim=8, memory_size=7, memory_rank=3, memory_temperature=0.2, agreement=True
+    ),
     "agreement": ICMConfig(relate_dim=8, agreement=True),
     "both, a pool of its own": ICMConfig(
         relate_dim=8, memory_size=7, agreement=True, separate_relation_pool=True
@@ -112,7 +115,11 @@ def naive_code(icm: InformationCompressor, token: Tensor) -> Tensor:
     """Code of what one content token ``[d]`` resembles."""
     memory, config = icm.memory, icm.config
     prototypes, codes = memory.prototypes.double(), memory.codes.double()
-    cosines = torch.stack([token @ p / (token.norm() * p.norm()) for p in prototypes])
+    if memory.basis is None:
+        prototypes = prototypes / prototypes.norm(dim=-1, keepdim=True)
+    else:
+        prototypes = prototypes @ memory.basis.double().T
+    cosines = torch.stack([token @ p / token.norm() for p in prototypes])
     weights = (cosines / config.memory_temperature).exp()
     read = sum(w * code for w, code in zip(weights / weights.sum(), codes, strict=True))
     return naive_norm(read, torch.ones(len(read)).double(), config.norm_eps)
@@ -268,7 +275,7 @@ def test_agreement_begins_as_the_likeness_of_tokens_and_codes():
     added = added - icm.relation(features, offsets, *pairs)
     pooled = icm.pooled(features, offsets)
     cosine = torch.nn.functional.cosine_similarity
-    of_codes = cosine(*map(icm.memory.code, pooled.split([2, 1])))
+    of_codes = cosine(*icm.contents(features, offsets).code.split([2, 1]))
     likeness = cosine(pooled[:2], pooled[2:]) + of_codes * 0.5
     assert agree.weight[0, 0] == pytest.approx(1.5 / D)
     torch.testing.assert_close(added, (1.5 * likeness[:, None]).expand_as(added))

@@ -7,7 +7,7 @@ The form of a reasoning request:
 
 Tokens that are fully determined (tags) are forced: they are appended without sampling and share a
 forward pass with the next choice. Labels are limited to the request's candidates. A candidate is
-inspected at most once.
+inspected at most once. The answer is chosen from the labels' logits with the request's biases.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from retrv_engine.request import Candidate, Output, Piece, Request, Vocabulary, length_of
-from retrv_engine.sampler import COLDEST, Choice, Permitted, Picked, check_numbers
+from retrv_engine.sampler import ALL, COLDEST, Choice, Permitted, Picked, check_numbers, pick
 
 
 @dataclass
@@ -163,28 +164,41 @@ class Generation:
         self._force(self.vocabulary.answer_start)
         self.due = 2
 
-    def _label(self, pick: Picked) -> None:
+    def _label(self, picked: Picked) -> None:
         """Takes a label: the answer, or the candidate to inspect."""
-        inspects = self.tokens[-1] == self.vocabulary.inspect_start
-        self._take(pick.token, pick.logprob)
-        self._force(self.vocabulary.inspect_end if inspects else self.vocabulary.answer_end)
-        if not inspects:
-            assert pick.labels is not None
-            count = len(self.request.labels)
-            self.label_logits = pick.labels[:count]
-            if self.request.none_label is not None:
-                self.none_logit = float(pick.labels[count])
+        if self.tokens[-1] != self.vocabulary.inspect_start:
+            self._answer(picked)
             return
-        candidate = list(self.request.labels).index(pick.token)
+        self._take(picked.token, picked.logprob)
+        self._force(self.vocabulary.inspect_end)
+        candidate = list(self.request.labels).index(picked.token)
         self.inspected.append(candidate)
         assert self.request.source is not None
         self.inspecting = self.request.source, self.request.inspections[candidate]
+
+    def _answer(self, picked: Picked) -> None:
+        assert picked.labels is not None
+        labels, bias = self.request.labels, self.request.label_bias
+        logits = self.label_logits = picked.labels[: len(labels)]
+        if self.request.none_label is not None:
+            self.none_logit = float(picked.labels[len(labels)])
+        if bias:
+            logits = self.label_logits = logits + torch.tensor(bias)
+            # In the vocabulary's order, as without biases.
+            order = sorted(range(len(labels)), key=labels.__getitem__)
+            (chosen,) = pick(logits[order][None], [self._choice._replace(permitted=ALL, labels=())])
+            picked = Picked(labels[order[chosen.token]], chosen.logprob, picked.likeliest)
+        self._take(picked.token, picked.logprob)
+        self._force(self.vocabulary.answer_end)
 
     def _choose(self, permitted: Permitted, labels: tuple[int, ...] = ()) -> Choice:
         sampling = self.request.sampling
         drawn = sampling.temperature >= COLDEST
         uniform = self._random.random() if drawn else 0.0
-        return Choice(permitted, sampling.temperature, sampling.top_p, uniform, labels=labels)
+        self._choice = Choice(
+            permitted, sampling.temperature, sampling.top_p, uniform, labels=labels
+        )
+        return self._choice
 
     def output(self) -> Output:
         """Result of a finished request."""

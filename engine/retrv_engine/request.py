@@ -131,6 +131,8 @@ class Request:
             labels of no candidate of this request.
         none_label: token that stands for "no candidate"; it is never written, only its logit is
             read. None for a model that has no such token.
+        label_bias: numbers added to the labels' logits at the answer, ``[k]``: what is known of the
+            candidates besides what the model has read. Empty for none.
     """
 
     prompt: Sequence[Piece]
@@ -141,6 +143,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     banned: Sequence[int] = ()
     none_label: int | None = None
+    label_bias: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if not self.labels:
@@ -149,6 +152,10 @@ class Request:
             raise ValueError("every candidate needs a label of its own")
         if self.none_label in self.labels:
             raise ValueError(f"none_label {self.none_label} is the label of a candidate")
+        if self.label_bias and len(self.label_bias) != len(self.labels):
+            raise ValueError(f"{len(self.label_bias)} biases for {len(self.labels)} labels")
+        if not all(map(math.isfinite, self.label_bias)):
+            raise ValueError("every bias of a label must be a finite number")
         hash(tuple(self.inspections))  # raises here rather than in a step
         if self.reason and (len(self.inspections) != len(self.labels) or self.source is None):
             raise ValueError("a reasoning request needs the full rows of every candidate")
@@ -166,8 +173,8 @@ class Output:
     Attributes:
         tokens: all written tokens, forced ones included; spliced rows are not tokens.
         answer: number of the chosen candidate.
-        label_logits: logits of the labels at the answer, ``[k]``; some engines give them up to a
-            constant.
+        label_logits: logits of the labels at the answer, ``[k]``, with the request's biases; some
+            engines give them up to a constant.
         none_logit: logit of the request's ``none_label`` beside them, up to the same constant; None
             without such a label.
         inspected: numbers of the inspected candidates, in order.

@@ -110,7 +110,7 @@ def calibrate(
             before=before,
             lists=len(lists.logits),
             without_answer=int((~lists.answered).sum()),
-            accuracy=lists.accuracy(),
+            accuracy=lists.accuracy(fitted),
             after_fit=lists.measures(fitted),
             before_fit=lists.measures(before),
             tried=tried,
@@ -134,20 +134,29 @@ def _write(config: Path, mode: Mode, fitted: ModeCalibration) -> None:
 def _lists(runs: Sequence[CellRun], mode: Mode, before: ModeCalibration) -> Lists:
     """The lists of a mode, with logits read off scores, up to a constant."""
     kept = [
-        (outcome, [i for i, did in enumerate(outcome.ranking) if did in run.positives[outcome.qid]])
+        (
+            outcome,
+            [i for i, did in enumerate(outcome.ranking) if did in run.positives[outcome.qid]],
+            run.resemblance_of(outcome).double(),
+        )
         for run in runs
         for system, outcomes in run.calibration.items()
         for outcome in (outcomes if system.mode == mode else ())
     ]
-    says = all(outcome.none_of_these is not None for outcome, _ in kept)
-    kept = [(outcome, relevant) for outcome, relevant in kept if says or relevant]
-    read = [_logits(outcome, before) for outcome, _ in kept]
+    says = all(outcome.none_of_these is not None for outcome, _, _ in kept)
+    kept = [one for one in kept if says or one[1]]
+    known = [resemblance for _, _, resemblance in kept]
+    read = [_logits(outcome, before, resemblance) for outcome, _, resemblance in kept]
     none = [float(last) for _, last in read] if says else None
-    return Lists.of([logits for logits, _ in read], [relevant for _, relevant in kept], none)
+    relevant = [relevant for _, relevant, _ in kept]
+    return Lists.of([logits for logits, _ in read], relevant, none, known)
 
 
-def _logits(outcome: Outcome, before: ModeCalibration) -> tuple[Tensor, Tensor]:
+def _logits(
+    outcome: Outcome, before: ModeCalibration, resemblance: Tensor
+) -> tuple[Tensor, Tensor]:
     logs = torch.tensor(outcome.scores, dtype=torch.double).clamp(min=1e-300).log()
     share = outcome.none_of_these
     last = None if share is None else torch.tensor(share, dtype=torch.double).clamp(1e-300).log()
-    return before.logits_of(logs, last)
+    logits, of_none = before.logits_of(logs, last)
+    return logits - before.bias(resemblance), of_none

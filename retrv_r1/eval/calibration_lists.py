@@ -15,35 +15,43 @@ SHORTEST = 5
 def calibration_lists(
     work: CellWork, first: Sequence[Outcome], settings: EvalSettings
 ) -> dict[str, list[str]]:
-    """A list of candidates for each query of a cell, by qid.
+    """A list of candidates for queries of a cell, by qid.
 
     A list has ``SHORTEST`` candidates or more, up to the settings' largest k, short and long ones
-    equally often in the logarithm of their length. They are the first stage's best. Of a share of
-    the lists (``without_answer``) all relevant candidates are left out; in the others a relevant
-    one takes the last place if the first stage did not find any. Length and share are drawn by
-    seed and query. Queries that have no relevant candidate in the pool have no list.
+    equally often in the logarithm of their length. They are drawn among the first stage's best, out
+    of as many as the list has, up to k: so they are as alike as what a search finds, or as
+    different as what people put together. Of a share of the lists (``without_answer``) all
+    relevant candidates are left out; the others have at least the one that the first stage puts
+    first. What it does not find among its best k is in no list: to add it would teach that the
+    candidate least like the query is right. Length, choice and share are drawn by seed and query.
     """
     positives = {query.qid: query.positives for query in work.queries}
     lists = {}
     for outcome in first:
-        known = [did for did in positives[outcome.qid] if did in work.task.pool]
-        if not known:
-            continue
         draw = random.Random(f"calibration {settings.seed} {outcome.qid}")
         longest = max(settings.k)
         size = min(longest, round(SHORTEST * (longest / SHORTEST) ** draw.random()))
         without = draw.random() < settings.without_answer
-        lists[outcome.qid] = _list(outcome.ranking, known, size, without=without)
+        found = _drawn(outcome.ranking[:longest], positives[outcome.qid], size, without, draw)
+        if found:
+            lists[outcome.qid] = found
     return lists
 
 
-def _list(nearest: Sequence[str], known: Sequence[str], size: int, *, without: bool) -> list[str]:
-    if without:
-        return [did for did in nearest if did not in known][:size]
-    found = list(nearest[:size])
-    if set(found).isdisjoint(known):
-        found = [*found[: size - 1], known[0]]
-    return found
+def _drawn(
+    nearest: Sequence[str], known: Sequence[str], size: int, without: bool, draw: random.Random
+) -> list[str]:
+    """A list in the first stage's order; empty if it lacks what it should have."""
+    relevant = [did for did in nearest if did in known]
+    pool = [did for did in nearest if did not in known] if without else list(nearest)
+    if not pool or not (relevant or without):
+        return []
+    wanted = min(size, len(pool))
+    among = round(wanted * (len(pool) / wanted) ** draw.random())
+    chosen = draw.sample(pool[:among], wanted)
+    if not without and set(chosen).isdisjoint(relevant):
+        chosen[draw.randrange(wanted)] = relevant[0]
+    return [did for did in pool if did in chosen]
 
 
 def about(settings: EvalSettings) -> Mapping[str, object]:

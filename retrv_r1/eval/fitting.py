@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from retrv_r1.model.calibration import ModeCalibration, log_scores
 
 LOWEST, HIGHEST = 0.02, 50.0
 _POINTS, _ROUNDS = 41, 5
-_FARTHEST = {"length_power": 3.0, "none_bias": 50.0}
+_WEIGHTS = "likeness", "recall"
+_FARTHEST = {"length_power": 3.0, "none_bias": 500.0, "likeness": 1e4, "recall": 1e3}
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,14 @@ class Lists:
         logits: ``[n, k]``, minus infinity where there is no candidate.
         relevant: whether each is relevant, ``[n, k]``.
         none: logits of the label for no candidate, ``[n]``; None without one.
+        resemblance: what content tokens say of each candidate, ``[n, k, 2]``; None where it is not
+            known (``retrv_r1.model.prior``).
     """
 
     logits: Tensor
     relevant: Tensor
     none: Tensor | None = None
+    resemblance: Tensor | None = None
 
     @classmethod
     def of(
@@ -58,8 +63,9 @@ class Lists:
         label_logits: Sequence[Tensor],
         answers: Sequence[Sequence[int]],
         none: Sequence[float] | None = None,
+        resemblance: Sequence[Tensor] | None = None,
     ) -> Lists:
-        """Lists with the places of their relevant candidates.
+        """Lists with the places of their relevant candidates, and logits without biases.
 
         Raises:
             EvalError: no list, no candidate in any, or a list without a relevant candidate where
@@ -84,7 +90,8 @@ class Lists:
         for row, known in zip(relevant, answers, strict=True):
             row[list(known)] = True
         last = None if none is None else torch.tensor(none, dtype=torch.float64)
-        return cls(padded, relevant, last)
+        known = None if resemblance is None else pad_sequence(list(resemblance), batch_first=True)
+        return cls(padded, relevant, last, None if known is None else known.double())
 
     @property
     def answered(self) -> Tensor:
@@ -98,18 +105,28 @@ class Lists:
             right = torch.cat([right, ~self.answered[:, None]], -1)
         return -scores.masked_fill(~right, -math.inf).logsumexp(-1).mean()
 
+    def biased(self, weights: Tensor) -> Tensor:
+        """Logits with the biases that weights ``[2]`` of likeness and recall give."""
+        return self.logits if self.resemblance is None else self.logits + self.resemblance @ weights
+
+    def scores(self, calibration: ModeCalibration) -> Tensor:
+        """Logarithms of scores, ``[n, k]``, or ``[n, k + 1]`` with none's share last."""
+        weights = torch.tensor([calibration.likeness, calibration.recall], dtype=torch.float64)
+        return calibration.log_scores(self.biased(weights), self.none)
+
     def nll(self, calibration: ModeCalibration) -> float:
         """The loss under a calibration."""
-        return float(self.loss(calibration.log_scores(self.logits, self.none)))
+        return float(self.loss(self.scores(calibration)))
 
-    def accuracy(self) -> float:
-        """Share of relevant candidates among those with the best logit, mean over lists."""
-        best = self.logits == self.logits.amax(-1, keepdim=True)
+    def accuracy(self, calibration: ModeCalibration) -> float:
+        """Share of relevant candidates among those with the best score, mean over lists."""
+        scores = self.scores(calibration)[:, : self.logits.shape[1]]
+        best = scores == scores.amax(-1, keepdim=True)
         return float(((best & self.relevant).sum(-1) / best.sum(-1)).double().mean())
 
     def measures(self, calibration: ModeCalibration) -> Measures:
         """What a calibration gives."""
-        scores = calibration.log_scores(self.logits, self.none).exp()
+        scores = self.scores(calibration).exp()
         labels = scores[:, : self.logits.shape[1]]
         best, place = labels.max(-1)
         right = self.relevant.gather(1, place[:, None])[:, 0]
@@ -167,9 +184,11 @@ def fit(lists: Lists) -> tuple[ModeCalibration, dict[str, float]]:
         EvalError: see :func:`fit_temperature`.
     """
     start, count = ModeCalibration(_temperature(lists)), len(lists.logits)
-    forms = [(), ("length_power",)]
-    if lists.none is not None:
-        forms += [("none_bias",), ("length_power", "none_bias")]
+    optional: list[tuple[str, ...]] = [("length_power",)]
+    optional += [("none_bias",)] if lists.none is not None else []
+    optional += [_WEIGHTS] if lists.resemblance is not None else []
+    chosen = (some for n in range(len(optional) + 1) for some in combinations(optional, n))
+    forms = [tuple(chain.from_iterable(some)) for some in chosen]
     found = {form: start if not form else _descend(lists, start, form) for form in forms}
     inside = {
         form: one
@@ -201,7 +220,8 @@ def _descend(lists: Lists, start: ModeCalibration, form: Sequence[str]) -> ModeC
     def loss() -> Tensor:
         optimizer.zero_grad()
         more = [values.get(name, zero) for name in ("length_power", "none_bias")]
-        value = lists.loss(log_scores(lists.logits, lists.none, scale.exp(), *more))
+        logits = lists.biased(torch.stack([values.get(name, zero) for name in _WEIGHTS]))
+        value = lists.loss(log_scores(logits, lists.none, scale.exp(), *more))
         value.backward()
         return value
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from retrv_r1.data import mbeir
 from retrv_r1.eval.calibration_lists import about, calibration_lists
@@ -32,6 +34,8 @@ class CellRun:
         cut: number of candidates whose text the first stage has cut; None if that is not known.
         calibration: outcomes of each compressed system on the lists of
             :mod:`retrv_r1.eval.calibration_lists`; empty unless they are asked for.
+        resemblance: what content tokens say of the candidates of these lists, by qid and did; empty
+            but for a calibration.
     """
 
     work: CellWork
@@ -40,6 +44,12 @@ class CellRun:
     reranked: Mapping[tuple[System, int], Sequence[Outcome]]
     cut: int | None = None
     calibration: Mapping[System, Sequence[Outcome]] = field(default_factory=dict)
+    resemblance: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def resemblance_of(self, outcome: Outcome) -> Tensor:
+        """What content tokens say of an outcome's candidates in their order, ``[k, 2]``."""
+        known = self.resemblance[outcome.qid] if outcome.ranking else {}
+        return torch.tensor([known[did].tolist() for did in outcome.ranking]).view(-1, 2)
 
 
 class CellRunner:
@@ -82,7 +92,8 @@ class CellRunner:
         """Ranks the lists for calibration alone."""
         first = self.retriever.nearest(work)
         positives = {query.qid: query.positives for query in work.queries}
-        return CellRun(work, positives, first, {}, None, self._calibration(work, first))
+        outcomes, resemblance = self._calibration(work, first), self._resemblance(work, first)
+        return CellRun(work, positives, first, {}, None, outcomes, resemblance)
 
     def _calibration(
         self, work: CellWork, first: Sequence[Outcome]
@@ -96,6 +107,18 @@ class CellRunner:
             for system in self.settings.systems
             if system.reading == "compressed"
         }
+
+    def _resemblance(
+        self, work: CellWork, first: Sequence[Outcome]
+    ) -> dict[str, Mapping[str, Tensor]]:
+        """What content tokens say of the candidates of the lists for calibration."""
+        lists, found = calibration_lists(work, first, self.settings), {}
+        for query in work.queries:
+            if dids := lists.get(query.qid):
+                one = request(work.task, query, dids, self.settings)
+                rows = self.models.reranker.resemblance(one)
+                found[query.qid] = dict(zip(dids, rows, strict=True))
+        return found
 
     def _rerank(
         self,

@@ -41,11 +41,15 @@ class ModeCalibration:
         length_power: exponent p of the divisor ``temperature · (n / REFERENCE)^p`` in lists of n
             candidates: below 0, logits of shorter lists are divided by more.
         none_bias: number added to the logit of the label for no candidate.
+        likeness, recall: weights of what content tokens say, which is added to the labels' logits
+            before anything is chosen or divided (:func:`retrv_r1.model.prior.resemblance`).
     """
 
     temperature: float = 1.0
     length_power: float = 0.0
     none_bias: float = 0.0
+    likeness: float = 0.0
+    recall: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -54,11 +58,16 @@ class ModeCalibration:
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
+    def bias(self, resemblance: Tensor) -> Tensor:
+        """What is added to the labels' logits: ``[…, k, 2]`` → ``[…, k]``."""
+        return resemblance @ resemblance.new_tensor([self.likeness, self.recall])
+
     def log_scores(self, logits: Tensor, none: Tensor | None = None) -> Tensor:
         """Logarithms of scores, float64 ``[…, k]``, or ``[…, k + 1]`` with none's share last.
 
         Args:
-            logits: logits of the labels, ``[…, k]``; minus infinity for a label that is padding.
+            logits: logits of the labels with their bias, ``[…, k]``; minus infinity for a label
+                that is padding.
             none: logit of the label for no candidate, ``[…]``.
         """
         return log_scores(logits, none, self.temperature, self.length_power, self.none_bias)

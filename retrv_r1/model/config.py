@@ -51,6 +51,7 @@ class ICMConfig:
         memory_size: number of prototypes of the memory for content tokens; 0 for none, as in the
             paper.
         memory_width: width of the memory's codes; None means half the hidden size.
+        memory_rank: number of directions in which prototypes differ; None means all.
         memory_temperature: temperature of the memory's softmax over cosines.
         agreement: whether the agreement of the content tokens of candidate and query is added to
             the relation token, which the paper does not do.
@@ -64,6 +65,7 @@ class ICMConfig:
     separate_relation_pool: bool = False
     memory_size: int = 0
     memory_width: int | None = None
+    memory_rank: int | None = None
     memory_temperature: float = 0.06
     agreement: bool = False
     norm_eps: float = 1e-6

@@ -22,6 +22,7 @@ adds how similar candidate and query are; softmax weights over the query's rows 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,20 @@ from retrv_kernels import ops
 from retrv_kernels.ragged import quantize, take_items
 from retrv_r1.model.config import ICMConfig
 from retrv_r1.model.icm_layers import Attention, Memory, Pool
+
+
+class Contents(NamedTuple):
+    """Content tokens, and what the memory knows of them.
+
+    Attributes:
+        pooled: tokens by the equation, ``[m, d]``.
+        reminds: softmax over the memory's prototypes, ``[m, n]``; None without a memory.
+        code: their normed codes, ``[m, w]``; None without a memory.
+    """
+
+    pooled: Tensor
+    reminds: Tensor | None = None
+    code: Tensor | None = None
 
 
 class InformationCompressor(nn.Module):
@@ -80,6 +95,8 @@ class InformationCompressor(nn.Module):
             elif isinstance(module, nn.RMSNorm):
                 nn.init.ones_(module.weight)
             elif isinstance(module, Memory):
+                if module.basis is not None:
+                    nn.init.orthogonal_(module.basis)
                 nn.init.normal_(module.prototypes)
                 nn.init.normal_(module.codes)
         for norm in (self.content_norm, self.relation_token_norm):
@@ -97,25 +114,41 @@ class InformationCompressor(nn.Module):
                 module.derived.forget()
 
     def tokens(
-        self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
+        self,
+        features: Tensor,
+        cu_seqlens: Tensor,
+        candidate: Tensor,
+        query: Tensor,
+        contents: Contents | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Content tokens ``[m, d]`` and relation tokens ``[c, d]``, sharing what both need.
 
         The arguments are those of :meth:`relation`.
+
+        Args:
+            contents: what :meth:`contents` gives, if that is known.
         """
-        pooled = self.pooled(features, cu_seqlens)
-        code = None if self.memory is None else self.memory.code(pooled)
-        content = pooled if self.memory is None else pooled + self.memory.out(code)
+        known = contents or self.contents(features, cu_seqlens)
         related = self._relation_by_equation(features, cu_seqlens, candidate, query)
-        return content, self._add_agreement(related, pooled, code, candidate, query)
+        return self.with_memory(known), self._add_agreement(related, known, candidate, query)
 
     def content(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Content tokens ``[m, d]`` with the memory's part; the arguments are :meth:`pooled`'s."""
-        return self.recall(self.pooled(features, cu_seqlens))
+        return self.with_memory(self.contents(features, cu_seqlens))
 
-    def recall(self, pooled: Tensor) -> Tensor:
-        """Adds the memory's part to pooled tokens ``[m, d]``."""
-        return pooled if self.memory is None else pooled + self.memory(pooled)
+    def contents(self, features: Tensor, cu_seqlens: Tensor) -> Contents:
+        """Pooled tokens and what the memory knows of them; the arguments are :meth:`pooled`'s."""
+        pooled = self.pooled(features, cu_seqlens)
+        if self.memory is None:
+            return Contents(pooled)
+        reminds = self.memory.reminds(pooled)
+        return Contents(pooled, reminds, self.memory.code(reminds))
+
+    def with_memory(self, contents: Contents) -> Tensor:
+        """Content tokens ``[m, d]``: the pooled ones, with the memory's part."""
+        if self.memory is None:
+            return contents.pooled
+        return contents.pooled + self.memory(contents.code)
 
     def pooled(self, features: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Content tokens ``[m, d]`` of packed items by the equation, without the memory's part.
@@ -154,9 +187,7 @@ class InformationCompressor(nn.Module):
         related = self._relation_by_equation(features, cu_seqlens, candidate, query)
         if self.agree is None:
             return related
-        pooled = self.pooled(features, cu_seqlens)
-        code = None if self.memory is None else self.memory.code(pooled)
-        return self._add_agreement(related, pooled, code, candidate, query)
+        return self._add_agreement(related, self.contents(features, cu_seqlens), candidate, query)
 
     def _relation_by_equation(
         self, features: Tensor, cu_seqlens: Tensor, candidate: Tensor, query: Tensor
@@ -191,11 +222,12 @@ class InformationCompressor(nn.Module):
         return self.relation_token_norm(pool.token(pooled, norm))
 
     def _add_agreement(
-        self, token: Tensor, pooled: Tensor, code: Tensor | None, candidate: Tensor, query: Tensor
+        self, token: Tensor, contents: Contents, candidate: Tensor, query: Tensor
     ) -> Tensor:
-        """Adds agreement to relation tokens, from pooled tokens ``[m, d]`` and their codes."""
+        """Adds agreement to relation tokens."""
         if self.agree is None:
             return token
+        pooled, _, code = contents
         normed = nn.functional.rms_norm(pooled, pooled.shape[-1:], eps=self.config.norm_eps)
         compared = normed if code is None else torch.cat([normed, code], -1)
         one, other = _copy_indices((candidate, query), pooled.device)

@@ -115,21 +115,32 @@ class Memory(nn.Module):
 
     def __init__(self, hidden_size: int, config: ICMConfig) -> None:
         super().__init__()
-        width = config.memory_width or hidden_size // 2
-        self.prototypes = nn.Parameter(torch.empty(config.memory_size, hidden_size))
+        width, rank = config.memory_width or hidden_size // 2, config.memory_rank
+        self.basis = None if rank is None else nn.Parameter(torch.empty(hidden_size, rank))
+        self.prototypes = nn.Parameter(torch.empty(config.memory_size, rank or hidden_size))
         self.codes = nn.Parameter(torch.empty(config.memory_size, width))
         self.out = nn.Linear(width, hidden_size, bias=False)
         self.temperature, self.eps = config.memory_temperature, config.norm_eps
         self.derived = DerivedTensor()
 
-    def code(self, tokens: Tensor) -> Tensor:
-        """Normed codes ``[m, w]`` of tokens ``[m, d]``."""
-        normalize = nn.functional.normalize
-        prototypes = self.derived.get([self.prototypes], lambda: normalize(self.prototypes, dim=-1))
-        likeness = normalize(tokens, dim=-1) @ prototypes.T
-        read = (likeness / self.temperature).softmax(-1) @ self.codes
+    def reminds(self, tokens: Tensor) -> Tensor:
+        """Softmax over the prototypes, ``[m, n]``, of tokens ``[m, d]``."""
+        normed = nn.functional.normalize(tokens, dim=-1)
+        if self.basis is not None:  # prototypes are unit vectors within its directions
+            likeness = normed @ self.basis @ self.prototypes.T
+        else:
+            normalize = nn.functional.normalize
+            likeness = (
+                normed
+                @ self.derived.get([self.prototypes], lambda: normalize(self.prototypes, dim=-1)).T
+            )
+        return (likeness / self.temperature).softmax(-1)
+
+    def code(self, reminds: Tensor) -> Tensor:
+        """Normed codes ``[m, w]`` of what :meth:`reminds` gives."""
+        read = reminds @ self.codes
         return nn.functional.rms_norm(read, read.shape[-1:], eps=self.eps)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """The part that is added to tokens: ``[m, d]`` → ``[m, d]``."""
-        return self.out(self.code(tokens))
+    def forward(self, code: Tensor) -> Tensor:
+        """The part of a code that is added to tokens: ``[m, w]`` → ``[m, d]``."""
+        return self.out(code)

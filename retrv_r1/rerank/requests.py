@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from retrv_engine import FeatureRows, Piece, Request, Sampling
+from retrv_r1.model.calibration import ModeCalibration
+from retrv_r1.model.icm import Contents
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
+from retrv_r1.model.prior import resemblance
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.model.prompts import Prompt, PromptBuilder, Slot
 from retrv_r1.rerank.feature_encoder import FeatureEncoder, Features, pack_features
@@ -34,6 +38,8 @@ class Prepared:
         prompt_rows, candidate_rows, picture_rows: rows of the prompt; of them, those of candidates
             and those of pictures.
         pictures: rows of each candidate's picture, which an inspection reads.
+        resemblance: what content tokens say of the candidates, ``[k, 2]``
+            (``retrv_r1.model.prior``); None for a prompt without them.
     """
 
     request: Request
@@ -41,12 +47,20 @@ class Prepared:
     candidate_rows: int
     picture_rows: int
     pictures: Sequence[int] = ()
+    resemblance: Tensor | None = None
 
     @classmethod
-    def of(cls, request: Request, prompt: Prompt, pictures: Sequence[int] = ()) -> Prepared:
+    def of(cls, request: Request, prompt: Prompt, **more: Any) -> Prepared:
         """A request with the row counts of its prompt."""
         shown = sum(slot.length for slot in prompt.slots if slot.kind == "picture")
-        return cls(request, len(prompt), sum(map(len, prompt.candidates)), shown, pictures)
+        return cls(request, len(prompt), sum(map(len, prompt.candidates)), shown, **more)
+
+    def weighed(self, calibration: ModeCalibration) -> Prepared:
+        """The same with the biases that a calibration gives to its labels."""
+        bias: list[float] = []
+        if self.resemblance is not None and (calibration.likeness or calibration.recall):
+            bias = calibration.bias(self.resemblance).tolist()
+        return replace(self, request=replace(self.request, label_bias=bias))
 
     def pictures_of(self, inspected: Sequence[int]) -> int:
         """Rows of the pictures of inspected candidates."""
@@ -110,10 +124,11 @@ class RequestBuilder:
             instruction=instruction,
             full_tokens=full_tokens,
         )
+        compressed, contents = self._compressed(features, relations=not full_tokens)
         labels = self.processor.tokens.labels
         names = [_InspectionName(one.features.key, one.item) for one in candidates]
         request = Request(
-            prompt=prompt.pieces(self._rows(features, relations=not full_tokens)),
+            prompt=prompt.pieces(self._rows(features, compressed)),
             labels=labels[:count],
             inspections=names if reason else (),
             source=self if reason else None,
@@ -122,36 +137,52 @@ class RequestBuilder:
             banned=(*self._structure, *labels[count:]),
             none_label=self.processor.tokens.none,
         )
-        return Prepared.of(request, prompt, [one.features.item.picture_rows for one in candidates])
+        return Prepared.of(
+            request,
+            prompt,
+            pictures=[one.features.item.picture_rows for one in candidates],
+            resemblance=None if full_tokens else resemblance(contents),
+        )
 
     def pointwise(
         self, query: ItemFeatures, candidates: Sequence[ItemFeatures], *, instruction: str | None
     ) -> list[Prepared]:
         """A prompt for each candidate, at full length; its labels are "yes" and "no"."""
         features = [one.features for one in (query, *candidates)]
-        items, rows_of, made = [one.item for one in features], self._rows(features), []
+        items, made = [one.item for one in features], []
+        compressed, _ = self._compressed(features, relations=False)
+        rows_of = self._rows(features, compressed)
         for number in range(1, len(items)):
             prompt = self.prompts.pointwise(items, 0, number, instruction=instruction)
             request = Request(prompt.pieces(rows_of), self.prompts.verdicts, reason=False)
             made.append(Prepared.of(request, prompt))
         return made
 
-    def _rows(
-        self, features: Sequence[Features], *, relations: bool = False
-    ) -> Callable[[Slot], FeatureRows]:
-        """A function that gives the rows of slots, for items that are a query and its candidates.
+    def resemblance(self, features: Sequence[Features]) -> Tensor:
+        """What the content tokens of a query and its candidates say of these, ``[k, 2]``."""
+        return resemblance(self.model.icm.contents(*pack_features(features)))
 
-        Pair k is item k + 1 with the query. Without ``relations`` only the query's content token
-        is computed; such prompts read candidates in full.
+    def _compressed(
+        self, features: Sequence[Features], *, relations: bool
+    ) -> tuple[Tensor, Contents]:
+        """Content tokens of a query and its candidates, then the candidates' relation tokens.
+
+        Without ``relations`` only the query's content token; such prompts read candidates in full.
         """
         icm = self.model.icm
         rows, offsets = pack_features(features if relations else features[:1])
-        if relations:
-            candidates = torch.arange(1, len(features))
-            tokens = icm.tokens(rows, offsets, candidates, torch.zeros_like(candidates))
-            compressed = torch.cat(tokens).to(rows.dtype)
-        else:
-            compressed = icm.content(rows, offsets)
+        contents = icm.contents(rows, offsets)
+        if not relations:
+            return icm.with_memory(contents), contents
+        candidates = torch.arange(1, len(features))
+        tokens = icm.tokens(rows, offsets, candidates, torch.zeros_like(candidates), contents)
+        return torch.cat(tokens).to(rows.dtype), contents
+
+    def _rows(
+        self, features: Sequence[Features], compressed: Tensor
+    ) -> Callable[[Slot], FeatureRows]:
+        """A function that gives the rows of slots, from what :meth:`_compressed` gives."""
+        icm = self.model.icm
 
         def rows_of(slot: Slot) -> FeatureRows:
             if slot.kind == "picture":

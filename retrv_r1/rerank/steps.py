@@ -153,7 +153,8 @@ class Ranker:
         prepared, draft = self._prepare(one, plan.options, meter), None
         if plan.draft:
             fast = replace(plan, options=replace(plan.options, mode="fast", votes=1))
-            at_once = [at_once_of(prepared[0])]
+            calibration = self.model.config.calibration_of("fast")
+            at_once = [at_once_of(prepared[0]).weighed(calibration)]
             outputs = yield Round(at_once, one.current, last=True)
             early = self._outcome(one, at_once, _complete(outputs), fast.options, meter)
             draft = self._results(one, early, fast, meter)
@@ -173,7 +174,8 @@ class Ranker:
     def _prepare(self, one: CandidateList, options: RankOptions, meter: Meter) -> list[Prepared]:
         began = time.perf_counter()
         with self.weights:
-            prepared = one.prepare(self.builder, options)
+            calibration = self.model.config.calibration_of(options.mode)
+            prepared = [p.weighed(calibration) for p in one.prepare(self.builder, options)]
         seconds = time.perf_counter() - began
         one.timings["compression"] += seconds
         meter.add("compression", seconds)

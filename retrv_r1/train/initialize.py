@@ -257,12 +257,13 @@ def _places_beside_agreement(
 ) -> list[tuple[nn.Parameter, tuple[slice | int, ...]]]:
     every = slice(None)
     norms = (model.icm.content_norm, model.icm.relation_token_norm)
+    memory = () if model.icm.memory is None else (model.icm.memory.out.weight,)
     layers = model.language_model.layers
-    outputs = [out for x in layers for out in (x.self_attn.o_proj, x.mlp.down_proj)]
+    outputs = [out.weight for x in layers for out in (x.self_attn.o_proj, x.mlp.down_proj)]
     return [
         (model.get_input_embeddings().weight, (every, 0)),
         *((norm.weight, (0,)) for norm in norms),
-        *((out.weight, (0, every)) for out in outputs),
+        *((weight, (0, every)) for weight in (*outputs, *memory)),
     ]
 
 

@@ -37,6 +37,13 @@ class LiveRows:
         shown = torch.tensor(pictures, dtype=torch.long)
         return Views(torch.zeros_like(shown), shown)
 
+    def clean(self, pictures: Sequence[int]) -> Tensor:
+        """Rows of pictures, ``[n, rows, d]``."""
+        drawn = Views(torch.zeros(len(pictures), dtype=torch.long), torch.as_tensor(pictures))
+        rows = self.rows_of(drawn)
+        assert rows is not None
+        return rows.unflatten(0, (len(pictures), -1))
+
     @torch.no_grad()
     def rows_of(self, drawn: Views | None) -> Tensor | None:
         """Vision rows of the pictures, ``[pictures · rows, d]``."""

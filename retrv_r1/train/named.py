@@ -105,6 +105,15 @@ class NamedPictures:
                 texts.append(self.text(at, place, rng))
         return Draw(chosen, np.array(things), texts)
 
+    def likeliest(self, count: int) -> list[int]:
+        """The things that are drawn most often, by number."""
+        chances = np.diff(self._reach, prepend=0.0)
+        return np.argsort(-chances, kind="stable")[:count].tolist()
+
+    def shown(self, thing: int) -> np.ndarray:
+        """Pictures of a thing, rows of the bank."""
+        return self.pictures[self.first[thing] : self.first[thing + 1]]
+
     def name(self, picture: int) -> str | None:
         """Name of the thing that a picture of the bank shows, if it is known."""
         thing = self._thing_of.get(picture)

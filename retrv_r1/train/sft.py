@@ -20,6 +20,7 @@ from retrv_r1.train.corpus import Entry
 from retrv_r1.train.initialize import keep_agreement
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import run_lists
+from retrv_r1.train.memory import freeze_resemblance, initialize_memory
 from retrv_r1.train.naming import SCALE
 from retrv_r1.train.sampling import ListSampler, with_default_instruction
 from retrv_r1.train.stage import Setup, Stage
@@ -56,6 +57,8 @@ class SFTConfig:
         validation: queries of each cell in a validation.
         lora: rank of LoRA on the language model's linear layers, with the embeddings of our own
             tokens; 0 trains all of its weights.
+        memory: number of things in the compressor's memory, which is added to a model that has none
+            (``memory.py``); what decides which it resembles is frozen then.
         unanswered: final share of lists without their answer, growing from 0.
         views: views of a picture that are kept, all but the first augmented; 0 keeps none, and
             computes the rows of pictures as they are at every step.
@@ -86,6 +89,7 @@ class SFTConfig:
     wordings: float = 0.7
     validation: int = 25
     lora: int = 0
+    memory: int = 0
     unanswered: float = 0.15
     views: int = 2
     max_text: int = 12
@@ -111,6 +115,8 @@ class SFTStage(Stage):
         known = setup.ranking(setup.val)
         self.validation = ListValidation(setup.val, known, self.collator, queries=config.validation)
         self.bank = setup.row_source(model.visual, processor.image_processor, config.views)
+        if config.memory and model.icm.memory is None:
+            initialize_memory(model, processor, self.named, self.bank.clean, config.memory)
         self.naming = self.add_auxiliary("naming", setup.naming(model.config.hidden_size))
         self._adapted = None
         if config.lora:
@@ -126,6 +132,8 @@ class SFTStage(Stage):
         model.icm.requires_grad_(True)
         self.naming.requires_grad_(True)
         model.freeze_towers()
+        if config.memory:
+            freeze_resemblance(model)
         keep_agreement(model)
 
     def batch(self, step: int) -> dict[str, Any]:
