@@ -94,9 +94,10 @@ def test_a_compressor_that_learns_alone_keeps_it_too(fresh, processor):
     assert kept == {"icm.content_norm.weight", "icm.relation_token_norm.weight"}
 
 
-def test_a_model_that_writes_there_already_learns_freely(fresh):
+def test_a_model_that_writes_there_already_learns_freely_and_it_is_said(fresh, capsys):
     fresh.requires_grad_(True)
     keep_agreement(fresh)
+    assert "nothing keeps it for agreement" in capsys.readouterr().err
     assert not any(weight._backward_hooks for weight in fresh.parameters())
 
 

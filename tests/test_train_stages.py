@@ -23,7 +23,8 @@ from retrv_r1.train.config import ConfigError, LoopConfig, read_config
 from retrv_r1.train.curves import draw_curves
 from retrv_r1.train.loop import fit
 from retrv_r1.train.machine import Machine
-from retrv_r1.train.stage import TrainingData, build_stage
+from retrv_r1.train.stage import build_stage
+from retrv_r1.train.training_data import TrainingData
 
 pytest_plugins = ("training_fixtures",)
 pytestmark = stages.pytestmark

@@ -13,7 +13,7 @@ from retrv_r1.ablation.variants import ORDER, Variant
 from retrv_r1.train import train_stage
 from retrv_r1.train.config import ConfigError, RunConfig, read_config
 from retrv_r1.train.machine import Machine
-from retrv_r1.train.stage import TrainingData
+from retrv_r1.train.training_data import TrainingData
 from retrv_r1.types import RetrvError
 
 

@@ -92,7 +92,7 @@ def train_all(
     from retrv_r1.train.config import read_config
     from retrv_r1.train.record import commit_here, describe_machine, versions
     from retrv_r1.train.schedule import Schedule
-    from retrv_r1.train.stage import TrainingData
+    from retrv_r1.train.training_data import TrainingData
 
     console, started = Console(stderr=True), time.monotonic()
     end = started + 60 * minutes * (1 - SHIPPING)

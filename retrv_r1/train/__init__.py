@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retrv_r1.train.config import RunConfig
     from retrv_r1.train.machine import Machine
     from retrv_r1.train.schedule import Schedule
-    from retrv_r1.train.stage import TrainingData
+    from retrv_r1.train.training_data import TrainingData
 
 __all__ = ["STAGES", "run", "train_stage"]
 

@@ -10,6 +10,7 @@ first stage once more.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -229,10 +230,14 @@ def keep_agreement(model: RetrvR1ForConditionalGeneration) -> None:
     """Keeps the first component of rows for agreement while the model trains.
 
     It takes the gradients of all weights that would write there, if they are zero, as
-    :func:`initialize_answer` leaves them, but for rounding.
+    :func:`initialize_answer` leaves them, but for rounding. Otherwise it says that it does nothing.
     """
     parts = _beside_agreement(model)
-    if model.icm.agree is None or any((part.abs() > _ROUNDING).any() for part in parts):
+    if model.icm.agree is None:
+        return
+    if any((part.abs() > _ROUNDING).any() for part in parts):
+        notice = "the first component of rows is in use: nothing keeps it for agreement"
+        print(notice, file=sys.stderr, flush=True)
         return
     for part in parts:
         part.zero_()

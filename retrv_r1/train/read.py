@@ -8,6 +8,7 @@ with what the first stage knows (``initialize.py``).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -233,6 +234,9 @@ class ReadStage(Stage):
         initialize_layers(model.language_model)
         if can_copy(model):
             self._initialize_copying()
+        else:
+            notice = "a language model of this shape has to learn to copy: no head is set to do so"
+            print(notice, file=sys.stderr, flush=True)
         if model.icm.agree is not None:
             tokens = self.processor.tokens
             initialize_answer(model, tokens.labels, (tokens.answer_start, tokens.inspect_start))
