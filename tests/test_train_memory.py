@@ -127,7 +127,7 @@ def test_what_it_resembles_is_frozen_and_its_codes_learn(remembering):
 @stages.pytestmark
 def test_a_stage_adds_a_memory_once(config, trained, folder):
     trained("lists")
-    options = stages.OPTIONS["sft"] | {"memory": 5}
+    options = {**stages.OPTIONS["sft"], "memory": 5}
     path = config("sft", stage=options, out=str(folder / "remembers"))
     stage = build_stage(read_config("sft", path))
     memory = stage.model.icm.memory
@@ -135,7 +135,7 @@ def test_a_stage_adds_a_memory_once(config, trained, folder):
     assert not memory.prototypes.requires_grad and memory.codes.requires_grad
     stage.save(folder / "remembers" / "final")
     init = {"model": str(folder / "remembers" / "final"), "embed": str(folder / "words" / "final")}
-    more = options | {"memory": 3}
+    more = {**options, "memory": 3}
     again = build_stage(read_config("sft", config("sft", stage=more, init=init)))
     assert torch.equal(again.model.icm.memory.prototypes, memory.prototypes)
     loss, _ = again.loss(again.batch(0))

@@ -90,8 +90,11 @@ class Lists:
         for row, known in zip(relevant, answers, strict=True):
             row[list(known)] = True
         last = None if none is None else torch.tensor(none, dtype=torch.float64)
-        known = None if resemblance is None else pad_sequence(list(resemblance), batch_first=True)
-        return cls(padded, relevant, last, None if known is None else known.double())
+        if resemblance is None:
+            return cls(padded, relevant, last)
+        return cls(
+            padded, relevant, last, pad_sequence(list(resemblance), batch_first=True).double()
+        )
 
     @property
     def answered(self) -> Tensor:

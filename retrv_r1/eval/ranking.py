@@ -112,7 +112,8 @@ class CellRunner:
         self, work: CellWork, first: Sequence[Outcome]
     ) -> dict[str, Mapping[str, Tensor]]:
         """What content tokens say of the candidates of the lists for calibration."""
-        lists, found = calibration_lists(work, first, self.settings), {}
+        lists = calibration_lists(work, first, self.settings)
+        found: dict[str, Mapping[str, Tensor]] = {}
         for query in work.queries:
             if dids := lists.get(query.qid):
                 one = request(work.task, query, dids, self.settings)
