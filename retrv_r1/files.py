@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from safetensors import SafetensorError
+
 from retrv_r1.types import RetrvError
 
 _CLOSED = errno.EACCES, errno.EPERM, errno.EROFS
@@ -65,6 +67,19 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
+
+
+@contextmanager
+def saving(place: str) -> Iterator[None]:
+    """For weights and states of training: a full disk is an OSError, whatever writes.
+
+    Args:
+        place: what is written and where, for the message.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save
+        raise OSError(f"{place} cannot be written: {error}") from error
 
 
 def write_whole(path: Path, text: str) -> None:

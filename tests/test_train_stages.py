@@ -12,12 +12,14 @@ import pytest
 import small_stages as stages
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from small_stages import EMBED, LOOP, OPTIONS, Killed, curve, same
 
 from retrv_r1.command.recipe import CONFIGS
 from retrv_r1.model.embedder import RetrvEmbedder
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.rerank.reranker import Reranker
+from retrv_r1.train import loop, run
 from retrv_r1.train import stage as stage_module
 from retrv_r1.train.config import ConfigError, LoopConfig, read_config
 from retrv_r1.train.curves import draw_curves
@@ -287,3 +289,20 @@ def test_a_rate_for_nothing_is_refused(build, tmp_path):
     settings = LoopConfig(**LOOP, rates={"visaul": 0.5})
     with pytest.raises(ValueError, match="no parameter's name contains 'visaul'"):
         fit(build("read"), settings, tmp_path / "run", resume=False)
+
+
+@pytest.mark.parametrize("written", ["checkpoint-2", "final"])
+def test_a_full_disk_is_named(config, trained, folder, monkeypatch, written):
+    trained("embed")
+    owner, name = (RetrvEmbedder, "save_pretrained") if written == "final" else (loop, "save_model")
+    save = getattr(owner, name)
+
+    def full(model: Any, place: Any, *arguments: Any, **options: Any) -> None:
+        if written in str(place):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save(model, place, *arguments, **options)
+
+    monkeypatch.setattr(owner, name, full)
+    path = config("words", out=str(folder / f"without-{written}"), loop=LOOP | {"steps": 2})
+    with pytest.raises(OSError, match=rf"{written}.* cannot be written: .*No space left"):
+        run("words", path, dtype="float32")

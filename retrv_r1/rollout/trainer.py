@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 from transformers import GenerationConfig, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from retrv_engine import EngineDied
+from retrv_r1.files import saving
 from retrv_r1.rollout.correction import Correction, DifferenceTooLarge, check_difference
 from retrv_r1.rollout.policy import PolicyBatch, log_probabilities, spread
 from retrv_r1.rollout.sampling import RetrvRollout
@@ -255,12 +255,9 @@ class RetrvGRPOTrainer(GRPOTrainer):
         save_model(self.model, str(target / "model.safetensors"))
 
     def _save_checkpoint(self, *args: Any) -> None:
-        """TRL's; a full disk is an OSError, whatever wrote."""
-        try:
+        """TRL's; a full disk is an OSError."""
+        with saving(f"checkpoint-{self.state.global_step} in {self.args.output_dir}"):
             super()._save_checkpoint(*args)
-        except (SafetensorError, RuntimeError) as error:
-            place = f"checkpoint-{self.state.global_step} in {self.args.output_dir}"
-            raise OSError(f"{place} cannot be written: {error}") from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(self.model, Path(resume_from_checkpoint) / "model.safetensors", strict=True)

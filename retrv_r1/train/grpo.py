@@ -19,6 +19,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from retrv_engine import Sampling
 from retrv_kernels.extras import install_command
+from retrv_r1.files import saving
 from retrv_r1.model.modeling import RetrvR1ForConditionalGeneration
 from retrv_r1.model.processing import RetrvR1Processor
 from retrv_r1.rollout.correction import Correction
@@ -163,7 +164,8 @@ class GRPOStage:
         with recorder.timed("all"):
             trainer.train(resume_from_checkpoint=last and str(last))
         self.stats = RunStats(recorder.steps, recorder.samples, dict(recorder.seconds))
-        self.save(out / "final")
+        with saving(f"the result in {out / 'final'}"):
+            self.save(out / "final")
         draw_curves(curves, f"{self.name}: {trainer.state.global_step} steps")
         return out / "final"
 

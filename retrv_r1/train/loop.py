@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
+from retrv_r1.files import saving
 from retrv_r1.train.checkpoints import newest_checkpoint
 from retrv_r1.train.config import ConfigError, LoopConfig
 from retrv_r1.train.curves import Recorder, draw_curves, trim_curves
@@ -109,6 +110,10 @@ class _StageTrainer(Trainer):
         target.mkdir(parents=True, exist_ok=True)
         save_model(self.model, str(target / "model.safetensors"))
 
+    def _save_checkpoint(self, *args: Any) -> None:
+        with saving(f"checkpoint-{self.state.global_step} in {self.args.output_dir}"):
+            super()._save_checkpoint(*args)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_model(self.model, Path(resume_from_checkpoint) / "model.safetensors", strict=True)
 
@@ -180,7 +185,8 @@ def fit(
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     stage.stats = RunStats(recorder.steps, recorder.samples, dict(recorder.seconds))
     stage.model.eval()
-    stage.save(out / "final")
+    with saving(f"the result in {out / 'final'}"):
+        stage.save(out / "final")
     draw_curves(curves, f"{stage.name}: {trainer.state.global_step} steps")
     return out / "final"
 
