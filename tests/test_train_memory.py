@@ -141,3 +141,17 @@ def test_a_stage_adds_a_memory_once(config, trained, folder):
     loss, _ = again.loss(again.batch(0))
     loss.backward()
     assert again.model.icm.memory.codes.grad.any() and memory.prototypes.grad is None
+
+
+@stages.pytestmark
+def test_names_weigh_what_they_are_given(config, trained):
+    trained("lists")
+    losses = []
+    for weight in (1.0, 3.0):
+        path = config("sft", stage={**stages.OPTIONS["sft"], "description_weight": weight})
+        stage = build_stage(read_config("sft", path))
+        loss, metrics = stage.loss(stage.batch(0))
+        losses.append((loss.item(), metrics["content_name_loss"]))
+    (one, names), (other, same) = losses
+    assert names == pytest.approx(same)
+    assert other - one == pytest.approx(2 * names, rel=1e-4)

@@ -52,6 +52,7 @@ class SFTConfig:
         naming_weight: weight of the losses on names (``naming.py``).
         names: names per step that are negatives of all.
         descriptions: pictures named per step from their content tokens.
+        description_weight: weight of the loss on these names.
         ideals: text queries per step that are read without a list, and whose ideal is written.
         wordings: share of the queries by a name that are worded as people type.
         validation: queries of each cell in a validation.
@@ -85,6 +86,7 @@ class SFTConfig:
     naming_weight: float = 0.5
     names: int = 2048
     descriptions: int = 0
+    description_weight: float = 1.0
     ideals: int = 0
     wordings: float = 0.7
     validation: int = 25
@@ -198,7 +200,7 @@ class SFTStage(Stage):
         if "tell" in batch:
             told = run_lists(self.model, batch["tell"], self.bank.rows_of(batch["tell_views"]))
             told_loss = told.token_loss()
-            loss = loss + told_loss
+            loss = loss + config.description_weight * told_loss
             metrics["content_name_loss"] = told_loss.item()
         if "ideals" in batch:
             ideal_loss = run_lists(self.model, batch["ideals"], None).token_loss()
