@@ -23,7 +23,7 @@ from retrv_r1.serve import page as page_module
 EXAMPLE = Path(page_module.__file__).parent / "page" / "example"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-CHAIN = "Wanted: a tiger. Close: [5] [8].\ninspect [5]: stripes. inspect [8]: a mane. So [5]"
+CHAIN = "Wanted: a lion. Close: [5] [8].\ninspect [5]: a mane. inspect [8]: stripes. So [5]"
 PHASES = {"features": 0.08, "compression": 0.02, "prefill": 0.05, "decode": 0.3, "total": 0.5}
 
 

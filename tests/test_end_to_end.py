@@ -21,8 +21,8 @@ pytest_plugins = ("sglang_fixtures",)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DEMO = EXAMPLES / "demo"
 PRINTED = {
-    "rank_pictures": "1. 0.566  police-officer-dark-skin-tone.png",
-    "rank_batch": "something with cheese: pizza.png 0.48",
+    "rank_pictures": "1. 0.827  police-officer-dark-skin-tone.png",
+    "rank_batch": "something with cheese: pizza.png 0.72",
     "rounded_weights": "pictures encoded: 0, found on disk: 51",
     "sglang_server": "violin.png",
     "train_grpo": "step 3: reward",

@@ -39,7 +39,7 @@ def test_a_phone_never_scrolls_sideways(opened, server, dark):
     scheme = "dark" if dark else "light"
     page = opened(360, 740, is_mobile=True, has_touch=True, color_scheme=scheme)
     assert not scrolls_sideways(page, 360)
-    page.get_by_role("button", name="a tiger face").tap()
+    page.get_by_role("button", name="a lion").tap()
     page.wait_for_selector(".card.is-answer")
     assert not scrolls_sideways(page, 360)
     page.get_by_role("button", name="Clear").tap()
@@ -91,7 +91,7 @@ def test_errors_are_said_in_words(opened, server):
 def test_a_server_that_is_gone_is_said_in_words(opened, watch):
     page = opened()
     page.route("**/v1/rerank", lambda route: route.abort())
-    page.get_by_role("button", name="a taxi").click()
+    page.get_by_role("button", name="a pear").click()
     page.get_by_role("alert").wait_for()
     assert "The server cannot be reached." in page.get_by_role("alert").inner_text()
     assert "ERR_FAILED" in watch.complaints.pop()  # the browser's own
@@ -101,7 +101,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(opened, server):
     server.answers = [error(401, "this server wants an API key"), [("ranking", ranking(12))]]
     page = opened()
     assert page.locator("#key").is_hidden()
-    page.get_by_role("button", name="a taxi").click()
+    page.get_by_role("button", name="a pear").click()
     page.get_by_label("This server asks for an API key").fill("secret-key")
     page.keyboard.press("Enter")
     page.wait_for_selector(".card.is-answer")

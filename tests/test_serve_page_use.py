@@ -18,26 +18,26 @@ from retrv_r1.serve.service import RerankService
 from retrv_r1.serve.settings import Settings
 
 pytest_plugins = ["page_fixtures"]
-TIGER = 4
-"""Index of the tiger in the built-in example."""
+LION = 4
+"""Index of the lion in the built-in example."""
 
 
 def test_the_example_is_ranked_at_once(opened, server):
-    server.answers = [[("ranking", ranking(12, first=TIGER))]]
+    server.answers = [[("ranking", ranking(12, first=LION))]]
     page = opened()
     choose(page, "fast")
-    page.get_by_role("button", name="a tiger face").click()
+    page.get_by_role("button", name="a lion").click()
     page.wait_for_selector(".card.is-answer")
     (body,) = server.bodies
-    assert body["query"] == "a tiger face"
+    assert body["query"] == "a lion"
     assert body["stream"] is True
     assert body["retrv"] == {"mode": "fast", "reading": "compressed"}
     assert [set(item) for item in body["documents"]] == [{"image"}] * 12
     # A small picture reaches the server unchanged.
-    data = base64.b64decode(body["documents"][TIGER]["image"].split(",")[1])
-    assert data == (EXAMPLE / "tiger-face.png").read_bytes()
-    assert names(page)[:3] == ["tiger-face", "fox", "green-apple"]
-    assert page.locator("#answer .answer-name").text_content() == "tiger-face"
+    data = base64.b64decode(body["documents"][LION]["image"].split(",")[1])
+    assert data == (EXAMPLE / "lion-face.png").read_bytes()
+    assert names(page)[:3] == ["lion-face", "fox", "green-apple"]
+    assert page.locator("#answer .answer-name").text_content() == "lion-face"
     assert page.locator("#answer .doubt").text_content() == "nothing fits0.125"
     assert page.locator(".card .score strong").all_text_contents()[:2] == ["0.750", "0.375"]
     assert page.locator("#thoughts").is_hidden()
@@ -48,7 +48,7 @@ def test_the_example_is_ranked_at_once(opened, server):
 
 def test_reasoning_streams_and_inspected_candidates_light_up(opened, server):
     first, second = Wait(), Wait()
-    pieces = ["Wanted: a ti", "ger. Close: [5] [", "8].\ninspect [5]"]
+    pieces = ["Wanted: a li", "on. Close: [5] [", "8].\ninspect [5]"]
     rest = CHAIN.removeprefix("".join(pieces))
     server.answers = [
         [
@@ -56,22 +56,22 @@ def test_reasoning_streams_and_inspected_candidates_light_up(opened, server):
             first,
             *(("reasoning", {"text": piece, "vote": 0}) for piece in pieces[1:]),
             ("reasoning", {"text": "of another chain", "vote": 1}),
-            ("inspection", {"index": TIGER, "vote": 0}),
+            ("inspection", {"index": LION, "vote": 0}),
             ("draft", ranking(12, first=3)),
             second,
             ("reasoning", {"text": rest, "vote": 0}),
             ("inspection", {"index": 7, "vote": 0}),
             (
                 "ranking",
-                ranking(12, first=TIGER, mode="reason", reasoning=CHAIN, inspected=[TIGER, 7]),
+                ranking(12, first=LION, mode="reason", reasoning=CHAIN, inspected=[LION, 7]),
             ),
         ]
     ]
     page = opened()
     choose(page, "reason")
     page.get_by_label("inspections").fill("2")
-    page.get_by_role("button", name="a tiger face").click()
-    until(page, "#steps", "Wanted: a ti")
+    page.get_by_role("button", name="a lion").click()
+    until(page, "#steps", "Wanted: a li")
     assert page.locator(".is-inspected").count() == 0
     first.go()
     page.wait_for_selector("#c5.is-inspected")
@@ -85,9 +85,9 @@ def test_reasoning_streams_and_inspected_candidates_light_up(opened, server):
     }  # fmt: skip
     steps = page.locator("#steps li").all_inner_texts()
     assert [" ".join(step.split()) for step in steps] == [
-        "Wanted: a tiger. Close: 5 8 .",
-        "inspects 5 : stripes.",
-        "inspects 8 : a mane.",
+        "Wanted: a lion. Close: 5 8 .",
+        "inspects 5 : a mane.",
+        "inspects 8 : stripes.",
         "So 5",
     ]
     assert page.locator("#steps .chip.is-answer").count() == 3
@@ -95,13 +95,13 @@ def test_reasoning_streams_and_inspected_candidates_light_up(opened, server):
         "c5", "c8",
     ]  # fmt: skip
     spoken = page.locator("#spoken p").all_text_contents()
-    assert len(spoken) == 5 and spoken[-1] == "Answer: candidate 5, tiger-face"
+    assert len(spoken) == 5 and spoken[-1] == "Answer: candidate 5, lion-face"
 
 
 def test_what_mentions_a_candidate_lights_its_card(opened, server):
-    server.answers = [[("ranking", ranking(12, first=TIGER, mode="reason", reasoning=CHAIN))]]
+    server.answers = [[("ranking", ranking(12, first=LION, mode="reason", reasoning=CHAIN))]]
     page = opened()
-    page.get_by_role("button", name="a tiger face").click()
+    page.get_by_role("button", name="a lion").click()
     page.wait_for_selector(".card.is-answer")
     lit = "document.querySelector('.card.is-lit')?.id"
     page.locator("#steps .chip", has_text="8").first.hover()
@@ -156,7 +156,7 @@ def test_the_keyboard_is_enough(opened, server):
 def test_the_stop_button_hangs_up(opened, server):
     server.answers = [[Wait()]]
     page = opened()
-    page.get_by_role("button", name="a taxi").click()
+    page.get_by_role("button", name="a pear").click()
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("heading", name="Stopped").wait_for()
     assert server.cancelled.wait(10)
@@ -169,12 +169,12 @@ def test_full_against_compressed_shows_both(opened, server):
         "tokens": full["retrv"]["tokens"] | {"prompt": 224, "candidates": 204},
         "seconds": {"features": 0.0, "prefill": 1.11},
     }
-    server.answers = [[("ranking", ranking(12, first=TIGER - 1))], [("ranking", full)]]
+    server.answers = [[("ranking", ranking(12, first=LION - 1))], [("ranking", full)]]
     page = opened()
     page.evaluate("Math.random = () => 0")  # the list is then rotated by one
     choose(page, "reason")
     page.locator(".switch").click()
-    page.get_by_role("button", name="a tiger face").click()
+    page.get_by_role("button", name="a lion").click()
     page.wait_for_selector("#comparison:not([hidden])")
     assert [body["retrv"] for body in server.bodies] == [
         {"mode": "fast", "reading": "compressed"},
@@ -182,15 +182,15 @@ def test_full_against_compressed_shows_both(opened, server):
     ]
     first, second = (body["documents"] for body in server.bodies)
     assert first == second
-    tiger = (EXAMPLE / "tiger-face.png").read_bytes()
-    assert base64.b64decode(first[TIGER - 1]["image"].split(",")[1]) == tiger
+    lion = (EXAMPLE / "lion-face.png").read_bytes()
+    assert base64.b64decode(first[LION - 1]["image"].split(",")[1]) == lion
     left, right = page.locator(".versus > div").all_inner_texts()
     assert "another answer" in page.locator("#comparison h2").inner_text().lower()
     # Seconds leave out the encoding, which is cached for the second: 0.02 + 0.05 + 0.3.
     assert "56 rows" in left and "370 ms" in left and "4.0 × fewer rows" in left
     assert "3.0 × the speed" in left
     assert "224 rows" in right and "1.11 s" in right
-    assert names(page)[0] == "tiger-face"  # the grid keeps the compressed ranking
+    assert names(page)[0] == "lion-face"  # the grid keeps the compressed ranking
     moves = page.locator(".versus > div:last-child .moved").all_text_contents()
     assert moves[:6] == ["▲ 3", "=", "=", "▼ 3", "=", "="]
 
@@ -219,10 +219,10 @@ def test_the_shipped_model_ranks_the_example(browser, watch):
         page.keyboard.press("Enter")
         until(page, "#facts", "tinycpu")
         for mode in ("fast", "reason"):
-            expected = reranker.rank("a tiger face", pictures, mode=mode)
+            expected = reranker.rank("a lion", pictures, mode=mode)
             choose(page, mode)
             with page.expect_response("**/v1/rerank"):
-                page.get_by_role("button", name="a tiger face").click()
+                page.get_by_role("button", name="a lion").click()
             page.wait_for_selector(".card.is-answer")
             assert names(page) == [pictures[row.index].stem for row in expected]
             scores = page.locator("#cards .score strong").all_text_contents()

@@ -133,6 +133,8 @@ def test_a_stage_adds_a_memory_once(config, trained, folder):
     memory = stage.model.icm.memory
     assert len(memory.codes) == 5 == stage.model.config.icm["memory_size"]
     assert not memory.prototypes.requires_grad and memory.codes.requires_grad
+    learned = {n for n, p in stage.model.named_parameters() if p.requires_grad}
+    assert not any(n.startswith("icm.pool") for n in learned)
     stage.save(folder / "remembers" / "final")
     init = {"model": str(folder / "remembers" / "final"), "embed": str(folder / "words" / "final")}
     more = {**options, "memory": 3}

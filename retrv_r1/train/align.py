@@ -19,6 +19,7 @@ from retrv_r1.train.corpus import Entry
 from retrv_r1.train.initialize import keep_agreement
 from retrv_r1.train.lists import ListBatch, ListCollator
 from retrv_r1.train.losses import ListOutput, run_lists
+from retrv_r1.train.memory import freeze_resemblance
 from retrv_r1.train.naming import SCALE
 from retrv_r1.train.sampling import ListSampler
 from retrv_r1.train.stage import Setup, Stage
@@ -73,6 +74,7 @@ class AlignStage(Stage):
         self.sampler = ListSampler(corpus, setup.ranking(corpus), self.named, config.wordings)
         model.requires_grad_(False)
         model.icm.requires_grad_(True)
+        freeze_resemblance(model)
         keep_agreement(model)
         self.collator = ListCollator(processor, config.max_text)
         self.bank = setup.row_source(model.visual, processor.image_processor, config.views)

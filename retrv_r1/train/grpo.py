@@ -35,6 +35,7 @@ from retrv_r1.train.grpo_tasks import ListDraw, StepTasks
 from retrv_r1.train.initialize import keep_agreement
 from retrv_r1.train.loop import optimization
 from retrv_r1.train.machine import Machine, MachineError, keep_freed_memory
+from retrv_r1.train.memory import freeze_resemblance
 from retrv_r1.train.sampling import ListSampler
 from retrv_r1.train.schedule import Schedule
 from retrv_r1.train.stage import RunStats, Setup
@@ -85,6 +86,7 @@ class GRPOStage:
             self.model.requires_grad_(True)
         self.model.freeze_towers()
         self.model.icm.requires_grad_(config.compressor)
+        freeze_resemblance(self.model)
         keep_agreement(self.model)
 
     def _rollout(self) -> RetrvRollout:

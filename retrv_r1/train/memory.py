@@ -82,13 +82,18 @@ def initialize_memory(
 
 
 def freeze_resemblance(model: RetrvR1ForConditionalGeneration) -> None:
-    """Freezes what decides which prototypes a content token resembles; codes go on learning."""
-    icm = model.icm
-    parts: list[nn.Module | nn.Parameter | None] = [icm.row_norm, icm.pool, icm.content_norm]
-    parts += [model.text_tower, icm.memory and icm.memory.basis]
-    for part in (*parts, icm.memory and icm.memory.prototypes):
+    """Freezes what decides which of a memory's things a content token resembles.
+
+    Codes go on learning. A memory without named things, which learns its prototypes, stays free.
+    """
+    icm, memory = model.icm, model.icm.memory
+    if memory is None or memory.basis is None:
+        return
+    for part in (icm.row_norm, icm.pool, icm.content_norm, model.text_tower):
         if part is not None:
             part.requires_grad_(False)
+    memory.basis.requires_grad_(False)
+    memory.prototypes.requires_grad_(False)
 
 
 def _means(

@@ -59,7 +59,7 @@ class SFTConfig:
         lora: rank of LoRA on the language model's linear layers, with the embeddings of our own
             tokens; 0 trains all of its weights.
         memory: number of things in the compressor's memory, which is added to a model that has none
-            (``memory.py``); what decides which it resembles is frozen then.
+            (``memory.py``); what decides which of them a token resembles is frozen then.
         unanswered: final share of lists without their answer, growing from 0.
         views: views of a picture that are kept, all but the first augmented; 0 keeps none, and
             computes the rows of pictures as they are at every step.
@@ -134,8 +134,7 @@ class SFTStage(Stage):
         model.icm.requires_grad_(True)
         self.naming.requires_grad_(True)
         model.freeze_towers()
-        if config.memory:
-            freeze_resemblance(model)
+        freeze_resemblance(model)
         keep_agreement(model)
 
     def batch(self, step: int) -> dict[str, Any]:
