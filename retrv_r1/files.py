@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import tempfile
@@ -19,6 +20,8 @@ from retrv_r1.types import RetrvError
 
 _CLOSED = errno.EACCES, errno.EPERM, errno.EROFS
 """Errors of a folder in which no file can be made."""
+_TORCH_WRITER = re.compile("PytorchStreamWriter|inline_container")
+"""What torch.save says when it cannot write."""
 _MOST_LINKS = 40
 """Links that Linux follows for one path."""
 
@@ -78,7 +81,9 @@ def saving(place: str) -> Iterator[None]:
     """
     try:
         yield
-    except (SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _TORCH_WRITER.search(str(error)):
+            raise
         raise OSError(f"{place} cannot be written: {error}") from error
 
 

@@ -10,6 +10,8 @@ import torch
 from rerank_doubles import Record
 
 from retrv_r1 import RankRequest, Reranker
+from retrv_r1.eval.calibration import _logits
+from retrv_r1.eval.outcomes import Outcome
 from retrv_r1.model.calibration import ModeCalibration
 from retrv_r1.model.icm import Contents
 from retrv_r1.model.prior import resemblance
@@ -64,3 +66,53 @@ def test_full_tokens_and_models_without_weights_have_no_biases(model, processor,
         reranker.rank("an apple", TEXTS, mode="fast", reading="pointwise")
         assert len(record.requests) == 6
         assert not any(request.label_bias for request in record.requests)
+
+
+def test_the_draft_of_auto_has_the_weights_of_fast(model, processor, monkeypatch):
+    weights = {"fast": ModeCalibration(likeness=30.0), "reason": ModeCalibration(recall=2.0)}
+    monkeypatch.setattr(model.config, "calibration_of", weights.get)
+    monkeypatch.setattr(model.config, "auto_threshold", 1.0)
+    with Reranker(model, processor) as reranker:
+        known = reranker.resemblance(RankRequest("an apple", TEXTS))
+        record = Record(reranker)
+        reranker.rank("an apple", TEXTS, mode="auto")
+        draft, last = record.requests
+        assert (draft.reason, last.reason) == (False, True)
+        torch.testing.assert_close(torch.tensor(draft.label_bias), weights["fast"].bias(known))
+        assert not last.label_bias or not any(last.label_bias), "recall is 0 without a memory"
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_content_tokens_that_are_no_numbers_are_named(make_model, processor, monkeypatch, bad):
+    model = make_model()
+    with torch.no_grad():
+        model.icm.content_norm.weight.fill_(bad)
+    weighed = ModeCalibration(likeness=30.0)
+    monkeypatch.setattr(model.config, "calibration_of", lambda _: weighed)
+    with (
+        Reranker(model, processor) as reranker,
+        pytest.raises(FloatingPointError, match=r"content tokens are NaN.*load"),
+    ):
+        reranker.rank("an apple", TEXTS, mode="fast")
+
+
+def test_calibration_reads_the_logits_without_the_biases_that_they_had(
+    model, processor, monkeypatch
+):
+    """Whatever a checkpoint's calibration was before, the same lists are fitted."""
+    before = ModeCalibration(2.0, likeness=30.0)
+    with Reranker(model, processor) as reranker:
+        known = reranker.resemblance(RankRequest("an apple", TEXTS))
+        record = Record(reranker)
+        plain = reranker.rank("an apple", TEXTS, mode="fast")
+        (logits,) = [output.label_logits.double() for output in record.outputs]
+        monkeypatch.setattr(model.config, "calibration_of", lambda _: before)
+        biased = reranker.rank("an apple", TEXTS, mode="fast")
+    assert [x.score for x in biased] != pytest.approx([x.score for x in plain])
+    outcome = Outcome.of("q", ["0", "1", "2", "3"], biased, 4, 0.0)
+    order = [int(did) for did in outcome.ranking]
+    found, _ = _logits(outcome, before, known[order].double())
+    expected = logits[order]
+    torch.testing.assert_close(
+        found - found.mean(), expected - expected.mean(), atol=1e-4, rtol=1e-4
+    )

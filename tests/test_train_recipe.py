@@ -75,7 +75,7 @@ def test_the_recipe_ends_in_a_checkpoint_that_ranks(small_recipe, tmp_path, monk
 
 def test_a_recipe_that_is_cut_off_leaves_what_ranks(small_recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
-    monkeypatch.setattr(recipe, "LARGEST", 1000)
+    monkeypatch.setattr(recipe, "LARGEST", 100_000)
     whole = recipe.train_stage
 
     def cut(settings: Any, *words: Any, **options: Any) -> Path:
@@ -90,8 +90,12 @@ def test_a_recipe_that_is_cut_off_leaves_what_ranks(small_recipe, tmp_path, monk
         train_all([tmp_path / "set.pack"], out, work, **options)
     record = json.loads((out / "record.json").read_text())
     assert list(record["stages"]) == list(SHARES)[:-1] and record["checkpoint"] == "lists"
-    assert "more than the 1,000 that can be copied" in " ".join(capsys.readouterr().err.split())
-    ranks(out / "checkpoint.tar.gz", tmp_path)
+    assert "put it together from its parts" in " ".join(capsys.readouterr().err.split())
+    parts = sorted(out.glob("checkpoint.tar.gz.*"), key=lambda path: int(path.suffix[1:]))
+    assert {path.stat().st_size for path in parts[:-1]} == {100_000}
+    whole_again = tmp_path / "again.tar.gz"
+    whole_again.write_bytes(b"".join(path.read_bytes() for path in parts))
+    ranks(whole_again, tmp_path)
 
 
 @pytest.mark.parametrize(("seconds", "queries"), [(48, 24), (20, 10), (1, 4), (900, 25)])

@@ -52,6 +52,7 @@ class Generation:
     def __post_init__(self) -> None:
         names, request = self.vocabulary, self.request
         self._random = random.Random(request.sampling.seed)
+        self._choice = Choice()  # the last one that was asked for
         self.pending = list(request.prompt)
         self._never = [names.answer_start, names.answer_end, names.think_start, names.inspect_end]
         self._never += [names.end, *request.banned]

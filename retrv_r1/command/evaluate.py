@@ -139,7 +139,7 @@ Calibrated = Annotated[
 WithoutAnswer = Annotated[
     float,
     typer.Option(
-        min=0.0, max=0.99, help="Share of those lists without the answer.", rich_help_panel=_WHAT
+        min=0.0, max=0.99, help="Chance that such a list lacks the answer.", rich_help_panel=_WHAT
     ),
 ]
 Seed = Annotated[

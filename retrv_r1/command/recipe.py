@@ -50,6 +50,7 @@ SHIPPING = 0.1
 QUERIES_PER_SECOND = 0.5
 """Calibration queries of each cell per second of the time left and data set, between 4 and 25; a
 choice too."""
+ARCHIVE = "checkpoint.tar.gz"
 LARGEST = 2**24
 """Bytes of the largest file that can be copied from a borrowed machine."""
 # Options of a rehearsal, which does everything on little data and in small batches.
@@ -111,7 +112,8 @@ def train_all(
     for stage in SHARES:  # what they cached stays
         shutil.rmtree(work / "runs" / stage, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "checkpoint.tar.gz").unlink(missing_ok=True)  # an earlier run's
+    for old in out.glob(f"{ARCHIVE}*"):  # an earlier run's
+        old.unlink()
     record: dict[str, Any] = {
         "minutes": minutes,
         "quick": quick,
@@ -234,12 +236,21 @@ def _calibrate_and_rank(
 
 
 def _archive(out: Path, checkpoint: Path, console: Console) -> None:
-    """Replaces the archived checkpoint in one step: a reader finds the old or the new one."""
-    path = out / "checkpoint.tar.gz"
+    """Replaces the archived checkpoint in one step: a reader finds the old or the new one.
+
+    One that is too large to be copied is written in parts besides.
+    """
+    path = out / ARCHIVE
     with replacing(path) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
         archive.add(checkpoint, "checkpoint")
-    if (size := path.stat().st_size) > LARGEST:
-        console.print(f"{path} has {size:,} bytes, more than the {LARGEST:,} that can be copied")
+    for part in out.glob(f"{ARCHIVE}.*"):
+        part.unlink()
+    if path.stat().st_size <= LARGEST:
+        return
+    with path.open("rb") as file:
+        for number, part in enumerate(iter(lambda: file.read(LARGEST), b"")):
+            (out / f"{ARCHIVE}.{number}").write_bytes(part)
+    console.print(f"{path} is too large to be copied: put it together from its parts, {ARCHIVE}.*")
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from retrv_r1.eval.plan import CellWork
 from retrv_r1.eval.settings import EvalSettings
 
 SHORTEST = 5
+_RULE = 2
+"""Number of the rule by which lists are drawn: outcomes on lists of another are not taken up."""
 
 
 def calibration_lists(
@@ -17,13 +19,13 @@ def calibration_lists(
 ) -> dict[str, list[str]]:
     """A list of candidates for queries of a cell, by qid.
 
-    A list has ``SHORTEST`` candidates or more, up to the settings' largest k, short and long ones
-    equally often in the logarithm of their length. They are drawn among the first stage's best, out
-    of as many as the list has, up to k: so they are as alike as what a search finds, or as
-    different as what people put together. Of a share of the lists (``without_answer``) all
-    relevant candidates are left out; the others have at least the one that the first stage puts
-    first. What it does not find among its best k is in no list: to add it would teach that the
-    candidate least like the query is right. Length, choice and share are drawn by seed and query.
+    A list has ``SHORTEST`` candidates or more if the pool has, up to the largest k, short and long
+    ones equally often in the logarithm of their length. They are drawn among the first stage's
+    best, out of as many as the list has, up to k: so they are as alike as what a search finds, or
+    as different as what people put together. With the chance ``without_answer`` all relevant
+    candidates are left out; other lists have at least the one that the first stage puts first. For
+    an answer that is not among its best k there is no such list: to add it would teach that the
+    candidate least like the query is right. Length, choice and chance are drawn by seed and query.
     """
     positives = {query.qid: query.positives for query in work.queries}
     lists = {}
@@ -56,4 +58,4 @@ def _drawn(
 
 def about(settings: EvalSettings) -> Mapping[str, object]:
     """What decides the lists, besides the first stage's outcomes."""
-    return {"shortest": SHORTEST, "without_answer": settings.without_answer}
+    return {"shortest": SHORTEST, "without_answer": settings.without_answer, "drawn": _RULE}

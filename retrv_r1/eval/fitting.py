@@ -189,7 +189,8 @@ def fit(lists: Lists) -> tuple[ModeCalibration, dict[str, float]]:
     start, count = ModeCalibration(_temperature(lists)), len(lists.logits)
     optional: list[tuple[str, ...]] = [("length_power",)]
     optional += [("none_bias",)] if lists.none is not None else []
-    optional += [_WEIGHTS] if lists.resemblance is not None else []
+    if lists.resemblance is not None:
+        optional.append(tuple(n for k, n in enumerate(_WEIGHTS) if lists.resemblance[..., k].any()))
     chosen = (some for n in range(len(optional) + 1) for some in combinations(optional, n))
     forms = [tuple(chain.from_iterable(some)) for some in chosen]
     found = {form: start if not form else _descend(lists, start, form) for form in forms}

@@ -84,8 +84,9 @@ def _calibration(settings: EvalSettings) -> list[str]:
         return []
     return [
         f"Are scores probabilities: lists of 5 to {max(settings.k)} candidates of the first stage, "
-        f"{settings.without_answer:.0%} of them without the answer, in which every first place is "
-        "wrong. Calibration error: 15 bins of equally many lists. AUROC: chance that none of these "
+        f"each query's with a chance of {settings.without_answer:.0%} without the answer, where "
+        "every first place is wrong; there is none for an answer that the first stage does not "
+        "find. Calibration error: 15 bins of equally many lists. AUROC: chance that none of these "
         "is likelier in a list without the answer than in one with it."
     ]
 

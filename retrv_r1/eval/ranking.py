@@ -48,7 +48,7 @@ class CellRun:
 
     def resemblance_of(self, outcome: Outcome) -> Tensor:
         """What content tokens say of an outcome's candidates in their order, ``[k, 2]``."""
-        known = self.resemblance[outcome.qid] if outcome.ranking else {}
+        known = self.resemblance[outcome.qid]
         return torch.tensor([known[did].tolist() for did in outcome.ranking]).view(-1, 2)
 
 

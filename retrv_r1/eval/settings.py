@@ -110,7 +110,7 @@ class EvalSettings:
         skip_bad: whether to leave out candidates and queries whose pictures cannot be used.
         calibration: whether to also rank lists of 5 to K candidates, K the largest, and to measure
             on them whether scores are probabilities.
-        without_answer: share of those lists without the answer.
+        without_answer: chance that a query's list is without the answer.
         seed: seed of the sample of queries, those lists, random instructions, the order in
             prompts, the order of equal scores, and the bootstrap.
         device: device of both stages.

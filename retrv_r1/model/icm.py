@@ -95,9 +95,10 @@ class InformationCompressor(nn.Module):
             elif isinstance(module, nn.RMSNorm):
                 nn.init.ones_(module.weight)
             elif isinstance(module, Memory):
-                if module.basis is not None:
-                    nn.init.orthogonal_(module.basis)
                 nn.init.normal_(module.prototypes)
+                if module.basis is not None:  # they are not normed then
+                    nn.init.orthogonal_(module.basis)
+                    nn.init.normal_(module.prototypes, std=module.basis.shape[1] ** -0.5)
                 nn.init.normal_(module.codes)
         for norm in (self.content_norm, self.relation_token_norm):
             nn.init.constant_(norm.weight, token_scale)

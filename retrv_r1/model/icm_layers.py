@@ -106,7 +106,7 @@ class Pool(nn.Module):
 class Memory(nn.Module):
     """A softmax over learned prototypes, each with a code: what a content token resembles.
 
-        m(t) = W_m · norm(softmax(cos(t, P) / τ) C)
+        m(t) = W_m · norm(softmax(t·P / (|t| τ)) C)
 
     Two ambiguous tokens may be similar although they mean different things; their codes agree only
     as far as both resemble the same prototypes. This is a modern Hopfield layer (arXiv 2008.02217)
@@ -125,20 +125,20 @@ class Memory(nn.Module):
 
     def reminds(self, tokens: Tensor) -> Tensor:
         """Softmax over the prototypes, ``[m, n]``, of tokens ``[m, d]``."""
-        normed = nn.functional.normalize(tokens, dim=-1)
-        if self.basis is not None:  # prototypes are unit vectors within its directions
-            likeness = normed @ self.basis @ self.prototypes.T
+        # In float32: a small temperature makes much of what bfloat16 rounds away.
+        normed = nn.functional.normalize(tokens.float(), dim=-1)
+        if self.basis is not None:  # prototypes are the parts of unit vectors in its directions
+            likeness = normed @ self.basis.float() @ self.prototypes.float().T
         else:
-            normalize = nn.functional.normalize
-            likeness = (
-                normed
-                @ self.derived.get([self.prototypes], lambda: normalize(self.prototypes, dim=-1)).T
-            )
+            likeness = normed @ self.derived.get([self.prototypes], self._unit_prototypes).T
         return (likeness / self.temperature).softmax(-1)
+
+    def _unit_prototypes(self) -> Tensor:
+        return nn.functional.normalize(self.prototypes.float(), dim=-1)
 
     def code(self, reminds: Tensor) -> Tensor:
         """Normed codes ``[m, w]`` of what :meth:`reminds` gives."""
-        read = reminds @ self.codes
+        read = reminds.to(self.codes.dtype) @ self.codes
         return nn.functional.rms_norm(read, read.shape[-1:], eps=self.eps)
 
     def forward(self, code: Tensor) -> Tensor:

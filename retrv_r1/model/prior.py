@@ -5,7 +5,7 @@ order the content tokens know. Two numbers of each candidate are added to its la
 weights that are fitted on validation lists (:class:`~retrv_r1.model.calibration.ModeCalibration`):
 
     likeness = cos(t_q, t_c), less its mean over the candidates
-    recall   = log(ε + p(t_q) · p(t_c)),    p(t) = softmax(cos(t, P) / τ)
+    recall   = log(ε + p(t_q) · p(t_c)),    p(t) = softmax(t·P / (|t| τ))
 
 P are the prototypes of the compressor's memory: recall is high where query and candidate remind it
 of the same thing, however that is drawn or called. Both numbers are ours, and not the paper's.
@@ -27,7 +27,7 @@ def resemblance(contents: Contents) -> Tensor:
     """What the content tokens of a query, the first, and of its candidates say of the answer.
 
     Returns:
-        float32 ``[k, 2]`` on the CPU: likeness and recall, which is 0 without a memory.
+        float32 ``[k, 2]``: likeness and recall, which is 0 without a memory.
     """
     normed = nn.functional.normalize(contents.pooled.float(), dim=-1)
     likeness = normed[1:] @ normed[0]
@@ -37,4 +37,4 @@ def resemblance(contents: Contents) -> Tensor:
     if contents.reminds is not None:
         reminds = contents.reminds.float()
         recall = (reminds[1:] @ reminds[0] + _FLOOR).log()
-    return torch.stack([likeness, recall], -1).cpu()
+    return torch.stack([likeness, recall], -1)

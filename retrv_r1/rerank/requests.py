@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -47,19 +48,37 @@ class Prepared:
     candidate_rows: int
     picture_rows: int
     pictures: Sequence[int] = ()
-    resemblance: Tensor | None = None
+    resemblance: Tensor | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, request: Request, prompt: Prompt, **more: Any) -> Prepared:
+    def of(
+        cls,
+        request: Request,
+        prompt: Prompt,
+        pictures: Sequence[int] = (),
+        resemblance: Tensor | None = None,
+    ) -> Prepared:
         """A request with the row counts of its prompt."""
         shown = sum(slot.length for slot in prompt.slots if slot.kind == "picture")
-        return cls(request, len(prompt), sum(map(len, prompt.candidates)), shown, **more)
+        candidates = sum(map(len, prompt.candidates))
+        return cls(request, len(prompt), candidates, shown, pictures, resemblance)
 
     def weighed(self, calibration: ModeCalibration) -> Prepared:
-        """The same with the biases that a calibration gives to its labels."""
+        """The same with the biases that a calibration gives to its labels.
+
+        Raises:
+            FloatingPointError: content tokens are NaN or infinite.
+        """
         bias: list[float] = []
         if self.resemblance is not None and (calibration.likeness or calibration.recall):
             bias = calibration.bias(self.resemblance).tolist()
+            if not all(map(math.isfinite, bias)):
+                raise FloatingPointError(
+                    "the model's content tokens are NaN or infinite: load the model in bfloat16 or "
+                    "float32, or other weights"
+                )
+        if not bias and not self.request.label_bias:
+            return self
         return replace(self, request=replace(self.request, label_bias=bias))
 
     def pictures_of(self, inspected: Sequence[int]) -> int:
@@ -168,6 +187,9 @@ class RequestBuilder:
         """Content tokens of a query and its candidates, then the candidates' relation tokens.
 
         Without ``relations`` only the query's content token; such prompts read candidates in full.
+
+        Returns:
+            The tokens as rows, and what is known of the content tokens among them.
         """
         icm = self.model.icm
         rows, offsets = pack_features(features if relations else features[:1])

@@ -296,15 +296,16 @@ class Reranker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @torch.inference_mode()
     def resemblance(self, request: RankRequest) -> Tensor:
         """What content tokens alone say of a request's candidates, before the model reads them.
 
         Returns:
-            float32 ``[k, 2]``: likeness and recall of each (:mod:`retrv_r1.model.prior`).
+            float32 ``[k, 2]`` on the CPU: likeness and recall (:mod:`retrv_r1.model.prior`).
         """
-        with self._encoding:
+        with self._encoding, self._compressing:
             features = self.encoder.encode(request.items())
-            return self.builder.resemblance(features)
+            return self.builder.resemblance(features).cpu()
 
     def _steps(self, request: RankRequest, plan: RankPlan) -> Steps:
         meter = Meter(items := request.items())

@@ -89,7 +89,8 @@ class Replay:
         """
         prompt = builder.listwise(items, 0, range(1, len(items)), instruction=instruction)
         start = len(prompt)
-        state = Generation(replace(request, prompt=()), vocabulary)
+        # Biases would choose another answer than the one that was written.
+        state = Generation(replace(request, prompt=(), label_bias=()), vocabulary)
         sampled, choices, numbers, placed, closed = [], [], [], 0, False
         while not state.done:
             number = len(state.tokens)

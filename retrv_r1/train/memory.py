@@ -69,7 +69,8 @@ def initialize_memory(
     memory.basis.copy_(basis)
     memory.prototypes.copy_(points @ basis)
     memory.codes.copy_(_codes(model, processor, names, memory.codes.shape[1]))
-    # Where content tokens vary least; the first component is free for agreement.
+    # Beside the directions in which content tokens vary most, and before those that are free for
+    # notes of the heads that copy; the first component is free for agreement.
     varied = pictures[:, 1:]
     directions = torch.linalg.eigh(varied.T @ varied).eigenvectors.flip(1)
     directions = pad(directions, (0, 0, 1, 0))[:, width // 4 :][:, : width // 2]
@@ -84,7 +85,8 @@ def initialize_memory(
 def freeze_resemblance(model: RetrvR1ForConditionalGeneration) -> None:
     """Freezes what decides which of a memory's things a content token resembles.
 
-    Codes go on learning. A memory without named things, which learns its prototypes, stays free.
+    Codes go on learning. A memory without named things, which learns its prototypes, stays free;
+    and so do token embeddings, which the compressor reads where texts have no tower.
     """
     icm, memory = model.icm, model.icm.memory
     if memory is None or memory.basis is None:
@@ -102,7 +104,7 @@ def _means(
     chosen: Sequence[int],
     rows_of: Callable[[Sequence[int]], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Unit vectors of the mean content tokens of things' pictures, and some of those tokens."""
+    """Unit vectors of things' mean content tokens, and of enough tokens to see how they vary."""
     pictures: list[int] = []
     owner: list[int] = []
     for place, thing in enumerate(chosen):
@@ -140,7 +142,7 @@ def _codes(
 ) -> Tensor:
     """Codes ``[n, width]``: the first tokens of a name, each in the directions that tell most."""
     table: Any = model.get_input_embeddings().weight
-    table = (table - table.mean(0)).float()
+    table = table.float() - table.float().mean(0)
     room = width // _PIECES
     shown = torch.linalg.svd(table, full_matrices=False).Vh[:room]
     codes = torch.zeros(len(names), width, device=table.device)

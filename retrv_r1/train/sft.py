@@ -117,7 +117,7 @@ class SFTStage(Stage):
         known = setup.ranking(setup.val)
         self.validation = ListValidation(setup.val, known, self.collator, queries=config.validation)
         self.bank = setup.row_source(model.visual, processor.image_processor, config.views)
-        if config.memory and model.icm.memory is None:
+        if config.memory > 0 and model.icm.memory is None:
             initialize_memory(model, processor, self.named, self.bank.clean, config.memory)
         self.naming = self.add_auxiliary("naming", setup.naming(model.config.hidden_size))
         self._adapted = None
