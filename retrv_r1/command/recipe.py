@@ -243,8 +243,8 @@ def _archive(out: Path, checkpoint: Path, console: Console) -> None:
     path = out / ARCHIVE
     with replacing(path) as file, tarfile.open(fileobj=file, mode="w:gz") as archive:
         archive.add(checkpoint, "checkpoint")
-    for part in out.glob(f"{ARCHIVE}.*"):
-        part.unlink()
+    for old in out.glob(f"{ARCHIVE}.*"):
+        old.unlink()
     if path.stat().st_size <= LARGEST:
         return
     with path.open("rb") as file:
