@@ -52,7 +52,7 @@ class Generation:
     def __post_init__(self) -> None:
         names, request = self.vocabulary, self.request
         self._random = random.Random(request.sampling.seed)
-        self._choice = Choice()  # the last one that was asked for
+        self._choice = Choice()  # how the last label is taken
         self.pending = list(request.prompt)
         self._never = [names.answer_start, names.answer_end, names.think_start, names.inspect_end]
         self._never += [names.end, *request.banned]
@@ -115,7 +115,8 @@ class Generation:
             return Choice()  # only the likeliest token is read, for ``well_formed``
         if (choices := self.choices) is not None:
             scored = tuple(self.request.scored) if self.answering else ()
-            return self._choose(Permitted(tuple(choices), False), scored)
+            self._choice = self._choose(Permitted(tuple(choices), False), scored)
+            return self._choice
         return self._choose(Permitted(tuple(self.banned))) if self.room else Choice()
 
     def advance(self, picks: Sequence[Picked]) -> Candidate | None:
@@ -187,8 +188,11 @@ class Generation:
             logits = self.label_logits = logits + torch.tensor(bias)
             # In the vocabulary's order, as without biases.
             order = sorted(range(len(labels)), key=labels.__getitem__)
-            (chosen,) = pick(logits[order][None], [self._choice._replace(permitted=ALL, labels=())])
-            picked = Picked(labels[order[chosen.token]], chosen.logprob, picked.likeliest)
+            names, given = [labels[k] for k in order], self._choice.target
+            target = names.index(given) if given >= 0 else -1
+            choice = self._choice._replace(permitted=ALL, labels=(), target=target)
+            (chosen,) = pick(logits[order][None], [choice])
+            picked = Picked(names[chosen.token], chosen.logprob, picked.likeliest)
         self._take(picked.token, picked.logprob)
         self._force(self.vocabulary.answer_end)
 
@@ -196,10 +200,7 @@ class Generation:
         sampling = self.request.sampling
         drawn = sampling.temperature >= COLDEST
         uniform = self._random.random() if drawn else 0.0
-        self._choice = Choice(
-            permitted, sampling.temperature, sampling.top_p, uniform, labels=labels
-        )
-        return self._choice
+        return Choice(permitted, sampling.temperature, sampling.top_p, uniform, labels=labels)
 
     def output(self) -> Output:
         """Result of a finished request."""
