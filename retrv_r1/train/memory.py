@@ -2,9 +2,8 @@
 
 A prototype is what content tokens of one thing have in common, pictures by many hands and its name;
 its code spells the name. So a content token of a picture that no text describes carries the name of
-what it resembles, and a language model learns to read it: after 100
-steps on names alone three times as many pictures were named as after 740 without codes
-(docs/LOG.md).
+what it resembles, and a language model learns to read it: after 100 steps on names alone three
+times as many pictures were named as after 740 steps without codes (docs/LOG.md).
 """
 
 from __future__ import annotations
